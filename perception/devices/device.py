@@ -1,0 +1,74 @@
+"""What every capture device looks like to its node: open, read with a time limit, close."""
+
+from dataclasses import dataclass, field
+from typing import Protocol, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedFrame:
+    """A camera image and the moment its light arrived."""
+
+    image: npt.NDArray[np.uint8]
+    """(height, width, 3) BGR or (height, width) grey, owned by the receiver."""
+    stamp_ns: int
+    exposure_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedBlock:
+    """Consecutive samples and the moment of the first."""
+
+    samples: npt.NDArray[np.int16] | npt.NDArray[np.float32]
+    """(samples, channels)."""
+    stamp_ns: int
+    sample_index: int
+    gap: int = 0
+    """Samples lost just before this block."""
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedText:
+    """One line of text."""
+
+    text: str
+    stamp_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedLabel:
+    """Known ground truth over `[start_ns, end_ns)`."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(slots=True)
+class DeviceReport:
+    """The device's own account for `Health`: counts that only grow, and what it really delivers."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, str | float] = field(default_factory=dict)
+
+
+Captured = TypeVar("Captured", covariant=True)
+
+
+class Device(Protocol[Captured]):
+    """A source of captured data. Opening happens in the constructor and raises DeviceError."""
+
+    def read(self, timeout_s: float) -> Captured | None:
+        """Return the next item, None if none came in time; EOFError at the end of a file."""
+
+    def report(self) -> DeviceReport:
+        """Return counts and facts so far."""
+
+    def close(self) -> None:
+        """Release the device and join its threads."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...

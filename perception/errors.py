@@ -1,0 +1,37 @@
+"""Errors for people: what is wrong, where, and what to do. Each kind has its exit code."""
+
+
+class PerceptionError(Exception):
+    """An error whose text is one line a user can act on; the command prints it without a traceback."""
+
+    exit_code = 1
+
+
+class ProfileError(PerceptionError):
+    """A profile key is unknown, missing or of the wrong type. Restarting cannot mend it."""
+
+    exit_code = 2
+
+
+class DeviceError(PerceptionError):
+    """A camera, microphone or media file cannot be opened or stopped delivering."""
+
+    exit_code = 3
+
+
+class WeightsError(PerceptionError):
+    """Model weights are missing, unreachable or not what their hash promised."""
+
+    exit_code = 4
+
+
+class BusError(PerceptionError):
+    """A socket cannot be bound or connected, or an endpoint is refused for safety."""
+
+    exit_code = 5
+
+
+class MalformedMessageError(PerceptionError):
+    """Bytes from the wire that are not a message: oversized, undecodable or against the schema."""
+
+    exit_code = 6

@@ -1,0 +1,215 @@
+"""Profiles: what a user writes in TOML, declared once, validated on load.
+
+Every key, unit and default of a profile stands here. Reading a profile imports neither torch nor cv2.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from perception.errors import ProfileError
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and an unknown key is an error, not a silent default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CameraConfig(Section):
+    """`[camera.NAME]` publishes `camera/NAME`."""
+
+    source: Annotated[
+        int | str,
+        Field(description="'scripted', device index, /dev path, video file, http:// or rtsp:// URL"),
+    ]
+    width: Annotated[int, Field(ge=16, le=8192, description="pixels")] = 640
+    height: Annotated[int, Field(ge=16, le=8192, description="pixels")] = 480
+    rate_hz: Annotated[float, Field(gt=0, le=1000)] = 30.0
+    encoding: Literal["jpeg", "bgr8", "mono8"] = "jpeg"
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 85
+    loop: Annotated[bool, Field(description="start a file again at its end")] = False
+    endpoint: Annotated[str | None, Field(description="also bind here, e.g. tcp://127.0.0.1:5601")] = None
+
+
+class MicrophoneConfig(Section):
+    """`[microphone.NAME]` publishes `microphone/NAME`."""
+
+    source: Annotated[
+        int | str,
+        Field(description="'scripted', 'default', sounddevice index or name, or an audio or video file"),
+    ] = "default"
+    rate_hz: Annotated[int, Field(ge=8000, le=192_000)] = 16_000
+    channels: Annotated[int, Field(ge=1, le=32)] = 1
+    block_ms: Annotated[float, Field(ge=1, le=200)] = 32.0
+    format: Literal["s16", "f32"] = "s16"
+    loop: Annotated[bool, Field(description="start a file again at its end")] = False
+    endpoint: str | None = None
+
+
+class TextConfig(Section):
+    """`[text.NAME]` publishes `text/NAME`, and `label/truth` where the source is scripted."""
+
+    source: Annotated[
+        str, Field(description="'terminal', 'scripted', or a file of lines 'SECONDS<TAB>TEXT'")
+    ] = "terminal"
+    language: str = ""
+    endpoint: str | None = None
+
+
+class ScriptConfig(Section):
+    """`[script]`: what the scripted devices play; the same seed gives the same scene and sound."""
+
+    seed: int = 1
+    noise: Annotated[float, Field(ge=0, le=4, description="scales every disturbance; 1 is typical")] = 1.0
+
+
+class InputConfig(Section):
+    """`[fusion.inputs.NAME]`: one stream of the fusion; its kind follows from the topic."""
+
+    topic: str
+    length_ms: Annotated[Positive, Field(description="audio: window length")] = 975.0
+    max_age_ms: Annotated[Positive, Field(description="camera: older frames count as absent")] = 500.0
+    ttl_ms: Annotated[Positive, Field(description="text: how long a command stays in force")] = 3000.0
+
+
+class EncoderConfig(Section):
+    """`[fusion.encoders.NAME]`: one encoder over one input.
+
+    `options` go to the encoder; each kind declares and checks its own.
+    """
+
+    input: str
+    kind: str
+    weights: Annotated[str | None, Field(description="'pretrained', 'random' or a local folder or file")] = (
+        None
+    )
+    options: dict[str, Any] = {}
+
+
+class HeadConfig(Section):
+    """`[fusion.head]`: the trained head, or a random one for timing."""
+
+    weights: Annotated[str, Field(description="checkpoint folder, or 'random'")]
+    kind: Annotated[Literal["feature", "model"], Field(description="fusion level of a random head")] = (
+        "feature"
+    )
+    classes: Annotated[tuple[str, ...], Field(description="classes of a random head")] = ()
+
+
+class FusionConfig(Section):
+    """`[fusion]`: the grid, the waiting, the models."""
+
+    name: Annotated[str, Field(description="publishes state/NAME")] = "fused"
+    hop_ms: Annotated[Positive, Field(description="one state per hop")] = 100.0
+    lateness_ms: Annotated[Positive, Field(description="how long a window waits for late data")] = 60.0
+    alignment: Annotated[
+        Literal["low-latency", "reproducible"],
+        Field(description="reproducible always waits lateness_ms, so arrival order cannot matter"),
+    ] = "low-latency"
+    max_leap_ms: Annotated[Positive, Field(description="stamps further ahead are refused")] = 1000.0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    threads: Annotated[int, Field(ge=0, description="torch threads on the CPU, 0 = automatic")] = 0
+    seed: Annotated[int, Field(description="of random weights")] = 0
+    endpoint: str | None = None
+    inputs: dict[str, InputConfig]
+    encoders: dict[str, EncoderConfig]
+    head: HeadConfig
+
+    @model_validator(mode="after")
+    def _encoders_name_inputs(self) -> "FusionConfig":
+        for name, encoder in self.encoders.items():
+            if encoder.input not in self.inputs:
+                known = ", ".join(self.inputs)
+                raise ValueError(f"encoder '{name}' reads input '{encoder.input}'; inputs are {known}")
+        return self
+
+
+class Profile(Section):
+    """A whole profile."""
+
+    domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "default"
+    insecure: Annotated[bool, Field(description="allow tcp off loopback without keys")] = False
+    camera: dict[str, CameraConfig] = {}
+    microphone: dict[str, MicrophoneConfig] = {}
+    text: dict[str, TextConfig] = {}
+    script: ScriptConfig = ScriptConfig()
+    fusion: FusionConfig | None = None
+    connect: Annotated[
+        dict[str, str], Field(description="topic -> endpoint of publishers on other hosts")
+    ] = {}
+
+
+_CHECKOUT: Final = Path(__file__).resolve().parent.parent / "launch"
+_INSTALLED: Final = Path(__file__).resolve().parent / "launch"
+LAUNCH_DIR: Final = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
+
+
+def find(name: str) -> Path:
+    """Return the file of a profile given by path, or by name for those that ship; ProfileError if none."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        if path.is_file():
+            return path
+        raise ProfileError(f"{name}: no such profile file")
+    shipped = LAUNCH_DIR / f"{name}.toml"
+    if shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(file.stem for file in LAUNCH_DIR.glob("*.toml")))
+    raise ProfileError(f"'{name}' is no profile; shipped are {names}, or give a path ending in .toml")
+
+
+def load(name: str, overrides: tuple[str, ...] = ()) -> Profile:
+    """Load and validate a profile.
+
+    Args:
+        name: path of a TOML file, or the name of a shipped profile.
+        overrides: `dotted.key=value` as given to `--set`; the value is TOML, or else a bare string.
+
+    Raises:
+        ProfileError: names file, key and what was expected.
+    """
+    path = find(name)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _override(data, override)
+    return parse(data, where=str(path))
+
+
+def parse(data: dict[str, Any], *, where: str) -> Profile:
+    """Validate profile data that came from `where`; ProfileError lists every wrong key."""
+    try:
+        return Profile.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(_explain(detail) for detail in error.errors())
+        raise ProfileError(f"{where}: {problems}") from error
+
+
+def _explain(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"]) or "profile"
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: no such key"
+    return f"{key}: {detail['msg'].removeprefix('Value error, ')} (got {str(detail['input'])[:60]!r})"
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ProfileError(f"--set {override}: expected dotted.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, last = key.split(".")
+    for table in tables:
+        data = data.setdefault(table, {})
+        if not isinstance(data, dict):
+            raise ProfileError(f"--set {override}: '{table}' is not a table")
+    data[last] = value
