@@ -1,0 +1,98 @@
+"""What was captured -> what travels: header and payload of each captured item, in one place.
+
+The live capture nodes and the offline stream of a script share these functions, so that a head is
+trained on exactly the bytes it will meet.
+"""
+
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from perception.devices.device import CapturedBlock, CapturedFrame, CapturedLabel, CapturedText
+from perception.errors import MalformedMessageError
+from perception.messages import AudioBlock, CameraFrame, Label, Payload, TextCommand
+from perception.profile import CameraConfig, MicrophoneConfig
+
+FULL_SCALE_S16: Final = 32768.0
+
+
+def frame_message(frame: CapturedFrame, config: CameraConfig) -> tuple[CameraFrame, Payload]:
+    """Encode a frame as the profile asks; the size is the image's own, never resized here.
+
+    Raises:
+        MalformedMessageError: the image is empty or neither grey nor BGR.
+    """
+    image = frame.image
+    grey = image.ndim == 2
+    if image.dtype != np.uint8 or image.size == 0 or not (grey or image.shape[2:] == (3,)):
+        raise MalformedMessageError(f"camera image of shape {image.shape} {image.dtype} is not BGR or grey")
+    header = CameraFrame(
+        stamp_ns=frame.stamp_ns,
+        width=image.shape[1],
+        height=image.shape[0],
+        encoding=config.encoding,
+        exposure_ns=frame.exposure_ns,
+    )
+    if config.encoding == "jpeg":
+        _, encoded = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality))
+        return header, encoded.tobytes()
+    if config.encoding == "bgr8" and grey:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR).astype(np.uint8, copy=False)
+    elif config.encoding == "mono8" and not grey:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY).astype(np.uint8, copy=False)
+    # Flat, so that len() of the payload is its size in bytes.
+    return header, np.ascontiguousarray(image).reshape(-1).data
+
+
+def block_message(block: CapturedBlock, config: MicrophoneConfig) -> tuple[AudioBlock, bytes]:
+    """Encode a block in the profile's sample format.
+
+    Raises:
+        MalformedMessageError: the block is empty or holds NaN or infinite samples.
+    """
+    samples = block.samples
+    if samples.ndim != 2 or samples.size == 0:
+        raise MalformedMessageError(f"audio block of shape {samples.shape} is not (samples, channels)")
+    if not np.isfinite(samples).all():
+        raise MalformedMessageError(f"audio block at sample {block.sample_index} holds NaN or infinity")
+    header = AudioBlock(
+        stamp_ns=block.stamp_ns,
+        sample_index=block.sample_index,
+        samples=samples.shape[0],
+        rate_hz=config.rate_hz,
+        channels=samples.shape[1],
+        format=config.format,
+        gap=block.gap,
+    )
+    converted = to_s16(samples).astype("<i2") if config.format == "s16" else to_f32(samples).astype("<f4")
+    return header, converted.tobytes()
+
+
+def text_message(text: CapturedText, language: str = "") -> TextCommand:
+    """Wrap one line of text; MalformedMessageError if it is too long or not valid Unicode."""
+    try:
+        return TextCommand(stamp_ns=text.stamp_ns, text=text.text, language=language)
+    except ValidationError as error:
+        raise MalformedMessageError(f"text refused: {error.errors()[0]['msg']}") from error
+
+
+def label_message(label: CapturedLabel) -> Label:
+    """Wrap one stretch of ground truth."""
+    return Label(stamp_ns=label.start_ns, start_ns=label.start_ns, end_ns=label.end_ns, name=label.name)
+
+
+def to_s16(samples: npt.NDArray[np.int16] | npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
+    """Quantise [-1, 1) floats to 16 bit, rounding and clipping; 16-bit samples pass unchanged."""
+    if samples.dtype == np.int16:
+        return samples.astype(np.int16, copy=False)
+    return np.clip(np.rint(samples * FULL_SCALE_S16), -32768, 32767).astype(np.int16)
+
+
+def to_f32(samples: npt.NDArray[np.int16] | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Scale 16-bit samples to [-1, 1); floats pass unchanged."""
+    if samples.dtype == np.int16:
+        return (samples / FULL_SCALE_S16).astype(np.float32)
+    return samples.astype(np.float32, copy=False)
