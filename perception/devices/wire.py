@@ -88,7 +88,8 @@ def to_s16(samples: npt.NDArray[np.int16] | npt.NDArray[np.float32]) -> npt.NDAr
     """Quantise [-1, 1) floats to 16 bit, rounding and clipping; 16-bit samples pass unchanged."""
     if samples.dtype == np.int16:
         return samples.astype(np.int16, copy=False)
-    return np.clip(np.rint(samples * FULL_SCALE_S16), -32768, 32767).astype(np.int16)
+    scaled: npt.NDArray[np.float32] = np.rint(samples * FULL_SCALE_S16)
+    return scaled.clip(-32768, 32767).astype(np.int16)
 
 
 def to_f32(samples: npt.NDArray[np.int16] | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
