@@ -1,0 +1,273 @@
+"""What a run amounted to: ticks, punctuality, accuracy, latency, presence, drops.
+
+Pure accumulation over messages in bounded memory; it owns no clock, socket or thread.
+"""
+
+import random
+from array import array
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from perception.messages import FusedState, Header, Health, Label, Message
+
+_NS_PER_MS: Final = 1e6
+_SPANS: Final = 256
+"""Spans of ground truth remembered: far more than overlap the states still to be judged."""
+_UNJUDGED: Final = 4096
+"""States that wait for a label that comes after them."""
+_SAMPLES: Final = 1 << 17
+"""Latencies kept per stage: 3.6 hours at 10 Hz are exact, a longer run is sampled evenly."""
+
+
+class Sample:
+    """A uniform sample of a stream of numbers: all of them up to `capacity`.
+
+    Beyond that each number is kept with equal probability (reservoir sampling, Vitter 1985, algorithm R).
+    """
+
+    def __init__(self, capacity: int = _SAMPLES, seed: int = 0) -> None:
+        self.count = 0
+        self._capacity = capacity
+        self._values = array("f")
+        self._random = random.Random(seed)
+
+    def add(self, value: float) -> None:
+        """Take one number."""
+        self.count += 1
+        if len(self._values) < self._capacity:
+            self._values.append(value)
+        elif (slot := self._random.randrange(self.count)) < self._capacity:
+            self._values[slot] = value
+
+    def percentiles(self) -> "Percentiles":
+        """Return p50, p95, p99 and how many numbers came in."""
+        if not self.count:
+            return Percentiles(0, 0.0, 0.0, 0.0)
+        p50, p95, p99 = np.percentile(np.asarray(self._values), (50, 95, 99)).tolist()
+        return Percentiles(self.count, p50, p95, p99)
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Of one latency stage, in milliseconds."""
+
+    count: int
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ticks:
+    """Every tick that was due from the first state on, and what became of it."""
+
+    due: int
+    published: int
+    on_time: int
+    shed: int
+    rate_hz: float
+    """Published states per second of event time."""
+
+    @property
+    def on_time_share(self) -> float:
+        """On time of all that were due: a tick that never came counts as late."""
+        return self.on_time / self.due if self.due else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Fused labels against the ground truth of their window's end."""
+
+    judged: int
+    correct: int
+    unjudged: int
+    """States without any ground truth."""
+    classes: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """Counts: a row per true class, a column per fused label, both in the order of `classes`."""
+
+    @property
+    def share(self) -> float:
+        """Correct of all that could be judged."""
+        return self.correct / self.judged if self.judged else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All figures of a run; `as_dict` is their JSON form."""
+
+    ticks: Ticks
+    first_state_s: float | None
+    accuracy: Accuracy | None
+    latency_ms: dict[str, Percentiles]
+    presence: dict[str, dict[str, float]]
+    """Per modality: share of states in which it was present, held, absent."""
+    drops: dict[str, dict[str, int]]
+    """Per `node <- topic`: messages lost or dropped, by reason."""
+    counts: dict[str, dict[str, int]]
+    """Per node: refusals, sheds and repairs, by reason."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        data = asdict(self)
+        data["ticks"]["on_time_share"] = self.ticks.on_time_share
+        if self.accuracy:
+            data["accuracy"]["share"] = self.accuracy.share
+        return data
+
+
+class Summary:
+    """Accumulates the messages of one run.
+
+    A state is *on time* when it was sent before the next one was due:
+    `sent_ns - stamp_ns <= hop + lateness + hop`, the window's end being `stamp_ns`, `lateness` the longest
+    that the fusion waits for late data, the first hop the time a state has for its computation and the
+    second the distance to the next state. A tick that was shed, lost or never computed is not on time.
+    """
+
+    def __init__(self, *, hop_ns: int, lateness_ns: int, started_ns: int | None = None) -> None:
+        self._hop_ns = hop_ns
+        self._patience_ns = 2 * hop_ns + lateness_ns
+        self._started_ns = started_ns
+        self._first: FusedState | None = None
+        self._last: FusedState | None = None
+        self._published = self._on_time = self._shed = 0
+        self._truth = _Truth()
+        self._latency: dict[str, Sample] = {}
+        self._presence: dict[str, Counter[str]] = {}
+        self._drops: dict[str, _Total] = {}
+        self._counts: dict[str, _Total] = {}
+
+    def add(self, message: Message[Header]) -> None:
+        """Take one message; kinds that say nothing about a run are ignored."""
+        match message.header:
+            case FusedState() as state:
+                self._add_state(state)
+            case Label(track="truth") as label:
+                self._truth.add_label(label)
+            case Health() as health:
+                self._add_health(health)
+
+    def _add_state(self, state: FusedState) -> None:
+        self._first = self._first or state
+        self._last = state
+        self._published += 1
+        self._shed += state.shed
+        self._on_time += state.sent_ns - state.stamp_ns <= self._patience_ns
+        self._truth.add_state(state.stamp_ns, state.fused.label)
+        for name, modality in state.modalities.items():
+            self._presence.setdefault(name, Counter())[modality.presence] += 1
+        for stage, milliseconds in stages(state):
+            self._latency.setdefault(stage, Sample()).add(milliseconds)
+
+    def _add_health(self, health: Health) -> None:
+        for topic, account in health.inputs.items():
+            losses = dict(account.dropped)
+            losses["lost"] = account.lost
+            self._drops.setdefault(f"{health.node} <- {topic}", _Total()).update(health.source, losses)
+        self._counts.setdefault(health.node, _Total()).update(health.source, health.counts)
+
+    def report(self, end_ns: int | None = None) -> Report:
+        """Return the figures so far; ticks whose time had passed by `end_ns` are due even if none came."""
+        return Report(
+            ticks=self._ticks(end_ns),
+            first_state_s=self._first_state_s(),
+            accuracy=self._truth.accuracy(),
+            latency_ms={stage: sample.percentiles() for stage, sample in self._latency.items()},
+            presence={name: _shares(counter) for name, counter in self._presence.items()},
+            drops={name: counts for name, total in self._drops.items() if (counts := total.counts())},
+            counts={name: counts for name, total in self._counts.items() if (counts := total.counts())},
+        )
+
+    def _ticks(self, end_ns: int | None) -> Ticks:
+        if self._first is None or self._last is None:
+            return Ticks(0, 0, 0, 0, 0.0)
+        last = self._last.tick
+        if end_ns is not None:
+            last = max(last, (end_ns - self._patience_ns) // self._hop_ns)
+        due = max(last - self._first.tick + 1, self._published)
+        rate_hz = self._published * 1e9 / (due * self._hop_ns)
+        return Ticks(due, self._published, self._on_time, self._shed, rate_hz)
+
+    def _first_state_s(self) -> float | None:
+        if self._first is None or self._started_ns is None:
+            return None
+        return (self._first.sent_ns - self._started_ns) / 1e9
+
+
+def stages(state: FusedState) -> Iterable[tuple[str, float]]:
+    """Yield each latency stage of a state that took place, in milliseconds; a reused encoding did not."""
+    latency = state.latency
+    yield "receive", latency.receive_ms
+    yield "align", latency.align_ms
+    yield "queue", latency.queue_ms
+    for name, milliseconds in latency.encoders_ms.items():
+        if milliseconds > 0:
+            yield f"encoder {name}", milliseconds
+    yield "head", latency.head_ms
+    yield "publish", latency.publish_ms
+    yield "window end -> ready", latency.total_ms
+    yield "window end -> sent", (state.sent_ns - state.stamp_ns) / _NS_PER_MS
+
+
+@dataclass(slots=True)
+class _Total:
+    """Counters that start again from zero whenever their process does."""
+
+    source: str = ""
+    ended: Counter[str] = field(default_factory=Counter)
+    current: dict[str, int] = field(default_factory=dict)
+
+    def update(self, source: str, current: dict[str, int]) -> None:
+        if source != self.source:
+            self.ended.update(self.current)
+            self.source = source
+        self.current = current
+
+    def counts(self) -> dict[str, int]:
+        total = self.ended + Counter(self.current)
+        return {reason: total[reason] for reason in sorted(total)}
+
+
+class _Truth:
+    """Matches states with spans of ground truth, whichever of the two comes first."""
+
+    def __init__(self) -> None:
+        self._spans: deque[Label] = deque(maxlen=_SPANS)
+        self._waiting: deque[tuple[int, str]] = deque(maxlen=_UNJUDGED)
+        self._states = 0
+        self._confusion: Counter[tuple[str, str]] = Counter()
+
+    def add_label(self, label: Label) -> None:
+        self._spans.appendleft(label)
+        self._waiting = deque((state for state in self._waiting if not self._judge(*state)), _UNJUDGED)
+
+    def add_state(self, stamp_ns: int, fused: str) -> None:
+        self._states += 1
+        if not self._judge(stamp_ns, fused):
+            self._waiting.append((stamp_ns, fused))
+
+    def _judge(self, stamp_ns: int, fused: str) -> bool:
+        for span in self._spans:
+            if span.start_ns <= stamp_ns < span.end_ns:
+                self._confusion[span.name, fused] += 1
+                return True
+        return False
+
+    def accuracy(self) -> Accuracy | None:
+        judged = self._confusion.total()
+        if not judged:
+            return None
+        classes = tuple(sorted({name for pair in self._confusion for name in pair}))
+        correct = sum(self._confusion[name, name] for name in classes)
+        rows = tuple(tuple(self._confusion[truth, fused] for fused in classes) for truth in classes)
+        return Accuracy(judged, correct, self._states - judged, classes, rows)
+
+
+def _shares(counter: Counter[str]) -> dict[str, float]:
+    total = counter.total()
+    return {presence: counter[presence] / total for presence in ("present", "held", "absent")}
