@@ -90,7 +90,7 @@ def test_f32_passes_unchanged_and_is_owned() -> None:
     payload = bytearray(np.array([0.1, -2.5], "<f4").tobytes())
     samples = decode_samples(block(2, encoding="f32"), memoryview(payload))
     payload[:] = bytes(8)
-    np.testing.assert_array_equal(samples, np.array([0.1, -2.5]))
+    np.testing.assert_array_equal(samples, np.array([0.1, -2.5], np.float32))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -37,6 +37,17 @@ def decode_samples(header: AudioBlock, payload: Payload) -> Samples:
     return samples
 
 
+def ring_spans(start: int, stop: int, capacity: int) -> Iterator[tuple[slice, int]]:
+    """Yield where `[start, stop)` lies in a ring of `capacity`: one or two slices, each with its offset."""
+    if start >= stop:
+        return
+    at = start % capacity
+    head = min(stop - start, capacity - at)
+    yield slice(at, at + head), 0
+    if head < stop - start:
+        yield slice(0, stop - start - head), head
+
+
 class SampleRing:
     """The newest `capacity` mono samples of one stream, addressed by absolute sample index.
 
@@ -75,24 +86,14 @@ class SampleRing:
             return samples, samples.size
         held = 0
         first, last = max(start, self.end - self.capacity), min(stop, self.end)
-        for span, offset in self._spans(first, last):
+        for span, offset in ring_spans(first, last, self.capacity):
             at = first - start + offset
             samples[at : at + span.stop - span.start] = self._samples[span]
             held += span.stop - span.start - int(np.count_nonzero(self._missing[span]))
         return samples, samples.size - held
 
     def _fill(self, start: int, stop: int, samples: npt.NDArray[np.float32] | None) -> None:
-        for span, offset in self._spans(start, stop):
+        for span, offset in ring_spans(start, stop, self.capacity):
             length = span.stop - span.start
             self._samples[span] = 0 if samples is None else samples[offset : offset + length]
             self._missing[span] = samples is None
-
-    def _spans(self, start: int, stop: int) -> Iterator[tuple[slice, int]]:
-        """Yield where `[start, stop)` lies in the ring, in one or two pieces, with each piece's offset."""
-        if start >= stop:
-            return
-        at = start % self.capacity
-        head = min(stop - start, self.capacity - at)
-        yield slice(at, at + head), 0
-        if head < stop - start:
-            yield slice(0, stop - start - head), head
