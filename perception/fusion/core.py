@@ -1,0 +1,175 @@
+"""The event-time core: messages in, finished windows out. It owns no clock, thread or socket.
+
+watermark = max(oldest among the newest stamps of the clocked streams, newest stamp of all - lateness).
+A window is cut when the watermark passes its end, so one dead stream delays the output by `lateness` and
+never stops it. In `reproducible` alignment the first term is left out: every window waits the whole
+`lateness`, and the order of arrival within it cannot matter, not even for sparse text.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from perception.errors import ProfileError
+from perception.fusion.streams import (
+    MILLISECOND_NS,
+    SECOND_NS,
+    AudioStream,
+    CameraStream,
+    RefusedError,
+    Stream,
+    TextStream,
+)
+from perception.fusion.window import Window
+from perception.messages import AudioBlock, ClockTick, Header, Message
+from perception.profile import FusionConfig, InputConfig
+from perception.topics import lookup
+
+MAX_CUT_AT_ONCE: Final = 100
+"""After a longer stretch without any input, older windows are skipped and counted, not cut."""
+MAX_TOPICS: Final = 64
+
+
+class FusionCore:
+    """Cuts aligned windows out of messages. `push` is its only entry."""
+
+    def __init__(self, config: FusionConfig, *, audio_context_ns: int = 0) -> None:
+        """Audio windows begin `audio_context_ns` before their nominal length, for the features' sake."""
+        self.hop_ns = round(config.hop_ms * MILLISECOND_NS)
+        self.lateness_ns = round(config.lateness_ms * MILLISECOND_NS)
+        self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        """Refusals, late data and repairs: topic -> reason -> count."""
+        self._waits_for_streams = config.alignment == "low-latency"
+        self._max_leap_ns = round(config.max_leap_ms * MILLISECOND_NS)
+        self._streams: dict[str, Stream] = {
+            name: self._stream(name, item, audio_context_ns) for name, item in config.inputs.items()
+        }
+        self._routes: dict[str, list[Stream]] = {}
+        self._newest_of_topic: dict[str, int] = {}
+        self._newest_ns: int | None = None
+        self._next_tick: int | None = None
+        self._final_ns: int | None = None
+
+    def _stream(self, name: str, config: InputConfig, audio_context_ns: int) -> Stream:
+        kind = lookup(config.topic.replace("*", "any")).prefix
+        if kind == "text":
+            return TextStream(config.topic, ttl_ns=round(config.ttl_ms * MILLISECOND_NS))
+        if "*" in config.topic:
+            raise ProfileError(f"fusion.inputs.{name}: '{config.topic}': only text topics may have a '*'")
+        if kind == "camera":
+            max_age_ns = round(config.max_age_ms * MILLISECOND_NS)
+            return CameraStream(config.topic, hop_ns=self.hop_ns, max_age_ns=max_age_ns)
+        if kind == "microphone":
+            length_ns = round(config.length_ms * MILLISECOND_NS) + audio_context_ns
+            history_ns = length_ns + self.lateness_ns + self.hop_ns + self._max_leap_ns + SECOND_NS
+            counts = self.counts[config.topic]
+            return AudioStream(config.topic, length_ns=length_ns, history_ns=history_ns, counts=counts)
+        raise ProfileError(
+            f"fusion.inputs.{name}: '{config.topic}' cannot be fused; camera, microphone, text can"
+        )
+
+    @property
+    def watermark_ns(self) -> int | None:
+        """Event time up to which windows are final; None before the first message."""
+        if self._newest_ns is None:
+            return None
+        latest_ns = self._newest_ns - self.lateness_ns
+        clocked = [s.newest_ns for s in self._streams.values() if not isinstance(s, TextStream)]
+        if not self._waits_for_streams or not clocked:
+            return latest_ns
+        reached = [stamp_ns for stamp_ns in clocked if stamp_ns is not None]
+        return max(min(reached), latest_ns) if len(reached) == len(clocked) else latest_ns
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """When the next window must be cut whatever arrives: then push a ClockTick of that time."""
+        return None if self._next_tick is None else self._next_tick * self.hop_ns + self.lateness_ns
+
+    def push(self, message: Message[Header]) -> list[Window]:
+        """Take one message; return the windows it completes, oldest first.
+
+        A message that must not enter (its stamp runs backwards or leaps ahead, its samples are not finite)
+        is refused and counted in `counts`; this never raises for bad data.
+        """
+        header = message.header
+        try:
+            if not isinstance(header, ClockTick):
+                self._admit(message)
+        except RefusedError as refusal:
+            self.counts[message.topic][str(refusal)] += 1
+            return []
+        self._advance(message)
+        return self._cut()
+
+    def _admit(self, message: Message[Header]) -> None:
+        """Check the stamp against its stream and the newest of all, then hand it to its streams."""
+        streams = self._route(message.topic)
+        stamp_ns = message.header.stamp_ns
+        newest_ns = self._newest_of_topic.get(message.topic)
+        if newest_ns is not None and stamp_ns <= newest_ns:
+            raise RefusedError("stamp backwards")
+        if self._newest_ns is not None and stamp_ns > self._newest_ns + self._max_leap_ns:
+            raise RefusedError("stamp ahead")
+        for stream in streams:
+            data: Message[Any] = message
+            stream.push(data)
+        self._newest_of_topic[message.topic] = stamp_ns
+        # a window takes the frame or text at its very end, but sound only before it
+        first_ns = stamp_ns + 1 if isinstance(message.header, AudioBlock) else stamp_ns
+        if self._final_ns is not None and first_ns <= self._final_ns:
+            self.counts[message.topic]["late"] += 1
+
+    def _route(self, topic: str) -> list[Stream]:
+        if topic not in self._routes:
+            streams = [s for s in self._streams.values() if fnmatchcase(topic, s.topic)]
+            if not streams or len(self._routes) >= MAX_TOPICS:
+                raise RefusedError("no such input" if not streams else "too many topics")
+            self._routes[topic] = streams
+        return self._routes[topic]
+
+    def _advance(self, message: Message[Header]) -> None:
+        """Move the newest stamp of all; sound counts up to its last sample."""
+        stamps = [s.newest_ns for s in self._routes.get(message.topic, ()) if isinstance(s, AudioStream)]
+        reached_ns = max([message.header.stamp_ns, *(stamp for stamp in stamps if stamp is not None)])
+        if self._newest_ns is None:
+            self._next_tick = message.header.stamp_ns // self.hop_ns + 1
+            self._newest_ns = reached_ns
+        self._newest_ns = max(self._newest_ns, reached_ns)
+
+    def _cut(self) -> list[Window]:
+        watermark_ns = self.watermark_ns
+        assert watermark_ns is not None
+        assert self._next_tick is not None
+        last_tick = watermark_ns // self.hop_ns
+        first_tick = max(self._next_tick, last_tick - MAX_CUT_AT_ONCE + 1)
+        if first_tick > self._next_tick:
+            self.counts["windows"]["skipped"] += first_tick - self._next_tick
+        ticks = range(first_tick, last_tick + 1)
+        if ticks:
+            self._next_tick = ticks.stop
+            self._final_ns = last_tick * self.hop_ns
+        return [self._window(tick) for tick in ticks]
+
+    def _window(self, tick: int) -> Window:
+        end_ns = tick * self.hop_ns
+        return Window(tick, end_ns, {name: stream.cut(end_ns) for name, stream in self._streams.items()})
+
+
+class Backlog:
+    """Windows due but not yet computed: the newest runs, the older ones are shed. Pure."""
+
+    def __init__(self) -> None:
+        self._due: list[tuple[Window, int]] = []
+
+    def offer(self, windows: Sequence[Window], cut_ns: int) -> None:
+        """Add windows that were cut at host time `cut_ns`."""
+        self._due.extend((window, cut_ns) for window in windows)
+
+    def take(self) -> tuple[Window, int, list[int]] | None:
+        """Return the newest due window, when it was cut, and the ticks shed for it; None if none is due."""
+        if not self._due:
+            return None
+        *older, (window, cut_ns) = self._due
+        self._due.clear()
+        return window, cut_ns, [shed.tick for shed, _ in older]

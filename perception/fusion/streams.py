@@ -1,0 +1,243 @@
+"""One class per kind of stream: takes messages in, cuts its part of a window out. Pure."""
+
+from bisect import insort
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import Final
+
+from perception.features.window import SampleRing, decode_samples
+from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, WindowInput
+from perception.messages import AudioBlock, CameraFrame, Message, TextCommand
+
+SECOND_NS: Final = 1_000_000_000
+MILLISECOND_NS: Final = 1_000_000
+DEAD_AFTER_NS: Final = SECOND_NS
+"""A stream whose newest data is older than this is reported dead rather than late."""
+RESYNC_NS: Final = 50 * MILLISECOND_NS
+"""A sample counter that disagrees with its stamps by more than this is not believed."""
+MAX_MISSING: Final = 0.1
+"""A window with a larger lost share is absent; with a smaller one it is present, reason `gap`."""
+MAX_FRAMES: Final = 256
+MAX_TEXTS: Final = 64
+
+
+class RefusedError(ValueError):
+    """A message that must not enter the windows; its text is the reason that is counted."""
+
+
+class CameraStream:
+    """Frames of one camera."""
+
+    def __init__(self, topic: str, *, hop_ns: int, max_age_ns: int) -> None:
+        self.topic = topic
+        self.newest_ns: int | None = None
+        self._hop_ns = hop_ns
+        self._max_age_ns = max_age_ns
+        self._frames: deque[Message[CameraFrame]] = deque(maxlen=MAX_FRAMES)
+        self._used_ns: int | None = None
+
+    def push(self, message: Message[CameraFrame]) -> None:
+        """Take one frame; stamps rise."""
+        self._frames.append(message)
+        self.newest_ns = message.header.stamp_ns
+
+    def cut(self, end_ns: int) -> WindowInput:
+        """Return the newest frame at or before `end_ns`, unless it is too old."""
+        frame = _newest(self._frames, end_ns)
+        if frame is None:
+            return WindowInput(self.topic, "absent", "never")
+        previous = _newest(self._frames, end_ns - self._hop_ns)
+        while previous is not None and self._frames[0] is not previous:
+            self._frames.popleft()
+        stamp_ns, seq = frame.header.stamp_ns, frame.header.seq
+        age_ns = end_ns - stamp_ns
+        if age_ns > self._max_age_ns:
+            reason = "dead" if age_ns > DEAD_AFTER_NS else "late"
+            return WindowInput(self.topic, "absent", reason, age_ns)
+        held = stamp_ns == self._used_ns
+        self._used_ns = stamp_ns
+        return WindowInput(
+            self.topic,
+            "held" if held else "present",
+            "unchanged" if held else "",
+            age_ns,
+            (seq, seq),
+            CameraSlice(frame, previous),
+            frame.received_ns,
+            stamp_ns,
+        )
+
+
+def _newest(frames: deque[Message[CameraFrame]], end_ns: int) -> Message[CameraFrame] | None:
+    return next((frame for frame in reversed(frames) if frame.header.stamp_ns <= end_ns), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    start: int
+    stop: int
+    stamp_ns: int
+    seq: int
+    received_ns: int
+
+
+class AudioStream:
+    """Samples of one microphone, addressed by an index that never runs backwards."""
+
+    def __init__(self, topic: str, *, length_ns: int, history_ns: int, counts: Counter[str]) -> None:
+        """Windows are `length_ns` long; the ring reaches `history_ns` back; repairs go to `counts`."""
+        self.topic = topic
+        self._counts = counts
+        self._length_ns = length_ns
+        self._history_ns = history_ns
+        self._ring: SampleRing | None = None
+        self._rate_hz = 0
+        self._source = ""
+        self._offset = 0
+        self._first = 0
+        self._blocks: deque[_Block] = deque()
+
+    @property
+    def newest_ns(self) -> int | None:
+        """End of the newest sample."""
+        if not self._blocks:
+            return None
+        last = self._blocks[-1]
+        return last.stamp_ns + _duration_ns(last.stop - last.start, self._rate_hz)
+
+    def push(self, message: Message[AudioBlock]) -> None:
+        """Take one block.
+
+        Raises:
+            RefusedError: the samples are not finite, or overlap what is already there.
+        """
+        header = message.header
+        try:
+            samples = decode_samples(header, message.payload)
+        except ValueError as error:
+            raise RefusedError("not finite") from error
+        start = self._place(header)
+        assert self._ring is not None
+        self._ring.push(start, samples)
+        stop = start + len(samples)
+        self._blocks.append(_Block(start, stop, header.stamp_ns, header.seq, message.received_ns))
+        while self._blocks[0].stop < stop - self._ring.capacity:
+            self._blocks.popleft()
+
+    def _place(self, header: AudioBlock) -> int:
+        """Index of the block's first sample; a counter that contradicts its stamps is re-anchored."""
+        if self._ring is None or header.rate_hz != self._rate_hz:
+            self._open(header)
+            return header.sample_index
+        last = self._blocks[-1]
+        newest_ns = self.newest_ns
+        assert newest_ns is not None
+        elapsed_ns = header.stamp_ns - newest_ns
+        start = header.sample_index + self._offset
+        error_ns = elapsed_ns - _duration_ns(start - last.stop, self._rate_hz)
+        if header.source != self._source or start < last.stop or abs(error_ns) > RESYNC_NS:
+            if elapsed_ns < -RESYNC_NS:
+                raise RefusedError("overlap")
+            self._counts["resync"] += 1
+            start = last.stop + max(0, _samples(elapsed_ns, self._rate_hz))
+            self._offset = start - header.sample_index
+            self._source = header.source
+        return start
+
+    def _open(self, header: AudioBlock) -> None:
+        self._rate_hz = header.rate_hz
+        self._source = header.source
+        self._offset = 0
+        self._first = header.sample_index
+        self._ring = SampleRing(header.rate_hz, _samples(self._history_ns, header.rate_hz))
+        self._blocks.clear()
+
+    def cut(self, end_ns: int) -> WindowInput:
+        """Return exactly the samples of `[end_ns - length, end_ns)`."""
+        if self._ring is None:
+            return WindowInput(self.topic, "absent", "never")
+        newest_ns = self.newest_ns
+        assert newest_ns is not None
+        stop = self._index_at(end_ns)
+        if stop is None:
+            return WindowInput(self.topic, "absent", "filling")
+        if stop > self._blocks[-1].stop:
+            behind_ns = end_ns - newest_ns
+            reason = "dead" if behind_ns > DEAD_AFTER_NS else "late"
+            return WindowInput(self.topic, "absent", reason, behind_ns)
+        start = stop - _samples(self._length_ns, self._rate_hz)
+        if start < self._first:
+            return WindowInput(self.topic, "absent", "filling", 0)
+        samples, missing = self._ring.read(start, stop)
+        if missing > MAX_MISSING * len(samples):
+            return WindowInput(self.topic, "absent", "gap", 0)
+        used = [block for block in self._blocks if block.start < stop and block.stop > start]
+        return WindowInput(
+            self.topic,
+            "present",
+            "gap" if missing else "",
+            0,
+            (used[0].seq, used[-1].seq),
+            AudioSlice(samples, stop, self._rate_hz, missing),
+            used[-1].received_ns,
+            used[-1].stamp_ns + _duration_ns(used[-1].stop - used[-1].start, self._rate_hz),
+        )
+
+    def _index_at(self, at_ns: int) -> int | None:
+        """Index of the first sample at or after `at_ns`, by the stamp of the block it lies in."""
+        following: _Block | None = None
+        for block in reversed(self._blocks):
+            if block.stamp_ns <= at_ns:
+                index = block.start + _samples(at_ns - block.stamp_ns, self._rate_hz)
+                return index if following is None else min(index, following.start)
+            following = block
+        return None
+
+
+def _samples(duration_ns: int, rate_hz: int) -> int:
+    return (duration_ns * rate_hz + SECOND_NS // 2) // SECOND_NS
+
+
+def _duration_ns(samples: int, rate_hz: int) -> int:
+    return (samples * SECOND_NS + rate_hz // 2) // rate_hz
+
+
+class TextStream:
+    """Commands, from any number of topics; sparse, so it never holds a window back."""
+
+    def __init__(self, topic: str, *, ttl_ns: int) -> None:
+        self.topic = topic
+        self._ttl_ns = ttl_ns
+        self._commands: list[Message[TextCommand]] = []
+        self._used: Message[TextCommand] | None = None
+
+    def push(self, message: Message[TextCommand]) -> None:
+        """Take one command."""
+        insort(self._commands, message, key=lambda item: (item.header.stamp_ns, item.topic, item.header.seq))
+        del self._commands[:-MAX_TEXTS]
+
+    def cut(self, end_ns: int) -> WindowInput:
+        """Return the newest command at or before `end_ns` while it is in force."""
+        due = [command for command in self._commands if command.header.stamp_ns <= end_ns]
+        if not due:
+            return WindowInput(self.topic, "absent", "none")
+        command = due[-1]
+        del self._commands[: len(due) - 1]
+        age_ns, seq = end_ns - command.header.stamp_ns, command.header.seq
+        if age_ns >= self._ttl_ns:
+            return WindowInput(self.topic, "absent", "expired", age_ns)
+        held = command is self._used
+        self._used = command
+        return WindowInput(
+            command.topic,
+            "held" if held else "present",
+            "in force" if held else "",
+            age_ns,
+            (seq, seq),
+            TextSlice(command),
+            command.received_ns,
+            command.header.stamp_ns,
+        )
+
+
+Stream = CameraStream | AudioStream | TextStream

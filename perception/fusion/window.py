@@ -1,0 +1,67 @@
+"""What the fusion core cuts out of the streams for one tick."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from perception.messages import CameraFrame, Message, Presence, TextCommand
+
+
+@dataclass(frozen=True, slots=True)
+class CameraSlice:
+    """The newest frame at or before the window's end, and the newest at least one hop before that."""
+
+    frame: Message[CameraFrame]
+    previous: Message[CameraFrame] | None
+
+
+@dataclass(frozen=True, slots=True)
+class AudioSlice:
+    """The samples that end exactly at the window's end."""
+
+    samples: npt.NDArray[np.float32]
+    """(n,) mono in [-1, 1], covering sample indices [end_index - n, end_index)."""
+    end_index: int
+    rate_hz: int
+    missing: int
+    """How many of them were lost and stand as zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextSlice:
+    """The command in force."""
+
+    command: Message[TextCommand]
+
+
+Slice = CameraSlice | AudioSlice | TextSlice
+
+
+@dataclass(frozen=True, slots=True)
+class WindowInput:
+    """One modality of a window."""
+
+    topic: str
+    presence: Presence
+    reason: str = ""
+    """Why it is not simply present."""
+    age_ns: int | None = None
+    """Window end minus the newest data used."""
+    seqs: tuple[int, int] | None = None
+    """First and last message used."""
+    data: Slice | None = None
+    """None exactly when absent."""
+    received_ns: int | None = field(default=None, compare=False)
+    """Arrival of the newest message used: measured, so no part of what the window is."""
+    happened_ns: int | None = None
+    """Event time of the newest data used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Everything known at the end of tick `tick`, on the grid `end_ns = tick * hop_ns`."""
+
+    tick: int
+    end_ns: int
+    inputs: dict[str, WindowInput]

@@ -1,0 +1,284 @@
+"""What the fusion core promises, as scenarios over perturbed streams. Nothing here sleeps."""
+
+import random
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perception.errors import ProfileError
+from perception.fusion.core import MAX_CUT_AT_ONCE, Backlog, FusionCore
+from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, Window
+from perception.messages import Header, Message
+from perception.profile import InputConfig
+from tests.streams import (
+    CAMERA,
+    MICROPHONE,
+    MS,
+    SECOND_NS,
+    START_NS,
+    TEXT,
+    arrivals,
+    block,
+    camera_stream,
+    clock_tick,
+    config,
+    end_ns,
+    frame,
+    microphone_stream,
+    run,
+    run_live,
+    text,
+    text_stream,
+)
+
+
+def all_streams(seconds: float) -> list[list[Message[Header]]]:
+    return [list(camera_stream(seconds)), list(microphone_stream(seconds)), list(text_stream(seconds))]
+
+
+def in_order(seconds: float) -> list[Message[Header]]:
+    return arrivals(all_streams(seconds), lambda _: 0)
+
+
+def content(window: Window) -> tuple[object, ...]:
+    """A window by value, samples included, so that windows compare with ==."""
+    parts: list[object] = [window.tick, window.end_ns]
+    for name, item in sorted(window.inputs.items()):
+        data = item.data
+        if isinstance(data, AudioSlice):
+            parts.append((data.samples.tobytes(), data.end_index, data.rate_hz, data.missing))
+            item = replace(item, data=None)
+        parts.append((name, item))
+    return tuple(parts)
+
+
+def audio_of(window: Window) -> AudioSlice:
+    data = window.inputs["microphone"].data
+    assert isinstance(data, AudioSlice)
+    return data
+
+
+def test_windows_end_on_the_grid_one_per_hop() -> None:
+    windows = run(FusionCore(config()), in_order(3.0))
+    assert [w.end_ns for w in windows] == [w.tick * 100 * MS for w in windows]
+    assert [w.tick for w in windows] == list(range(windows[0].tick, windows[0].tick + len(windows)))
+    assert windows[0].end_ns == START_NS + 100 * MS
+
+
+def test_a_window_holds_exactly_the_samples_before_its_end() -> None:
+    for window in run(FusionCore(config()), in_order(3.0))[6:]:
+        audio = audio_of(window)
+        last = (window.end_ns - START_NS) * 16_000 // SECOND_NS
+        np.testing.assert_array_equal(audio.samples, np.arange(last - 8000, last))
+        assert (audio.end_index, audio.missing) == (last, 0)
+
+
+def test_a_window_holds_the_newest_frame_at_its_end_and_the_one_a_hop_before() -> None:
+    for window in run(FusionCore(config()), in_order(2.0))[3:]:
+        data = window.inputs["camera"].data
+        assert isinstance(data, CameraSlice)
+        assert data.previous is not None
+        assert 0 <= window.end_ns - data.frame.header.stamp_ns < SECOND_NS // 30 + 1
+        assert 100 * MS <= window.end_ns - data.previous.header.stamp_ns < 100 * MS + SECOND_NS // 30 + 1
+
+
+def test_text_is_present_once_then_held_until_its_time_to_live() -> None:
+    streams = [camera_stream(4.0), microphone_stream(4.0), [text(0, START_NS + 250 * MS, "come")]]
+    windows = run(FusionCore(config()), arrivals(streams, lambda _: 0))
+    by_end = {(w.end_ns - START_NS) // MS: w.inputs["text"] for w in windows}
+    assert (by_end[200].presence, by_end[200].reason) == ("absent", "none")
+    assert by_end[300].presence == "present"
+    assert by_end[300].age_ns == 50 * MS
+    assert {by_end[ms].presence for ms in range(400, 2300, 100)} == {"held"}
+    assert (by_end[2300].presence, by_end[2300].reason) == ("absent", "expired")
+
+
+def test_a_newer_command_replaces_the_one_in_force() -> None:
+    texts = [text(0, START_NS + 250 * MS, "come"), text(1, START_NS + 650 * MS, "stop")]
+    windows = run(
+        FusionCore(config()), arrivals([camera_stream(2), microphone_stream(2), texts], lambda _: 0)
+    )
+    said = [w.inputs["text"].data for w in windows]
+    words = [s.command.header.text for s in said if isinstance(s, TextSlice)]
+    assert words[:5] == ["come"] * 4 + ["stop"]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_arrival_order_within_lateness_cannot_matter(seed: int) -> None:
+    reproducible = config(alignment="reproducible")
+    expected = run(FusionCore(reproducible), in_order(2.5))
+    rng = random.Random(seed)
+    shuffled = arrivals(all_streams(2.5), lambda _: rng.randrange(199 * MS))
+    core = FusionCore(reproducible)
+    windows = run(core, shuffled)
+    count = min(len(windows), len(expected))
+    assert count >= 20
+    assert [content(w) for w in windows[:count]] == [content(w) for w in expected[:count]]
+    assert not any(reason == "late" for counts in core.counts.values() for reason in counts)
+
+
+def test_low_latency_does_not_wait_for_lateness_while_all_clocked_streams_live() -> None:
+    core = FusionCore(config(lateness_ms=500.0))
+    waits = []
+    core.push(clock_tick(START_NS))
+    for message in in_order(3.0):
+        waits += [end_ns(message) - w.end_ns for w in core.push(message)]
+    assert max(waits) <= SECOND_NS // 30 + 32 * MS
+
+
+DEAD = [set(pair) for size in (1, 2) for pair in combinations(("camera", "microphone", "text"), size)]
+
+
+@pytest.mark.parametrize("dead", DEAD, ids=["+".join(sorted(d)) for d in DEAD])
+def test_killing_streams_keeps_the_rate_and_marks_them_absent(dead: set[str]) -> None:
+    dies_ns, until_ns = START_NS + 4 * SECOND_NS, START_NS + 14 * SECOND_NS
+    messages = [
+        m for m in in_order(14) if m.topic.partition("/")[0] not in dead or m.header.stamp_ns < dies_ns
+    ]
+    windows = run_live(FusionCore(config()), messages, until_ns)
+    ends = np.array([w.end_ns for w in windows])
+    assert abs(len(ends) - 140) <= 3
+    np.testing.assert_array_equal(np.diff(ends), 100 * MS)
+    for window in windows[-80:]:
+        absent = {name for name, item in window.inputs.items() if item.presence == "absent"}
+        assert absent >= dead
+        assert absent - {"text"} == dead - {"text"}
+
+
+def test_with_every_stream_dead_clock_ticks_alone_keep_the_rate() -> None:
+    messages = [m for m in in_order(3) if m.header.stamp_ns < START_NS + SECOND_NS]
+    windows = run_live(FusionCore(config()), messages, START_NS + 10 * SECOND_NS)
+    assert np.diff([w.end_ns for w in windows]).tolist() == [100 * MS] * (len(windows) - 1)
+    assert len(windows) >= 97
+    assert windows[-1].inputs["camera"].reason == windows[-1].inputs["microphone"].reason == "dead"
+
+
+def test_a_stream_that_returns_is_present_again_within_one_tick() -> None:
+    gone = (START_NS + 3 * SECOND_NS, START_NS + 6 * SECOND_NS)
+    messages = [m for m in in_order(9) if m.topic != CAMERA or not gone[0] <= m.header.stamp_ns < gone[1]]
+    windows = run_live(FusionCore(config()), messages, START_NS + 9 * SECOND_NS)
+    back = [w.inputs["camera"].presence for w in windows if w.end_ns >= gone[1]]
+    assert back[0] == "present"
+
+
+@pytest.mark.parametrize(
+    ("leap_ns", "reason"),
+    [(60 * SECOND_NS, "stamp ahead"), (10**18, "stamp ahead"), (-SECOND_NS, "stamp backwards")],
+)
+def test_a_bad_stamp_is_refused_counted_and_poisons_nothing(leap_ns: int, reason: str) -> None:
+    good = in_order(4)
+    bad = frame(999, START_NS + 2 * SECOND_NS + leap_ns)
+    at = next(i for i, m in enumerate(good) if m.header.stamp_ns >= START_NS + 2 * SECOND_NS)
+    core = FusionCore(config())
+    windows = run(core, [*good[:at], bad, *good[at:]])
+    assert core.counts[CAMERA] == {reason: 1}
+    assert [content(w) for w in windows] == [content(w) for w in run(FusionCore(config()), good)]
+
+
+def test_late_data_is_counted_and_never_changes_a_window() -> None:
+    messages = in_order(4)
+    late_ns = START_NS + 2 * SECOND_NS
+    held_back = [
+        m for m in messages if m.topic == CAMERA and late_ns <= m.header.stamp_ns < late_ns + 300 * MS
+    ]
+    on_time = [m for m in messages if m not in held_back and end_ns(m) < late_ns + 300 * MS]
+    core = FusionCore(config(lateness_ms=60.0))
+    before = run(core, on_time)
+    frozen = [content(w) for w in before]
+    run_late = [w for m in held_back for w in core.push(m)]
+    assert core.counts[CAMERA]["late"] == 7
+    assert [content(w) for w in before] == frozen
+    assert all(w.tick > before[-1].tick for w in run_late)
+
+
+def test_a_gap_in_the_sound_is_zero_and_counted_and_too_large_a_gap_is_absence() -> None:
+    lost = {20, 21, 22, 23}
+    sound = [m for k, m in enumerate(microphone_stream(4.0)) if k not in lost]
+    windows = run(FusionCore(config()), arrivals([camera_stream(4.0), sound], lambda _: 0))
+    over = [w.inputs["microphone"] for w in windows]
+    assert any(item.presence == "absent" and item.reason == "gap" for item in over)
+    small = [w for w in windows if w.inputs["microphone"].reason == "gap" and w.inputs["microphone"].data]
+    for window in small:
+        audio = audio_of(window)
+        assert audio.missing == np.count_nonzero(audio.samples == 0)
+    assert over[-1].reason == ""
+
+
+def test_a_restarted_microphone_goes_on_at_its_true_place() -> None:
+    first = list(microphone_stream(2.0))[:40]
+    resume_ns = START_NS + 2 * SECOND_NS
+    again = [block(k, resume_ns + k * 32 * MS, np.full(512, -1.0), k * 512, source="m#2") for k in range(60)]
+    core = FusionCore(config())
+    windows = run(core, arrivals([camera_stream(4.0), [*first, *again]], lambda _: 0))
+    assert core.counts[MICROPHONE]["resync"] == 1
+    after = next(w for w in windows if w.end_ns >= resume_ns + 600 * MS)
+    np.testing.assert_array_equal(audio_of(after).samples, np.full(8000, -1.0))
+    straddling = next(w for w in windows if w.end_ns == resume_ns + 500 * MS)
+    assert (audio_of(straddling).samples == -1.0).all()
+
+
+def test_sound_that_is_not_finite_is_refused_and_the_rest_runs_on() -> None:
+    sound = list(microphone_stream(3.0))
+    bad = np.full(512, np.nan)
+    sound[30] = block(30, sound[30].header.stamp_ns, bad, 30 * 512)
+    core = FusionCore(config())
+    windows = run(core, arrivals([camera_stream(3.0), sound], lambda _: 0))
+    assert core.counts[MICROPHONE] == {"not finite": 1}
+    assert all(np.isfinite(audio_of(w).samples).all() for w in windows if w.inputs["microphone"].data)
+
+
+def test_a_long_silence_is_skipped_in_one_step_not_cut_window_by_window() -> None:
+    core = FusionCore(config())
+    core.push(clock_tick(START_NS))
+    windows = core.push(clock_tick(START_NS + 3600 * SECOND_NS))
+    assert len(windows) == MAX_CUT_AT_ONCE
+    assert core.counts["windows"]["skipped"] == 36_000 - 2 - MAX_CUT_AT_ONCE
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(-(10**10), 10**10), st.integers(0, 10**6)), max_size=80)
+)
+@settings(max_examples=60, deadline=None)
+def test_no_sequence_of_stamps_crashes_or_goes_back(items: list[tuple[int, int, int]]) -> None:
+    core = FusionCore(config())
+    windows = core.push(clock_tick(START_NS))
+    for kind, offset_ns, index in items:
+        stamp_ns = START_NS + offset_ns
+        message: Message[Header] = (
+            frame(index, stamp_ns),
+            block(index, stamp_ns, np.zeros(160), index),
+            text(index, stamp_ns, "hello"),
+        )[kind]
+        windows += core.push(message)
+    ticks = [w.tick for w in windows]
+    assert ticks == sorted(set(ticks))
+
+
+def test_the_newest_due_window_runs_and_the_older_ones_are_shed() -> None:
+    windows = run(FusionCore(config()), in_order(1.0))
+    backlog = Backlog()
+    assert backlog.take() is None
+    backlog.offer(windows[:3], cut_ns=5)
+    backlog.offer(windows[3:5], cut_ns=7)
+    taken = backlog.take()
+    assert taken is not None
+    window, cut_ns, shed = taken
+    assert (window, cut_ns, shed) == (windows[4], 7, [w.tick for w in windows[:4]])
+    assert backlog.take() is None
+
+
+def test_only_text_may_be_a_pattern_and_only_known_kinds_can_be_fused() -> None:
+    for topic in ("camera/*", "health/fusion"):
+        with pytest.raises(ProfileError, match=r"fusion\.inputs\.x"):
+            FusionCore(config(inputs={"x": InputConfig(topic=topic)}, encoders={}))
+
+
+def test_a_topic_nobody_asked_for_is_refused() -> None:
+    core = FusionCore(config())
+    core.push(Message("camera/other", frame(0, START_NS).header))
+    assert core.counts["camera/other"] == {"no such input": 1}
+    assert TEXT not in core.counts
