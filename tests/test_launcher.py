@@ -1,0 +1,245 @@
+"""What a profile starts, when a crashed node comes back, and that nothing is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perception.errors import PerceptionError, ProfileError
+from perception.launcher import DomainLock, Node, RestartPolicy, Supervisor, Verdict, plan
+from perception.profile import Profile, parse
+
+FUSION = {"inputs": {"camera": {"topic": "camera/front"}}, "encoders": {}, "head": {"weights": "random"}}
+
+
+def profile(**sections: object) -> Profile:
+    return parse(dict(sections), where="test")
+
+
+def script(name: str, code: str, *, capture: bool = True, **environment: str) -> Node:
+    return Node(name, (sys.executable, "-c", code), environment, capture)
+
+
+def run_until(supervisor: Supervisor, done: Callable[[list[str]], bool], limit_s: float = 5.0) -> list[str]:
+    """Drive the supervisor until its lines satisfy `done`; return the lines."""
+    lines: list[str] = []
+    deadline_s = time.monotonic() + limit_s
+    while not done(lines):
+        assert time.monotonic() < deadline_s, lines
+        supervisor.poll()
+        lines += [f"{name}: {line}" for name, line in supervisor.lines()]
+        time.sleep(0.005)
+    return lines
+
+
+def test_each_stream_of_a_profile_is_one_process_started_by_name() -> None:
+    nodes = plan(
+        profile(
+            camera={"front": {"source": "scripted"}, "rear": {"source": 0}},
+            microphone={"head": {"source": "scripted"}},
+            text={"console": {"source": "scripted"}},
+            fusion=FUSION,
+        ),
+        "robot.toml",
+        ("fusion.hop_ms=200",),
+        origin_ns=42,
+    )
+    assert [node.name for node in nodes] == [
+        "camera-front",
+        "camera-rear",
+        "microphone-head",
+        "text-console",
+        "fusion",
+    ]
+    module, options = "perception.nodes.camera", ("--set", "fusion.hop_ms=200")
+    assert nodes[0].command == (
+        *(sys.executable, "-P", "-m", module, "robot.toml", "--name", "front"),
+        *options,
+    )
+    assert nodes[4].command == (sys.executable, "-P", "-m", "perception.nodes.fusion", "robot.toml", *options)
+    assert {node.environment["PERCEPTION_ORIGIN_NS"] for node in nodes} == {"42"}
+    assert [node.environment.get("OMP_NUM_THREADS") for node in nodes] == ["1"] * 4 + [None]
+    assert [node.capture for node in nodes] == [True] * 4 + [False]
+
+
+def test_only_the_text_node_that_reads_the_terminal_gets_it() -> None:
+    nodes = plan(profile(text={"typed": {}, "file": {"source": "lines.txt"}}), "p", origin_ns=0)
+    assert [node.terminal for node in nodes] == [True, False]
+
+
+def test_two_readers_of_one_terminal_are_refused() -> None:
+    with pytest.raises(ProfileError, match="only one text source can read the terminal, not text-a, text-b"):
+        plan(profile(text={"a": {}, "b": {}}), "p", origin_ns=0)
+
+
+def test_a_profile_without_nodes_is_refused() -> None:
+    with pytest.raises(ProfileError, match="nothing to start"):
+        plan(profile(), "p", origin_ns=0)
+
+
+def test_restarts_back_off_to_ten_seconds() -> None:
+    policy = RestartPolicy()
+    delays = [policy.decide(1, ran_s=0.1) for _ in range(7)]
+    assert delays == [(Verdict.RESTART, delay) for delay in (0.5, 1, 2, 4, 8, 10, 10)]
+
+
+def test_ten_healthy_seconds_forgive_earlier_crashes() -> None:
+    policy = RestartPolicy()
+    delays = [policy.decide(139, ran_s)[1] for ran_s in (0.1, 0.1, 9.9, 10.0, 0.1)]
+    assert delays == [0.5, 1, 2, 0.5, 1]
+
+
+def test_what_a_restart_cannot_mend_stops_everything() -> None:
+    assert RestartPolicy().decide(2, ran_s=100)[0] is Verdict.STOP_ALL
+    assert RestartPolicy().decide(4, ran_s=1)[0] is Verdict.STOP_ALL
+
+
+def test_exit_code_zero_is_a_finished_node() -> None:
+    assert RestartPolicy().decide(0, ran_s=0.1)[0] is Verdict.FINISHED
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 3, 5, 134, 137]), st.floats(0, 1e6)), max_size=100))
+def test_no_history_of_crashes_leaves_the_bounds(history: list[tuple[int, float]]) -> None:
+    policy = RestartPolicy()
+    for code, ran_s in history:
+        verdict, delay_s = policy.decide(code, ran_s)
+        assert verdict is Verdict.RESTART
+        assert 0.5 <= delay_s <= 10
+
+
+def test_lines_of_all_nodes_arrive_under_their_names() -> None:
+    out = script("out", "import os; print('hello', os.environ['WHO'])", WHO="robot")
+    err = script("err", r"import sys; sys.stderr.buffer.write(b'bad \xff\n')")
+    with Supervisor([out, err]) as supervisor:
+        lines = run_until(supervisor, lambda lines: len(lines) == 2)
+    assert sorted(lines) == ["err: bad \N{REPLACEMENT CHARACTER}", "out: hello robot"]
+
+
+def test_a_line_without_end_is_cut_not_collected() -> None:
+    with Supervisor([script("loud", "print('x' * 10_000)")]) as supervisor:
+        lines = run_until(supervisor, lambda lines: sum(map(len, lines)) > 10_000)
+    assert max(map(len, lines)) <= 4096 + len("loud: ")
+
+
+def test_a_crashed_node_comes_back_and_the_others_run_on() -> None:
+    crashing = script("crashing", "import os; print('up'); os.abort()")
+    steady = script("steady", "import time; print('steady'); time.sleep(60)")
+    with Supervisor([crashing, steady], policy=lambda: RestartPolicy(first_s=0.05)) as supervisor:
+        lines = run_until(supervisor, lambda lines: lines.count("crashing: up") == 3)
+        assert supervisor.status()["steady"] == "running"
+    assert lines.count("steady: steady") == 1
+    restarts = [line for line in lines if "restarts in" in line]
+    assert restarts[:2] == [
+        "crashing: ended with SIGABRT; restarts in 0.05 s",
+        "crashing: ended with SIGABRT; restarts in 0.1 s",
+    ]
+
+
+def test_a_node_waiting_for_its_restart_counts_as_crashed() -> None:
+    with Supervisor([script("camera", "raise SystemExit(3)")]) as supervisor:
+        run_until(supervisor, lambda lines: bool(lines))
+        assert supervisor.crashed() == 3
+        assert supervisor.status() == {"camera": "ended with 3, restarts"}
+
+
+def test_a_wrong_profile_stops_the_run_with_its_exit_code() -> None:
+    wrong = script("wrong", "raise SystemExit(2)")
+    steady = script("steady", "import time; time.sleep(60)")
+    with Supervisor([wrong, steady]) as supervisor:
+        run_until(supervisor, lambda lines: bool(lines))
+        assert not supervisor.poll()
+        assert supervisor.exit_code == 2
+
+
+def test_the_run_is_over_when_every_capture_has_finished() -> None:
+    capture = script("capture", "pass")
+    fusion = script("fusion", "import time; time.sleep(60)", capture=False)
+    with Supervisor([capture, fusion]) as supervisor:
+        assert supervisor.poll()
+        deadline_s = time.monotonic() + 5
+        while supervisor.poll():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.005)
+        assert supervisor.exit_code is None
+        assert supervisor.status() == {"capture": "finished", "fusion": "running"}
+
+
+def test_stopping_takes_no_longer_than_the_nodes_need() -> None:
+    code = "import time; print('ready')\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('asked')"
+    with Supervisor([script("polite", code)]) as supervisor:
+        run_until(supervisor, lambda lines: "polite: ready" in lines)
+        begun_s = time.monotonic()
+        supervisor.stop()
+        assert time.monotonic() - begun_s < 1.0
+        assert list(supervisor.lines()) == [("polite", "asked")]
+
+
+def test_a_node_deaf_to_all_signals_is_gone_within_five_seconds_and_so_are_its_children() -> None:
+    deaf = "import signal, time; signal.signal(2, signal.SIG_IGN); signal.signal(15, signal.SIG_IGN)"
+    code = (
+        f"{deaf}; import subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', '{deaf}; time.sleep(60)'])\n"
+        "print(child.pid, flush=True); time.sleep(60)"
+    )
+    with Supervisor([script("deaf", code)]) as supervisor:
+        lines = run_until(supervisor, lambda lines: bool(lines))
+        pids = [supervisor.pids()["deaf"], int(lines[0].removeprefix("deaf: "))]
+        begun_s = time.monotonic()
+        supervisor.stop()
+        assert time.monotonic() - begun_s < 5.0
+    assert not any(_runs(pid) for pid in pids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux only")
+def test_nodes_die_with_a_launcher_that_was_killed() -> None:
+    code = (
+        "import sys, time; from perception.launcher import Node, Supervisor\n"
+        "node = Node('n', (sys.executable, '-c', 'import time; time.sleep(60)'))\n"
+        "with Supervisor([node]) as s: s.poll(); print(s.pids()['n'], flush=True); time.sleep(60)"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    with launcher.stdout:
+        pid = int(launcher.stdout.readline())
+        launcher.send_signal(signal.SIGKILL)
+        launcher.wait()
+    deadline_s = time.monotonic() + 5
+    while _runs(pid):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def test_one_domain_is_launched_once(tmp_path: Path) -> None:
+    with DomainLock(tmp_path / "up.lock", "demo"):
+        expected = rf"domain 'demo' is already up \(process {os.getpid()}\): stop it, or use --domain"
+        with pytest.raises(PerceptionError, match=expected):
+            DomainLock(tmp_path / "up.lock", "demo")
+    with DomainLock(tmp_path / "up.lock", "demo"):
+        pass
+
+
+def test_a_node_that_still_runs_keeps_its_domain_taken(tmp_path: Path) -> None:
+    steady = script("steady", "import time; time.sleep(60)")
+    lock = DomainLock(tmp_path / "up.lock", "demo")
+    with Supervisor([steady], inherit=[lock.fileno()]) as supervisor:
+        supervisor.poll()
+        lock.__exit__()
+        with pytest.raises(PerceptionError, match="already up"):
+            DomainLock(tmp_path / "up.lock", "demo")
+    with DomainLock(tmp_path / "up.lock", "demo"):
+        pass
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
