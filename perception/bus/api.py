@@ -1,0 +1,118 @@
+"""The bus in one call each: `perception.subscribe(...)` and `perception.publish(...)`."""
+
+import atexit
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+from typing_extensions import Buffer
+
+from perception import topics
+from perception.bus import codec
+from perception.bus.host import HostClock, Runtime
+from perception.bus.publisher import Publisher
+from perception.bus.subscriber import Subscriber
+from perception.errors import MalformedMessageError
+
+_FIRST_SUBSCRIBER_S: Final = 1.0
+_SETTLE_S: Final = 0.2  # twice the time in which a subscriber notices or reaches a new topic
+_publishers: Final[dict[tuple[Path, str], Publisher]] = {}
+_lock: Final = threading.Lock()
+
+
+def subscribe(
+    *patterns: str,
+    domain: str | None = None,
+    connect: Mapping[str, str] | None = None,
+    insecure: bool = False,
+    keys: Path | None = None,
+) -> Subscriber:
+    """Return a subscriber to iterate over, with `for` or `async for`.
+
+    Args:
+        patterns: topics such as `state/fused`, or `camera/*`, or `*`.
+        domain: without it $PERCEPTION_DOMAIN, else `default`.
+        connect: topic -> `tcp://HOST:PORT` of publishers on other hosts.
+        insecure: allow endpoints off loopback without keys.
+        keys: folder of CURVE keys for `connect`.
+
+    Raises:
+        BusError: a pattern, the domain or an endpoint is refused.
+    """
+    return Subscriber(
+        *patterns,
+        runtime=Runtime(domain),
+        clock=_clock().now_ns,
+        connect=connect,
+        insecure=insecure,
+        keys=keys,
+    )
+
+
+def publish(
+    topic: str,
+    payload: Buffer = b"",
+    *,
+    domain: str | None = None,
+    stamp_ns: int | None = None,
+    **fields: Any,
+) -> int:
+    """Publish one message and return how many subscribers it went to.
+
+    The first call for a topic binds it for the rest of the process, and waits up to a second for a
+    first subscriber, so that a command typed once is not lost.
+
+    Args:
+        topic: such as `text/say`.
+        payload: pixels or samples, where the topic has them.
+        domain: without it $PERCEPTION_DOMAIN, else `default`.
+        stamp_ns: when it happened, host time; now if not given.
+        fields: of the topic's message, for example `text="come here"`.
+
+    Raises:
+        BusError: not a topic, or another process publishes it.
+        MalformedMessageError: fields or payload are not what the topic carries.
+    """
+    kind = topics.lookup(topic).message
+    try:
+        header = kind(stamp_ns=clock_now_ns() if stamp_ns is None else stamp_ns, **fields)
+    except ValidationError as error:
+        raise MalformedMessageError(f"{topic}: {codec.describe(error)}") from error
+    publisher = _publisher(topic, Runtime(domain))
+    publisher.send(header, payload)
+    return publisher.subscribers
+
+
+def clock_now_ns() -> int:
+    """Return the host clock: UNIX-like nanoseconds that never step, shared by all processes."""
+    return _clock().now_ns()
+
+
+@cache
+def _clock() -> HostClock:
+    return HostClock()
+
+
+def _publisher(topic: str, runtime: Runtime) -> Publisher:
+    with _lock:
+        publisher = _publishers.get((runtime.directory, topic))
+        if publisher is None:
+            source = Path(sys.argv[0]).stem or "python"
+            publisher = Publisher(topic, source=source, runtime=runtime, clock=clock_now_ns)
+            _publishers[runtime.directory, topic] = publisher
+            if publisher.wait_for_subscriber(_FIRST_SUBSCRIBER_S):
+                time.sleep(_SETTLE_S)
+        return publisher
+
+
+@atexit.register
+def _close() -> None:
+    with _lock:
+        for publisher in _publishers.values():
+            publisher.close()
+        _publishers.clear()

@@ -1,0 +1,35 @@
+"""tcp endpoints: what is well-formed, and what is safe without keys."""
+
+import ipaddress
+import logging
+import re
+from typing import Final
+
+from perception.errors import BusError
+
+_LOG: Final = logging.getLogger(__name__)
+_TCP: Final = re.compile(
+    r"tcp://(?:\[(?P<v6>[0-9A-Fa-f:%.\w]+)\]|(?P<host>[^\s:/\[\]]+)):(?P<port>\*|\d{1,5})"
+)
+
+
+def check(endpoint: str, *, encrypted: bool, insecure: bool) -> None:
+    """Refuse an endpoint that is malformed, or that leaves the host in the clear unasked; BusError."""
+    match = _TCP.fullmatch(endpoint)
+    if match is None or (match["port"] != "*" and int(match["port"]) > 65535):
+        raise BusError(f"'{endpoint[:80]}' is no endpoint; expected tcp://HOST:PORT")
+    if encrypted or _is_loopback(match["v6"] or match["host"]):
+        return
+    if not insecure:
+        raise BusError(
+            f"{endpoint} leaves this host unencrypted; give a keys folder (perception keys new), "
+            "or set insecure = true"
+        )
+    _LOG.warning("INSECURE: %s is neither encrypted nor authenticated", endpoint)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in ("localhost", "lo")

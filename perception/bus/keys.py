@@ -1,0 +1,84 @@
+"""CURVE keys: one pair per deployment, copied to every host of it; who lacks it gets nothing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import zmq
+import zmq.auth
+from zmq.auth.thread import ThreadAuthenticator
+
+from perception.errors import BusError
+
+_NAME: Final = "bus"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The pair that every member of a deployment holds: it identifies readers and writers alike."""
+
+    public: bytes
+    secret: bytes
+
+    @contextmanager
+    def serving(self, socket: zmq.Socket[bytes]) -> Iterator[None]:
+        """Encrypt what `socket` binds meanwhile; only holders of the same pair may connect."""
+        socket.set(zmq.CURVE_SECRETKEY, self.secret)
+        socket.set(zmq.CURVE_PUBLICKEY, self.public)
+        socket.set(zmq.CURVE_SERVER, 1)
+        try:
+            yield
+        finally:
+            socket.set(zmq.CURVE_SERVER, 0)  # ZeroMQ goes back to plain for what is bound next
+
+    @contextmanager
+    def connecting(self, socket: zmq.Socket[bytes]) -> Iterator[None]:
+        """Encrypt what `socket` connects to meanwhile; only a holder of the same pair is accepted."""
+        socket.set(zmq.CURVE_SECRETKEY, self.secret)
+        socket.set(zmq.CURVE_PUBLICKEY, self.public)
+        socket.set(zmq.CURVE_SERVERKEY, self.public)
+        try:
+            yield
+        finally:
+            socket.set(zmq.CURVE_SERVER, 0)
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Say whether a peer that proved to hold `key` (32 bytes, z85) is one of us."""
+        return key == self.public
+
+
+def new_keys(directory: Path) -> Path:
+    """Make a pair in `directory`, readable by its owner only; BusError rather than replace one."""
+    if (directory / f"{_NAME}.key_secret").exists():
+        raise BusError(f"{directory} holds keys already; choose another folder, or remove them first")
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for file in zmq.auth.create_certificates(directory, _NAME):
+            Path(file).chmod(0o600)
+    except OSError as error:
+        raise BusError(f"cannot write keys to {directory}: {error.strerror}") from error
+    return directory
+
+
+def load(directory: Path) -> Keys:
+    """Read the pair in `directory`; BusError if it is missing or others may read it."""
+    path = directory / f"{_NAME}.key_secret"
+    try:
+        if path.stat().st_mode & 0o077:
+            raise BusError(f"{path} is open to other users; run: chmod 600 {path}")
+        public, secret = zmq.auth.load_certificate(path)
+    except (OSError, ValueError) as error:
+        raise BusError(f"no keys in {directory}: {error}; make them with: perception keys new") from error
+    if secret is None:
+        raise BusError(f"{path} holds no secret key; make new ones with: perception keys new")
+    return Keys(public, secret)
+
+
+def authenticator(context: zmq.Context[zmq.Socket[bytes]], keys: Keys) -> ThreadAuthenticator:
+    """Start refusing, on all sockets of `context`, peers that do not hold `keys`; stop it when done."""
+    guard = ThreadAuthenticator(context)
+    guard.start()
+    guard.configure_curve_callback(credentials_provider=keys)
+    return guard

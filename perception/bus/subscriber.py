@@ -1,0 +1,279 @@
+"""Subscribe to topics: a thread drains the socket all the time, the consumer takes what policy kept."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, Self
+
+import zmq
+
+from perception import topics
+from perception.bus import codec, endpoints
+from perception.bus.host import Runtime
+from perception.bus.mailbox import Mailbox
+from perception.errors import BusError, MalformedMessageError
+from perception.messages import Header, InputHealth, Message
+
+_LOG: Final = logging.getLogger(__name__)
+_RESCAN_MS: Final = 100
+_WAKE_MS: Final = 50
+_RECONNECT_MS: Final = 50
+_HEARTBEAT_MS: Final = 1000
+_LATEST_BACKLOG: Final = 8
+
+
+class Subscriber:
+    """Receives the topics that match some patterns. Iterate over it, plainly or with `async for`."""
+
+    def __init__(
+        self,
+        *patterns: str,
+        runtime: Runtime,
+        clock: Callable[[], int],
+        connect: Mapping[str, str] | None = None,
+        policies: Mapping[str, topics.Topic] | None = None,
+        insecure: bool = False,
+        keys: Path | None = None,
+    ) -> None:
+        """Connect and start draining.
+
+        Args:
+            patterns: topics, or beginnings of topics with a `*` at their end, such as `camera/*`.
+            runtime: the domain whose topics are followed.
+            clock: host time in ns.
+            connect: topic -> `tcp://HOST:PORT` of publishers that are not on this host.
+            policies: rows that replace those of the table of topics, by prefix: a recorder queues
+                what a display would skip.
+            insecure: allow endpoints off loopback without keys.
+            keys: folder of CURVE keys for all of `connect`.
+
+        Raises:
+            BusError: a pattern or endpoint is malformed or unsafe.
+        """
+        remote = dict(connect or {})
+        for topic, endpoint in remote.items():
+            topics.lookup(topic)
+            endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
+        self._clock = clock
+        self._inbox = _Inbox(Mailbox(policies))
+        drain = _Drain(_checked(patterns), runtime, clock, remote, self._inbox)
+        thread = threading.Thread(target=drain.run, name=f"bus {' '.join(patterns)}", daemon=True)
+        self._finalizer = weakref.finalize(self, _stop, self._inbox, thread)
+        thread.start()
+
+    def receive(self, timeout_s: float | None = None) -> Message[Header] | None:
+        """Return the next message; None if none came in time, or if the subscriber is closed."""
+        return self._inbox.take(timeout_s)
+
+    def __iter__(self) -> Iterator[Message[Header]]:
+        while (message := self.receive()) is not None:
+            yield message
+
+    async def __aiter__(self) -> AsyncIterator[Message[Header]]:
+        while (message := await self._inbox.take_async()) is not None:
+            yield message
+
+    def health(self) -> dict[str, InputHealth]:
+        """Return the exact account of every topic, by topic."""
+        return self._inbox.health(self._clock())
+
+    def close(self) -> None:
+        """Disconnect. Who waits for a message gets None."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class _Inbox:
+    """The mailbox, shared by the draining thread and any number of waiting threads and tasks."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._changed = threading.Condition()
+        self._futures: set[asyncio.Future[None]] = set()
+        self.closed = threading.Event()
+
+    def put(self, message: Message[Header]) -> None:
+        with self._changed:
+            self._mailbox.put(message)
+            self._wake()
+
+    def refuse(self, topic: str) -> None:
+        with self._changed:
+            self._mailbox.refuse(topic)
+
+    def expect(self, topic: str) -> None:
+        with self._changed:
+            self._mailbox.expect(topic)
+
+    def close(self) -> None:
+        with self._changed:
+            self.closed.set()
+            self._wake()
+
+    def take(self, timeout_s: float | None) -> Message[Header] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._mailbox) or self.closed.is_set(), timeout_s)
+            return None if self.closed.is_set() else self._mailbox.take()
+
+    async def take_async(self) -> Message[Header] | None:
+        while True:
+            with self._changed:
+                if self.closed.is_set():
+                    return None
+                message = self._mailbox.take()
+                if message is not None:
+                    return message
+                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._futures.add(future)
+            try:
+                await future
+            finally:
+                with self._changed:
+                    self._futures.discard(future)
+
+    def health(self, now_ns: int) -> dict[str, InputHealth]:
+        with self._changed:
+            return self._mailbox.health(now_ns)
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        for future in self._futures:
+            with contextlib.suppress(RuntimeError):  # its loop has ended meanwhile
+                future.get_loop().call_soon_threadsafe(_resolve, future)
+        self._futures.clear()
+
+
+class _Drain:
+    """The thread's side: owns the socket, never refers to the Subscriber, so that may be collected."""
+
+    def __init__(
+        self,
+        patterns: tuple[str, ...],
+        runtime: Runtime,
+        clock: Callable[[], int],
+        remote: Mapping[str, str],
+        inbox: _Inbox,
+    ) -> None:
+        self._patterns = patterns
+        self._runtime = runtime
+        self._clock = clock
+        self._inbox = inbox
+        self._connected: set[str] = set()
+        self._complained: set[str] = set()
+        self._follows = any(pattern.endswith("*") for pattern in patterns)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        try:
+            self._open(remote)
+        except BaseException:
+            self._close()
+            raise
+
+    def run(self) -> None:
+        """Drain until the inbox is closed."""
+        next_scan = time.monotonic()
+        try:
+            while not self._inbox.closed.is_set():
+                if self._follows and time.monotonic() >= next_scan:
+                    self._scan()
+                    next_scan = time.monotonic() + _RESCAN_MS / 1e3
+                with contextlib.suppress(zmq.Again):
+                    parts = self._socket.recv_multipart(copy=False)
+                    self._take_in([frame.buffer for frame in parts], self._clock())
+        finally:
+            self._inbox.close()
+            self._close()
+
+    def _open(self, remote: Mapping[str, str]) -> None:
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.set(zmq.RCVTIMEO, _WAKE_MS)
+        self._socket.set(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        self._socket.set(zmq.MAXMSGSIZE, codec.MAX_PART_BYTES)
+        for beginning in _filters(self._patterns):
+            self._socket.subscribe(beginning)
+        for topic, endpoint in remote.items():
+            if self._wants(topic):
+                self._socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)  # a dead host sends no goodbye
+                self._connect(topic, endpoint)
+        self._socket.set(zmq.HEARTBEAT_IVL, 0)
+        for pattern in self._patterns:
+            if not pattern.endswith("*") and pattern not in remote:
+                self._connect(pattern, self._runtime.ipc_endpoint(pattern))
+
+    def _scan(self) -> None:
+        for topic in self._runtime.topics():
+            if topic not in self._connected and self._wants(topic):
+                self._connect(topic, self._runtime.ipc_endpoint(topic))
+
+    def _connect(self, topic: str, endpoint: str) -> None:
+        row = topics.lookup(topic)
+        self._socket.set(zmq.RCVHWM, row.depth if row.policy == "queue" else _LATEST_BACKLOG)
+        try:
+            self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            raise BusError(f"{topic}: cannot connect to {endpoint}: {error.strerror}") from error
+        self._connected.add(topic)
+        self._inbox.expect(topic)
+
+    def _wants(self, topic: str) -> bool:
+        return any(
+            topic.startswith(pattern[:-1]) if pattern.endswith("*") else topic == pattern
+            for pattern in self._patterns
+        )
+
+    def _take_in(self, parts: list[memoryview], received_ns: int) -> None:
+        topic = bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]).decode("utf-8", "replace")
+        if topic not in self._connected:
+            return  # ZeroMQ matches beginnings: camera/a also lets camera/ab through
+        try:
+            self._inbox.put(codec.decode(parts, received_ns=received_ns))
+        except MalformedMessageError as error:
+            self._inbox.refuse(topic)
+            if topic not in self._complained:
+                self._complained.add(topic)
+                _LOG.warning("refused a message: %s; further ones are only counted", error)
+
+    def _close(self) -> None:
+        self._socket.close()
+        self._context.term()
+
+
+def _stop(inbox: _Inbox, thread: threading.Thread) -> None:
+    inbox.close()
+    if thread is not threading.current_thread() and thread.ident is not None:
+        thread.join()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in patterns:
+        if not pattern.endswith("*"):
+            topics.lookup(pattern)
+        elif pattern != "*" and pattern.partition("/")[0] not in topics.TOPICS:
+            kinds = ", ".join(f"{prefix}/*" for prefix in topics.TOPICS)
+            raise BusError(f"'{pattern[:80]}' matches no topic; try '*' or one of {kinds}")
+    if not patterns:
+        raise BusError("nothing to subscribe to; name at least one topic, such as state/fused")
+    return patterns
+
+
+def _filters(patterns: tuple[str, ...]) -> set[str]:
+    """Return the fewest beginnings that cover `patterns`, so that no topic is subscribed to twice."""
+    beginnings = {pattern.removesuffix("*") for pattern in patterns}
+    return {
+        one for one in beginnings if not any(one != other and one.startswith(other) for other in beginnings)
+    }
