@@ -1,0 +1,101 @@
+"""Fusion heads on disk: a folder with `config.json` and `model.safetensors`, laid out as on the Hub."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from perception.errors import ProfileError, WeightsError
+from perception.models.fusion import FeatureFusion, ModelFusion
+from perception.models.weights import load_into, local_state, seeded, source_of, weights_hash
+from perception.profile import LAUNCH_DIR, HeadConfig
+
+__all__ = ["Head", "build_head", "check_branches", "config_hash", "load_head", "weights_hash"]
+
+Head = FeatureFusion | ModelFusion
+KINDS: Final[dict[str, type[FeatureFusion] | type[ModelFusion]]] = {
+    "feature": FeatureFusion,
+    "model": ModelFusion,
+}
+
+
+def load_head(folder: Path | str) -> Head:
+    """Load a head as `save_pretrained` wrote it, on the CPU, in evaluation mode.
+
+    Raises:
+        WeightsError: no checkpoint there, or its configuration and its weights do not fit each other.
+    """
+    path = Path(folder).expanduser()
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{path}: no fusion head there; expected a folder with config.json and model.safetensors"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path / 'config.json'}: unreadable: {error}") from error
+    kind = config.pop("kind", None) if isinstance(config, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        kinds = ", ".join(KINDS)
+        raise WeightsError(
+            f"{path}: no fusion head: kind is {kind!r} in config.json, expected one of {kinds}"
+        )
+    try:
+        head = KINDS[kind](**config)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise WeightsError(
+            f"{path / 'config.json'}: not the configuration of a {kind} head: {error}"
+        ) from error
+    load_into(head, local_state(path / "model.safetensors"), path)
+    return head.eval()
+
+
+def build_head(config: HeadConfig, dims: Mapping[str, int], *, device: torch.device, seed: int) -> Head:
+    """Return the head a profile asks for, fitted to the encoders' dims, on its device, for inference.
+
+    A relative checkpoint folder is looked for here, then beside the profiles that ship.
+
+    Raises:
+        ProfileError: a random head lacks its classes, or the checkpoint's branches are not the encoders.
+        WeightsError: see load_head.
+    """
+    source, path = source_of(config.weights)
+    if source == "pretrained":
+        raise ProfileError("fusion.head.weights: give a checkpoint folder or 'random'")
+    if source == "random":
+        if len(config.classes) < 2:
+            raise ProfileError("fusion.head.classes: a random head needs at least two classes")
+        with seeded(seed):
+            head: Head = KINDS[config.kind](dict(dims), config.classes).eval()
+    else:
+        head = load_head(path if path.exists() else LAUNCH_DIR / path)
+        check_branches(head, dims)
+    return head.requires_grad_(False).to(device)
+
+
+def check_branches(head: Head, dims: Mapping[str, int]) -> None:
+    """Raise ProfileError, naming what differs, unless these encoders are the ones the head was trained on."""
+    problems = [
+        *(
+            f"it was trained with encoder '{name}', which is missing"
+            for name in head.dims
+            if name not in dims
+        ),
+        *(f"it does not know encoder '{name}'" for name in sorted(dims) if name not in head.dims),
+        *(
+            f"encoder '{name}' gives {dims[name]} features, it was trained with {dim}"
+            for name, dim in head.dims.items()
+            if name in dims and dims[name] != dim
+        ),
+    ]
+    if problems:
+        raise ProfileError(f"fusion.head does not fit fusion.encoders: {'; '.join(problems)}")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return the sha256 of plain configuration data as JSON with sorted keys."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

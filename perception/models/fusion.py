@@ -1,0 +1,292 @@
+"""Fusion of the branches' features into class scores, at the feature level or at the model level.
+
+Feature level: F(x) = f1(x1) (+) ... (+) fn(xn), concatenated, then one head. Model level: complete
+models M1 ... Mn, each with class scores of its own, whose outputs are combined. Both take any
+presence pattern; with nothing present they answer the class prior. Branches are ordered by name.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from torch import nn
+
+from perception.models.heads import HEADS, HeadName, mlp
+from perception.models.missing import MISSING, MissingName, ModalityDropout, columns
+from perception.models.pooling import LogLinearPool
+
+BranchName = Literal["linear", "mlp"]
+CombineName = Literal["head", "pool"]
+MAX_DEVIATIONS: Final = 10.0
+"""Standardised features are clipped here, so one wild value cannot drown all others."""
+MAX_AGE_S: Final = 10.0
+CARD: Final = """---
+{{ card_data }}
+---
+Fusion head of the perception library. Load it with `perception.models.load_head(folder)`.
+"""
+
+
+class FusionHead(nn.Module, PyTorchModelHubMixin, library_name="perception", model_card_template=CARD):
+    """What both levels share: branches and classes, input standardisation, the class prior, checkpoints."""
+
+    kind: ClassVar[Literal["feature", "model"]]
+    mean: torch.Tensor
+    std: torch.Tensor
+    log_prior: torch.Tensor
+    columns: torch.Tensor
+
+    def __init__(
+        self, dims: Mapping[str, int], classes: Sequence[str], modality_dropout: float, **options: Any
+    ) -> None:
+        super().__init__()
+        self.branches: tuple[str, ...] = tuple(sorted(dims))
+        self.dims: dict[str, int] = {name: dims[name] for name in self.branches}
+        self.classes: tuple[str, ...] = tuple(classes)
+        if not self.branches or min(dims.values()) < 1 or len(self.classes) < 2:
+            raise ValueError("a fusion head needs at least one branch with features and two classes")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes repeat: {', '.join(self.classes)}")
+        self._options = {"modality_dropout": modality_dropout, **options}
+        self.modality_dropout = ModalityDropout(modality_dropout)
+        total = sum(self.dims.values())
+        self.register_buffer("mean", torch.zeros(total))
+        self.register_buffer("std", torch.ones(total))
+        self.register_buffer("log_prior", torch.full((len(classes),), 1 / len(classes)).log())
+        self.register_buffer("columns", columns(tuple(self.dims.values())), persistent=False)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Everything needed to build this head again, as stored in config.json."""
+        return {"kind": self.kind, "dims": self.dims, "classes": list(self.classes), **self._options}
+
+    def fit_statistics(
+        self, features: Mapping[str, torch.Tensor], present: torch.Tensor, labels: torch.Tensor
+    ) -> None:
+        """Fit standardisation on the rows present, and the class prior, from the training set.
+
+        Args:
+            features: per branch (N, dim) float32; rows of absent branches do not matter.
+            present: (N, M) bool, columns in the order of `branches`.
+            labels: (N,) int64 class indices.
+        """
+        mask = present[:, self.columns]
+        x = torch.where(mask, self._concatenate(features, len(present)), 0.0).double()
+        count = mask.sum(dim=0).clamp_min(1)
+        mean = x.sum(dim=0) / count
+        variance = ((x - mean).square() * mask).sum(dim=0) / count
+        constant = variance.sqrt() < 1e-6
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(constant, 1.0, variance.sqrt()))
+        counts = (
+            torch.bincount(labels, minlength=len(self.classes)) + 1
+        )  # a class never seen is not impossible
+        self.log_prior.copy_((counts / counts.sum()).log())
+
+    def _inputs(
+        self, features: Mapping[str, torch.Tensor], present: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return standardised features (B, D), zero where absent, and presence (B, M)."""
+        if present.ndim != 2 or present.shape[1] != len(self.branches):
+            got = tuple(present.shape)
+            raise ValueError(f"presence is {got}, expected (batch, {len(self.branches)}): {self.branches}")
+        given = [name in features for name in self.branches]
+        if not all(given):
+            present = present & torch.tensor(given, device=present.device)
+        present = self.modality_dropout(present)
+        x = (self._concatenate(features, len(present)) - self.mean) / self.std
+        x = x.clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
+        return torch.where(present[:, self.columns], x, 0.0), present
+
+    def _concatenate(self, features: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
+        for name, dim in self.dims.items():
+            if name in features and features[name].shape != (batch, dim):
+                got = tuple(features[name].shape)
+                raise ValueError(f"branch '{name}': features are {got}, expected {(batch, dim)}")
+        empty = self.mean.new_zeros(1)
+        return torch.cat(
+            [
+                features[name] if name in features else empty.expand(batch, dim)
+                for name, dim in self.dims.items()
+            ],
+            dim=1,
+        )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        text = json.dumps(self.config, indent=2, sort_keys=True)
+        (save_directory / "config.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def _from_pretrained(cls, **options: Any) -> Self:
+        head: Self = super()._from_pretrained(**{"strict": True, **options})
+        return head
+
+
+class FeatureFusion(FusionHead):
+    """Concatenate the branches' features, presence and, if asked, ages; one head makes class scores.
+
+    Args:
+        dims: features per branch.
+        classes: their names.
+        head: `linear`, `mlp`, or `gated` (one gate per branch, closed where absent).
+        hidden: width inside `mlp` and `gated`.
+        dropout: inside the head, in training.
+        missing: what stands in for an absent branch.
+        modality_dropout: probability with which training hides a branch.
+        use_ages: also show the head how old each branch's data is.
+    """
+
+    kind = "feature"
+
+    def __init__(
+        self,
+        dims: dict[str, int],
+        classes: Sequence[str],
+        head: HeadName = "linear",
+        hidden: int = 64,
+        dropout: float = 0.0,
+        missing: MissingName = "token",
+        modality_dropout: float = 0.0,
+        use_ages: bool = False,
+    ) -> None:
+        super().__init__(
+            dims,
+            classes,
+            modality_dropout,
+            head=head,
+            hidden=hidden,
+            dropout=dropout,
+            missing=missing,
+            use_ages=use_ages,
+        )
+        widths = tuple(self.dims.values())
+        self.use_ages = use_ages
+        self.missing = MISSING[missing](widths)
+        context = len(widths) * (2 if use_ages else 1)
+        self.head = HEADS[head](widths, context, len(self.classes), hidden, dropout)
+
+    def forward(
+        self,
+        features: Mapping[str, torch.Tensor],
+        present: torch.Tensor,
+        ages_s: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return logits (B, C).
+
+        Args:
+            features: per branch (B, dim) float32. A branch left out counts as absent.
+            present: (B, M) bool, columns in the order of `branches`.
+            ages_s: (B, M) seconds, only read where present; needed if `use_ages`.
+        """
+        x, present = self._inputs(features, present)
+        context = [present.to(x.dtype)]
+        if self.use_ages:
+            if ages_s is None:
+                raise ValueError("this head was trained with ages: give ages_s")
+            context.append(torch.where(present, ages_s.clamp(0, MAX_AGE_S), 0.0).log1p())
+        logits: torch.Tensor = self.head(self.missing(x, present), torch.cat(context, dim=1), present)
+        return torch.where(present.any(dim=1, keepdim=True), logits, self.log_prior)
+
+    def auxiliary_loss(
+        self, features: Mapping[str, torch.Tensor], present: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what the missing-modality strategy wants minimised besides the NLL."""
+        loss: torch.Tensor = self.missing.auxiliary_loss(*self._inputs(features, present))
+        return loss
+
+
+class ModelFusion(FusionHead):
+    """Complete models, one per branch, whose class scores are concatenated and combined.
+
+    Args:
+        dims: features per branch.
+        classes: their names.
+        branch: each model on its features, `linear` or `mlp`.
+        combine: `pool`, the calibrated log-linear pool, or `head`, a learned linear layer.
+        hidden: width inside `mlp`.
+        dropout: inside `mlp`, in training.
+        modality_dropout: probability with which training hides a branch.
+    """
+
+    kind = "model"
+
+    def __init__(
+        self,
+        dims: dict[str, int],
+        classes: Sequence[str],
+        branch: BranchName = "linear",
+        combine: CombineName = "pool",
+        hidden: int = 64,
+        dropout: float = 0.0,
+        modality_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(
+            dims, classes, modality_dropout, branch=branch, combine=combine, hidden=hidden, dropout=dropout
+        )
+        count = len(self.classes)
+        self.models = nn.ModuleList(
+            nn.Linear(dim, count) if branch == "linear" else mlp(dim, hidden, count, dropout)
+            for dim in self.dims.values()
+        )
+        self.pool = LogLinearPool(len(self.models), count)
+        self.head = nn.Linear(len(self.models) * (count + 1), count) if combine == "head" else None
+
+    def forward(
+        self,
+        features: Mapping[str, torch.Tensor],
+        present: torch.Tensor,
+        ages_s: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return logits (B, C); arguments as in FeatureFusion. Ages do not enter."""
+        x, present = self._inputs(features, present)
+        logits = self._branch_logits(x)
+        if self.head is None:
+            pooled: torch.Tensor = self.pool(logits, present)
+            return pooled
+        # An absent branch says what is known without it: the prior.
+        said = torch.where(present[:, :, None], F.log_softmax(logits, dim=-1), self.log_prior)
+        combined: torch.Tensor = self.head(torch.cat([said.flatten(1), present.to(x.dtype)], dim=1))
+        return torch.where(present.any(dim=1, keepdim=True), combined, self.log_prior)
+
+    def branch_scores(self, features: Mapping[str, torch.Tensor], present: torch.Tensor) -> torch.Tensor:
+        """Return each branch's own class probabilities (B, M, C), calibrated; the prior where absent."""
+        x, present = self._inputs(features, present)
+        log_p = self.pool.calibrated(self._branch_logits(x))
+        return torch.where(present[:, :, None], log_p, self.log_prior).exp()
+
+    def auxiliary_loss(
+        self, features: Mapping[str, torch.Tensor], present: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the mean NLL of the branches present, so that each is a complete model of its own."""
+        x, present = self._inputs(features, present)
+        log_p = F.log_softmax(self._branch_logits(x), dim=-1)
+        nll = -log_p.gather(2, labels[:, None, None].expand(-1, log_p.shape[1], 1)).squeeze(2)
+        return (nll * present).sum() / present.sum().clamp_min(1)
+
+    def fit_statistics(
+        self, features: Mapping[str, torch.Tensor], present: torch.Tensor, labels: torch.Tensor
+    ) -> None:
+        """See FusionHead; the pool takes the same prior."""
+        super().fit_statistics(features, present, labels)
+        self.pool.log_prior.copy_(self.log_prior)
+
+    @torch.no_grad()
+    def calibrate(
+        self, features: Mapping[str, torch.Tensor], present: torch.Tensor, labels: torch.Tensor
+    ) -> None:
+        """Fit the pool's temperatures, then its weights, on validation data in evaluation mode."""
+        if self.training:
+            raise ValueError("calibrate after head.eval(): dropout must not enter")
+        x, present = self._inputs(features, present)
+        logits = self._branch_logits(x)
+        self.pool.fit_temperatures(logits, present, labels)
+        self.pool.fit_weights(logits, present, labels)
+
+    def _branch_logits(self, x: torch.Tensor) -> torch.Tensor:
+        parts = torch.split(x, list(self.dims.values()), dim=1)
+        return torch.stack([model(part) for model, part in zip(self.models, parts, strict=True)], dim=1)

@@ -1,0 +1,147 @@
+"""What stands in for a modality that is absent, and how training prepares for it.
+
+A strategy takes the branches' standardised features side by side, absent ones already zero, and
+returns them with the gaps filled.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import torch
+from torch import nn
+
+MissingName = Literal["drop", "zero", "mean", "predict", "token"]
+
+
+def columns(dims: Sequence[int]) -> torch.Tensor:
+    """Return which branch each of the D features belongs to, (D,): `present[:, columns]` is (B, D)."""
+    return torch.arange(len(dims)).repeat_interleave(torch.tensor(dims))
+
+
+class Missing(nn.Module):
+    """Base of the strategies, and the plainest: an absent branch stays zero.
+
+    Args:
+        dims: features per branch, in the order of the columns.
+    """
+
+    columns: torch.Tensor
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("columns", columns(dims), persistent=False)
+
+    def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Fill the gaps of x (B, D), zero where absent, by presence (B, M) bool."""
+        return x
+
+    def auxiliary_loss(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Return what training has to minimise besides the head's loss; zero where there is nothing."""
+        return x.new_zeros(())
+
+
+class Zero(Missing):
+    """An absent branch is zero, which after standardisation is its mean."""
+
+
+class Drop(Missing):
+    """Absent branches leave; the rest grows by sqrt(D / D_present).
+
+    Standardised features have unit variance, so the expected norm of what the head sees stays sqrt(D).
+    """
+
+    def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """See Missing."""
+        share = present[:, self.columns].to(x.dtype).mean(dim=1, keepdim=True)  # (B, 1)
+        return x * share.clamp_min(1 / x.shape[1]).rsqrt()
+
+
+class Mean(Missing):
+    """An absent branch is its running mean over everything seen while training."""
+
+    mean: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        super().__init__(dims)
+        self.register_buffer("mean", torch.zeros(sum(dims)))
+        self.register_buffer("count", torch.zeros(sum(dims)))
+
+    def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """See Missing; in training mode the batch first enters the mean."""
+        mask = present[:, self.columns]
+        if self.training:
+            with torch.no_grad():
+                seen = mask.sum(dim=0)
+                self.count += seen
+                self.mean += ((x - self.mean) * mask).sum(dim=0) / self.count.clamp_min(1)
+        return torch.where(mask, x, self.mean)
+
+
+class Predict(Missing):
+    """An absent branch is regressed linearly from the present ones."""
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        super().__init__(dims)
+        width = sum(dims) + len(dims)
+        self.regressors = nn.ModuleList(nn.Linear(width, dim) for dim in dims)
+
+    def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """See Missing."""
+        return torch.where(present[:, self.columns], x, self._predict(x, present))
+
+    def auxiliary_loss(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of each present branch as predicted from the others."""
+        mask = present[:, self.columns]
+        error = ((self._predict(x, present) - x).square() * mask).sum()
+        return error / mask.sum().clamp_min(1)
+
+    def _predict(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Predict every branch from all but itself: (B, D)."""
+        predictions = []
+        for index, regressor in enumerate(self.regressors):
+            others = present.clone()
+            others[:, index] = False
+            known = torch.where(others[:, self.columns], x, 0.0)
+            predictions.append(regressor(torch.cat([known, others.to(x.dtype)], dim=1)))
+        return torch.cat(predictions, dim=1)
+
+
+class Token(Missing):
+    """An absent branch is a learned vector, which starts as its mean."""
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        super().__init__(dims)
+        self.token = nn.Parameter(torch.zeros(sum(dims)))
+
+    def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """See Missing."""
+        return torch.where(present[:, self.columns], x, self.token)
+
+
+MISSING: Final[dict[MissingName, type[Missing]]] = {
+    "drop": Drop,
+    "zero": Zero,
+    "mean": Mean,
+    "predict": Predict,
+    "token": Token,
+}
+
+
+class ModalityDropout(nn.Module):
+    """Hide each present branch with probability `p` while training, but never all of them."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"modality dropout of {p}: expected 0 <= p < 1")
+        self.p = p
+
+    def forward(self, present: torch.Tensor) -> torch.Tensor:
+        """Return a presence mask (B, M) with some branches hidden; unchanged outside training."""
+        if not self.training or self.p == 0:
+            return present
+        draw = torch.rand(present.shape, device=present.device)
+        best = torch.where(present, draw, -1.0).argmax(dim=1, keepdim=True)
+        kept = (draw >= self.p).scatter(1, best, True)
+        return present & kept

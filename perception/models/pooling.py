@@ -1,0 +1,97 @@
+"""Calibrated log-linear pool of class scores.
+
+    log p(y|x) = sum_m w_m log p_m(y|x_m) - (sum_m w_m - 1) log p(y) + c
+
+Each branch has a temperature (Guo et al. 2017, "On Calibration of Modern Neural Networks") and a
+weight; a missing branch weighs 0, and the class prior, which every branch has learned, counts once.
+With all weights 1 this is Bayes' rule for conditionally independent branches.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+MAX_ITERATIONS: Final = 200
+PULL: Final = 1e-4
+"""Faint quadratic pull of log-temperatures to 0 and weights to 1: without it, validation data that the
+branches separate perfectly would send both to infinity."""
+
+
+class LogLinearPool(nn.Module):
+    """Combine M branches' scores over C classes; its numbers are fitted, not trained."""
+
+    temperature: torch.Tensor
+    weight: torch.Tensor
+    log_prior: torch.Tensor
+
+    def __init__(self, branches: int, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("temperature", torch.ones(branches))
+        self.register_buffer("weight", torch.ones(branches))
+        self.register_buffer("log_prior", torch.full((classes,), 1 / classes).log())
+
+    def calibrated(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return each branch's log-probabilities at its temperature, (B, M, C)."""
+        return F.log_softmax(logits / self.temperature[:, None], dim=-1)
+
+    def forward(self, logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Pool logits (B, M, C) of the branches present (B, M) into log-probabilities (B, C).
+
+        What stands at absent branches does not matter; with none present the result is the prior.
+        """
+        return self._pool(self.calibrated(_known(logits, present)), present, self.weight)
+
+    def fit_temperatures(self, logits: torch.Tensor, present: torch.Tensor, labels: torch.Tensor) -> None:
+        """Minimise each branch's own NLL on validation logits (N, M, C); labels (N,) int64."""
+        for branch in range(logits.shape[1]):
+            rows = present[:, branch]
+            if not rows.any():
+                continue
+            own, targets = logits[rows, branch].double().detach(), labels[rows]
+
+            def nll(log_t: torch.Tensor, own: torch.Tensor = own, to: torch.Tensor = targets) -> torch.Tensor:
+                return F.cross_entropy(own / log_t.exp(), to) + PULL * log_t.square()
+
+            self.temperature[branch] = _minimise(nll, own.new_zeros(())).exp()
+
+    def fit_weights(self, logits: torch.Tensor, present: torch.Tensor, labels: torch.Tensor) -> None:
+        """Minimise the pool's NLL over non-negative weights, temperatures as they are."""
+        log_p = self.calibrated(_known(logits, present)).double().detach()
+
+        def nll(raw: torch.Tensor) -> torch.Tensor:
+            weight = F.softplus(raw)
+            pull = PULL * (weight - 1).square().sum()
+            return F.nll_loss(self._pool(log_p, present, weight), labels) + pull
+
+        start = log_p.new_ones(len(self.weight)).expm1().log()  # softplus of this is 1
+        self.weight.copy_(F.softplus(_minimise(nll, start)))
+
+    def _pool(self, log_p: torch.Tensor, present: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        w = present.to(log_p.dtype) * weight.to(log_p.dtype)  # (B, M)
+        excess = w.sum(dim=1, keepdim=True) - 1  # (B, 1)
+        prior = self.log_prior.to(log_p.dtype)
+        return F.log_softmax((w[:, :, None] * log_p).sum(dim=1) - excess * prior, dim=-1)
+
+
+def _known(logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    return torch.where(present[:, :, None], logits, 0.0)
+
+
+def _minimise(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor) -> torch.Tensor:
+    point = start.clone().requires_grad_()
+    optimiser = torch.optim.LBFGS(
+        [point], max_iter=MAX_ITERATIONS, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        value = loss(point)
+        torch.autograd.backward(value)
+        return value
+
+    with torch.enable_grad():
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return point.detach()

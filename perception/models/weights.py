@@ -1,0 +1,184 @@
+"""Where weights come from: torchvision, the Hub, a local folder or file, or a seeded generator.
+
+Nothing here unpickles: safetensors, or `torch.load(weights_only=True)`. What is missing while offline
+is one WeightsError that says what, where it was looked for, and what to do.
+"""
+
+import hashlib
+import re
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.error import HTTPError
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from perception.errors import WeightsError
+
+OFFLINE_TIMEOUT_S: Final = 5.0
+HUB_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model")
+State = dict[str, torch.Tensor]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from a CPU generator of this seed inside; the global one is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """Return the sha256 over names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def source_of(weights: str | None) -> tuple[Literal["pretrained", "random", "local"], Path]:
+    """Tell what a profile's `weights` means; the path only matters if it is local."""
+    if weights is None or weights == "pretrained":
+        return "pretrained", Path()
+    if weights == "random":
+        return "random", Path()
+    return "local", Path(weights).expanduser()
+
+
+def local_state(path: Path) -> State:
+    """Read a state dict from a `.safetensors`, `.pth` or `.pt` file, or a folder's `model.safetensors`."""
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such weights file; give a .safetensors or .pth file or its folder")
+    try:
+        loaded: Any = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
+    except SafetensorError as error:
+        raise WeightsError(f"{file}: not a safetensors file ({error}); fetch or save it again") from error
+    except Exception as error:  # the unpickler of torch raises whatever the bytes lead it to
+        raise WeightsError(
+            f"{file}: refused: only plain tensors are loaded, nothing is unpickled; save it as .safetensors"
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise WeightsError(f"{file}: holds no state dict of tensors; save model.state_dict() as .safetensors")
+    return loaded
+
+
+def load_into(module: nn.Module, state: Mapping[str, torch.Tensor], where: object) -> None:
+    """Load every weight, none missing and none left over; WeightsError names what does not fit."""
+    expected = module.state_dict()
+    problems = [
+        *(f"{name} is missing" for name in expected if name not in state),
+        *(f"{name} is unknown" for name in state if name not in expected),
+        *(
+            f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in state and state[name].shape != tensor.shape
+        ),
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        kind = type(module).__name__
+        raise WeightsError(f"{where}: not the weights of this {kind}: {', '.join(problems[:3])}{more}")
+    module.load_state_dict(dict(state))
+
+
+def url_state(url: str) -> State:
+    """Fetch a torchvision weight once, with progress, and check its hash each time it is read.
+
+    The file name carries the first digits of the sha256 (`resnet18-f37072fd.pth`); a cached file that
+    does not match it any more is refused.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    prefix = _hash_prefix(file)
+    if not file.is_file():
+        _fetch(url, file, prefix)
+    elif prefix and not _sha256(file).startswith(prefix):
+        raise WeightsError(f"{file}: its content does not match its hash; delete it and start again")
+    return local_state(file)
+
+
+def hub_folder(repository: str, revision: str | None = None) -> Path:
+    """Return the local folder of a Hub repository, fetching it if it is not complete in the cache."""
+    options: dict[str, Any] = {"revision": revision, "allow_patterns": list(HUB_FILES)}
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True, **options))
+        if not _complete(folder):
+            folder = Path(snapshot_download(repository, etag_timeout=OFFLINE_TIMEOUT_S, **options))
+    except LocalEntryNotFoundError:
+        folder = _download(repository, options)
+    except HFValidationError as error:
+        raise WeightsError(
+            f"'{repository}' is neither a folder here nor a Hub name such as ORG/NAME"
+        ) from error
+    except (OSError, HfHubHTTPError) as error:
+        raise _unreachable(repository, error) from error
+    if not _complete(folder):
+        raise WeightsError(f"{repository}: holds no config.json with .safetensors weights; convert it first")
+    _check_blobs(folder)
+    return folder
+
+
+def _download(repository: str, options: dict[str, Any]) -> Path:
+    try:
+        return Path(snapshot_download(repository, etag_timeout=OFFLINE_TIMEOUT_S, **options))
+    except (OSError, HfHubHTTPError) as error:
+        raise _unreachable(repository, error) from error
+
+
+def _unreachable(repository: str, error: Exception) -> WeightsError:
+    reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+    return WeightsError(
+        f"{repository}: not in the Hugging Face cache and not reachable ({reason}); go online once, "
+        "or set weights to a local folder or 'random'"
+    )
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def _check_blobs(folder: Path) -> None:
+    """The cache names each large file by its sha256."""
+    for file in folder.glob("*.safetensors"):
+        expected = file.resolve().name
+        if re.fullmatch(r"[0-9a-f]{64}", expected) and _sha256(file) != expected:
+            raise WeightsError(f"{file}: its content does not match its hash; delete {file.resolve()}")
+
+
+def _fetch(url: str, file: Path, prefix: str) -> None:
+    try:
+        # torch's own download has no time limit: ask first whether anything answers.
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=OFFLINE_TIMEOUT_S).close()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), prefix or None)
+    except HTTPError as error:
+        raise WeightsError(f"{url}: the server answers {error.code} {error.reason}") from error
+    except RuntimeError as error:
+        raise WeightsError(f"{url}: what arrived does not match its hash; try again") from error
+    except OSError as error:
+        raise WeightsError(
+            f"{file.name}: not in {file.parent} and {url} is not reachable; go online once, put the file "
+            "there, or set weights to a local file or 'random'"
+        ) from error
+
+
+def _hash_prefix(file: Path) -> str:
+    match = re.search(r"-([0-9a-f]{8,})\.", file.name)
+    return match.group(1) if match else ""
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
