@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import zmq
 from typing_extensions import Buffer
@@ -15,6 +15,9 @@ from perception.bus import codec, endpoints
 from perception.bus.host import Runtime
 from perception.errors import BusError
 from perception.messages import Header
+
+if TYPE_CHECKING:
+    from zmq.auth.thread import ThreadAuthenticator
 
 _LINGER_MS: Final = 1000
 _COPY_BELOW_BYTES: Final = 64 * 1024  # handing a buffer over costs more than copying a small one
@@ -67,6 +70,7 @@ class Publisher:
         self._socket.set(zmq.SNDHWM, row.depth if row.policy == "queue" else _LATEST_BACKLOG)
         self._socket.set(zmq.XPUB_VERBOSER, 1)  # report every subscription, so that they can be counted
         self._socket.set(zmq.MAXMSGSIZE, topics.MAX_TOPIC_LENGTH + 1)  # readers send subscriptions only
+        self._guard: ThreadAuthenticator | None = None
         self.endpoint: str | None = None
         try:
             self._bind(runtime.ipc_endpoint(topic))
@@ -126,6 +130,8 @@ class Publisher:
         """Send what is still on its way, for a second at most, and give the topic back."""
         with self._lock:
             self._socket.close()
+            if self._guard is not None:
+                self._guard.stop()
             self._context.term()
             self._claim.release()
 
@@ -146,7 +152,15 @@ class Publisher:
             raise BusError(f"{self.topic}: cannot bind {endpoint}: {error.strerror}") from error
 
     def _bind_tcp(self, endpoint: str, folder: Path | None) -> None:
-        self._bind(endpoint)
+        if folder is None:
+            self._bind(endpoint)
+        else:
+            from perception.bus import keys  # costs a process that needs none 40 ms of imports
+
+            pair = keys.load(folder)
+            self._guard = keys.authenticator(self._context, pair)
+            with pair.serving(self._socket):
+                self._bind(endpoint)
         self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def _count_subscribers(self) -> None:

@@ -1,6 +1,5 @@
 """Subscribe to topics: a thread drains the socket all the time, the consumer takes what policy kept."""
 
-import asyncio
 import contextlib
 import logging
 import threading
@@ -15,6 +14,7 @@ import zmq
 from perception import topics
 from perception.bus import codec, endpoints
 from perception.bus.host import Runtime
+from perception.bus.inbox import Inbox
 from perception.bus.mailbox import Mailbox
 from perception.errors import BusError, MalformedMessageError
 from perception.messages import Header, InputHealth, Message
@@ -60,8 +60,8 @@ class Subscriber:
             topics.lookup(topic)
             endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
         self._clock = clock
-        self._inbox = _Inbox(Mailbox(policies))
-        drain = _Drain(_checked(patterns), runtime, clock, remote, self._inbox)
+        self._inbox = Inbox(Mailbox(policies))
+        drain = _Drain(_checked(patterns), runtime, clock, remote, keys, self._inbox)
         thread = threading.Thread(target=drain.run, name=f"bus {' '.join(patterns)}", daemon=True)
         self._finalizer = weakref.finalize(self, _stop, self._inbox, thread)
         thread.start()
@@ -93,66 +93,6 @@ class Subscriber:
         self.close()
 
 
-class _Inbox:
-    """The mailbox, shared by the draining thread and any number of waiting threads and tasks."""
-
-    def __init__(self, mailbox: Mailbox) -> None:
-        self._mailbox = mailbox
-        self._changed = threading.Condition()
-        self._futures: set[asyncio.Future[None]] = set()
-        self.closed = threading.Event()
-
-    def put(self, message: Message[Header]) -> None:
-        with self._changed:
-            self._mailbox.put(message)
-            self._wake()
-
-    def refuse(self, topic: str) -> None:
-        with self._changed:
-            self._mailbox.refuse(topic)
-
-    def expect(self, topic: str) -> None:
-        with self._changed:
-            self._mailbox.expect(topic)
-
-    def close(self) -> None:
-        with self._changed:
-            self.closed.set()
-            self._wake()
-
-    def take(self, timeout_s: float | None) -> Message[Header] | None:
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._mailbox) or self.closed.is_set(), timeout_s)
-            return None if self.closed.is_set() else self._mailbox.take()
-
-    async def take_async(self) -> Message[Header] | None:
-        while True:
-            with self._changed:
-                if self.closed.is_set():
-                    return None
-                message = self._mailbox.take()
-                if message is not None:
-                    return message
-                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._futures.add(future)
-            try:
-                await future
-            finally:
-                with self._changed:
-                    self._futures.discard(future)
-
-    def health(self, now_ns: int) -> dict[str, InputHealth]:
-        with self._changed:
-            return self._mailbox.health(now_ns)
-
-    def _wake(self) -> None:
-        self._changed.notify_all()
-        for future in self._futures:
-            with contextlib.suppress(RuntimeError):  # its loop has ended meanwhile
-                future.get_loop().call_soon_threadsafe(_resolve, future)
-        self._futures.clear()
-
-
 class _Drain:
     """The thread's side: owns the socket, never refers to the Subscriber, so that may be collected."""
 
@@ -162,7 +102,8 @@ class _Drain:
         runtime: Runtime,
         clock: Callable[[], int],
         remote: Mapping[str, str],
-        inbox: _Inbox,
+        keys: Path | None,
+        inbox: Inbox,
     ) -> None:
         self._patterns = patterns
         self._runtime = runtime
@@ -174,7 +115,7 @@ class _Drain:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         try:
-            self._open(remote)
+            self._open(remote, keys)
         except BaseException:
             self._close()
             raise
@@ -194,26 +135,37 @@ class _Drain:
             self._inbox.close()
             self._close()
 
-    def _open(self, remote: Mapping[str, str]) -> None:
+    def _open(self, remote: Mapping[str, str], keys: Path | None) -> None:
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.RCVTIMEO, _WAKE_MS)
         self._socket.set(zmq.RECONNECT_IVL, _RECONNECT_MS)
         self._socket.set(zmq.MAXMSGSIZE, codec.MAX_PART_BYTES)
         for beginning in _filters(self._patterns):
             self._socket.subscribe(beginning)
-        for topic, endpoint in remote.items():
-            if self._wants(topic):
-                self._socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)  # a dead host sends no goodbye
-                self._connect(topic, endpoint)
-        self._socket.set(zmq.HEARTBEAT_IVL, 0)
+        self._connect_remote({topic: remote[topic] for topic in remote if self._wants(topic)}, keys)
         for pattern in self._patterns:
             if not pattern.endswith("*") and pattern not in remote:
                 self._connect(pattern, self._runtime.ipc_endpoint(pattern))
 
+    def _connect_remote(self, remote: Mapping[str, str], folder: Path | None) -> None:
+        encrypted: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if remote and folder is not None:
+            from perception.bus import keys  # costs a process that needs none 40 ms of imports
+
+            encrypted = keys.load(folder).connecting(self._socket)
+        self._socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)  # a dead host sends no goodbye
+        with encrypted:
+            for topic, endpoint in remote.items():
+                self._connect(topic, endpoint)
+        self._socket.set(zmq.HEARTBEAT_IVL, 0)
+
     def _scan(self) -> None:
         for topic in self._runtime.topics():
             if topic not in self._connected and self._wants(topic):
-                self._connect(topic, self._runtime.ipc_endpoint(topic))
+                try:
+                    self._connect(topic, self._runtime.ipc_endpoint(topic))
+                except BusError as error:
+                    self._complain(topic, f"cannot follow: {error}")
 
     def _connect(self, topic: str, endpoint: str) -> None:
         row = topics.lookup(topic)
@@ -239,24 +191,22 @@ class _Drain:
             self._inbox.put(codec.decode(parts, received_ns=received_ns))
         except MalformedMessageError as error:
             self._inbox.refuse(topic)
-            if topic not in self._complained:
-                self._complained.add(topic)
-                _LOG.warning("refused a message: %s; further ones are only counted", error)
+            self._complain(topic, f"refused a message: {error}; further ones are only counted")
+
+    def _complain(self, topic: str, text: str) -> None:
+        if topic not in self._complained:
+            self._complained.add(topic)
+            _LOG.warning("%s", text)
 
     def _close(self) -> None:
         self._socket.close()
         self._context.term()
 
 
-def _stop(inbox: _Inbox, thread: threading.Thread) -> None:
+def _stop(inbox: Inbox, thread: threading.Thread) -> None:
     inbox.close()
     if thread is not threading.current_thread() and thread.ident is not None:
         thread.join()
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,0 +1,80 @@
+"""A mailbox between the thread that fills it and the threads and tasks that wait for it."""
+
+import asyncio
+import contextlib
+import threading
+
+from perception.bus.mailbox import Mailbox
+from perception.messages import Header, InputHealth, Message
+
+
+class Inbox:
+    """A mailbox that one thread fills, and that any number of threads and tasks wait for."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._changed = threading.Condition()
+        self._futures: set[asyncio.Future[None]] = set()
+        self.closed = threading.Event()
+
+    def put(self, message: Message[Header]) -> None:
+        """Take in a message and wake who waits."""
+        with self._changed:
+            self._mailbox.put(message)
+            self._wake()
+
+    def refuse(self, topic: str) -> None:
+        """Count a message that cannot be used."""
+        with self._changed:
+            self._mailbox.refuse(topic)
+
+    def expect(self, topic: str) -> None:
+        """Keep an account of `topic`, even if nothing arrives."""
+        with self._changed:
+            self._mailbox.expect(topic)
+
+    def close(self) -> None:
+        """Let everyone who waits, now or later, get None."""
+        with self._changed:
+            self.closed.set()
+            self._wake()
+
+    def take(self, timeout_s: float | None) -> Message[Header] | None:
+        """Return the next message, None if none came in time or the inbox is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._mailbox) or self.closed.is_set(), timeout_s)
+            return None if self.closed.is_set() else self._mailbox.take()
+
+    async def take_async(self) -> Message[Header] | None:
+        """Return the next message without blocking the event loop, None once closed."""
+        while True:
+            with self._changed:
+                if self.closed.is_set():
+                    return None
+                message = self._mailbox.take()
+                if message is not None:
+                    return message
+                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._futures.add(future)
+            try:
+                await future
+            finally:
+                with self._changed:
+                    self._futures.discard(future)
+
+    def health(self, now_ns: int) -> dict[str, InputHealth]:
+        """Return the accounts by topic; ages are measured at `now_ns`."""
+        with self._changed:
+            return self._mailbox.health(now_ns)
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        for future in self._futures:
+            with contextlib.suppress(RuntimeError):  # its loop has ended meanwhile
+                future.get_loop().call_soon_threadsafe(_resolve, future)
+        self._futures.clear()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,116 @@
+"""The wire format for readers in any language: JSON Schemas and golden byte vectors, from the code."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from perception import messages, topics
+from perception.bus import codec
+
+_STAMP_NS: Final = 1_700_000_000_123_456_789  # needs 64 bits: a reader that goes through doubles is found out
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """Return the JSON Schema of every header as it is written, by topic prefix."""
+    return {
+        prefix: row.message.model_json_schema(mode="serialization") for prefix, row in topics.TOPICS.items()
+    }
+
+
+def golden_vectors() -> list[dict[str, Any]]:
+    """Return one message of every topic: `topic`, `header` as JSON, and `parts`, its bytes in hex."""
+    return [
+        {
+            "topic": topic,
+            "header": header.model_dump(mode="json"),
+            "parts": [bytes(part).hex() for part in codec.encode(topic, header, payload)],
+        }
+        for topic, header, payload in _examples()
+    ]
+
+
+def write(directory: Path) -> list[Path]:
+    """Write `<prefix>.schema.json` for every topic and `vectors.json`; return the files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    contents: dict[str, Any] = {f"{prefix}.schema.json": schema for prefix, schema in json_schemas().items()}
+    contents["vectors.json"] = golden_vectors()
+    for name, content in contents.items():
+        (directory / name).write_text(
+            json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+    return [directory / name for name in contents]
+
+
+def _examples() -> list[tuple[str, messages.Header, bytes]]:
+    common = {"seq": 7, "stamp_ns": _STAMP_NS, "sent_ns": _STAMP_NS + 250_000, "source": "example#0a1b2c3d"}
+    camera = messages.CameraFrame(**common, width=2, height=1, encoding="bgr8", exposure_ns=8_000_000)
+    grey = messages.CameraFrame(**common, width=3, height=2, encoding="mono8")
+    sound = messages.AudioBlock(**common, sample_index=512, samples=2, rate_hz=16_000, channels=2, gap=3)
+    account = messages.InputHealth(
+        received=9, consumed=7, queued=1, lost=2, dropped={"superseded": 1}, age_ms=12.5
+    )
+    return [
+        ("camera/front", camera, bytes.fromhex("0000ff00ff00")),
+        ("camera/grey", grey, bytes(range(6))),
+        ("microphone/desk", sound, bytes.fromhex("0100ffff0080ff7f")),
+        ("text/say", messages.TextCommand(**common, text="Komm näher, 来て", language="de"), b""),
+        (
+            "label/truth",
+            messages.Label(**common, start_ns=_STAMP_NS, end_ns=_STAMP_NS + 1_000_000_000, name="clap"),
+            b"",
+        ),
+        ("state/fused", _state(common), bytes.fromhex("003c00c0")),
+        (
+            "health/fusion",
+            messages.Health(
+                **common,
+                node="fusion",
+                status="degraded",
+                reason="camera/front is silent",
+                inputs={"camera/front": account},
+                outputs={"state/fused": 300},
+                counts={"shed": 1},
+                device={"name": "cpu", "rate_hz": 10.0},
+            ),
+            b"",
+        ),
+        ("clock/fusion", messages.ClockTick(**common), b""),
+        (
+            "journal/fusion",
+            messages.Journal(
+                **common,
+                entries=(
+                    messages.JournalEntry(kind="input", topic="camera/front", source="camera#1", seq=41),
+                    messages.JournalEntry(kind="shed", seq=17_000_000_001),
+                ),
+            ),
+            b"",
+        ),
+    ]
+
+
+def _state(common: dict[str, Any]) -> messages.FusedState:
+    box = messages.Box(x=1.5, y=2.0, width=30.0, height=40.0, label="face", score=0.875)
+    seen = messages.ModalityState(
+        topic="camera/front",
+        presence="present",
+        age_ms=16.5,
+        seqs=(40, 41),
+        branches={"faces": messages.BranchState(labels=("face",), scores=(0.875,), boxes=(box,))},
+    )
+    silent = messages.ModalityState(topic="microphone/desk", presence="absent", reason="no data yet")
+    return messages.FusedState(
+        **common,
+        tick=17_000_000_001,
+        fused=messages.Fused(
+            classes=("idle", "wave"),
+            probabilities=(0.25, 0.75),
+            label="wave",
+            confidence=0.75,
+            entropy=0.5623,
+        ),
+        modalities={"camera": seen, "microphone": silent},
+        shed=1,
+        model=messages.ModelInfo(config_hash="c0ffee", weights_hash="5eed"),
+        latency=messages.Latency(receive_ms=1.5, encoders_ms={"faces": 12.25}, total_ms=20.0),
+    )
