@@ -1,0 +1,282 @@
+"""Devices that play a script: live on a clock, or offline as fast as they can be computed.
+
+Everything follows from (script, origin): camera, microphone and text of different processes agree, and one
+that starts late or again joins at the present.
+"""
+
+import heapq
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol, Self, TypeVar
+
+from perception.devices.device import (
+    Captured,
+    CapturedBlock,
+    CapturedFrame,
+    CapturedLabel,
+    CapturedText,
+    Device,
+    DeviceReport,
+)
+from perception.devices.scene import Scene
+from perception.devices.script import Script
+from perception.devices.soundtrack import Soundtrack
+from perception.devices.wire import block_message, frame_message, label_message, text_message
+from perception.messages import Header, Message, Payload
+from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
+
+Clock = Callable[[], int]
+Wait = Callable[[float], None]
+Item = TypeVar("Item", covariant=True)
+
+_SECOND_NS: Final = 1_000_000_000
+# A second of sound waits for a slow reader, as in a sound card's driver.
+_SOUND_BACKLOG_S: Final = 1.0
+_TEXT_BACKLOG: Final = 64
+_SOURCE: Final = "scripted#0"
+
+
+class _Reel(Protocol[Item]):
+    """Numbered items, each available from a known moment of script time."""
+
+    backlog: int
+    """Items beyond the newest that wait for a slow reader; older ones are skipped."""
+    standing: int
+    """Items that still hold when a reader joins after they were due."""
+    facts: dict[str, str | float]
+
+    def due_ns(self, number: int) -> int:
+        """When the item is available."""
+
+    def newest(self, t_ns: int) -> int:
+        """Number of the last item due by then, -1 if none."""
+
+    def item(self, number: int, origin_ns: int, missed: int) -> Item | None:
+        """Make the item; `missed` were skipped just before it. None if there is nothing."""
+
+
+class _Frames:
+    backlog = 0
+    standing = 0
+
+    def __init__(self, script: Script, config: CameraConfig) -> None:
+        self._scene = Scene(script, config.width, config.height)
+        self._rate_hz = config.rate_hz
+        self.facts: dict[str, str | float] = {
+            "source": "scripted",
+            "width": config.width,
+            "height": config.height,
+            "rate_hz": config.rate_hz,
+        }
+
+    def due_ns(self, number: int) -> int:
+        return round(number * _SECOND_NS / self._rate_hz)
+
+    def newest(self, t_ns: int) -> int:
+        number = math.ceil(t_ns * self._rate_hz / _SECOND_NS)
+        while number >= 0 and self.due_ns(number) > t_ns:
+            number -= 1
+        return max(number, -1)
+
+    def item(self, number: int, origin_ns: int, missed: int) -> CapturedFrame:
+        t_ns = self.due_ns(number)
+        return CapturedFrame(self._scene.at(t_ns), origin_ns + t_ns)
+
+
+class _Blocks:
+    standing = 0
+
+    def __init__(self, script: Script, config: MicrophoneConfig) -> None:
+        self._track = Soundtrack(script, config.rate_hz)
+        self._rate_hz = config.rate_hz
+        self._channels = config.channels
+        self._size = max(round(config.rate_hz * config.block_ms / 1000), 1)
+        self.backlog = math.ceil(_SOUND_BACKLOG_S * config.rate_hz / self._size)
+        self.facts: dict[str, str | float] = {
+            "source": "scripted",
+            "rate_hz": config.rate_hz,
+            "channels": config.channels,
+            "block_samples": self._size,
+        }
+
+    def due_ns(self, number: int) -> int:
+        return -(-(number + 1) * self._size * _SECOND_NS // self._rate_hz)
+
+    def newest(self, t_ns: int) -> int:
+        return max(t_ns * self._rate_hz // (_SECOND_NS * self._size) - 1, -1)
+
+    def item(self, number: int, origin_ns: int, missed: int) -> CapturedBlock:
+        first = number * self._size
+        mono = self._track.samples(first, self._size)[:, None]
+        return CapturedBlock(
+            samples=mono.repeat(self._channels, axis=1),
+            stamp_ns=origin_ns + first * _SECOND_NS // self._rate_hz,
+            sample_index=first,
+            gap=missed * self._size,
+        )
+
+
+class _Lines:
+    """Even numbers are the segments' labels, odd ones their texts."""
+
+    backlog = _TEXT_BACKLOG
+    standing = 2
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.facts: dict[str, str | float] = {"source": "scripted", "seed": script.config.seed}
+
+    def due_ns(self, number: int) -> int:
+        return self._script.segment(number // 2).start_ns
+
+    def newest(self, t_ns: int) -> int:
+        return self._script.at(t_ns).index * 2 + 1 if t_ns >= 0 else -1
+
+    def item(self, number: int, origin_ns: int, missed: int) -> CapturedText | CapturedLabel | None:
+        segment = self._script.segment(number // 2)
+        start_ns = origin_ns + segment.start_ns
+        if number % 2 == 0:
+            return CapturedLabel(segment.name, start_ns, origin_ns + segment.end_ns)
+        return CapturedText(segment.text, start_ns) if segment.text else None
+
+
+def _first(reel: _Reel[Item], t_ns: int) -> int:
+    """Where a reader joins: the next item, or those before it that still hold."""
+    return max(reel.newest(t_ns) + 1 - reel.standing, 0)
+
+
+class _Player(Device[Captured]):
+    """Hands out a reel's items as they fall due on the clock."""
+
+    def __init__(self, reel: _Reel[Captured], clock: Clock, origin_ns: int, wait: Wait) -> None:
+        self._reel = reel
+        self._clock = clock
+        self._origin_ns = origin_ns
+        self._wait = wait
+        self._next = _first(reel, clock() - origin_ns)
+        self._missed = 0
+        self._counts: Counter[str] = Counter(skipped=0)
+
+    def read(self, timeout_s: float) -> Captured | None:
+        deadline_ns = self._clock() + round(timeout_s * _SECOND_NS)
+        while True:
+            now_ns = self._clock()
+            if (item := self._due(now_ns - self._origin_ns)) is not None:
+                return item
+            if now_ns >= deadline_ns:
+                return None
+            due_ns = self._origin_ns + self._reel.due_ns(self._next)
+            self._wait((min(due_ns, deadline_ns) - now_ns) / _SECOND_NS)
+
+    def _due(self, t_ns: int) -> Captured | None:
+        newest = self._reel.newest(t_ns)
+        late = newest - self._reel.backlog - self._next
+        if late > 0:
+            self._counts["skipped"] += late
+            self._missed += late
+            self._next += late
+        while self._next <= newest:
+            item = self._reel.item(self._next, self._origin_ns, self._missed)
+            self._next += 1
+            self._missed = 0
+            if item is not None:
+                return item
+        return None
+
+    def report(self) -> DeviceReport:
+        return DeviceReport(dict(self._counts), dict(self._reel.facts))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_scripted_camera(
+    config: CameraConfig, script: ScriptConfig, *, clock: Clock, origin_ns: int, wait: Wait = time.sleep
+) -> Device[CapturedFrame]:
+    """Return a camera whose frame k is stamped `origin_ns` + k / rate; a slow reader gets the newest only."""
+    return _Player(_Frames(Script(script), config), clock, origin_ns, wait)
+
+
+def open_scripted_microphone(
+    config: MicrophoneConfig, script: ScriptConfig, *, clock: Clock, origin_ns: int, wait: Wait = time.sleep
+) -> Device[CapturedBlock]:
+    """Return a microphone that counts samples from `origin_ns`; a block comes when its last sample has."""
+    return _Player(_Blocks(Script(script), config), clock, origin_ns, wait)
+
+
+def open_scripted_text(
+    script: ScriptConfig, *, clock: Clock, origin_ns: int, wait: Wait = time.sleep
+) -> Device[CapturedText | CapturedLabel]:
+    """Return what is typed and the truth, each at its segment's start, from the segment under way on."""
+    return _Player(_Lines(Script(script)), clock, origin_ns, wait)
+
+
+def messages(
+    script: ScriptConfig,
+    camera: CameraConfig,
+    microphone: MicrophoneConfig,
+    seconds: float,
+    *,
+    start_s: float = 0.0,
+    origin_ns: int = 0,
+    topics: tuple[str, str, str] = ("camera/front", "microphone/main", "text/terminal"),
+) -> Iterator[Message[Header]]:
+    """Yield what the three devices would publish, in order of arrival, without waiting.
+
+    Args:
+        script: seed and noise of the play.
+        camera: size, rate and encoding of its frames.
+        microphone: rate, block length and format of its sound.
+        seconds: how much of the script to play.
+        start_s: script time to begin at.
+        origin_ns: host time of the script's beginning.
+        topics: of frames, sound and text; labels go to `label/truth`.
+    """
+    play = Script(script)
+    lines: _Reel[CapturedText | CapturedLabel] = _Lines(play)
+
+    def framed(frame: CapturedFrame) -> tuple[str, Header, Payload]:
+        return topics[0], *frame_message(frame, camera)
+
+    def blocked(block: CapturedBlock) -> tuple[str, Header, Payload]:
+        return topics[1], *block_message(block, microphone)
+
+    def worded(line: CapturedText | CapturedLabel) -> tuple[str, Header, Payload]:
+        if isinstance(line, CapturedLabel):
+            return "label/truth", label_message(line), b""
+        return topics[2], text_message(line, "en"), b""
+
+    span_ns = (round(start_s * _SECOND_NS), round((start_s + seconds) * _SECOND_NS))
+    arrivals = heapq.merge(
+        _arrivals(lines, span_ns, origin_ns, worded),
+        _arrivals(_Frames(play, camera), span_ns, origin_ns, framed),
+        _arrivals(_Blocks(play, microphone), span_ns, origin_ns, blocked),
+        key=lambda arrival: arrival[0],
+    )
+    sent: Counter[str] = Counter()
+    for due_ns, topic, header, payload in arrivals:
+        fields = {"seq": sent[topic], "sent_ns": due_ns, "source": _SOURCE}
+        sent[topic] += 1
+        yield Message(topic, header.model_copy(update=fields), payload, due_ns)
+
+
+def _arrivals(
+    reel: _Reel[Item],
+    span_ns: tuple[int, int],
+    origin_ns: int,
+    convert: Callable[[Item], tuple[str, Header, Payload]],
+) -> Iterator[tuple[int, str, Header, Payload]]:
+    number = _first(reel, span_ns[0])
+    while (due_ns := reel.due_ns(number)) < span_ns[1]:
+        item = reel.item(number, origin_ns, 0)
+        if item is not None:
+            yield origin_ns + due_ns, *convert(item)
+        number += 1

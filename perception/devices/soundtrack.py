@@ -1,0 +1,130 @@
+"""What the scripted microphone hears: the sound of a script at any sample position."""
+
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+from scipy.signal import butter, resample_poly, sosfilt
+
+from perception.devices.script import ASSETS, VOICES, Script, Sound
+from perception.errors import DeviceError
+
+Samples = npt.NDArray[np.float32]
+
+# Segments are faded in and out, so that their borders do not click.
+_FADE_S: Final = 0.01
+# A microphone is never digitally silent.
+_FLOOR_DB: Final = -78.0
+
+
+class Soundtrack:
+    """The script heard at `rate_hz`; `samples` is a pure function of position, however it is cut."""
+
+    def __init__(self, script: Script, rate_hz: int) -> None:
+        self.script = script
+        self.rate_hz = rate_hz
+        self._voices = [_voice(number, rate_hz) for number in range(VOICES)]
+        self._segment = lru_cache(maxsize=2)(self._synthesise)
+
+    def samples(self, start: int, count: int) -> Samples:
+        """Return `count` mono samples in [-1, 1] from sample `start` of the script, a fresh array."""
+        pieces, position, end = [], start, start + count
+        index = self.script.at(start * 1_000_000_000 // self.rate_hz).index
+        while position < end:
+            first, sound = self._segment(index)
+            piece = sound[position - first : end - first]
+            pieces.append(piece)
+            position += piece.size
+            index += 1
+        return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+    def first_sample(self, t_ns: int) -> int:
+        """Return the first sample at or after `t_ns` of script time."""
+        return -(-t_ns * self.rate_hz // 1_000_000_000)
+
+    def _synthesise(self, index: int) -> tuple[int, Samples]:
+        segment = self.script.segment(index)
+        first = self.first_sample(segment.start_ns)
+        count = self.first_sample(segment.end_ns) - first
+        rng = self.script.random(3, index)
+        mix = _scaled(rng.standard_normal(count, dtype=np.float32), _FLOOR_DB)
+        mix += _scaled(self._backdrop(segment.sound, count, rng), segment.sound.backdrop_db)
+        mix += _scaled(self._foreground(segment.sound, count, rng), segment.sound.level_db)
+        fade = min(round(_FADE_S * self.rate_hz), count // 2)
+        mix[:fade] *= np.linspace(0, 1, fade, dtype=np.float32)
+        mix[count - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
+        return first, np.clip(mix, -1, 1, out=mix)
+
+    def _foreground(self, sound: Sound, count: int, rng: np.random.Generator) -> Samples:
+        if sound.voicing == "speech":
+            voice = self._voices[sound.voice]
+            places = np.arange(count) * sound.pitch + sound.offset * voice.size
+            heard = np.interp(places, np.arange(voice.size), voice, period=voice.size)
+            return np.asarray(heard, np.float32)
+        if sound.voicing == "claps":
+            return self._claps(sound.claps_hz, count, rng)
+        return np.zeros(count, np.float32)
+
+    def _claps(self, claps_hz: float, count: int, rng: np.random.Generator) -> Samples:
+        """Bursts of band-limited noise that decay within 10 to 30 ms, hands differing from clap to clap."""
+        sound = np.zeros(count, np.float32)
+        length = round(0.12 * self.rate_hz)
+        time = np.arange(length, dtype=np.float32) / self.rate_hz
+        place = int(rng.uniform(0, 0.5) / claps_hz * self.rate_hz)
+        while place < count:
+            burst = rng.standard_normal(length, dtype=np.float32) * np.exp(-time / rng.uniform(0.004, 0.012))
+            low = rng.uniform(600, 1200)
+            burst = _band(burst, low, 3.0 * low, self.rate_hz) * rng.uniform(0.6, 1.0)
+            sound[place : place + length] += burst[: count - place]
+            place += int(rng.uniform(0.7, 1.3) / claps_hz * self.rate_hz) + 1
+        return sound
+
+    def _backdrop(self, sound: Sound, count: int, rng: np.random.Generator) -> Samples:
+        time = np.arange(count, dtype=np.float32) / self.rate_hz
+        match sound.backdrop:
+            case "quiet":
+                return np.zeros(count, np.float32)
+            case "white":
+                return rng.standard_normal(count, dtype=np.float32)
+            case "hum":
+                overtones = np.array((1, 2, 3, 5), np.float32)[:, None]
+                return np.asarray((np.sin(2 * np.pi * 50 * overtones * time) / overtones).sum(axis=0))
+            case "murmur":
+                # Speech-like: noise in the voice band, swelling at the rate of syllables.
+                noise = _band(rng.standard_normal(count, dtype=np.float32), 200, 2500, self.rate_hz)
+                swell = 1 + np.sin(2 * np.pi * rng.uniform(3, 5) * time) * np.sin(2 * np.pi * 0.7 * time)
+                return noise * swell.astype(np.float32)
+            case "tune":
+                notes = 220 * 2 ** (rng.integers(0, 24, count // (self.rate_hz // 3) + 1) / 12)
+                pitch = np.repeat(notes, self.rate_hz // 3)[:count]
+                return np.asarray(np.sin(2 * np.pi * np.cumsum(pitch) / self.rate_hz), np.float32)
+            case "knocks":
+                knocks = np.zeros(count, np.float32)
+                for place in rng.integers(0, count, 3):
+                    since = time[: count - place]
+                    knocks[place:] += np.exp(-since * 40) * np.sin(2 * np.pi * rng.uniform(90, 160) * since)
+                return knocks
+
+
+def _scaled(sound: Samples, level_db: float) -> Samples:
+    """Scale to an RMS of `level_db` dB of full scale; silence stays silent."""
+    rms = float(np.sqrt(np.mean(np.square(sound))))
+    return sound * np.float32(10 ** (level_db / 20) / rms) if rms > 0 else sound
+
+
+def _band(sound: Samples, low_hz: float, high_hz: float, rate_hz: int) -> Samples:
+    band = (low_hz, min(high_hz, 0.45 * rate_hz))
+    return np.asarray(sosfilt(butter(2, band, "bandpass", fs=rate_hz, output="sos"), sound), np.float32)
+
+
+def _voice(number: int, rate_hz: int) -> Samples:
+    path = ASSETS / f"voice-{number}.ogg"
+    try:
+        speech, stored_hz = soundfile.read(path, dtype="float32")
+    except soundfile.SoundFileError as error:
+        raise DeviceError(f"{path}: cannot be read; install the package again ({error})") from error
+    return (
+        speech if rate_hz == stored_hz else np.asarray(resample_poly(speech, rate_hz, stored_hz), np.float32)
+    )
