@@ -5,7 +5,7 @@ Frame k covers the samples `[k * hop, k * hop + window)`, whatever blocks they a
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -130,61 +130,82 @@ class _Transform:
     def __init__(self, config: LogMelConfig) -> None:
         self._power = config.power
         self._log_offset = config.log_offset
-        self._bins, self._slopes, self._starts, self._filled = _filterbank(config)
-        turns = np.arange(config.window) / config.window
-        self._hann = 0.5 - 0.5 * np.cos(2 * np.pi * turns)
+        self._bank = _filterbank(config)
+        self._hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.window) / config.window)
         self._padded = np.zeros((_ROWS, config.fft))
         self._spectrum = np.empty((_ROWS, config.fft // 2 + 1), np.complex128)
-        self._sides = np.empty((_ROWS, 2, self._bins.stop - self._bins.start))
-        self._sums = np.empty((_ROWS, 2, config.bands + 1))
+        self._amplitudes = np.empty((_ROWS, 1, config.fft // 2 + 1))
+        self._weighted = np.empty((_ROWS, 2, config.fft // 2 + 1))
+        self._sums = np.empty((_ROWS, config.bands))
+        self._bands = np.empty((_ROWS, config.bands))
 
-    def __call__(self, windows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    def __call__(self, windows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return (rows, bands) for at most _ROWS windows of (rows, window); valid until the next call."""
         rows = len(windows)
-        padded = self._padded[:rows]
+        padded, amplitudes = self._padded[:rows], self._amplitudes[:rows]
         np.multiply(windows, self._hann, out=padded[:, : self._hann.size])
-        used = np.fft.rfft(padded, out=self._spectrum[:rows])[:, self._bins]
-        spectrum = np.square(used.real)
-        spectrum += np.square(used.imag)
+        # real and imaginary parts, side by side
+        parts = np.fft.rfft(padded, out=self._spectrum[:rows]).view(np.float64)
+        np.square(parts, out=parts)
+        np.add(parts[:, ::2], parts[:, 1::2], out=amplitudes[:, 0])
         if self._power == 1:
-            np.sqrt(spectrum, out=spectrum)
-        sides = np.multiply(spectrum[:, None], self._slopes, out=self._sides[:rows])
-        sums = np.add.reduceat(sides, self._starts, axis=2, out=self._sums[:rows])
-        sums *= self._filled
-        mel = sums[:, 0, :-1] + sums[:, 1, 1:]
-        mel += self._log_offset
-        return np.log(mel, out=mel)
+            np.sqrt(amplitudes, out=amplitudes)
+        return self._log_bands(amplitudes)
+
+    def _log_bands(self, amplitudes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        rows, bank = len(amplitudes), self._bank
+        weighted, sums, bands = self._weighted[:rows], self._sums[:rows], self._bands[:rows]
+        np.multiply(amplitudes, bank.weights, out=weighted)
+        np.add.reduceat(weighted.reshape(rows, -1), bank.starts, axis=1, out=sums)
+        if bank.empty.size:
+            sums[:, bank.empty] = 0
+        sums += self._log_offset
+        np.log(sums, out=sums)
+        evens = (bands.shape[1] + 1) // 2
+        bands[:, ::2], bands[:, 1::2] = sums[:, :evens], sums[:, evens:]
+        return bands
 
 
-Filterbank = tuple[slice, npt.NDArray[np.float64], npt.NDArray[np.intp], npt.NDArray[np.float64]]
+class _Filterbank(NamedTuple):
+    """Triangles as sums over spans of bins: first those of the even bands, then those of the odd ones.
+
+    Triangle b reaches from edge b to edge b + 2, so the even ones lie side by side without overlap, and so
+    do the odd ones: every band is one span of a row of weights, and all spans together need one `reduceat`.
+    """
+
+    weights: npt.NDArray[np.float64]
+    """(2, bins): what each FFT bin adds to its even band, and to its odd band."""
+    starts: npt.NDArray[np.intp]
+    """(bands,): where each band's span starts in the flattened weights."""
+    empty: npt.NDArray[np.intp]
+    """Which of these spans hold no bin: bands too narrow for the FFT's resolution."""
 
 
 @lru_cache(maxsize=16)
-def _filterbank(config: LogMelConfig) -> Filterbank:
-    """Return the FFT bins in use, their weights, and where each gap between two band edges starts.
-
-    The edges, evenly spaced in mel, part the bins into bands + 1 gaps. A bin in gap i lies on the rising
-    side of triangle i and on the falling side of triangle i - 1, and nowhere else: a band is one sum over
-    each of two neighbouring gaps. Gaps that hold no bin have weight 0. The DC bin is in none.
-    """
+def _filterbank(config: LogMelConfig) -> _Filterbank:
     edges = np.linspace(_mel(config.low_hz), _mel(config.high_hz), config.bands + 2)
     points = np.arange(config.fft // 2 + 1) * config.rate_hz / config.fft
     if config.triangles == "mel":
         points = _mel(points)
     else:
         edges = 700.0 * np.expm1(edges / 1127.0)
-    gap = np.searchsorted(edges, points, side="right") - 1
-    gap[0] = -1
-    inside = np.flatnonzero((gap >= 0) & (gap <= config.bands))
-    if not inside.size:
-        raise ValueError("no FFT bin lies between the lowest and the highest frequency")
-    bins = slice(int(inside[0]), int(inside[-1]) + 1)
-    gap = gap[bins]
-    rising = (points[bins] - edges[gap]) / (edges[gap + 1] - edges[gap])
-    starts = np.minimum(np.searchsorted(gap, np.arange(config.bands + 1)), gap.size - 1)
-    filled = np.isin(np.arange(config.bands + 1), gap).astype(np.float64)
-    return bins, np.stack([rising, 1 - rising]), starts, filled
+    weights = np.zeros((2, points.size))
+    starts: list[int] = []
+    empty: list[int] = []
+    for band in [*range(0, config.bands, 2), *range(1, config.bands, 2)]:
+        low, peak, high = edges[band : band + 3]
+        span = slice(*np.searchsorted(points, [low, high]))
+        sides = np.minimum((points - low) / (peak - low), (high - points) / (high - peak))
+        weights[band % 2, span] = sides[span]
+        if span.start == span.stop:
+            empty.append(len(starts))
+        # an empty span may start past the last bin, where reduceat takes no index
+        starts.append(min(band % 2 * points.size + int(span.start), weights.size - 1))
+    # the DC bin tells a converter's bias, nothing about sound
+    weights[:, 0] = 0
+    return _Filterbank(weights, np.array(starts), np.array(empty, np.intp))
 
 
 def _mel(hz: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    return 1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0)
+    mel: npt.NDArray[np.float64] = 1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0)
+    return mel

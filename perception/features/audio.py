@@ -1,0 +1,78 @@
+"""Successive windows of one microphone to what the audio encoders take; each sample is transformed once."""
+
+import math
+from typing import Final
+
+from perception.features.logmel import VGGISH, Frames, StreamingLogMel
+from perception.features.resample import Resampler
+from perception.features.window import SampleRing, Samples
+
+RATE_HZ: Final = VGGISH.rate_hz
+FRAMES: Final = 96
+"""Log-mel frames of one VGGish example; they span 15,600 samples, 0.975 s."""
+_SPAN: Final = (FRAMES - 1) * VGGISH.hop + VGGISH.window
+_RATE_ERROR: Final = 1e-3
+"""By how much a device's true rate may miss its nominal one."""
+
+
+class AudioFrontEnd:
+    """Turns each window of a stream into a 16 kHz waveform and VGGish's log-mel frames.
+
+    Overlapping windows share their work, yet the result is bit-equal to that of a new front end which is
+    given the one window alone, if the caller adds `context_ns` of sound before each window: what the
+    resampler and the frames' grid reach back to.
+    """
+
+    def __init__(self, rate_hz: int, length_ns: int) -> None:
+        self._rate_hz = rate_hz
+        self._waveform_samples = round(length_ns * RATE_HZ / 1e9)
+        self._end: int | None = None
+        self._start_anew()
+        reach = max(self._waveform_samples, _SPAN + VGGISH.hop - 1) + 1
+        samples = math.ceil(reach * rate_hz / RATE_HZ) + self._resampler.before + self._resampler.after
+        needed_ns = math.ceil(samples * (1 + _RATE_ERROR) * 1e9 / rate_hz)
+        self.context_ns = max(0, needed_ns - length_ns)
+        """How much sound before the nominal window `update` must be given too."""
+
+    def update(self, samples: Samples, end_index: int, missing: int = 0) -> tuple[Samples, Frames]:
+        """Return the waveform (samples,) and the log-mel (96, 64) that end with this window.
+
+        The waveform ends as close to the window's end as the resampler can see, at most 1.6 ms before it
+        and exactly there at 16 kHz. The frames lie on the hop grid of the whole stream, so the last one ends
+        less than a hop, 10 ms, before the waveform does.
+
+        Args:
+            samples: float32 mono at the device's rate, exactly those of `[end_index - n, end_index)`.
+            end_index: absolute index one past the window.
+            missing: how many of the samples are zeros for want of data. Later windows may hold the real
+                ones, so nothing is kept for them from a window with gaps.
+
+        Raises:
+            ValueError: the window is shorter than `length_ns` and `context_ns` together.
+        """
+        start = end_index - samples.size
+        end = self._resampler.end(end_index)
+        last = (end - VGGISH.window) // VGGISH.hop + 1
+        earliest = min(end - self._waveform_samples, (last - FRAMES) * VGGISH.hop)
+        if self._resampler.first(start) > earliest:
+            raise ValueError(f"{samples.size} samples at {self._rate_hz} Hz are too few for an audio window")
+        if self._end is None or not start <= self._end <= end_index:
+            self._start_anew()
+        known = 0 if self._end is None else self._end - start
+        first, outputs = self._resampler.push(start + known, samples[known:])
+        self._waveform.push(first, outputs)
+        self._log_mel.push(first, outputs)
+        self._end = end_index
+        result = (
+            self._waveform.read(end - self._waveform_samples, end)[0],
+            self._log_mel.frames(last - FRAMES, last),
+        )
+        if missing:
+            self._start_anew()
+        return result
+
+    def _start_anew(self) -> None:
+        self._resampler = Resampler(self._rate_hz, RATE_HZ)
+        self._waveform = SampleRing(RATE_HZ, self._waveform_samples)
+        self._log_mel = StreamingLogMel(VGGISH, history=FRAMES)
+        self._end = None
