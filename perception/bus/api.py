@@ -7,10 +7,9 @@ import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
-from typing_extensions import Buffer
 
 from perception import topics
 from perception.bus import codec
@@ -18,6 +17,9 @@ from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import MalformedMessageError
+
+if TYPE_CHECKING:
+    from perception.bus.codec import Data
 
 _FIRST_SUBSCRIBER_S: Final = 1.0
 _SETTLE_S: Final = 0.2  # twice the time in which a subscriber notices or reaches a new topic
@@ -56,7 +58,7 @@ def subscribe(
 
 def publish(
     topic: str,
-    payload: Buffer = b"",
+    payload: "Data" = b"",
     *,
     domain: str | None = None,
     stamp_ns: int | None = None,

@@ -1,7 +1,7 @@
 """Messages to bytes and back: `[topic, msgpack map, payload?]`. Whatever the bytes, decoding is safe."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgpack
 from pydantic import ValidationError
@@ -10,6 +10,12 @@ from typing_extensions import Buffer
 from perception import topics
 from perception.errors import BusError, MalformedMessageError
 from perception.messages import AudioBlock, CameraFrame, Header, Message, Payload
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Data: TypeAlias = Buffer | npt.NDArray[Any]
+    """Bytes or an array; numpy itself is not imported here."""
 
 MAX_PART_BYTES: Final = max(row.max_payload_bytes for row in topics.TOPICS.values())
 """No part of any message is larger; sockets refuse to buffer more."""
@@ -25,7 +31,7 @@ _PIXEL_BYTES: Final = {"bgr8": 3, "mono8": 1}
 _SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
 
 
-def encode(topic: str, header: Header, payload: Buffer = b"") -> list[bytes | memoryview]:
+def encode(topic: str, header: Header, payload: "Data" = b"") -> list[bytes | memoryview]:
     """Return the parts of a message on the wire.
 
     Args:
@@ -124,7 +130,7 @@ def _payload_bytes(header: Header) -> int | None:
     return None
 
 
-def _flat(topic: str, payload: Buffer) -> memoryview:
+def _flat(topic: str, payload: Any) -> memoryview:
     try:
         view = memoryview(payload)
         if not view.nbytes:

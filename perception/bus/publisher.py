@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 import zmq
-from typing_extensions import Buffer
 
 from perception import topics
 from perception.bus import codec, endpoints
@@ -18,6 +17,8 @@ from perception.messages import Header
 
 if TYPE_CHECKING:
     from zmq.auth.thread import ThreadAuthenticator
+
+    from perception.bus.codec import Data
 
 _LINGER_MS: Final = 1000
 _COPY_BELOW_BYTES: Final = 64 * 1024  # handing a buffer over costs more than copying a small one
@@ -104,7 +105,7 @@ class Publisher:
                     return False
                 self._socket.poll(_POLL_MS)
 
-    def send(self, header: Header, payload: Buffer = b"") -> Header:
+    def send(self, header: Header, payload: "Data" = b"") -> Header:
         """Send one message and return its header as sent, with `seq`, `sent_ns` and `source` filled.
 
         A large payload is not copied: it must not be written to afterwards.

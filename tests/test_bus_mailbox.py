@@ -1,0 +1,188 @@
+"""The mailbox keeps what the topic's policy says, and its accounts are exact at any moment."""
+
+from collections import defaultdict, deque
+from dataclasses import replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from perception import topics
+from perception.bus.mailbox import Mailbox
+from perception.messages import ClockTick, Header, InputHealth, Message
+
+CAMERA, TEXT = "camera/a", "text/b"
+
+
+def message(topic: str, seq: int, *, source: str = "one#1", stamp_ns: int = 0) -> Message[Header]:
+    return Message(topic, ClockTick(stamp_ns=stamp_ns, seq=seq, source=source))
+
+
+def filled(*messages: Message[Header]) -> Mailbox:
+    mailbox = Mailbox()
+    for one in messages:
+        mailbox.put(one)
+    return mailbox
+
+
+def account(mailbox: Mailbox, topic: str, now_ns: int = 0) -> InputHealth:
+    return mailbox.health(now_ns)[topic]
+
+
+def drain(mailbox: Mailbox) -> list[Message[Header]]:
+    return list(iter(mailbox.take, None))
+
+
+def test_latest_keeps_the_newest_and_counts_the_rest() -> None:
+    mailbox = filled(*(message(CAMERA, seq) for seq in range(5)))
+    assert [one.header.seq for one in drain(mailbox)] == [4]
+    assert account(mailbox, CAMERA).dropped == {"superseded": 4}
+
+
+def test_queue_keeps_the_oldest_and_counts_what_does_not_fit() -> None:
+    depth = topics.lookup(TEXT).depth
+    mailbox = filled(*(message(TEXT, seq) for seq in range(depth + 3)))
+    assert account(mailbox, TEXT).dropped == {"overflow": 3}
+    assert [one.header.seq for one in drain(mailbox)] == list(range(depth))
+
+
+def test_a_row_of_the_table_can_be_replaced() -> None:
+    mailbox = Mailbox({"camera": replace(topics.TOPICS["camera"], policy="queue", depth=2)})
+    for seq in range(3):
+        mailbox.put(message(CAMERA, seq))
+    assert [one.header.seq for one in drain(mailbox)] == [0, 1]
+
+
+def test_several_topics_are_handed_out_in_order_of_arrival() -> None:
+    arrivals = [(TEXT, 0), (CAMERA, 0), (TEXT, 1), ("state/c", 0), (TEXT, 2)]
+    mailbox = filled(*(message(topic, seq) for topic, seq in arrivals))
+    assert [(one.topic, one.header.seq) for one in drain(mailbox)] == arrivals
+
+
+def test_a_gap_in_the_numbers_is_a_loss() -> None:
+    assert account(filled(message(TEXT, 3), message(TEXT, 4), message(TEXT, 9)), TEXT).lost == 4
+
+
+def test_a_late_joiner_does_not_count_what_came_before() -> None:
+    assert account(filled(message(TEXT, 1000)), TEXT).lost == 0
+
+
+def test_a_restarted_publisher_starts_a_new_count() -> None:
+    mailbox = filled(message(TEXT, 7, source="say#1"), message(TEXT, 0, source="say#2"))
+    mailbox.put(message(TEXT, 2, source="say#2"))
+    assert account(mailbox, TEXT) == InputHealth(received=3, queued=3, lost=1, age_ms=0)
+
+
+def test_repeated_numbers_are_dropped_and_counted() -> None:
+    mailbox = filled(*(message(TEXT, seq) for seq in (5, 5, 4, 6)))
+    assert [one.header.seq for one in drain(mailbox)] == [5, 6]
+    assert account(mailbox, TEXT).dropped == {"duplicate": 1, "backwards": 1}
+
+
+def test_a_refused_message_is_not_also_lost() -> None:
+    mailbox = filled(message(TEXT, 0))
+    mailbox.refuse(TEXT)
+    mailbox.put(message(TEXT, 3))
+    assert account(mailbox, TEXT) == InputHealth(
+        received=3, queued=2, lost=1, dropped={"malformed": 1}, age_ms=0
+    )
+
+
+def test_age_is_that_of_the_newest_stamp_so_far() -> None:
+    mailbox = filled(message(TEXT, 0, stamp_ns=5_000_000), message(TEXT, 1, stamp_ns=3_000_000))
+    assert account(mailbox, TEXT, now_ns=7_500_000).age_ms == 2.5
+
+
+def test_a_topic_that_is_only_expected_has_an_empty_account() -> None:
+    mailbox = Mailbox()
+    mailbox.expect(CAMERA)
+    assert account(mailbox, CAMERA) == InputHealth()
+
+
+def test_a_publisher_that_restarts_for_ever_does_not_grow_the_mailbox() -> None:
+    mailbox = Mailbox()
+    for incarnation in range(1000):
+        mailbox.put(message(CAMERA, 0, source=f"camera#{incarnation}"))
+    assert len(mailbox) == 1
+    assert len(mailbox._accounts[CAMERA].last_seq) <= 16
+
+
+class Exactness(RuleBasedStateMachine):
+    """Any mixture of arrivals, losses, repeats, refusals and readings leaves every account exact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rows = {
+            "camera": replace(topics.TOPICS["camera"], depth=2),
+            "text": replace(topics.TOPICS["text"], depth=3),
+        }
+        self.mailbox = Mailbox(rows)
+        self.sent: defaultdict[str, int] = defaultdict(int)
+        self.received: defaultdict[str, int] = defaultdict(int)
+        self.newest: dict[str, int] = {}
+        self.repeated: defaultdict[str, int] = defaultdict(int)
+        self.consumed: defaultdict[str, int] = defaultdict(int)
+        self.model: defaultdict[str, deque[int]] = defaultdict(deque)
+
+    topic_names = st.sampled_from([CAMERA, TEXT])
+
+    @rule(topic=topic_names)
+    def arrives(self, topic: str) -> None:
+        seq = self.sent[topic]
+        self.sent[topic] += 1
+        self.received[topic] += 1
+        self.newest[topic] = seq
+        self.mailbox.put(message(topic, seq))
+        queue = self.model[topic]
+        if topic == CAMERA:
+            queue.append(seq)
+            while len(queue) > 2:
+                queue.popleft()
+        elif len(queue) < 3:
+            queue.append(seq)
+
+    @rule(topic=topic_names)
+    def is_lost(self, topic: str) -> None:
+        if self.received[topic]:  # nobody counts what came before they joined
+            self.sent[topic] += 1
+
+    @rule(topic=topic_names)
+    def is_repeated(self, topic: str) -> None:
+        if self.received[topic]:
+            self.repeated[topic] += 1
+            self.mailbox.put(message(topic, self.newest[topic]))
+
+    @rule(topic=topic_names)
+    def arrives_malformed(self, topic: str) -> None:
+        if self.received[topic]:
+            self.sent[topic] += 1
+            self.received[topic] += 1
+            self.mailbox.refuse(topic)
+
+    @rule()
+    def is_read(self) -> None:
+        taken = self.mailbox.take()
+        if taken is None:
+            assert not any(self.model.values())
+        else:
+            self.consumed[taken.topic] += 1
+            assert taken.header.seq == self.model[taken.topic].popleft()
+
+    @invariant()
+    def accounts_are_exact(self) -> None:
+        for topic, health in self.mailbox.health(0).items():
+            assert health.received == health.consumed + sum(health.dropped.values()) + health.queued
+            assert health.received == self.received[topic] + self.repeated[topic]
+            assert health.consumed == self.consumed[topic]
+            assert health.queued == len(self.model[topic])
+
+    def teardown(self) -> None:
+        for topic in (CAMERA, TEXT):
+            if self.received[topic]:
+                self.arrives(topic)
+                health = self.mailbox.health(0)[topic]
+                assert self.sent[topic] == health.received - self.repeated[topic] + health.lost
+
+
+TestExactness = Exactness.TestCase
+TestExactness.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
