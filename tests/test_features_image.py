@@ -1,0 +1,62 @@
+"""Camera payloads become BGR pixels, or one clear refusal."""
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from perception.features.image import decode_frame
+from perception.messages import CameraFrame
+
+Image = npt.NDArray[np.uint8]
+
+
+def frame(encoding: str, width: int = 32, height: int = 24) -> CameraFrame:
+    return CameraFrame.model_validate({"stamp_ns": 0, "width": width, "height": height, "encoding": encoding})
+
+
+def picture() -> Image:
+    rows, columns = np.mgrid[0:24, 0:32]
+    return np.stack([rows * 10, columns * 7, rows * 0 + 90], axis=2).astype(np.uint8)
+
+
+def jpeg() -> bytes:
+    return cv2.imencode(".jpg", picture(), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def test_bgr_is_a_view_of_the_payload() -> None:
+    payload = bytearray(picture().tobytes())
+    image = decode_frame(frame("bgr8"), payload)
+    np.testing.assert_array_equal(image, picture())
+    payload[0] = 123
+    assert image[0, 0, 0] == 123
+
+
+def test_grey_becomes_three_equal_channels() -> None:
+    grey = picture()[:, :, 1]
+    image = decode_frame(frame("mono8"), grey.tobytes())
+    for channel in range(3):
+        np.testing.assert_array_equal(image[:, :, channel], grey)
+
+
+def test_jpeg_decodes_to_bgr() -> None:
+    image = decode_frame(frame("jpeg"), jpeg() + bytes(100))
+    assert image.dtype == np.uint8
+    assert np.abs(image.astype(int) - picture()).mean() < 4
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"no image", jpeg()[:-30], jpeg()[:50], b"\xff\xd8" + bytes(80) + b"\xff\xd9"]
+)
+def test_a_corrupt_jpeg_is_refused(payload: bytes) -> None:
+    with pytest.raises(ValueError, match="JPEG"):
+        decode_frame(frame("jpeg"), payload)
+
+
+def test_a_size_that_contradicts_the_header_is_refused() -> None:
+    with pytest.raises(ValueError, match="header"):
+        decode_frame(frame("jpeg", width=24, height=32), jpeg())
+    with pytest.raises(ValueError, match="no 32 x 24 bgr8"):
+        decode_frame(frame("bgr8"), bytes(100))
+    with pytest.raises(ValueError, match="no 32 x 24 mono8"):
+        decode_frame(frame("mono8"), bytes(32 * 24 * 3))

@@ -1,0 +1,111 @@
+"""Resampling on the absolute grid: no delay, no memory beyond the filter, any blocks."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import scipy.signal
+import torch
+import torchaudio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perception.features.resample import Resampler, SincFilter, resample
+
+RATES = [8000, 11025, 22050, 32000, 44100, 48000, 96000]
+
+
+def noise(samples: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(5).standard_normal(samples).astype(np.float32)
+
+
+@pytest.mark.parametrize("rate_hz", RATES)
+def test_it_equals_torchaudio_with_the_same_filter(rate_hz: int) -> None:
+    design, samples = SincFilter(), noise(rate_hz // 10)
+    expected = torchaudio.functional.resample(
+        torch.from_numpy(samples).double(),
+        rate_hz,
+        16000,
+        lowpass_filter_width=design.zeros,
+        rolloff=design.rolloff,
+        resampling_method="sinc_interp_kaiser",
+        beta=design.beta,
+    ).numpy()
+    # both work in float64; ours returns float32
+    np.testing.assert_allclose(resample(samples, rate_hz, 16000), expected, atol=2e-6)
+
+
+def test_it_equals_scipys_polyphase_with_the_same_filter() -> None:
+    design, samples = SincFilter(), noise(4800)
+    cutoff = design.rolloff / 3
+    taps = np.arange(-80, 81)
+    crossings = np.clip(taps * cutoff, -design.zeros, design.zeros)
+    filter_ = np.sinc(crossings) * np.i0(design.beta * np.sqrt(1 - (crossings / design.zeros) ** 2))
+    expected = scipy.signal.resample_poly(samples.astype(np.float64), 1, 3, window=filter_ / filter_.sum())
+    np.testing.assert_allclose(resample(samples, 48000, 16000), expected, atol=1e-3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rate_hz=st.sampled_from([*RATES, 16000, 12345]),
+    limit=st.sampled_from([1, 10, 441, 4096]),
+    start=st.sampled_from([0, 1, 12_345, 10**15 + 7]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_blocks_never_change_a_bit(rate_hz: int, limit: int, start: int, seed: int) -> None:
+    samples = noise(2500)
+    whole_first, whole = Resampler(rate_hz, 16000).push(start, samples)
+    sizes = np.random.default_rng(seed)
+    stream, at, parts = Resampler(rate_hz, 16000), 0, []
+    expected = whole_first
+    while at < samples.size:
+        size = int(sizes.integers(1, limit + 1))
+        first, part = stream.push(start + at, samples[at : at + size])
+        assert first == expected
+        expected += part.size
+        parts.append(part)
+        at += size
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("rate_hz", RATES)
+def test_an_output_depends_on_its_surroundings_alone(rate_hz: int) -> None:
+    samples = noise(3000)
+    whole_first, whole = Resampler(rate_hz, 16000).push(0, samples)
+    stream = Resampler(rate_hz, 16000)
+    stream.push(10**6, samples)
+    first, later = stream.push(1000, samples[1000:])
+    assert first == stream.first(1000)
+    np.testing.assert_array_equal(later, whole[first - whole_first :])
+
+
+@pytest.mark.parametrize("rate_hz", [*RATES, 16000])
+def test_there_is_no_delay(rate_hz: int) -> None:
+    seconds = np.arange(rate_hz // 2) / rate_hz
+    first, outputs = Resampler(rate_hz, 16000).push(0, np.sin(2 * np.pi * 440 * seconds).astype(np.float32))
+    expected = np.sin(2 * np.pi * 440 * np.arange(first, first + outputs.size) / 16000)
+    np.testing.assert_allclose(outputs, expected, atol=2e-3)
+
+
+def test_what_16_khz_cannot_hold_is_removed() -> None:
+    seconds = np.arange(48000) / 48000
+    outputs = Resampler(48000, 16000).push(0, np.sin(2 * np.pi * 9000 * seconds).astype(np.float32))[1]
+    assert 20 * np.log10(np.abs(outputs).max()) < -60
+
+
+def test_the_same_rate_passes_unchanged() -> None:
+    samples = noise(100)
+    first, outputs = Resampler(16000, 16000).push(42, samples)
+    assert first == 42
+    np.testing.assert_array_equal(outputs, samples)
+
+
+def test_it_holds_a_filter_length_and_no_more() -> None:
+    stream = Resampler(48000, 16000)
+    for at in range(0, 480_000, 4800):
+        stream.push(at, np.zeros(4800, np.float32))
+    assert stream._held.size <= stream.before + stream.after + 3
+
+
+def test_rates_that_need_too_large_a_filter_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be resampled"):
+        Resampler(767_999, 16000)
