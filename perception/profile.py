@@ -72,7 +72,9 @@ class InputConfig(Section):
     """`[fusion.inputs.NAME]`: one stream of the fusion; its kind follows from the topic."""
 
     topic: str
-    length_ms: Annotated[Positive, Field(description="audio: window length")] = 975.0
+    length_ms: Annotated[
+        float, Field(ge=975, le=60_000, description="audio: window length, at least a VGGish example")
+    ] = 975.0
     max_age_ms: Annotated[Positive, Field(description="camera: older frames count as absent")] = 500.0
     ttl_ms: Annotated[Positive, Field(description="text: how long a command stays in force")] = 3000.0
 
@@ -94,7 +96,7 @@ class EncoderConfig(Section):
 class HeadConfig(Section):
     """`[fusion.head]`: the trained head, or a random one for timing."""
 
-    weights: Annotated[str, Field(description="checkpoint folder, or 'random'")]
+    weights: Annotated[str, Field(description="checkpoint folder, or 'random'")] = "random"
     kind: Annotated[Literal["feature", "model"], Field(description="fusion level of a random head")] = (
         "feature"
     )
@@ -114,6 +116,9 @@ class FusionConfig(Section):
     max_leap_ms: Annotated[Positive, Field(description="stamps further ahead are refused")] = 1000.0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=0, description="torch threads on the CPU, 0 = automatic")] = 0
+    weights: Annotated[
+        str, Field(description="of encoders that name none: 'pretrained' or 'random'")
+    ] = "pretrained"
     seed: Annotated[int, Field(description="of random weights")] = 0
     endpoint: str | None = None
     inputs: dict[str, InputConfig]

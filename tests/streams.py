@@ -21,7 +21,7 @@ def config(**changes: object) -> FusionConfig:
         "lateness_ms": 200.0,
         "inputs": {
             "camera": InputConfig(topic=CAMERA),
-            "microphone": InputConfig(topic=MICROPHONE, length_ms=500.0),
+            "microphone": InputConfig(topic=MICROPHONE, length_ms=980.0),
             "text": InputConfig(topic="text/*", ttl_ms=2000.0),
         },
         "encoders": {"level": EncoderConfig(input="microphone", kind="level")},

@@ -70,10 +70,10 @@ def test_windows_end_on_the_grid_one_per_hop() -> None:
 
 
 def test_a_window_holds_exactly_the_samples_before_its_end() -> None:
-    for window in run(FusionCore(config()), in_order(3.0))[6:]:
+    for window in run(FusionCore(config()), in_order(3.0))[11:]:
         audio = audio_of(window)
         last = (window.end_ns - START_NS) * 16_000 // SECOND_NS
-        np.testing.assert_array_equal(audio.samples, np.arange(last - 8000, last))
+        np.testing.assert_array_equal(audio.samples, np.arange(last - 16_000, last))
         assert (audio.end_index, audio.missing) == (last, 0)
 
 
@@ -196,9 +196,9 @@ def test_late_data_is_counted_and_never_changes_a_window() -> None:
 
 
 def test_a_gap_in_the_sound_is_zero_and_counted_and_too_large_a_gap_is_absence() -> None:
-    lost = {20, 21, 22, 23}
-    sound = [m for k, m in enumerate(microphone_stream(4.0)) if k not in lost]
-    windows = run(FusionCore(config()), arrivals([camera_stream(4.0), sound], lambda _: 0))
+    lost = {50, 51, 52, 90, 91, 92, 93}
+    sound = [m for k, m in enumerate(microphone_stream(5.0)) if k not in lost]
+    windows = run(FusionCore(config()), arrivals([camera_stream(5.0), sound], lambda _: 0))
     over = [w.inputs["microphone"] for w in windows]
     assert any(item.presence == "absent" and item.reason == "gap" for item in over)
     small = [w for w in windows if w.inputs["microphone"].reason == "gap" and w.inputs["microphone"].data]
@@ -215,9 +215,9 @@ def test_a_restarted_microphone_goes_on_at_its_true_place() -> None:
     core = FusionCore(config())
     windows = run(core, arrivals([camera_stream(4.0), [*first, *again]], lambda _: 0))
     assert core.counts[MICROPHONE]["resync"] == 1
-    after = next(w for w in windows if w.end_ns >= resume_ns + 600 * MS)
-    np.testing.assert_array_equal(audio_of(after).samples, np.full(8000, -1.0))
-    straddling = next(w for w in windows if w.end_ns == resume_ns + 500 * MS)
+    after = next(w for w in windows if w.end_ns >= resume_ns + 1100 * MS)
+    np.testing.assert_array_equal(audio_of(after).samples, np.full(16_000, -1.0))
+    straddling = next(w for w in windows if w.end_ns == resume_ns + 1000 * MS)
     assert (audio_of(straddling).samples == -1.0).all()
 
 

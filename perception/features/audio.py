@@ -11,6 +11,8 @@ RATE_HZ: Final = VGGISH.rate_hz
 FRAMES: Final = 96
 """Log-mel frames of one VGGish example; they span 15,600 samples, 0.975 s."""
 _SPAN: Final = (FRAMES - 1) * VGGISH.hop + VGGISH.window
+CONTEXT_NS: Final = 20_000_000
+"""Sound before an audio window that covers `AudioFrontEnd.context_ns` at any device rate from 8 kHz up."""
 _RATE_ERROR: Final = 1e-3
 """By how much a device's true rate may miss its nominal one."""
 

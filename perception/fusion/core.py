@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from perception.errors import ProfileError
+from perception.features.audio import CONTEXT_NS
 from perception.fusion.streams import (
     MILLISECOND_NS,
     SECOND_NS,
@@ -34,8 +35,8 @@ MAX_TOPICS: Final = 64
 class FusionCore:
     """Cuts aligned windows out of messages. `push` is its only entry."""
 
-    def __init__(self, config: FusionConfig, *, audio_context_ns: int = 0) -> None:
-        """Audio windows begin `audio_context_ns` before their nominal length, for the features' sake."""
+    def __init__(self, config: FusionConfig) -> None:
+        """Audio windows begin CONTEXT_NS before their nominal length, for the resampler's sake."""
         self.hop_ns = round(config.hop_ms * MILLISECOND_NS)
         self.lateness_ns = round(config.lateness_ms * MILLISECOND_NS)
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -43,7 +44,7 @@ class FusionCore:
         self._waits_for_streams = config.alignment == "low-latency"
         self._max_leap_ns = round(config.max_leap_ms * MILLISECOND_NS)
         self._streams: dict[str, Stream] = {
-            name: self._stream(name, item, audio_context_ns) for name, item in config.inputs.items()
+            name: self._stream(name, item) for name, item in config.inputs.items()
         }
         self._routes: dict[str, list[Stream]] = {}
         self._newest_of_topic: dict[str, int] = {}
@@ -51,7 +52,7 @@ class FusionCore:
         self._next_tick: int | None = None
         self._final_ns: int | None = None
 
-    def _stream(self, name: str, config: InputConfig, audio_context_ns: int) -> Stream:
+    def _stream(self, name: str, config: InputConfig) -> Stream:
         kind = lookup(config.topic.replace("*", "any")).prefix
         if kind == "text":
             return TextStream(config.topic, ttl_ns=round(config.ttl_ms * MILLISECOND_NS))
@@ -61,7 +62,7 @@ class FusionCore:
             max_age_ns = round(config.max_age_ms * MILLISECOND_NS)
             return CameraStream(config.topic, hop_ns=self.hop_ns, max_age_ns=max_age_ns)
         if kind == "microphone":
-            length_ns = round(config.length_ms * MILLISECOND_NS) + audio_context_ns
+            length_ns = round(config.length_ms * MILLISECOND_NS) + CONTEXT_NS
             history_ns = length_ns + self.lateness_ns + self.hop_ns + self._max_leap_ns + SECOND_NS
             counts = self.counts[config.topic]
             return AudioStream(config.topic, length_ns=length_ns, history_ns=history_ns, counts=counts)

@@ -52,7 +52,11 @@ class Encoding:
 
 
 class Encoder(Protocol[InputT]):
-    """Stateless: the same input gives the same bytes, whatever came before."""
+    """Stateless: the same input gives the same bytes, whatever came before.
+
+    An encoder that looks at `ImageInput.previous` says so by an attribute `uses_previous = True`: the
+    others are not run again for an unchanged frame.
+    """
 
     dim: int
 

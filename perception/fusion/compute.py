@@ -1,0 +1,66 @@
+"""The compute thread: concludes windows while another thread goes on receiving."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from perception.fusion.core import Backlog
+from perception.fusion.engine import Engine
+from perception.fusion.window import Window
+from perception.messages import FusedState
+
+
+class Compute(threading.Thread):
+    """Concludes the newest due window and publishes its state; older due windows are shed."""
+
+    def __init__(
+        self, engine: Engine, publish: Callable[[FusedState], object], clock: Callable[[], int]
+    ) -> None:
+        super().__init__(name="compute", daemon=True)
+        self.engine = engine
+        self.shed: deque[int] = deque()
+        """Ticks shed and not yet journaled."""
+        self.shed_count = 0
+        self.failure: BaseException | None = None
+        self._publish = publish
+        self._clock = clock
+        self._backlog = Backlog()
+        self._due = threading.Condition()
+        self._stopped = False
+
+    def offer(self, windows: Sequence[Window]) -> None:
+        """Hand over finished windows; never waits for the models."""
+        if windows:
+            with self._due:
+                self._backlog.offer(windows, self._clock())
+                self._due.notify()
+
+    def stop(self) -> None:
+        """Let the state in work be published, then end."""
+        with self._due:
+            self._stopped = True
+            self._due.notify()
+        self.join()
+
+    def run(self) -> None:
+        """Thread body; a failure of the models ends the node, and with it its supervisor's patience."""
+        try:
+            while (due := self._take()) is not None:
+                window, cut_ns, shed = due
+                self.shed.extend(shed)
+                self.shed_count += len(shed)
+                state = self.engine.run(window, cut_ns=cut_ns, shed=len(shed))
+                started_ns = self._clock()
+                self._publish(state)
+                self.engine.note_published(self._clock() - started_ns)
+        except BaseException as error:
+            self.failure = error
+
+    def _take(self) -> tuple[Window, int, list[int]] | None:
+        with self._due:
+            while not self._stopped:
+                due = self._backlog.take()
+                if due is not None:
+                    return due
+                self._due.wait()
+        return None

@@ -1,0 +1,267 @@
+"""Runs the models on the core's windows: encoders where their input changed, then the head."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import torch
+
+from perception.errors import ProfileError
+from perception.features.audio import RATE_HZ
+from perception.features.logmel import log_mel
+from perception.fusion.reader import InputReader, Reading
+from perception.fusion.window import Window, WindowInput
+from perception.messages import (
+    BranchState,
+    Fused,
+    FusedState,
+    Latency,
+    ModalityState,
+    ModelInfo,
+)
+from perception.models.checkpoint import Head, build_head, config_hash
+from perception.models.encoder import AudioInput, EncoderInput, Encoding, ImageInput, TextInput
+from perception.models.registry import RegisteredEncoder, build_encoder
+from perception.models.weights import weights_hash
+from perception.profile import FusionConfig
+
+MILLISECOND_NS: Final = 1e6
+
+
+@dataclass(slots=True)
+class _Cached:
+    key: Hashable
+    encoding: Encoding
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What the encoders made of one window."""
+
+    encodings: dict[str, Encoding]
+    """By encoder; those whose input is absent are left out."""
+    corrupt: set[str]
+    """Inputs whose data could not be decoded."""
+    took_ms: dict[str, float]
+
+
+class Engine:
+    """Encoders, fusion and head on one device. Not thread-safe: one compute thread owns it."""
+
+    def __init__(
+        self,
+        config: FusionConfig,
+        encoders: Mapping[str, RegisteredEncoder],
+        head: Head,
+        *,
+        device: torch.device,
+        clock: Callable[[], int],
+    ) -> None:
+        """Encoders by name; the head takes their features in the order of sorted names."""
+        self.config = config
+        self.encoders = dict(sorted(encoders.items()))
+        self.head = head
+        self.device = device
+        self.counts: Counter[str] = Counter()
+        self.info = ModelInfo(config_hash=config_hash(_decisive(config)), weights_hash=self._weights_hash())
+        self._clock = clock
+        self._readers = {name: InputReader(item) for name, item in config.inputs.items()}
+        self._cache: dict[str, _Cached] = {}
+        self._publish_ms = 0.0
+
+    def _weights_hash(self) -> str:
+        state = {f"head.{key}": value for key, value in self.head.state_dict().items()}
+        for name, encoder in self.encoders.items():
+            state |= {f"{name}.{key}": value for key, value in encoder.weights().items()}
+        return weights_hash(state)
+
+    def note_published(self, took_ns: int) -> None:
+        """Tell how long publishing a state took; the next state carries it."""
+        self._publish_ms = took_ns / MILLISECOND_NS
+
+    @torch.inference_mode()
+    def run(self, window: Window, *, cut_ns: int = 0, shed: int = 0) -> FusedState:
+        """Conclude one window. Data that cannot be decoded counts as absent, reason `corrupt`."""
+        began_ns = self._clock()
+        encoded = self.encode(window)
+        encoded_ns = self._clock()
+        fused = self._conclude(self.head(*self.tensors(window, encoded)))
+        ready_ns = self._clock()
+        return FusedState(
+            stamp_ns=window.end_ns,
+            tick=window.tick,
+            fused=fused,
+            modalities={name: self._modality(name, item, encoded) for name, item in window.inputs.items()},
+            shed=shed,
+            model=self.info,
+            latency=Latency(
+                receive_ms=_receive_ms(window),
+                align_ms=(cut_ns - window.end_ns) / MILLISECOND_NS,
+                queue_ms=(began_ns - cut_ns) / MILLISECOND_NS,
+                encoders_ms=encoded.took_ms,
+                head_ms=(ready_ns - encoded_ns) / MILLISECOND_NS,
+                publish_ms=self._publish_ms,
+                total_ms=(ready_ns - window.end_ns) / MILLISECOND_NS,
+            ),
+        )
+
+    @torch.inference_mode()
+    def encode(self, window: Window) -> Encoded:
+        """Run the encoders whose input changed since the window before."""
+        inputs, corrupt = self._read(window)
+        encodings: dict[str, Encoding] = {}
+        took_ms: dict[str, float] = {}
+        for name in self.encoders:
+            started_ns = self._clock()
+            source = self.config.encoders[name].input
+            if source in inputs:
+                encodings[name] = self._encode(name, inputs[source])
+            took_ms[name] = (self._clock() - started_ns) / MILLISECOND_NS
+        return Encoded(encodings, corrupt, took_ms)
+
+    def tensors(
+        self, window: Window, encoded: Encoded
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Return what the head takes: features (1, dim) by encoder, presence (1, M), ages (1, M) in s."""
+        features = {name: encoding.features[None] for name, encoding in encoded.encodings.items()}
+        present = torch.tensor([[name in features for name in self.encoders]], device=self.device)
+        ages_s = torch.tensor([[self._age_s(window, name) for name in self.encoders]], device=self.device)
+        return features, present, ages_s
+
+    def _read(self, window: Window) -> tuple[dict[str, Reading], set[str]]:
+        inputs: dict[str, Reading] = {}
+        corrupt: set[str] = set()
+        for name, item in window.inputs.items():
+            if item.data is None:
+                continue
+            try:
+                inputs[name] = self._readers[name].read(item.data)
+            except ValueError:
+                corrupt.add(name)
+                self.counts[f"{name} corrupt"] += 1
+        return inputs, corrupt
+
+    def _encode(self, name: str, reading: Reading) -> Encoding:
+        encoder = self.encoders[name]
+        key = (reading.key, reading.previous_key if getattr(encoder, "uses_previous", False) else None)
+        cached = self._cache.get(name)
+        if cached is None or cached.key != key:
+            cached = self._cache[name] = _Cached(key, encoder(reading.data))
+        return cached.encoding
+
+    def _conclude(self, logits: torch.Tensor) -> Fused:
+        probabilities = torch.softmax(logits.double(), dim=1)[0].cpu().numpy()
+        best = int(probabilities.argmax())
+        positive = probabilities[probabilities > 0]
+        return Fused(
+            classes=self.head.classes,
+            probabilities=tuple(probabilities.tolist()),
+            label=self.head.classes[best],
+            confidence=float(probabilities[best]),
+            entropy=max(0.0, float(-(positive * np.log(positive)).sum())),
+        )
+
+    def _age_s(self, window: Window, encoder: str) -> float:
+        age_ns = window.inputs[self.config.encoders[encoder].input].age_ns
+        return 0.0 if age_ns is None else age_ns / 1e9
+
+    def _modality(self, name: str, item: WindowInput, encoded: Encoded) -> ModalityState:
+        corrupt = name in encoded.corrupt
+        return ModalityState(
+            topic=item.topic,
+            presence="absent" if corrupt else item.presence,
+            reason="corrupt" if corrupt else item.reason,
+            age_ms=None if item.age_ns is None else item.age_ns / MILLISECOND_NS,
+            seqs=item.seqs,
+            branches={
+                encoder: encoding.branch
+                for encoder, encoding in encoded.encodings.items()
+                if self.config.encoders[encoder].input == name and encoding.branch != NO_BRANCH
+            },
+        )
+
+    @torch.inference_mode()
+    def warm_up(self, image_size: tuple[int, int] = (640, 480), repeats: int = 2) -> None:
+        """Run every encoder and the head on noise, so that the first real window is not the slow one."""
+        rng = np.random.default_rng(0)
+        width, height = image_size
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        sound = rng.standard_normal(round(0.975 * RATE_HZ)).astype(np.float32) * np.float32(0.1)
+        samples: dict[str, EncoderInput] = {
+            "camera": ImageInput(image, image[:, ::-1].copy()),
+            "microphone": AudioInput(sound, log_mel(sound)),
+            "text": TextInput("warm up"),
+        }
+        for _ in range(repeats):
+            features = {
+                name: encoder(samples[encoder.modality]).features[None]
+                for name, encoder in self.encoders.items()
+            }
+            present = torch.ones(1, len(features), dtype=torch.bool, device=self.device)
+            self._conclude(self.head(features, present, torch.zeros(1, len(features), device=self.device)))
+
+
+def kind_of(topic: str) -> str:
+    """`camera`, `microphone` or `text`."""
+    return topic.partition("/")[0]
+
+
+NO_BRANCH: Final = BranchState()
+
+
+def _receive_ms(window: Window) -> float:
+    """From the event to its arrival, for the newest data in the window that has been received."""
+    newest = max(
+        (item for item in window.inputs.values() if item.happened_ns and item.received_ns),
+        key=lambda item: item.happened_ns or 0,
+        default=None,
+    )
+    if newest is None or newest.received_ns is None or newest.happened_ns is None:
+        return 0.0
+    return (newest.received_ns - newest.happened_ns) / MILLISECOND_NS
+
+
+def _decisive(config: FusionConfig) -> dict[str, Any]:
+    """All that decides a state besides weights and inputs: grid, inputs, encoders, head."""
+    return config.model_dump(mode="json", exclude={"endpoint", "device", "threads"})
+
+
+def pick_device(name: str) -> torch.device:
+    """Resolve `auto`; ProfileError if CUDA is asked for and absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ProfileError(f"fusion.device: '{name}' asked for, but torch sees no CUDA device; use 'auto'")
+    return torch.device(name)
+
+
+def use_threads(threads: int) -> None:
+    """Limit torch and OpenCV to `threads`, 0 = one on two cores, else all cores but two for capture."""
+    count = threads or max(1, (os.cpu_count() or 1) - 2)
+    torch.set_num_threads(count)
+    cv2.setNumThreads(count)
+
+
+def build_engine(config: FusionConfig, *, clock: Callable[[], int]) -> Engine:
+    """Build encoders and head of a profile on its device.
+
+    Raises:
+        ProfileError: an encoder or option does not exist, or the head does not fit the encoders.
+        WeightsError: weights are missing.
+    """
+    device = pick_device(config.device)
+    encoders: dict[str, RegisteredEncoder] = {}
+    for name, item in sorted(config.encoders.items()):
+        topic = config.inputs[item.input].topic
+        chosen = item.model_copy(update={"weights": item.weights or config.weights})
+        encoder = build_encoder(name, chosen, device=device, seed=config.seed)
+        if encoder.modality != kind_of(topic):
+            raise ProfileError(f"fusion.encoders.{name}: '{item.kind}' takes {encoder.modality}, not {topic}")
+        encoders[name] = encoder
+    dims = {name: encoder.dim for name, encoder in encoders.items()}
+    head = build_head(config.head, dims, device=device, seed=config.seed)
+    return Engine(config, encoders, head, device=device, clock=clock)

@@ -1,0 +1,80 @@
+"""From a slice of a window to what encoders take: pixels decoded, sound transformed, each only once."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from perception.features.audio import AudioFrontEnd
+from perception.features.image import decode_frame
+from perception.fusion.window import AudioSlice, CameraSlice, Slice, TextSlice
+from perception.messages import CameraFrame, Message
+from perception.models.encoder import AudioInput, EncoderInput, ImageInput, TextInput
+from perception.profile import InputConfig
+
+Image = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What encoders take, and keys that change with it."""
+
+    data: EncoderInput
+    key: Hashable
+    """Of the newest data: enough for every encoder that does not look at the previous frame."""
+    previous_key: Hashable = None
+
+
+class InputReader:
+    """Reads the successive slices of one input."""
+
+    def __init__(self, config: InputConfig) -> None:
+        self._length_ns = round(config.length_ms * 1e6)
+        self._front_end: AudioFrontEnd | None = None
+        self._rate_hz = 0
+        self._images: dict[Hashable, Image] = {}
+
+    def read(self, data: Slice) -> Reading:
+        """Decode or transform a slice. A previous frame that cannot be decoded counts as none.
+
+        Raises:
+            ValueError: the newest data cannot be decoded.
+        """
+        match data:
+            case CameraSlice(frame, previous):
+                return self._read_camera(frame, previous)
+            case AudioSlice():
+                if self._front_end is None or self._rate_hz != data.rate_hz:
+                    self._front_end = AudioFrontEnd(data.rate_hz, self._length_ns)
+                    self._rate_hz = data.rate_hz
+                waveform, log_mel = self._front_end.update(data.samples, data.end_index, data.missing)
+                return Reading(AudioInput(waveform, log_mel), (data.rate_hz, data.end_index))
+            case TextSlice(command):
+                header = command.header
+                return Reading(TextInput(header.text, header.language), (header.text, header.language))
+
+    def _read_camera(self, frame: Message[CameraFrame], previous: Message[CameraFrame] | None) -> Reading:
+        decoded: dict[Hashable, Image] = {}
+        for message in (previous, frame):
+            if message is None:
+                continue
+            try:
+                decoded[_identity(message)] = self._image(message)
+            except ValueError:
+                if message is frame:
+                    raise
+        self._images = decoded
+        before = None if previous is None else _identity(previous)
+        image = ImageInput(decoded[_identity(frame)], decoded.get(before))
+        return Reading(image, _identity(frame), before)
+
+    def _image(self, message: Message[CameraFrame]) -> Image:
+        identity = _identity(message)
+        if identity in self._images:
+            return self._images[identity]
+        return decode_frame(message.header, message.payload)
+
+
+def _identity(message: Message[CameraFrame]) -> Hashable:
+    return message.header.source, message.header.stamp_ns
