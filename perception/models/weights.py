@@ -7,6 +7,7 @@ is one WeightsError that says what, where it was looked for, and what to do.
 import hashlib
 import re
 import urllib.request
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from perception.errors import WeightsError
 OFFLINE_TIMEOUT_S: Final = 5.0
 HUB_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model")
 State = dict[str, torch.Tensor]
+_OPTIONAL: Final = "num_batches_tracked"
+"""A counter of batch normalisation that older files lack and inference does not read."""
 
 
 @contextmanager
@@ -77,21 +80,62 @@ def local_state(path: Path) -> State:
 
 def load_into(module: nn.Module, state: Mapping[str, torch.Tensor], where: object) -> None:
     """Load every weight, none missing and none left over; WeightsError names what does not fit."""
-    expected = module.state_dict()
+    own = module.state_dict()
     problems = [
-        *(f"{name} is missing" for name in expected if name not in state),
-        *(f"{name} is unknown" for name in state if name not in expected),
-        *(
-            f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in state and state[name].shape != tensor.shape
-        ),
+        f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
     ]
+    if not problems:
+        versioned = OrderedDict(state)
+        # Some layers read a layout version beside the tensors, which safetensors does not carry.
+        versioned._metadata = getattr(state, "_metadata", getattr(own, "_metadata", None))  # type: ignore[attr-defined]
+        result = module.load_state_dict(versioned, strict=False)
+        problems = [
+            *(f"{name} is missing" for name in result.missing_keys if not name.endswith(_OPTIONAL)),
+            *(f"{name} is unknown" for name in result.unexpected_keys),
+        ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         kind = type(module).__name__
         raise WeightsError(f"{where}: not the weights of this {kind}: {', '.join(problems[:3])}{more}")
-    module.load_state_dict(dict(state))
+
+
+def load_transformer(folder: Path, seed: int, *, pooler: bool = False) -> Any:
+    """Load the base model of a transformers folder in float32, on the CPU.
+
+    Args:
+        folder: with `config.json` and weights.
+        seed: of what the checkpoint leaves open.
+        pooler: whether the pooling layer has to be in the checkpoint; nothing else may be missing.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    if not (folder / "config.json").is_file():
+        raise WeightsError(f"{folder}: no transformers model there; expected config.json and its weights")
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what matters of its report is checked below
+    try:
+        with seeded(seed):
+            model, report = AutoModel.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except Exception as error:  # each architecture has failures of its own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{folder}: cannot be loaded as a transformers model: {reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(name for name in report["missing_keys"] if pooler or "pooler" not in name)
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise WeightsError(f"{folder}: weights are missing: {', '.join(missing[:3])}{more}")
+    return model
 
 
 def url_state(url: str) -> State:

@@ -1,0 +1,218 @@
+"""Detectors that ship inside OpenCV: faces, ArUco markers, motion. No weights to fetch, CPU only.
+
+Positions among the features are fractions of the frame (0 left and top, 1 right and bottom); boxes are
+in pixels of the source frame.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final
+
+import cv2
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+
+from perception.messages import Box, BranchState
+from perception.models.encoder import Encoding, ImageInput
+from perception.models.images import Image, check_bgr
+from perception.profile import Section
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+NOWHERE: Final = (0.5, 0.5)
+"""Position features where nothing was found: the centre, so that they pull to no side."""
+
+
+class HaarFaces:
+    """Viola and Jones's frontal faces (IJCV 2004) with OpenCV's cascade.
+
+    Features: number of faces / 4, and of the largest one x, y, size (its height over the frame's) and score.
+    """
+
+    class Options(Section):
+        """`min_size` is the least height of a face as a fraction of the frame's."""
+
+        min_size: Fraction = 0.15
+        scale: Annotated[float, Field(gt=1, le=2, description="step between the sizes tried")] = 1.1
+        neighbours: Annotated[int, Field(ge=1, description="hits that make a face")] = 5
+        width: Annotated[int, Field(ge=64, description="wider frames are shrunk to this first")] = 320
+
+    modality: ClassVar[str] = "camera"
+    dim = 5
+
+    def __init__(
+        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
+    ) -> None:
+        self._options = options
+        self._device = device
+        cascade = Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_default.xml"
+        self._cascade = cv2.CascadeClassifier(str(cascade))
+
+    def __call__(self, data: ImageInput, /) -> Encoding:
+        """Find faces in the newest frame."""
+        boxes = self._detect(check_bgr(data.image))
+        height, width = data.image.shape[:2]
+        features = [0.0, *NOWHERE, 0.0, 0.0]
+        if boxes:
+            x, y = _centre(boxes[0], width, height)
+            features = [min(len(boxes), 4) / 4, x, y, boxes[0].height / height, boxes[0].score]
+        best = max((box.score for box in boxes), default=0.0)
+        branch = BranchState(labels=("face",), scores=(best,), boxes=tuple(boxes))
+        return Encoding(torch.tensor(features, device=self._device), branch)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """None: the cascade comes with OpenCV."""
+        return {}
+
+    def _detect(self, image: Image) -> list[Box]:
+        """Return the faces, largest first."""
+        shrink = min(1.0, self._options.width / image.shape[1])
+        small = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+        grey = cv2.equalizeHist(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY))
+        least = max(20, round(self._options.min_size * grey.shape[0]))
+        found, _, margins = self._cascade.detectMultiScale3(
+            grey,
+            scaleFactor=self._options.scale,
+            minNeighbors=self._options.neighbours,
+            minSize=(least, least),
+            outputRejectLevels=True,
+        )
+        boxes = [
+            _face(rectangle, float(margin), shrink)
+            for rectangle, margin in zip(found, np.ravel(margins), strict=True)
+        ]
+        # OpenCV's threads hand in their hits in any order.
+        return sorted(boxes, key=lambda box: (-box.height, -box.score, box.x, box.y))
+
+
+def _face(rectangle: Sequence[int], margin: float, shrink: float) -> Box:
+    """The last stage's margin has no upper bound: m / (1 + m) keeps its order within [0, 1)."""
+    x, y, width, height = (float(value) / shrink for value in rectangle)
+    margin = max(margin, 0.0)
+    return Box(x=x, y=y, width=width, height=height, label="face", score=margin / (1 + margin))
+
+
+class ArucoMarkers:
+    """Square fiducial markers (Garrido-Jurado et al. 2014).
+
+    Features: number of markers / 4, of the largest one x, y and size (its height over the frame's), then
+    1 or 0 for each of the option's `ids`.
+    """
+
+    class Options(Section):
+        """`ids` get a feature of their own each."""
+
+        dictionary: str = "DICT_4X4_50"
+        ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
+
+        @field_validator("dictionary")
+        @classmethod
+        def _known(cls, name: str) -> str:
+            known = [entry for entry in dir(cv2.aruco) if entry.startswith("DICT_")]
+            if name not in known:
+                raise ValueError(f"no such dictionary; known are {', '.join(known)}")
+            return name
+
+    modality: ClassVar[str] = "camera"
+
+    def __init__(
+        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
+    ) -> None:
+        self._ids = options.ids
+        self._device = device
+        dictionary = cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, options.dictionary))
+        self._detector = cv2.aruco.ArucoDetector(dictionary, cv2.aruco.DetectorParameters())
+        self.dim = 4 + len(self._ids)
+
+    def __call__(self, data: ImageInput, /) -> Encoding:
+        """Find markers in the newest frame."""
+        boxes = self._detect(check_bgr(data.image))
+        height, width = data.image.shape[:2]
+        features = [0.0, *NOWHERE, 0.0]
+        if boxes:
+            x, y = _centre(boxes[0], width, height)
+            features = [min(len(boxes), 4) / 4, x, y, boxes[0].height / height]
+        labels = tuple(sorted({box.label for box in boxes}, key=int))
+        features += [float(str(marker) in labels) for marker in self._ids]
+        branch = BranchState(labels=labels, scores=(1.0,) * len(labels), boxes=tuple(boxes))
+        return Encoding(torch.tensor(features, device=self._device), branch)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """None: the dictionary is fixed."""
+        return {}
+
+    def _detect(self, image: Image) -> list[Box]:
+        """Return the markers' bounding boxes, largest first."""
+        corners, ids, _ = self._detector.detectMarkers(image)
+        boxes = [
+            _bounding_box(quad.reshape(4, 2), str(int(marker)))
+            for quad, marker in zip(corners, () if ids is None else ids.ravel(), strict=True)
+        ]
+        return sorted(boxes, key=lambda box: (-box.height, int(box.label), box.x, box.y))
+
+
+def _bounding_box(points: np.typing.NDArray[Any], label: str) -> Box:
+    (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return Box(x=left, y=top, width=right - left, height=bottom - top, label=label)
+
+
+class Motion:
+    """Difference between the newest frame and the one a hop before; a change of exposure is no motion.
+
+    Features: fraction of the pixels that changed, mean change (0 to 1), and the centre of the change.
+    """
+
+    class Options(Section):
+        """`threshold` is in grey levels of 255, after blurring."""
+
+        width: Annotated[int, Field(ge=16, description="frames are shrunk to this width")] = 160
+        blur: Annotated[float, Field(gt=0, description="standard deviation in shrunken pixels")] = 1.5
+        threshold: Annotated[float, Field(gt=0, lt=255)] = 12.0
+
+    modality: ClassVar[str] = "camera"
+    uses_previous: ClassVar[bool] = True
+    dim = 4
+
+    def __init__(
+        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
+    ) -> None:
+        self._options = options
+        self._device = device
+
+    def __call__(self, data: ImageInput, /) -> Encoding:
+        """Compare the two frames; with no previous one of the same shape nothing moved."""
+        image, previous = check_bgr(data.image), data.previous
+        if previous is None or previous.shape != image.shape:
+            return self._encoding([0.0, 0.0, *NOWHERE])
+        change = self._prepare(image) - self._prepare(check_bgr(previous))
+        change = np.abs(change - np.median(change))
+        moved = (change > self._options.threshold).astype(np.uint8)
+        fraction, mean = float(moved.mean()), float(change.mean()) / 255
+        if not moved.any():
+            return self._encoding([0.0, mean, *NOWHERE])
+        height, width = moved.shape
+        scale = image.shape[1] / width
+        left, top, across, down = (side * scale for side in cv2.boundingRect(moved))
+        box = Box(x=left, y=top, width=across, height=down, label="motion", score=fraction)
+        rows, columns = np.nonzero(moved)
+        centre = ((float(columns.mean()) + 0.5) / width, (float(rows.mean()) + 0.5) / height)
+        return self._encoding([fraction, mean, *centre], (box,))
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """None."""
+        return {}
+
+    def _prepare(self, image: Image) -> np.typing.NDArray[np.float32]:
+        width = min(self._options.width, image.shape[1])
+        height = max(1, round(image.shape[0] * width / image.shape[1]))
+        small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
+        return cv2.GaussianBlur(grey, (0, 0), self._options.blur).astype(np.float32)
+
+    def _encoding(self, features: list[float], boxes: tuple[Box, ...] = ()) -> Encoding:
+        branch = BranchState(labels=("motion",), scores=(features[0],), boxes=boxes)
+        return Encoding(torch.tensor(features, device=self._device), branch)
+
+
+def _centre(box: Box, width: int, height: int) -> tuple[float, float]:
+    return (box.x + box.width / 2) / width, (box.y + box.height / 2) / height

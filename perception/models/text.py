@@ -1,0 +1,184 @@
+"""Text encoders: any transformers text model, and TF-IDF intents learned from a few example phrases."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from string import ascii_lowercase, digits, punctuation
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+
+from perception.errors import WeightsError
+from perception.messages import BranchState
+from perception.models.encoder import Encoding, TextInput
+from perception.models.weights import hub_folder, load_transformer, seeded, source_of
+from perception.profile import Section
+
+OTHER: Final = "other"
+
+
+class TransformersTextEncoder:
+    """Masked mean over the last hidden states of a transformers text model.
+
+    The text tower of a two-tower model (CLIP, CLAP) and the encoder half of an encoder-decoder (T5) are
+    used alone. `weights = "random"` is a BERT of the real bert-base size over a vocabulary of characters.
+    """
+
+    class Options(Section):
+        """`model` is a name on the Hub; a profile's `weights` may name a local folder instead."""
+
+        model: str = "google-bert/bert-base-uncased"
+        revision: str | None = None
+        max_tokens: Annotated[int, Field(ge=4, le=8192, description="longer commands are cut")] = 64
+        dtype: Literal["float32", "bfloat16"] = "float32"
+
+    modality: ClassVar[str] = "text"
+
+    def __init__(
+        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
+    ) -> None:
+        source, folder = source_of(weights)
+        if source == "random":
+            model, self._tokenizer = _random_bert(seed)
+        else:
+            folder = folder if source == "local" else hub_folder(options.model, options.revision)
+            model = load_transformer(folder, seed)
+            self._tokenizer = _tokenizer(folder)
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
+        model = getattr(model, "text_model", model)
+        self._model = model.eval().requires_grad_(False).to(device, getattr(torch, options.dtype))
+        self._device = device
+        self._max_tokens = options.max_tokens
+        self.dim = int(self._model.config.hidden_size)
+
+    @torch.no_grad()
+    def __call__(self, data: TextInput, /) -> Encoding:
+        """Encode one command."""
+        tokens = self._tokenizer(
+            data.text, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+        ).to(self._device)
+        states = self._model(**tokens).last_hidden_state.float()  # (1, T, D)
+        mask = tokens["attention_mask"][:, :, None].float()
+        features = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+        return Encoding(features[0])
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the model's parameters and buffers."""
+        state: dict[str, torch.Tensor] = self._model.state_dict()
+        return state
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise WeightsError(f"{folder}: no usable tokenizer there: {str(error).splitlines()[0]}") from error
+    # A vocabulary that was not found does not fail by itself: every word becomes the unknown one.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise WeightsError(f"{folder}: its tokenizer knows no words; tokenizer.json or vocab.txt is missing")
+    return tokenizer
+
+
+def _random_bert(seed: int) -> tuple[Any, Any]:
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    characters = ascii_lowercase + digits + punctuation
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
+    with seeded(seed):
+        model = BertModel(BertConfig())
+    return model, BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+
+
+class TfidfIntents:
+    """Which of a few intents a command means, learned at start from the example phrases in the profile.
+
+    TF-IDF over words and their pairs and over character n-grams (robust to typing errors), then logistic
+    regression. A command that resembles no example, by cosine, is `other`. Features: one score per intent
+    in the profile's order, the score of `other`, and that best cosine.
+    """
+
+    class Options(Section):
+        """`intents` maps each intent to example phrases; examples for "other" are welcome but not needed."""
+
+        intents: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
+        threshold: Annotated[float, Field(gt=0, lt=1, description="cosine below which it is 'other'")] = 0.4
+
+        @field_validator("intents")
+        @classmethod
+        def _phrases(cls, intents: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+            empty = [name for name, phrases in intents.items() if not any(map(str.strip, phrases))]
+            if empty:
+                raise ValueError(f"intent '{empty[0]}' has no example phrases")
+            if set(intents) == {OTHER}:
+                raise ValueError("there must be an intent besides 'other'")
+            return intents
+
+    modality: ClassVar[str] = "text"
+    SOFTNESS: ClassVar = 0.05
+    """Width in cosine over which a command turns from `other` into an intent."""
+
+    def __init__(
+        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
+    ) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.pipeline import make_union
+
+        self._device = device
+        self._threshold = options.threshold
+        self.labels = (*(name for name in options.intents if name != OTHER), OTHER)
+        phrases = [phrase for examples in options.intents.values() for phrase in examples]
+        targets = [name for name, examples in options.intents.items() for _ in examples]
+        self._vectorizer = make_union(
+            TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True),
+            TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True),
+        )
+        self._examples = self._vectorizer.fit_transform(phrases)
+        self._norms = np.sqrt(self._examples.multiply(self._examples).sum(axis=1)).A1
+        self._coefficients, self._intercepts, self._classes = _fit(self._examples, targets)
+        self.dim = len(self.labels) + 1
+
+    def __call__(self, data: TextInput, /) -> Encoding:
+        """Score one command."""
+        x = self._vectorizer.transform([data.text])
+        cosine = self._best_cosine(x)
+        known = 1 / (1 + np.exp((self._threshold - cosine) / self.SOFTNESS))
+        logits = (x @ self._coefficients.T)[0] + self._intercepts
+        p = np.exp(logits - logits.max())
+        scores = dict.fromkeys(self.labels, 0.0)
+        for name, probability in zip(self._classes, p / p.sum(), strict=True):
+            scores[name] = float(known * probability)
+        scores[OTHER] += float(1 - known)
+        features = torch.tensor([*scores.values(), cosine], dtype=torch.float32, device=self._device)
+        return Encoding(features, BranchState(labels=self.labels, scores=tuple(scores.values())))
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return what was fitted; the vocabulary follows from the options."""
+        fitted = {"coefficients": self._coefficients, "intercepts": self._intercepts}
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in fitted.items()}
+
+    def _best_cosine(self, x: Any) -> float:
+        norm = float(np.sqrt(x.multiply(x).sum()))
+        if norm == 0:
+            return 0.0
+        products = (self._examples @ x.T).toarray().ravel()
+        return float((products / np.maximum(self._norms, 1e-12)).max() / norm)
+
+
+def _fit(examples: Any, targets: Sequence[str]) -> tuple[Any, Any, list[str]]:
+    """Return coefficients (K, V), intercepts (K,) and class names of a softmax over the intents."""
+    from sklearn.linear_model import LogisticRegression
+
+    classes = sorted(set(targets))
+    if len(classes) == 1:
+        return np.zeros((1, examples.shape[1])), np.zeros(1), classes
+    model = LogisticRegression(C=10.0, max_iter=1000, tol=1e-6, class_weight="balanced")
+    model.fit(examples, targets)
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(classes) == 2:  # one logit for the second class: the same softmax with a first logit of 0
+        coefficients = np.vstack([np.zeros_like(coefficients), coefficients])
+        intercepts = np.concatenate([[0.0], intercepts])
+    return coefficients, intercepts, classes

@@ -1,0 +1,264 @@
+"""Vision encoders: any torchvision classifier, any transformers vision model."""
+
+import re
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+import cv2
+import torch
+import torchvision.models
+from pydantic import Field, field_validator
+from torch import nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from perception.errors import WeightsError
+from perception.messages import BranchState
+from perception.models.encoder import Encoding, ImageInput
+from perception.models.images import Image, check_bgr
+from perception.models.weights import (
+    State,
+    hub_folder,
+    load_into,
+    load_transformer,
+    local_state,
+    seeded,
+    source_of,
+    url_state,
+)
+from perception.profile import Section
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+MAX_ASPECT: Final = 16
+"""More elongated images would grow without bound when their short side is resized."""
+
+
+def to_model_input(
+    image: Image,
+    size: int,
+    device: torch.device,
+    *,
+    resize: int | None = None,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+) -> torch.Tensor:
+    """Return a frame as a model takes it: (1, 3, size, size) float32 RGB, normalised, on the device.
+
+    The frame goes up as uint8; resizing (antialiased), cropping and normalising happen on the device. It
+    equals torchvision's `ImageClassification` transform to within one grey level per pixel, which is
+    1 / 255 / std: the two round the resized pixels differently.
+
+    Args:
+        image: (height, width, 3) uint8 BGR.
+        size: side of the centre crop.
+        device: of the model.
+        resize: the short side before the crop; 256/224 of `size` if not given.
+        mean: per RGB channel, of values in [0, 1].
+        std: likewise.
+        interpolation: bilinear or bicubic.
+    """
+    height, width = check_bgr(image).shape[:2]
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ValueError(f"a frame of {width}x{height} is too elongated for an image model")
+    rgb = torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).to(device)
+    short_side = resize or round(size * 256 / 224)
+    pixels = transforms.resize(rgb.permute(2, 0, 1)[None], [short_side], interpolation, antialias=True)
+    pixels = transforms.center_crop(pixels, [size, size])
+    scale, offset = _normalisation(mean, std, device)
+    return torch.addcmul(offset, pixels.float(), scale)
+
+
+@lru_cache(maxsize=16)
+def _normalisation(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scale and offset (1, 3, 1, 1): (x / 255 - mean) / std = x * scale + offset."""
+    mean_, std_ = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
+    return 1 / (255 * std_), -mean_ / std_
+
+
+class TorchvisionEncoder:
+    """A torchvision classifier: the input of its last layer as features, its best classes as scores.
+
+    Weights: the best ones torchvision has for the model, a local file of them or of a classifier with
+    `classes` of its own, or random ones, which name no classes.
+    """
+
+    class Options(Section):
+        """`model` is a name in `torchvision.models`."""
+
+        model: str = "resnet18"
+        classes: Annotated[tuple[str, ...], Field(description="of local weights, if not ImageNet's")] = ()
+        top_k: Annotated[int, Field(ge=0, le=1000, description="class scores to publish")] = 5
+        size: Annotated[int | None, Field(ge=32, le=2048, description="side of the input in pixels")] = None
+        dtype: Literal["float32", "bfloat16"] = "float32"
+
+        @field_validator("model")
+        @classmethod
+        def _known(cls, name: str) -> str:
+            known = torchvision.models.list_models(module=torchvision.models)
+            if name not in known:
+                close = ", ".join(get_close_matches(name, known, n=3, cutoff=0.3)) or ", ".join(known)
+                raise ValueError(f"torchvision has no such classifier; did you mean {close}?")
+            return name
+
+    modality: ClassVar[str] = "camera"
+
+    def __init__(
+        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
+    ) -> None:
+        entry = torchvision.models.get_model_weights(options.model).DEFAULT
+        source, path = source_of(weights)
+        self._classes = options.classes or tuple(entry.meta["categories"])
+        with seeded(seed):
+            model = _classifier(options.model, len(self._classes))
+        if source == "random":
+            self._classes = ()
+        else:
+            state = local_state(path) if source == "local" else url_state(entry.url)
+            load_into(model, _renamed(state), path if source == "local" else entry.url)
+        self._preset = entry.transforms()
+        self._size = options.size or self._preset.crop_size[0]
+        self._short_side = round(self._size * self._preset.resize_size[0] / self._preset.crop_size[0])
+        self._top_k = min(options.top_k, len(self._classes))
+        self._device, self._dtype = device, getattr(torch, options.dtype)
+        self._model = model.eval().requires_grad_(False).to(device, self._dtype)
+        self._model.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
+        self._last_input = torch.empty(0)
+        last = _last_layer(model)
+        last.register_forward_pre_hook(self._keep)
+        self.dim = last.in_features if isinstance(last, nn.Linear) else last.in_channels
+
+    @torch.no_grad()
+    def __call__(self, data: ImageInput, /) -> Encoding:
+        """Encode the newest frame."""
+        pixels = to_model_input(
+            data.image,
+            self._size,
+            self._device,
+            resize=self._short_side,
+            mean=tuple(self._preset.mean),
+            std=tuple(self._preset.std),
+            interpolation=self._preset.interpolation,
+        )
+        logits = self._model(pixels.to(self._dtype, memory_format=torch.channels_last))
+        features = self._last_input.float()
+        if features.ndim == 4:  # SqueezeNet classifies per position
+            features = features.mean(dim=(2, 3))
+        return Encoding(features[0], self._best(logits[0].float()))
+
+    def weights(self) -> State:
+        """Return the classifier's parameters and buffers."""
+        return self._model.state_dict()
+
+    def _keep(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        self._last_input = inputs[0]
+
+    def _best(self, logits: torch.Tensor) -> BranchState:
+        if not self._top_k:
+            return BranchState()
+        scores, indices = logits.softmax(dim=0).topk(self._top_k)
+        labels = tuple(self._classes[index] for index in indices.tolist())
+        return BranchState(labels=labels, scores=tuple(scores.tolist()))
+
+
+def _classifier(name: str, classes: int) -> nn.Module:
+    """Build the architecture; the two Inceptions expect inputs scaled as their weights were trained."""
+    inception = name in ("googlenet", "inception_v3")
+    options = {"init_weights": True, "transform_input": True} if inception else {}
+    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+    return model
+
+
+def _last_layer(model: nn.Module) -> nn.Linear | nn.Conv2d:
+    return [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+
+
+def _renamed(state: State) -> State:
+    """Drop the dots that torchvision's DenseNet files still have inside layer names (`norm.1.weight`)."""
+    for name in list(state):
+        modern = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)", r"\1", name)
+        if modern != name:
+            state[modern] = state.pop(name)
+    return state
+
+
+class TransformersVisionEncoder:
+    """A transformers vision model with its stored preprocessing; of CLIP and the like, the vision tower.
+
+    Weights: a Hub name in the options, a local folder, or random ones of an `architecture`.
+    """
+
+    class Options(Section):
+        """`pooling`: the mean over all positions, or the model's own trained pooling layer."""
+
+        model: str = "facebook/dinov2-small"
+        revision: str | None = None
+        architecture: Annotated[str, Field(description="model type of random weights")] = "vit"
+        pooling: Literal["mean", "pooler"] = "mean"
+        dtype: Literal["float32", "bfloat16"] = "float32"
+
+    modality: ClassVar[str] = "camera"
+
+    def __init__(
+        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
+    ) -> None:
+        source, folder = source_of(weights)
+        if source == "random":
+            model, self._processor = _random_vision(options.architecture, seed)
+        else:
+            folder = folder if source == "local" else hub_folder(options.model, options.revision)
+            model = load_transformer(folder, seed, pooler=options.pooling == "pooler")
+            self._processor = _image_processor(folder)
+        model = getattr(model, "vision_model", model)
+        self._device, self._dtype = device, getattr(torch, options.dtype)
+        self._model = model.eval().requires_grad_(False).to(device, self._dtype)
+        self._pooling = options.pooling
+        self.dim = self._features(torch.zeros(3, 64, 64, dtype=torch.uint8, device=device)).numel()
+
+    def __call__(self, data: ImageInput, /) -> Encoding:
+        """Encode the newest frame."""
+        rgb = torch.from_numpy(cv2.cvtColor(check_bgr(data.image), cv2.COLOR_BGR2RGB))
+        return Encoding(self._features(rgb.to(self._device).permute(2, 0, 1)))
+
+    def weights(self) -> State:
+        """Return the model's parameters and buffers."""
+        state: State = self._model.state_dict()
+        return state
+
+    @torch.no_grad()
+    def _features(self, rgb: torch.Tensor) -> torch.Tensor:
+        """Encode (3, H, W) uint8 on the device into (dim,)."""
+        pixels = self._processor(images=rgb, return_tensors="pt", device=self._device)["pixel_values"]
+        output = self._model(pixel_values=pixels.to(self._dtype))
+        if self._pooling == "pooler":
+            features: torch.Tensor = output.pooler_output[0].float()
+            return features.flatten()
+        states: torch.Tensor = output.last_hidden_state[0].float()  # (T, D) or (D, H, W)
+        return states.mean(dim=0) if states.ndim == 2 else states.mean(dim=(1, 2))
+
+
+def _image_processor(folder: Any) -> Any:
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsError(f"{folder}: no usable preprocessor_config.json there: {reason}") from error
+
+
+def _random_vision(architecture: str, seed: int) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModel, ViTImageProcessor
+
+    try:
+        config = AutoConfig.for_model(architecture)
+        with seeded(seed):
+            model = AutoModel.from_config(config)
+    except ValueError as error:
+        raise WeightsError(f"'{architecture}' is no vision architecture of transformers") from error
+    size = getattr(getattr(config, "vision_config", config), "image_size", None) or 224
+    return model, ViTImageProcessor(size={"height": size, "width": size})
