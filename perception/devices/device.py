@@ -1,7 +1,7 @@
 """What every capture device looks like to its node: open, read with a time limit, close."""
 
 from dataclasses import dataclass, field
-from typing import Protocol, Self, TypeVar
+from typing import Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,8 @@ class DeviceReport:
 
     counts: dict[str, int] = field(default_factory=dict)
     facts: dict[str, str | float] = field(default_factory=dict)
+    status: Literal["ok", "degraded", "lost"] = "ok"
+    reason: str = ""
 
 
 Captured = TypeVar("Captured", covariant=True)

@@ -1,0 +1,31 @@
+"""Publishes one camera of a profile: `python -P -m perception.nodes.camera PROFILE --name front`."""
+
+import threading
+
+from perception.devices.camera import open_camera
+from perception.devices.device import CapturedFrame
+from perception.devices.signal import FrameCheck
+from perception.devices.wire import frame_message
+from perception.profile import Profile
+
+from .capture import CaptureNode
+from .node import main
+
+
+def run(profile: Profile, name: str, stopped: threading.Event) -> None:
+    """Publish frames until the camera ends or the node is stopped."""
+    with CaptureNode("camera", name, profile, stopped) as node:
+        config = node.section(profile.camera)
+        check = FrameCheck()
+        with open_camera(config, profile.script, clock=node.clock, origin_ns=node.origin_ns) as camera:
+            frames = node.publisher(f"camera/{name}", config.endpoint)
+
+            def publish(frame: CapturedFrame) -> None:
+                check.update(frame)
+                frames.send(*frame_message(frame, config))
+
+            node.run(camera, publish, check)
+
+
+if __name__ == "__main__":
+    main("camera", run)

@@ -1,0 +1,146 @@
+"""What the capture nodes share: the loop from device to bus, and `Health` once a second."""
+
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol, Self, TypeVar
+
+from perception.bus.host import HostClock, Runtime
+from perception.bus.publisher import Publisher
+from perception.devices.device import Device, DeviceReport
+from perception.errors import MalformedMessageError, ProfileError
+from perception.messages import Health
+from perception.profile import Profile
+
+_HEALTH_NS: Final = 1_000_000_000
+_QUIET_NS: Final = 3_000_000_000
+_READ_S: Final = 0.1
+log = logging.getLogger("perception")
+ItemT = TypeVar("ItemT")
+SectionT = TypeVar("SectionT")
+
+
+class Check(Protocol):
+    """Watches the signal itself: `perception.devices.signal`."""
+
+    reason: str
+    facts: dict[str, str | float]
+
+
+class CaptureNode:
+    """One capture process: its profile, clock and publishers.
+
+    Args:
+        kind: `camera`, `microphone` or `text`.
+        name: which of the profile's devices of that kind.
+        profile: the profile, loaded.
+        stopped: set when the node is told to stop.
+    """
+
+    def __init__(self, kind: str, name: str, profile: Profile, stopped: threading.Event) -> None:
+        self.kind = kind
+        self.name = name
+        self.profile = profile
+        self.clock = HostClock().now_ns
+        origin = os.environ.get("PERCEPTION_ORIGIN_NS", "")
+        self.origin_ns = int(origin) if origin.isdecimal() else self.clock()
+        self._runtime = Runtime(profile.domain)
+        self._publishers: list[Publisher] = []
+        self._counts: Counter[str] = Counter()
+        self._stopped = stopped
+        self._status = "ok"
+
+    def section(self, sections: Mapping[str, SectionT]) -> SectionT:
+        """Return the profile's section of this device; ProfileError if there is none."""
+        if self.name not in sections:
+            names = ", ".join(sections) or "none"
+            raise ProfileError(f"{self.kind}.{self.name}: no such section; the profile has {names}")
+        return sections[self.name]
+
+    def publisher(self, topic: str, endpoint: str | None = None) -> Publisher:
+        """Return a publisher that is closed with the node."""
+        publisher = Publisher(
+            topic,
+            source=f"{self.kind}-{self.name}",
+            runtime=self._runtime,
+            clock=self.clock,
+            endpoint=endpoint,
+            insecure=self.profile.insecure,
+        )
+        self._publishers.append(publisher)
+        return publisher
+
+    def run(
+        self, device: Device[ItemT], publish: Callable[[ItemT], None], check: Check | None = None
+    ) -> None:
+        """Publish what the device delivers until it ends or the node is stopped.
+
+        Args:
+            device: the source, opened.
+            publish: sends one item; a MalformedMessageError refuses only that item.
+            check: of a device that always delivers: its verdict, and a warning when nothing comes.
+        """
+        outputs = tuple(self._publishers)
+        health = self.publisher(f"health/{self.kind}-{self.name}")
+        heard_ns = reported_ns = self.clock()
+        ended = ""
+        while not (ended or self._stopped.is_set()):
+            try:
+                item = device.read(_READ_S)
+            except EOFError as end:
+                item, ended = None, str(end)
+            now_ns = self.clock()
+            if item is not None:
+                heard_ns = now_ns
+                self._publish(item, publish)
+            if now_ns - reported_ns >= _HEALTH_NS or ended:
+                reported_ns = now_ns
+                quiet = check is not None and now_ns - heard_ns > _QUIET_NS
+                health.send(self._health(device.report(), check, quiet, ended, outputs))
+        if ended:
+            log.info("%s-%s: %s", self.kind, self.name, ended)
+        else:
+            health.send(self._health(device.report(), check, False, "stopped", outputs))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for publisher in self._publishers:
+            publisher.close()
+
+    def _publish(self, item: ItemT, publish: Callable[[ItemT], None]) -> None:
+        try:
+            publish(item)
+        except MalformedMessageError as error:
+            if not self._counts["refused"]:
+                log.warning("%s-%s: refused: %s", self.kind, self.name, error)
+            self._counts["refused"] += 1
+
+    def _health(
+        self,
+        report: DeviceReport,
+        check: Check | None,
+        quiet: bool,
+        ended: str,
+        outputs: tuple[Publisher, ...],
+    ) -> Health:
+        status, reason = report.status, report.reason
+        if status == "ok" and quiet:
+            status, reason = "lost", "nothing comes from the device"
+        elif status == "ok" and check is not None and check.reason:
+            status, reason = "degraded", check.reason
+        if status != self._status:
+            log.warning("%s-%s: %s", self.kind, self.name, f"{status}: {reason}" if reason else status)
+            self._status = status
+        return Health(
+            stamp_ns=self.clock(),
+            node=f"{self.kind}-{self.name}",
+            status=status,
+            reason=reason or ended,
+            outputs={publisher.topic: publisher.published for publisher in outputs},
+            counts=report.counts | self._counts,
+            device=report.facts | (check.facts if check is not None else {}),
+        )

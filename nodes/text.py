@@ -1,0 +1,35 @@
+"""Publishes one text source of a profile: `python -P -m perception.nodes.text PROFILE --name operator`.
+
+A scripted source knows the truth as well, and publishes it on `label/truth`.
+"""
+
+import threading
+
+from perception.devices.device import CapturedLabel, CapturedText
+from perception.devices.text import open_text
+from perception.devices.wire import label_message, text_message
+from perception.profile import Profile
+
+from .capture import CaptureNode
+from .node import main
+
+
+def run(profile: Profile, name: str, stopped: threading.Event) -> None:
+    """Publish lines until the source ends or the node is stopped."""
+    with CaptureNode("text", name, profile, stopped) as node:
+        config = node.section(profile.text)
+        with open_text(config, profile.script, clock=node.clock, origin_ns=node.origin_ns) as source:
+            lines = node.publisher(f"text/{name}", config.endpoint)
+            truth = node.publisher("label/truth") if config.source == "scripted" else None
+
+            def publish(item: CapturedText | CapturedLabel) -> None:
+                if isinstance(item, CapturedText):
+                    lines.send(text_message(item, config.language))
+                elif truth is not None:
+                    truth.send(label_message(item))
+
+            node.run(source, publish)
+
+
+if __name__ == "__main__":
+    main("text", run)

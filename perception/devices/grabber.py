@@ -1,0 +1,156 @@
+"""A camera as its node sees it: a thread keeps the newest frame, so a slow reader never adds latency."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, Literal, Protocol, Self
+
+from perception.devices.device import CapturedFrame, DeviceReport
+from perception.errors import DeviceError
+
+_FIRST_RETRY_S: Final = 0.5
+_LONGEST_RETRY_S: Final = 10.0
+# A source that claims 30 Hz may run a little faster; only a truly faster one loses frames.
+_RATE_SLACK: Final = 1.05
+
+
+class FrameSource(Protocol):
+    """One opened camera, stream or file. Every call ends within seconds."""
+
+    @property
+    def facts(self) -> dict[str, str | float]:
+        """What it really delivers."""
+
+    @property
+    def corrupt(self) -> int:
+        """Pieces of data that could not be decoded so far."""
+
+    def read(self) -> CapturedFrame | None:
+        """Return the next frame, or None if waiting was cut short.
+
+        Raises:
+            EOFError: the file is over.
+            DeviceError: the device or stream died.
+        """
+
+    def close(self) -> None:
+        """Release it."""
+
+
+class Grabber:
+    """Reads a source on a thread, keeps its newest frame, and opens it again when it dies.
+
+    Args:
+        open_source: opens the source, or raises DeviceError; the event it is given is set on close.
+        rate_hz: frames beyond this rate are left out.
+    """
+
+    def __init__(self, open_source: Callable[[threading.Event], FrameSource], *, rate_hz: float) -> None:
+        self._open = open_source
+        self._stop = threading.Event()
+        self._source = open_source(self._stop)
+        self._pace = RateLimit(rate_hz * _RATE_SLACK)
+        self._ready = threading.Condition()
+        self._newest: CapturedFrame | None = None
+        self._counts: Counter[str] = Counter()
+        self._reason = ""
+        self._end: BaseException | None = None
+        self._thread = threading.Thread(target=self._grab, name="grabber", daemon=True)
+        self._thread.start()
+
+    def read(self, timeout_s: float) -> CapturedFrame | None:
+        """Return the newest frame not yet read, None if none came in time; EOFError at the end of a file."""
+        with self._ready:
+            self._ready.wait_for(lambda: self._newest is not None or self._end is not None, timeout_s)
+            frame, self._newest = self._newest, None
+            if frame is None and self._end is not None:
+                raise self._end
+            return frame
+
+    def report(self) -> DeviceReport:
+        """Return counts of frames left out and of losses, and what the source delivers."""
+        with self._ready:
+            counts = self._counts + Counter(corrupt=self._source.corrupt)
+            status: Literal["ok", "lost"] = "lost" if self._reason else "ok"
+            return DeviceReport(dict(counts), dict(self._source.facts), status, self._reason)
+
+    def close(self) -> None:
+        """Stop and join the thread; the source is released."""
+        self._stop.set()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _grab(self) -> None:
+        end: BaseException = EOFError("camera closed")
+        try:
+            while not self._stop.is_set():
+                self._grab_one()
+        except Exception as error:
+            end = error
+        finally:
+            self._source.close()
+            with self._ready:
+                self._end = end
+                self._ready.notify_all()
+
+    def _grab_one(self) -> None:
+        try:
+            frame = self._source.read()
+        except DeviceError as error:
+            self._reopen(str(error))
+            return
+        if frame is None:
+            return
+        with self._ready:
+            self._reason = ""
+            if not self._pace.admits(frame.stamp_ns):
+                self._counts["over_rate"] += 1
+                return
+            self._counts["superseded"] += self._newest is not None
+            self._newest = frame
+            self._ready.notify_all()
+
+    def _reopen(self, reason: str) -> None:
+        self._source.close()
+        with self._ready:
+            self._reason = reason
+            self._counts["lost"] += 1
+        delay_s = _FIRST_RETRY_S
+        while not self._stop.wait(delay_s):
+            try:
+                source = self._open(self._stop)
+            except DeviceError as error:
+                delay_s = min(delay_s * 2, _LONGEST_RETRY_S)
+                with self._ready:
+                    self._reason = str(error)
+                continue
+            with self._ready:
+                self._counts["corrupt"] += self._source.corrupt
+                self._source = source
+                self._counts["reopened"] += 1
+            return
+
+
+class RateLimit:
+    """Admits at most `rate_hz` items per second of their own stamps, evenly, two at once at most."""
+
+    def __init__(self, rate_hz: float) -> None:
+        self._rate_hz = rate_hz
+        self._credit = 1.0
+        self._last_ns: int | None = None
+
+    def admits(self, stamp_ns: int) -> bool:
+        """Return whether the item at `stamp_ns` is within the rate."""
+        if self._last_ns is not None:
+            earned = max(stamp_ns - self._last_ns, 0) * 1e-9 * self._rate_hz
+            self._credit = min(self._credit + earned, 2.0)
+        self._last_ns = stamp_ns
+        if self._credit < 1.0:
+            return False
+        self._credit -= 1.0
+        return True

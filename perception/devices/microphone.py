@@ -1,0 +1,277 @@
+"""Microphones: live ones through PortAudio, and the sound tracks of files played as if they were live."""
+
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self
+
+import numpy as np
+
+from perception.clock import LossDetector, SampleClock, device_to_host_ns
+from perception.devices.device import CapturedBlock, Device, DeviceReport
+from perception.devices.media import Samples, Sound, is_file_name
+from perception.errors import DeviceError
+from perception.profile import MicrophoneConfig, ScriptConfig
+
+Clock = Callable[[], int]
+_SETTLE_BLOCKS: Final = 8  # heard but not given out: the first callbacks place the clock
+_BACKLOG_BLOCKS: Final = 256
+_DEAD_NS: Final = 3_000_000_000  # a PulseAudio source that was suspended may take half of this to start
+_MAX_ADC_AGE_S: Final = 5.0
+_FIRST_RETRY_NS: Final = 500_000_000
+_LONGEST_RETRY_NS: Final = 10_000_000_000
+
+
+def open_microphone(
+    config: MicrophoneConfig, script: ScriptConfig, *, clock: Clock, origin_ns: int
+) -> Device[CapturedBlock]:
+    """Open the microphone a profile names.
+
+    Args:
+        config: its section of the profile.
+        script: what a scripted microphone plays.
+        clock: host time in ns.
+        origin_ns: host time at which a script or file starts.
+
+    Raises:
+        DeviceError: there is no such device or file, or PortAudio is missing.
+    """
+    if config.source == "scripted":
+        from perception.devices.scripted import open_scripted_microphone
+
+        return open_scripted_microphone(config, script, clock=clock, origin_ns=origin_ns)
+    if isinstance(config.source, str) and is_file_name(config.source):
+        return FileMicrophone(config, clock=clock, origin_ns=origin_ns)
+    return PortAudioMicrophone(config, clock=clock)
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """What PortAudio handed over: interleaved samples, and when the first of them was converted."""
+
+    data: bytes
+    frames: int
+    adc_ns: int
+    overflow: bool
+    dropped: int
+    """Samples left out just before, because the reader was seconds behind."""
+
+
+class BlockStamper:
+    """Turns callbacks into blocks: counts samples, fits the clock, finds losses. Pure."""
+
+    def __init__(self, config: MicrophoneConfig) -> None:
+        self.clock = SampleClock(config.rate_hz)
+        self.counts: Counter[str] = Counter()
+        self._losses = LossDetector(config.rate_hz)
+        self._channels = config.channels
+        self._dtype = np.dtype("<i2" if config.format == "s16" else "<f4")
+        self._index = 0
+        self._settling = _SETTLE_BLOCKS
+        self._reopened = False
+
+    def reopened(self) -> None:
+        """Say that the device was opened anew: what it missed in between is a gap."""
+        self._reopened = True
+
+    def block(self, callback: Callback) -> CapturedBlock | None:
+        """Return the callback's block, or None while the clock settles."""
+        gap = callback.dropped
+        self._index += gap
+        if self._settling:
+            self._settling -= 1
+            self.clock.observe(self._index, callback.adc_ns)
+            self._index += callback.frames
+            return None
+        late_ns = self.clock.late_ns(self._index, callback.adc_ns)
+        lost = self._losses.lost(late_ns, overflow=callback.overflow or self._reopened)
+        if self._reopened:
+            self.clock.restart()
+            self._reopened = False
+        gap += lost
+        self._index += lost
+        self.counts.update(gaps=gap > 0, samples_lost=gap, overflows=callback.overflow)
+        self.clock.observe(self._index, callback.adc_ns)
+        samples: Samples = np.frombuffer(callback.data, self._dtype).reshape(-1, self._channels)
+        block = CapturedBlock(samples, self.clock.stamp_ns(self._index), self._index, gap)
+        self._index += callback.frames
+        return block
+
+
+class PortAudioMicrophone:
+    """A live microphone. If it stops delivering it is opened again, and the missing samples are a gap."""
+
+    def __init__(self, config: MicrophoneConfig, *, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._audio = _portaudio()
+        self._callbacks: queue.Queue[Callback] = queue.Queue(_BACKLOG_BLOCKS)
+        self._dropped = 0
+        self._stamper = BlockStamper(config)
+        self._heard_ns = clock()
+        self._reason = ""
+        self._retry_ns = 0
+        self._retry_delay_ns = _FIRST_RETRY_NS
+        self._stream: Any = self._open()
+
+    def read(self, timeout_s: float) -> CapturedBlock | None:
+        """Return the next block, None if none came in time."""
+        try:
+            callback = self._callbacks.get(timeout=timeout_s)
+        except queue.Empty:
+            if self._clock() - self._heard_ns > _DEAD_NS:
+                self._revive()
+            return None
+        self._reason = ""
+        return self._stamper.block(callback)
+
+    def report(self) -> DeviceReport:
+        """Return losses, and the drift of the device's clock (ppm, positive when it runs fast)."""
+        facts: dict[str, str | float] = {
+            "source": str(self._config.source),
+            "drift_ppm": round(self._stamper.clock.drift_ppm, 1),
+        }
+        status: Literal["ok", "lost"] = "lost" if self._reason else "ok"
+        return DeviceReport(dict(self._stamper.counts), facts, status, self._reason)
+
+    def close(self) -> None:
+        """Stop and release the device."""
+        if self._stream is not None:
+            self._stream.close(ignore_errors=True)
+            self._stream = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _open(self) -> Any:
+        config = self._config
+        device = None if config.source == "default" else config.source
+        try:
+            stream = self._audio.RawInputStream(
+                samplerate=config.rate_hz,
+                blocksize=round(config.block_ms * config.rate_hz / 1000),
+                device=device,
+                channels=config.channels,
+                dtype="int16" if config.format == "s16" else "float32",
+                callback=self._hear,
+            )
+            stream.start()
+            return stream
+        except (ValueError, self._audio.PortAudioError) as error:
+            raise DeviceError(f"microphone '{config.source}': {self._explain(device, error)}") from error
+
+    def _explain(self, device: int | str | None, error: Exception) -> str:
+        inputs = [entry for entry in self._audio.query_devices() if entry["max_input_channels"]]
+        found = ", ".join(f"{entry['index']} '{entry['name']}'" for entry in inputs) or "none"
+        try:
+            entry = self._audio.query_devices(device, "input")
+        except (ValueError, self._audio.PortAudioError) as unknown:
+            return f"{str(unknown).splitlines()[0]}; found: {found}"
+        offers = f"{entry['default_samplerate']:.0f} Hz and up to {entry['max_input_channels']} channels"
+        return f"cannot be opened: {error.args[0]}; '{entry['name']}' offers {offers}"
+
+    def _hear(self, data: Any, frames: int, times: Any, status: Any) -> None:
+        # On PortAudio's own thread: copy, note the time, leave.
+        host_ns = self._clock()
+        self._heard_ns = host_ns
+        adc_s, now_s = times.inputBufferAdcTime, times.currentTime
+        if not 0 <= now_s - adc_s <= _MAX_ADC_AGE_S:
+            # Some backends leave the ADC time empty: the block ended when it was handed over.
+            adc_s, now_s = 0.0, frames / self._config.rate_hz
+        adc_ns = device_to_host_ns(adc_s, now_s, host_ns)
+        callback = Callback(bytes(data), frames, adc_ns, bool(status.input_overflow), self._dropped)
+        try:
+            self._callbacks.put_nowait(callback)
+            self._dropped = 0
+        except queue.Full:
+            self._dropped += frames
+
+    def _revive(self) -> None:
+        now_ns = self._clock()
+        if not self._reason:
+            self._reason = f"microphone '{self._config.source}': stopped delivering sound"
+            self._stamper.counts["lost"] += 1
+            self._retry_delay_ns = _FIRST_RETRY_NS
+        elif now_ns < self._retry_ns:
+            return
+        try:
+            self.close()
+            # PortAudio sees devices come and go only when it is started anew.
+            self._audio._terminate()
+            self._audio._initialize()
+            self._stream = self._open()
+        except (DeviceError, self._audio.PortAudioError) as error:
+            self._reason = str(error)
+            self._retry_ns = now_ns + self._retry_delay_ns
+            self._retry_delay_ns = min(2 * self._retry_delay_ns, _LONGEST_RETRY_NS)
+            return
+        self._heard_ns = now_ns
+        self._stamper.reopened()
+        self._stamper.counts["reopened"] += 1
+
+
+def _portaudio() -> Any:
+    try:
+        import sounddevice
+    except OSError as error:
+        raise DeviceError("PortAudio is not installed: apt-get install libportaudio2") from error
+    return sounddevice
+
+
+class FileMicrophone:
+    """A file's sound, played from `origin_ns` on, paced by its own sample counter: no drift, no gap."""
+
+    def __init__(self, config: MicrophoneConfig, *, clock: Clock, origin_ns: int) -> None:
+        self._config = config
+        self._clock = clock
+        self._origin_ns = origin_ns
+        self._closed = threading.Event()
+        self._index = max(clock() - origin_ns, 0) * config.rate_hz // 1_000_000_000
+        self._sound = Sound(
+            str(config.source),
+            rate_hz=config.rate_hz,
+            channels=config.channels,
+            sample_format=config.format,
+            loop=config.loop,
+            start=self._index,
+        )
+        self._blocks = self._sound.blocks(round(config.block_ms * config.rate_hz / 1000))
+        # Decoded already here, so that a damaged file is refused at the start.
+        self._ahead: Samples | None = next(self._blocks, None)
+
+    def read(self, timeout_s: float) -> CapturedBlock | None:
+        """Return the next block once its last sample is due, None if not in time; EOFError at the end."""
+        if self._ahead is None:
+            raise EOFError("end of file")
+        wait_s = (self._stamp_ns(self._index + len(self._ahead)) - self._clock()) / 1e9
+        if wait_s > timeout_s:
+            self._closed.wait(timeout_s)
+            return None
+        self._closed.wait(max(wait_s, 0))
+        block = CapturedBlock(self._ahead, self._stamp_ns(self._index), self._index)
+        self._index += len(self._ahead)
+        self._ahead = next(self._blocks, None)
+        return block
+
+    def report(self) -> DeviceReport:
+        """Return how many packets could not be decoded."""
+        return DeviceReport({"corrupt": self._sound.corrupt}, {"source": str(self._config.source)})
+
+    def close(self) -> None:
+        """Cut a wait short and close the file."""
+        self._closed.set()
+        self._blocks.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _stamp_ns(self, sample_index: int) -> int:
+        return self._origin_ns + sample_index * 1_000_000_000 // self._config.rate_hz
