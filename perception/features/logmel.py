@@ -5,10 +5,11 @@ Frame k covers the samples `[k * hop, k * hop + window)`, whatever blocks they a
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse
 
 from perception.features.window import ring_spans
 
@@ -124,86 +125,48 @@ class _Transform:
     """Windows of samples to log-mel, float64 inside, in buffers of its own.
 
     Every step works on each row alone and in one order, so a row's result does not depend on how many are
-    computed with it. A matrix product would not promise that: BLAS picks its kernel by shape.
+    computed with it. A dense matrix product would not promise that: BLAS picks its kernel by shape.
     """
 
     def __init__(self, config: LogMelConfig) -> None:
         self._power = config.power
         self._log_offset = config.log_offset
-        self._bank = _filterbank(config)
+        self._triangles = _triangles(config)
         self._hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.window) / config.window)
         self._padded = np.zeros((_ROWS, config.fft))
         self._spectrum = np.empty((_ROWS, config.fft // 2 + 1), np.complex128)
-        self._amplitudes = np.empty((_ROWS, 1, config.fft // 2 + 1))
-        self._weighted = np.empty((_ROWS, 2, config.fft // 2 + 1))
-        self._sums = np.empty((_ROWS, config.bands))
-        self._bands = np.empty((_ROWS, config.bands))
+        self._amplitudes = np.empty((_ROWS, config.fft // 2 + 1))
 
     def __call__(self, windows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Return (rows, bands) for at most _ROWS windows of (rows, window); valid until the next call."""
+        """Return (rows, bands) for at most _ROWS windows of (rows, window)."""
         rows = len(windows)
         padded, amplitudes = self._padded[:rows], self._amplitudes[:rows]
         np.multiply(windows, self._hann, out=padded[:, : self._hann.size])
         # real and imaginary parts, side by side
         parts = np.fft.rfft(padded, out=self._spectrum[:rows]).view(np.float64)
         np.square(parts, out=parts)
-        np.add(parts[:, ::2], parts[:, 1::2], out=amplitudes[:, 0])
+        np.add(parts[:, ::2], parts[:, 1::2], out=amplitudes)
         if self._power == 1:
             np.sqrt(amplitudes, out=amplitudes)
-        return self._log_bands(amplitudes)
-
-    def _log_bands(self, amplitudes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        rows, bank = len(amplitudes), self._bank
-        weighted, sums, bands = self._weighted[:rows], self._sums[:rows], self._bands[:rows]
-        np.multiply(amplitudes, bank.weights, out=weighted)
-        np.add.reduceat(weighted.reshape(rows, -1), bank.starts, axis=1, out=sums)
-        if bank.empty.size:
-            sums[:, bank.empty] = 0
-        sums += self._log_offset
-        np.log(sums, out=sums)
-        evens = (bands.shape[1] + 1) // 2
-        bands[:, ::2], bands[:, 1::2] = sums[:, :evens], sums[:, evens:]
-        return bands
-
-
-class _Filterbank(NamedTuple):
-    """Triangles as sums over spans of bins: first those of the even bands, then those of the odd ones.
-
-    Triangle b reaches from edge b to edge b + 2, so the even ones lie side by side without overlap, and so
-    do the odd ones: every band is one span of a row of weights, and all spans together need one `reduceat`.
-    """
-
-    weights: npt.NDArray[np.float64]
-    """(2, bins): what each FFT bin adds to its even band, and to its odd band."""
-    starts: npt.NDArray[np.intp]
-    """(bands,): where each band's span starts in the flattened weights."""
-    empty: npt.NDArray[np.intp]
-    """Which of these spans hold no bin: bands too narrow for the FFT's resolution."""
+        bands: npt.NDArray[np.float64] = self._triangles @ amplitudes.T
+        bands += self._log_offset
+        return np.log(bands, out=bands).T
 
 
 @lru_cache(maxsize=16)
-def _filterbank(config: LogMelConfig) -> _Filterbank:
+def _triangles(config: LogMelConfig) -> scipy.sparse.csr_array:
+    """Return (bands, bins): what each FFT bin adds to each band. A bin lies in two triangles at most."""
     edges = np.linspace(_mel(config.low_hz), _mel(config.high_hz), config.bands + 2)
     points = np.arange(config.fft // 2 + 1) * config.rate_hz / config.fft
     if config.triangles == "mel":
         points = _mel(points)
     else:
         edges = 700.0 * np.expm1(edges / 1127.0)
-    weights = np.zeros((2, points.size))
-    starts: list[int] = []
-    empty: list[int] = []
-    for band in [*range(0, config.bands, 2), *range(1, config.bands, 2)]:
-        low, peak, high = edges[band : band + 3]
-        span = slice(*np.searchsorted(points, [low, high]))
-        sides = np.minimum((points - low) / (peak - low), (high - points) / (high - peak))
-        weights[band % 2, span] = sides[span]
-        if span.start == span.stop:
-            empty.append(len(starts))
-        # an empty span may start past the last bin, where reduceat takes no index
-        starts.append(min(band % 2 * points.size + int(span.start), weights.size - 1))
+    low, peak, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    sides = np.minimum((points - low) / (peak - low), (high - points) / (high - peak))
     # the DC bin tells a converter's bias, nothing about sound
-    weights[:, 0] = 0
-    return _Filterbank(weights, np.array(starts), np.array(empty, np.intp))
+    sides[:, 0] = 0
+    return scipy.sparse.csr_array(np.maximum(sides, 0))
 
 
 def _mel(hz: npt.ArrayLike) -> npt.NDArray[np.float64]:
