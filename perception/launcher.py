@@ -118,11 +118,14 @@ class DomainLock:
 
     def __init__(self, path: Path, domain: str) -> None:
         """Take the lock at `path`; PerceptionError says who holds it."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path = path
         self._file = path.open("a+", encoding="ascii")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # The holder before may have unlinked the file just locked: then the lock guards nothing.
+            if os.fstat(self.fileno()).st_ino != path.stat().st_ino:
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             self._file.close()
@@ -141,6 +144,7 @@ class DomainLock:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._path.unlink(missing_ok=True)
         self._file.close()
 
 

@@ -221,6 +221,7 @@ def test_one_domain_is_launched_once(tmp_path: Path) -> None:
         expected = rf"domain 'demo' is already up \(process {os.getpid()}\): stop it, or use --domain"
         with pytest.raises(PerceptionError, match=expected):
             DomainLock(tmp_path / "up.lock", "demo")
+    assert not any(tmp_path.iterdir())
     with DomainLock(tmp_path / "up.lock", "demo"):
         pass
 
@@ -230,7 +231,7 @@ def test_a_node_that_still_runs_keeps_its_domain_taken(tmp_path: Path) -> None:
     lock = DomainLock(tmp_path / "up.lock", "demo")
     with Supervisor([steady], inherit=[lock.fileno()]) as supervisor:
         supervisor.poll()
-        lock.__exit__()
+        lock._file.close()  # as if this launcher had been killed
         with pytest.raises(PerceptionError, match="already up"):
             DomainLock(tmp_path / "up.lock", "demo")
     with DomainLock(tmp_path / "up.lock", "demo"):

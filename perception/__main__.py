@@ -1,0 +1,5 @@
+"""`python -m perception` is the `perception` command."""
+
+from perception.cli import main
+
+main()

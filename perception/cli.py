@@ -1,0 +1,198 @@
+"""The `perception` command. Each subcommand imports what it needs when it runs, so that all start fast."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from perception.errors import PerceptionError
+
+INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+_QUIET_S: Final = 2.0
+_NODES_LISTEN_S: Final = 2.5
+"""Health comes once a second, and a rate needs two."""
+
+_domain = click.option(
+    "--domain", metavar="NAME", help="Graph to join; default $PERCEPTION_DOMAIN or 'default'."
+)
+_set = click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Override a profile key, e.g. fusion.hop_ms=200.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="perception")
+def cli() -> None:
+    """Real-time fusion of camera, microphone and text.
+
+    Try:  perception up demo
+    """
+
+
+@cli.command()
+@click.argument("profile")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after this long.")
+@_set
+@click.option("--domain", metavar="NAME", help="Overrides the profile's domain.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the final summary here as JSON."
+)
+def up(
+    profile: str,
+    seconds: float | None,
+    overrides: tuple[str, ...],
+    domain: str | None,
+    json_file: Path | None,
+) -> int:
+    """Start the nodes of PROFILE (a name such as demo, or a .toml file) and watch them until Ctrl-C."""
+    from perception.up import run
+
+    if domain is not None:
+        overrides = (*overrides, f'domain="{domain}"')
+    return run(profile, overrides, seconds=seconds, json_file=json_file)
+
+
+@cli.command()
+@click.argument("topic")
+@click.option("--count", type=click.IntRange(min=1), help="End after this many messages.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per message.")
+@click.option("--hz", is_flag=True, help="Show rate and jitter once a second instead of the messages.")
+@_domain
+def echo(topic: str, count: int | None, as_json: bool, hz: bool, domain: str | None) -> None:
+    """Print the messages of TOPIC, e.g. state/fused or 'camera/*'."""
+    from perception import echo as form
+    from perception.bus.host import HostClock, Runtime
+    from perception.bus.subscriber import Subscriber
+
+    runtime, clock = Runtime(domain), HostClock()
+    rates = form.Rates()
+    with Subscriber(topic, runtime=runtime, clock=clock.now_ns) as subscriber:
+        if not (message := subscriber.receive(_QUIET_S)):
+            published = ", ".join(runtime.topics()) or "nothing"
+            click.echo(
+                f"perception: waiting for {topic}; published in domain '{runtime.domain}': {published}",
+                err=True,
+            )
+            message = subscriber.receive()
+        received = 0
+        while message:
+            received += 1
+            if hz:
+                for line in rates.add(message):
+                    click.echo(line)
+            else:
+                click.echo(form.as_json(message) if as_json else form.as_line(message, clock.now_ns()))
+            if received == count:
+                return
+            message = subscriber.receive()
+
+
+@cli.command()
+@click.argument("words", nargs=-1, required=True)
+@click.option("--name", default="say", show_default=True, help="Publishes on text/NAME.")
+@click.option("--language", default="", help="BCP 47 tag, e.g. en.")
+@_domain
+def say(words: tuple[str, ...], name: str, language: str, domain: str | None) -> None:
+    """Publish one line of text, as if typed into the graph."""
+    from perception.bus.api import publish
+
+    topic = f"text/{name}"
+    if not publish(topic, domain=domain, text=" ".join(words), language=language):
+        raise PerceptionError(f"nobody listens to {topic}; start a graph with that input, or choose --name")
+
+
+@cli.command()
+@_domain
+def nodes(domain: str | None) -> None:
+    """Show the live nodes: status, rates, drops."""
+    import time
+
+    from rich.console import Console
+
+    from perception.bus.host import HostClock, Runtime
+    from perception.bus.subscriber import Subscriber
+    from perception.panel import Board, node_table
+
+    runtime, board = Runtime(domain), Board()
+    deadline_s = time.monotonic() + _NODES_LISTEN_S
+    with Subscriber("health/*", runtime=runtime, clock=HostClock().now_ns) as subscriber:
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if message := subscriber.receive(left_s):
+                board.add(message)
+    if not board.nodes:
+        published = ", ".join(runtime.topics()) or "nothing"
+        raise PerceptionError(f"no node is alive in domain '{runtime.domain}'; published: {published}")
+    Console(width=None if sys.stdout.isatty() else 160).print(node_table(board))
+
+
+@cli.command()
+@click.argument("profile", required=False)
+@_set
+def doctor(profile: str | None, overrides: tuple[str, ...]) -> int:
+    """Check this machine, and what PROFILE needs of it: packages, devices, weights, GPU, ports, clock."""
+    from perception.doctor import examine, print_findings
+
+    return print_findings(examine(profile, overrides), sys.stdout)
+
+
+@cli.command()
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Write one file per topic here."
+)
+def schema(out: Path | None) -> None:
+    """Print the JSON Schema of every message, by topic."""
+    import json
+
+    from perception.topics import TOPICS
+
+    schemas = {prefix: topic.message.model_json_schema() for prefix, topic in TOPICS.items()}
+    if out is None:
+        click.echo(json.dumps(schemas, indent=2))
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for prefix, content in schemas.items():
+        (out / f"{prefix}.schema.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@cli.group()
+def keys() -> None:
+    """Keys for graphs that span hosts: encryption and authentication of tcp endpoints."""
+
+
+@keys.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default="keys")
+def new(folder: Path) -> None:
+    """Make a new pair of keys in FOLDER (default: keys); copy that folder to every host of the graph."""
+    from perception.bus.keys import new_keys
+
+    click.echo(f"{new_keys(folder)}: keys made; every host needs a copy, nobody else may have one")
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; an error for people is one line on stderr."""
+    try:
+        result: Any = cli.main(arguments, prog_name="perception", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except PerceptionError as error:
+        click.echo(f"perception: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return INTERRUPTED
+
+
+def main() -> None:
+    """Run as the installed command."""
+    try:
+        sys.exit(run())
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
