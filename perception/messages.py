@@ -16,7 +16,7 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 def measured(description: str) -> Any:
-    """Field that holds measured wall time: it differs between two runs that conclude the same."""
+    """Field that differs between two runs that conclude the same: wall time, or who ran."""
     return Field(description=description, json_schema_extra={"measured": True})
 
 
@@ -33,7 +33,7 @@ class Header(Model):
     seq: Annotated[Count, Field(description="counts up per publisher and topic; a gap is a loss")] = 0
     stamp_ns: Annotated[int, Field(description="when it happened, UNIX nanoseconds that never step")]
     sent_ns: Annotated[int, measured("when it was published, same clock")] = 0
-    source: Annotated[str, Field(description="publisher and its incarnation: name#id")] = ""
+    source: Annotated[str, measured("publisher and its incarnation: name#id")] = ""
 
 
 class CameraFrame(Header):
