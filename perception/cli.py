@@ -121,14 +121,16 @@ def nodes(domain: str | None) -> None:
     from perception.panel import Board, node_table
 
     runtime, board = Runtime(domain), Board()
+    published = runtime.topics()
+    if not any(topic.startswith("health/") for topic in published):
+        raise PerceptionError(
+            f"no node is alive in domain '{runtime.domain}'; published: {', '.join(published) or 'nothing'}"
+        )
     deadline_s = time.monotonic() + _NODES_LISTEN_S
     with Subscriber("health/*", runtime=runtime, clock=HostClock().now_ns) as subscriber:
         while (left_s := deadline_s - time.monotonic()) > 0:
             if message := subscriber.receive(left_s):
                 board.add(message)
-    if not board.nodes:
-        published = ", ".join(runtime.topics()) or "nothing"
-        raise PerceptionError(f"no node is alive in domain '{runtime.domain}'; published: {published}")
     Console(width=None if sys.stdout.isatty() else 160).print(node_table(board))
 
 
@@ -144,21 +146,19 @@ def doctor(profile: str | None, overrides: tuple[str, ...]) -> int:
 
 @cli.command()
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Write one file per topic here."
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Write schemas and vectors here."
 )
 def schema(out: Path | None) -> None:
-    """Print the JSON Schema of every message, by topic."""
+    """Print the JSON Schema of every message; with --out write them, and golden byte vectors, to files."""
     import json
 
-    from perception.topics import TOPICS
+    from perception.bus.schema import json_schemas, write
 
-    schemas = {prefix: topic.message.model_json_schema() for prefix, topic in TOPICS.items()}
     if out is None:
-        click.echo(json.dumps(schemas, indent=2))
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    for prefix, content in schemas.items():
-        (out / f"{prefix}.schema.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        click.echo(json.dumps(json_schemas(), indent=1))
+    else:
+        for file in write(out):
+            click.echo(file)
 
 
 @cli.group()
