@@ -35,3 +35,9 @@ class MalformedMessageError(PerceptionError):
     """Bytes from the wire that are not a message: oversized, undecodable or against the schema."""
 
     exit_code = 6
+
+
+class SessionError(PerceptionError):
+    """A session file cannot be opened, written or converted."""
+
+    exit_code = 7

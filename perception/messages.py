@@ -4,7 +4,7 @@ The lowest layer: plain data, no I/O. The wire form is `[topic, header, payload]
 msgpack map of these models, pixels and samples the payload.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -202,3 +202,5 @@ class Message(Generic[HeaderT]):
     header: HeaderT
     payload: Payload = b""
     received_ns: int = 0
+    wire: bytes = field(default=b"", compare=False, repr=False)
+    """The header as it came, byte for byte, for who records it; empty if it never travelled."""

@@ -72,7 +72,7 @@ def decode(parts: Sequence[Payload], *, received_ns: int) -> Message[Header]:
     header = _header(topic, row, parts[1])
     payload = parts[2] if len(parts) == 3 else b""
     _check_payload(topic, row, header, len(payload))
-    return Message(topic, header, payload, received_ns)
+    return Message(topic, header, payload, received_ns, wire=bytes(parts[1]))
 
 
 def describe(error: ValidationError) -> str:
