@@ -4,19 +4,20 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import ProfileError
-from perception.fusion.compute import Compute
 from perception.fusion.core import FusionCore
-from perception.fusion.engine import build_engine, use_threads
 from perception.messages import ClockTick, Header, Health, Journal, JournalEntry, Message
 from perception.profile import Profile
 
 from .node import main
+
+if TYPE_CHECKING:
+    from perception.fusion.compute import Compute
 
 _LOG: Final = logging.getLogger(__name__)
 HEALTH_PERIOD_NS: Final = 1_000_000_000
@@ -42,7 +43,7 @@ class Outputs:
 class FusionNode:
     """Wires bus, core and compute; one visible loop."""
 
-    def __init__(self, core: FusionCore, compute: Compute, inbox: Subscriber, outputs: Outputs) -> None:
+    def __init__(self, core: FusionCore, compute: "Compute", inbox: Subscriber, outputs: Outputs) -> None:
         self._core = core
         self._compute = compute
         self._inbox = inbox
@@ -114,6 +115,10 @@ class FusionNode:
 
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:
     """Build and warm the models up, then fuse until stopped."""
+    # torch takes seconds to import: only once the profile is known to be good
+    from perception.fusion.compute import Compute
+    from perception.fusion.engine import build_engine, use_threads
+
     config = profile.fusion
     if config is None:
         raise ProfileError("the profile has no [fusion] table")

@@ -1,0 +1,163 @@
+"""The engine on windows of a scripted stream: what a state says, what is computed again, what is not."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from perception.devices.script import CLASSES
+from perception.devices.scripted import messages
+from perception.errors import ProfileError
+from perception.fusion.core import FusionCore
+from perception.fusion.engine import Engine, build_engine, pick_device
+from perception.fusion.window import CameraSlice, Window
+from perception.messages import FusedState, Latency
+from perception.profile import (
+    CameraConfig,
+    EncoderConfig,
+    FusionConfig,
+    HeadConfig,
+    InputConfig,
+    MicrophoneConfig,
+    ScriptConfig,
+)
+
+CAMERA = CameraConfig(source="scripted", width=320, height=240, rate_hz=20)
+INTENTS = {"intents": {"come": ["come here"], "stop": ["stop now"]}}
+
+
+def config(**encoders: EncoderConfig) -> FusionConfig:
+    return FusionConfig(
+        inputs={
+            "camera": InputConfig(topic="camera/front"),
+            "microphone": InputConfig(topic="microphone/main"),
+            "text": InputConfig(topic="text/*"),
+        },
+        encoders=encoders
+        or {
+            "faces": EncoderConfig(input="camera", kind="faces"),
+            "motion": EncoderConfig(input="camera", kind="motion"),
+            "level": EncoderConfig(input="microphone", kind="level"),
+            "intent": EncoderConfig(input="text", kind="tfidf", options=INTENTS),
+        },
+        head=HeadConfig(classes=CLASSES),
+    )
+
+
+@pytest.fixture(scope="module")
+def windows() -> list[Window]:
+    core = FusionCore(config())
+    stream = messages(ScriptConfig(seed=3), CAMERA, MicrophoneConfig(source="scripted"), 4.0)
+    return [w for m in stream if not m.topic.startswith("label") for w in core.push(m)]
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return build_engine(config(), clock=lambda: 0)
+
+
+def concluded(state: FusedState) -> FusedState:
+    return state.model_copy(update={"latency": Latency()})
+
+
+def test_a_state_says_what_was_concluded_from_what(engine: Engine, windows: list[Window]) -> None:
+    states = [engine.run(window) for window in windows]
+    assert [s.tick for s in states] == [w.tick for w in windows]
+    last = states[-1]
+    assert last.fused.classes == CLASSES
+    assert sum(last.fused.probabilities) == pytest.approx(1.0)
+    assert last.fused.confidence == max(last.fused.probabilities)
+    assert last.modalities["camera"].presence == "present"
+    assert last.modalities["microphone"].seqs is not None
+    assert states[0].modalities["microphone"].presence == "absent"
+    assert last.modalities["camera"].branches["faces"].labels == ("face",)
+    assert len(last.model.weights_hash) == len(last.model.config_hash) == 64
+
+
+def test_the_same_windows_give_the_same_states_whoever_computes_them(windows: list[Window]) -> None:
+    first, second = (build_engine(config(), clock=lambda: 0) for _ in range(2))
+    assert [concluded(first.run(w)) for w in windows] == [concluded(second.run(w)) for w in windows]
+
+
+def test_shedding_windows_does_not_change_the_others(windows: list[Window]) -> None:
+    every, third = (build_engine(config(), clock=lambda: 0) for _ in range(2))
+    full = {w.tick: concluded(every.run(w)) for w in windows}
+    for window in windows[::3]:
+        assert concluded(third.run(window)) == full[window.tick]
+
+
+def test_encoders_run_only_when_their_input_changed(engine: Engine, windows: list[Window]) -> None:
+    class Counting:
+        def __init__(self, name: str) -> None:
+            self.inner, self.calls = engine.encoders[name], 0
+            self.uses_previous = getattr(self.inner, "uses_previous", False)
+
+        def __call__(self, data: object) -> object:
+            self.calls += 1
+            return self.inner(data)
+
+    counting = {name: Counting(name) for name in engine.encoders}
+    engine.encoders = counting  # type: ignore[assignment]
+    camera = windows[20].inputs["camera"]
+    held = [replace(w, inputs=w.inputs | {"camera": camera}) for w in windows[20:30]]
+    for window in held:
+        engine.encode(window)
+    assert counting["faces"].calls == 1
+    assert counting["level"].calls == 10
+    assert counting["intent"].calls <= 2
+
+
+def corrupted(window: Window, part: str) -> Window:
+    item = window.inputs["camera"]
+    assert isinstance(item.data, CameraSlice)
+    message = getattr(item.data, part)
+    data = replace(item.data, **{part: replace(message, payload=b"\xff\xd8 not a jpeg")})
+    return replace(window, inputs=window.inputs | {"camera": replace(item, data=data)})
+
+
+def test_a_corrupt_image_is_absence_and_the_rest_runs_on(engine: Engine, windows: list[Window]) -> None:
+    state = engine.run(corrupted(windows[30], "frame"))
+    assert (state.modalities["camera"].presence, state.modalities["camera"].reason) == ("absent", "corrupt")
+    assert state.modalities["microphone"].presence == "present"
+    assert engine.counts == {"camera corrupt": 1}
+    assert engine.run(windows[31]).modalities["camera"].presence == "present"
+
+
+def test_a_corrupt_previous_frame_is_only_no_previous_frame(engine: Engine, windows: list[Window]) -> None:
+    assert engine.run(corrupted(windows[30], "previous")).modalities["camera"].presence == "present"
+
+
+def test_latency_is_split_into_stages_that_add_up(windows: list[Window]) -> None:
+    def clock() -> Iterator[int]:
+        now_ns = windows[30].end_ns
+        while True:
+            now_ns += 1_000_000
+            yield now_ns
+
+    ticking = clock()
+    engine = build_engine(config(), clock=lambda: next(ticking))
+    latency = engine.run(windows[30], cut_ns=windows[30].end_ns + 500_000).latency
+    assert latency.align_ms == 0.5
+    assert latency.queue_ms == 0.5
+    assert set(latency.encoders_ms) == {"faces", "motion", "level", "intent"}
+    assert latency.total_ms >= latency.align_ms + sum(latency.encoders_ms.values()) + latency.head_ms
+
+
+def test_warm_up_leaves_no_trace(engine: Engine, windows: list[Window]) -> None:
+    cold = build_engine(config(), clock=lambda: 0)
+    engine.warm_up((320, 240))
+    assert [concluded(engine.run(w)) for w in windows[:20]] == [concluded(cold.run(w)) for w in windows[:20]]
+
+
+def test_an_encoder_on_the_wrong_kind_of_input_is_one_clear_error() -> None:
+    wrong = config(faces=EncoderConfig(input="microphone", kind="faces"))
+    with pytest.raises(ProfileError, match=r"fusion\.encoders\.faces: 'faces' takes camera"):
+        build_engine(wrong, clock=lambda: 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_asking_for_cuda_without_it_is_one_clear_error() -> None:
+    with pytest.raises(ProfileError, match="sees no CUDA device"):
+        pick_device("cuda")
+    assert pick_device("auto") == torch.device("cpu")
