@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from perception.features.audio import AudioFrontEnd
+from perception.features.audio import CONTEXT_NS, AudioFrontEnd
 from perception.features.logmel import log_mel
 
 LENGTH_NS = 975_000_000
@@ -87,14 +87,24 @@ def test_data_that_comes_late_replaces_the_zeros_that_stood_for_it() -> None:
     assert_same(stream.update(window, 21_600), AudioFrontEnd(16000, LENGTH_NS).update(window, 21_600))
 
 
-@pytest.mark.parametrize("length_ns", [200_000_000, 3_000_000_000])
-def test_the_waveform_has_the_windows_length_and_the_frames_their_own(length_ns: int) -> None:
+@pytest.mark.parametrize(("length_ns", "frames"), [(20_000_000, 0), (200_000_000, 18), (3_000_000_000, 96)])
+def test_the_frames_reach_no_further_back_than_the_window(length_ns: int, frames: int) -> None:
     stream = AudioFrontEnd(48000, length_ns)
-    samples = noise(4 * 48000)
     size = window_samples(stream, 48000, length_ns)
-    waveform, frames = stream.update(samples[:size], size)
+    waveform, log_mel_frames = stream.update(noise(size), size)
     assert waveform.size == length_ns * 16 // 1_000_000
-    assert frames.shape == (96, 64)
+    assert log_mel_frames.shape == (96, 64)
+    np.testing.assert_allclose(log_mel_frames[: 96 - frames], np.log(0.01), rtol=1e-6)
+    assert (log_mel_frames[96 - frames :] > np.log(0.011)).all()
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 11025, 44100, 192_000])
+def test_one_context_covers_every_rate(rate_hz: int) -> None:
+    for length_ns in (20_000_000, LENGTH_NS, 5_000_000_000):
+        stream = AudioFrontEnd(rate_hz, length_ns)
+        assert stream.context_ns <= CONTEXT_NS
+        size = (length_ns + CONTEXT_NS) * rate_hz // 10**9
+        stream.update(np.zeros(size, np.float32), 3)
 
 
 def test_a_window_without_its_context_is_refused_and_the_next_one_is_served() -> None:

@@ -3,6 +3,8 @@
 import math
 from typing import Final
 
+import numpy as np
+
 from perception.features.logmel import VGGISH, Frames, StreamingLogMel
 from perception.features.resample import Resampler
 from perception.features.window import SampleRing, Samples
@@ -10,11 +12,10 @@ from perception.features.window import SampleRing, Samples
 RATE_HZ: Final = VGGISH.rate_hz
 FRAMES: Final = 96
 """Log-mel frames of one VGGish example; they span 15,600 samples, 0.975 s."""
-_SPAN: Final = (FRAMES - 1) * VGGISH.hop + VGGISH.window
 CONTEXT_NS: Final = 20_000_000
 """Sound before an audio window that covers `AudioFrontEnd.context_ns` at any device rate from 8 kHz up."""
-_RATE_ERROR: Final = 1e-3
-"""By how much a device's true rate may miss its nominal one."""
+_SILENCE: Final = math.log(VGGISH.log_offset)
+"""A log-mel band without any sound."""
 
 
 class AudioFrontEnd:
@@ -28,12 +29,12 @@ class AudioFrontEnd:
     def __init__(self, rate_hz: int, length_ns: int) -> None:
         self._rate_hz = rate_hz
         self._waveform_samples = round(length_ns * RATE_HZ / 1e9)
+        self._frames = min(FRAMES, VGGISH.count(self._waveform_samples))
         self._end: int | None = None
         self._start_anew()
-        reach = max(self._waveform_samples, _SPAN + VGGISH.hop - 1) + 1
+        reach = self._waveform_samples + VGGISH.hop
         samples = math.ceil(reach * rate_hz / RATE_HZ) + self._resampler.before + self._resampler.after
-        needed_ns = math.ceil(samples * (1 + _RATE_ERROR) * 1e9 / rate_hz)
-        self.context_ns = max(0, needed_ns - length_ns)
+        self.context_ns = max(0, math.ceil((samples + 1) * 1e9 / rate_hz) - length_ns)
         """How much sound before the nominal window `update` must be given too."""
 
     def update(self, samples: Samples, end_index: int, missing: int = 0) -> tuple[Samples, Frames]:
@@ -41,7 +42,8 @@ class AudioFrontEnd:
 
         The waveform ends as close to the window's end as the resampler can see, at most 1.6 ms before it
         and exactly there at 16 kHz. The frames lie on the hop grid of the whole stream, so the last one ends
-        less than a hop, 10 ms, before the waveform does.
+        less than a hop, 10 ms, before the waveform does. In windows under 0.975 s, the frames for which there
+        is no room stand first and hold silence.
 
         Args:
             samples: float32 mono at the device's rate, exactly those of `[end_index - n, end_index)`.
@@ -55,7 +57,7 @@ class AudioFrontEnd:
         start = end_index - samples.size
         end = self._resampler.end(end_index)
         last = (end - VGGISH.window) // VGGISH.hop + 1
-        earliest = min(end - self._waveform_samples, (last - FRAMES) * VGGISH.hop)
+        earliest = min(end - self._waveform_samples, (last - self._frames) * VGGISH.hop)
         if self._resampler.first(start) > earliest:
             raise ValueError(f"{samples.size} samples at {self._rate_hz} Hz are too few for an audio window")
         if self._end is None or not start <= self._end <= end_index:
@@ -65,13 +67,12 @@ class AudioFrontEnd:
         self._waveform.push(first, outputs)
         self._log_mel.push(first, outputs)
         self._end = end_index
-        result = (
-            self._waveform.read(end - self._waveform_samples, end)[0],
-            self._log_mel.frames(last - FRAMES, last),
-        )
+        waveform, _ = self._waveform.read(end - self._waveform_samples, end)
+        log_mel = np.full((FRAMES, VGGISH.bands), _SILENCE, np.float32)
+        log_mel[FRAMES - self._frames :] = self._log_mel.frames(last - self._frames, last)
         if missing:
             self._start_anew()
-        return result
+        return waveform, log_mel
 
     def _start_anew(self) -> None:
         self._resampler = Resampler(self._rate_hz, RATE_HZ)
