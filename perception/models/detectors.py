@@ -32,7 +32,7 @@ class HaarFaces:
     class Options(Section):
         """`min_size` is the least height of a face as a fraction of the frame's."""
 
-        min_size: Fraction = 0.15
+        min_size: Fraction = 0.1
         scale: Annotated[float, Field(gt=1, le=2, description="step between the sizes tried")] = 1.1
         neighbours: Annotated[int, Field(ge=1, description="hits that make a face")] = 5
         width: Annotated[int, Field(ge=64, description="wider frames are shrunk to this first")] = 320

@@ -13,7 +13,7 @@ def mlp(width: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, out))
 
 
-class _ConcatHead(nn.Module):
+class ConcatHead(nn.Module):
     """Linear or MLP head over features and context side by side."""
 
     def __init__(
@@ -24,18 +24,21 @@ class _ConcatHead(nn.Module):
         self.layers = nn.Linear(width, classes) if hidden is None else mlp(width, hidden, classes, dropout)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, C)."""
         logits: torch.Tensor = self.layers(torch.cat([x, context], dim=1))
         return logits
 
 
-class _LinearHead(_ConcatHead):
+class LinearHead(ConcatHead):
+    """Without a hidden layer."""
+
     def __init__(
         self, dims: tuple[int, ...], context: int, classes: int, hidden: int, dropout: float
     ) -> None:
         super().__init__(dims, context, classes, None, dropout)
 
 
-class _GatedHead(nn.Module):
+class GatedHead(nn.Module):
     """Each branch is projected; gates that sum to one over the present branches mix the projections."""
 
     def __init__(
@@ -48,6 +51,7 @@ class _GatedHead(nn.Module):
         self.out = nn.Sequential(nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, classes))
 
     def forward(self, x: torch.Tensor, context: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, C)."""
         parts = torch.split(x, list(self.dims), dim=1)
         projected = torch.stack(
             [project(part) for project, part in zip(self.projections, parts, strict=True)], dim=1
@@ -59,8 +63,8 @@ class _GatedHead(nn.Module):
         return logits
 
 
-HEADS: Final[dict[HeadName, type[_ConcatHead] | type[_GatedHead]]] = {
-    "linear": _LinearHead,
-    "mlp": _ConcatHead,
-    "gated": _GatedHead,
+HEADS: Final[dict[HeadName, type[ConcatHead] | type[GatedHead]]] = {
+    "linear": LinearHead,
+    "mlp": ConcatHead,
+    "gated": GatedHead,
 }

@@ -105,7 +105,7 @@ class TfidfIntents:
         """`intents` maps each intent to example phrases; examples for "other" are welcome but not needed."""
 
         intents: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
-        threshold: Annotated[float, Field(gt=0, lt=1, description="cosine below which it is 'other'")] = 0.4
+        threshold: Annotated[float, Field(gt=0, lt=1, description="cosine below which it is 'other'")] = 0.5
 
         @field_validator("intents")
         @classmethod

@@ -138,13 +138,13 @@ def load_transformer(folder: Path, seed: int, *, pooler: bool = False) -> Any:
     return model
 
 
-def url_state(url: str) -> State:
+def url_state(url: str, cache: Path | None = None) -> State:
     """Fetch a torchvision weight once, with progress, and check its hash each time it is read.
 
     The file name carries the first digits of the sha256 (`resnet18-f37072fd.pth`); a cached file that
     does not match it any more is refused.
     """
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    file = (cache or Path(torch.hub.get_dir()) / "checkpoints") / url.rpartition("/")[2]
     prefix = _hash_prefix(file)
     if not file.is_file():
         _fetch(url, file, prefix)
@@ -153,9 +153,20 @@ def url_state(url: str) -> State:
     return local_state(file)
 
 
-def hub_folder(repository: str, revision: str | None = None) -> Path:
+def hub_folder(
+    repository: str,
+    revision: str | None = None,
+    *,
+    cache: Path | None = None,
+    endpoint: str | None = None,
+) -> Path:
     """Return the local folder of a Hub repository, fetching it if it is not complete in the cache."""
-    options: dict[str, Any] = {"revision": revision, "allow_patterns": list(HUB_FILES)}
+    options: dict[str, Any] = {
+        "revision": revision,
+        "cache_dir": cache,
+        "endpoint": endpoint,
+        "allow_patterns": list(HUB_FILES),
+    }
     try:
         folder = Path(snapshot_download(repository, local_files_only=True, **options))
         if not _complete(folder):
