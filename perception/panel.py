@@ -41,6 +41,7 @@ class Board:
 
     def __init__(self) -> None:
         self.states: deque[FusedState] = deque(maxlen=_RECENT_STATES)
+        self.state_topic = ""
         self.nodes: dict[str, Health] = {}
         self._outputs: dict[str, _Output] = {}
 
@@ -49,6 +50,7 @@ class Board:
         match message.header:
             case FusedState() as state:
                 self.states.append(state)
+                self.state_topic = message.topic
             case Health() as health:
                 self._add_health(health)
 
@@ -167,9 +169,7 @@ def _streams(board: Board, state: FusedState) -> Table:
         if modality.reason:
             presence.append(f" ({modality.reason})", "dim")
         table.add_row(modality.topic, _rate(board.rate_hz(modality.topic)), age, presence, _says(modality))
-    table.add_row(
-        f"state/{state.source.partition('#')[0]}" if state.source else "state", _hz(board.state_rate_hz())
-    )
+    table.add_row(board.state_topic, _hz(board.state_rate_hz()))
     return table
 
 
