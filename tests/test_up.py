@@ -1,0 +1,140 @@
+"""`perception up` with real nodes: it ends when it should, and leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from perception.bus.host import HostClock, Runtime
+from perception.bus.subscriber import Subscriber
+
+SCRIPTED = "domain = 'test'\n[text.script]\nsource = 'scripted'\n"
+
+
+@pytest.fixture
+def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A graph of one small node that runs until it is stopped."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    file = tmp_path / "graph.toml"
+    file.write_text(SCRIPTED)
+    return file
+
+
+@contextmanager
+def up(profile: Path, *options: str) -> "Iterator[subprocess.Popen[str]]":
+    command = [sys.executable, "-m", "perception", "up", str(profile), *options]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def wait_for_topic(topic: str) -> None:
+    deadline_s = time.monotonic() + 10
+    while topic not in Runtime("test").topics():
+        assert time.monotonic() < deadline_s, f"{topic} never appeared"
+        time.sleep(0.02)
+
+
+def publisher_of(topic: str) -> int:
+    """Return the process id of a topic's publisher."""
+    path = Runtime("test").socket_path(topic)
+    return int(path.with_name(f".{path.name}.lock").read_text())
+
+
+def left_behind(directory: Path) -> set[str]:
+    found = (directory / "perception").rglob("*")
+    return {str(path.relative_to(directory)) for path in found} - {"perception/.clock"}
+
+
+def test_ctrl_c_stops_everything_within_five_seconds_and_leaves_nothing(profile: Path) -> None:
+    with up(profile) as graph:
+        wait_for_topic("text/script")
+        node = publisher_of("text/script")
+        begun_s = time.monotonic()
+        graph.send_signal(signal.SIGINT)
+        output, _ = graph.communicate(timeout=10)
+    assert time.monotonic() - begun_s < 5.0
+    assert graph.returncode == 130
+    assert "ticks: no state was published" in output
+    assert left_behind(profile.parent) == set()
+    with pytest.raises(ProcessLookupError):
+        os.kill(node, 0)
+
+
+def test_it_ends_after_the_seconds_asked_for_and_writes_its_summary(profile: Path) -> None:
+    summary = profile.with_suffix(".json")
+    with up(profile, "--seconds", "0.5", "--json", str(summary)) as graph:
+        graph.communicate(timeout=10)
+    assert graph.returncode == 0
+    assert json.loads(summary.read_text())["ticks"]["due"] == 0
+
+
+def test_it_ends_by_itself_when_its_files_have(profile: Path) -> None:
+    lines = profile.with_suffix(".txt")
+    lines.write_text("0.01\thello\n")
+    with up(profile, "--set", f"text.script.source='{lines}'") as graph:
+        graph.communicate(timeout=15)
+    assert graph.returncode == 0
+
+
+def test_a_domain_that_is_up_is_not_started_again(profile: Path) -> None:
+    with up(profile) as first:
+        wait_for_topic("text/script")
+        with up(profile) as second:
+            _, error = second.communicate(timeout=10)
+        assert second.returncode == 1
+        assert error == (
+            f"perception: domain 'test' is already up (process {first.pid}): stop it, or use --domain NAME\n"
+        )
+        with up(profile, "--domain", "other", "--seconds", "0.2") as other:
+            other.communicate(timeout=10)
+        assert other.returncode == 0
+
+
+def test_a_killed_node_comes_back_under_its_topic(profile: Path) -> None:
+    with up(profile) as graph:
+        wait_for_topic("text/script")
+        before = publisher_of("text/script")
+        os.kill(before, signal.SIGKILL)
+        deadline_s = time.monotonic() + 10
+        while "text/script" not in Runtime("test").topics() or publisher_of("text/script") == before:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        graph.send_signal(signal.SIGTERM)
+        _, error = graph.communicate(timeout=10)
+    assert "text-script | ended with SIGKILL; restarts in 0.5 s" in error
+    assert graph.returncode == 0
+
+
+def test_a_line_typed_into_the_terminal_reaches_the_graph(profile: Path) -> None:
+    profile.write_text("domain = 'test'\n[text.typed]\nsource = 'terminal'\n")
+    with (
+        up(profile) as graph,
+        Subscriber("text/*", runtime=Runtime("test"), clock=HostClock().now_ns) as subscriber,
+    ):
+        assert graph.stdin is not None
+        deadline_s = time.monotonic() + 10
+        while (message := subscriber.receive(0.2)) is None:  # typed again until somebody was there to hear
+            assert time.monotonic() < deadline_s
+            graph.stdin.write("come here\n")
+            graph.stdin.flush()
+    assert message.header.model_dump()["text"] == "come here"
+
+
+def test_a_device_that_is_not_there_is_the_exit_code(profile: Path) -> None:
+    with up(profile, "--set", "text.script.source=nowhere.txt", "--seconds", "1") as graph:
+        _, error = graph.communicate(timeout=10)
+    assert graph.returncode == 3
+    assert "text-script | perception: " in error
+    assert "nowhere.txt" in error
