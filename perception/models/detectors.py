@@ -19,6 +19,8 @@ from perception.models.images import Image, check_bgr
 from perception.profile import Section
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+MAX_OVERLAP: Final = 0.3
+"""Intersection over union above which two detections are one face."""
 NOWHERE: Final = (0.5, 0.5)
 """Position features where nothing was found: the centre, so that they pull to no side."""
 
@@ -32,7 +34,7 @@ class HaarFaces:
     class Options(Section):
         """`min_size` is the least height of a face as a fraction of the frame's."""
 
-        min_size: Fraction = 0.1
+        min_size: Fraction = 0.15
         scale: Annotated[float, Field(gt=1, le=2, description="step between the sizes tried")] = 1.1
         neighbours: Annotated[int, Field(ge=1, description="hits that make a face")] = 5
         width: Annotated[int, Field(ge=64, description="wider frames are shrunk to this first")] = 320
@@ -82,7 +84,11 @@ class HaarFaces:
             for rectangle, margin in zip(found, np.ravel(margins), strict=True)
         ]
         # OpenCV's threads hand in their hits in any order.
-        return sorted(boxes, key=lambda box: (-box.height, -box.score, box.x, box.y))
+        boxes.sort(key=lambda box: (-box.height, -box.score, box.x, box.y))
+        # A chin is often taken for a second face inside the first.
+        rectangles = [(box.x, box.y, box.width, box.height) for box in boxes]
+        kept = cv2.dnn.NMSBoxes(rectangles, [box.score for box in boxes], 0.0, MAX_OVERLAP)
+        return [boxes[index] for index in sorted(kept)]
 
 
 def _face(rectangle: Sequence[int], margin: float, shrink: float) -> Box:

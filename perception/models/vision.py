@@ -49,7 +49,7 @@ def to_model_input(
 
     The frame goes up as uint8; resizing (antialiased), cropping and normalising happen on the device. It
     equals torchvision's `ImageClassification` transform to within one grey level per pixel, which is
-    1 / 255 / std: the two round the resized pixels differently.
+    1 / 255 / std, and a quarter of one on average: the two round the resized pixels differently.
 
     Args:
         image: (height, width, 3) uint8 BGR.
