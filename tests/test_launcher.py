@@ -27,7 +27,7 @@ def script(name: str, code: str, *, capture: bool = True, **environment: str) ->
     return Node(name, (sys.executable, "-c", code), environment, capture)
 
 
-def run_until(supervisor: Supervisor, done: Callable[[list[str]], bool], limit_s: float = 5.0) -> list[str]:
+def run_until(supervisor: Supervisor, done: Callable[[list[str]], bool], limit_s: float = 20.0) -> list[str]:
     """Drive the supervisor until its lines satisfy `done`; return the lines."""
     lines: list[str] = []
     deadline_s = time.monotonic() + limit_s
@@ -163,7 +163,7 @@ def test_the_run_is_over_when_every_capture_has_finished() -> None:
     fusion = script("fusion", "import time; time.sleep(60)", capture=False)
     with Supervisor([capture, fusion]) as supervisor:
         assert supervisor.poll()
-        deadline_s = time.monotonic() + 5
+        deadline_s = time.monotonic() + 20
         while supervisor.poll():
             assert time.monotonic() < deadline_s
             time.sleep(0.005)
@@ -210,7 +210,7 @@ def test_nodes_die_with_a_launcher_that_was_killed() -> None:
         pid = int(launcher.stdout.readline())
         launcher.send_signal(signal.SIGKILL)
         launcher.wait()
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 20
     while _runs(pid):
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
