@@ -113,7 +113,7 @@ class Track(Generic[FrameT]):
                 self._decoded += 1
                 if frame.time is not None:
                     seconds = frame.time - origin_us / _US_PER_S
-                    if seconds + _duration_s(frame) > skip_s:
+                    if seconds >= skip_s or seconds + _duration_s(frame) > skip_s:
                         yield seconds, frame
 
     def _decode(self, packets: "Iterator[Packet[Stream]]") -> Iterator[FrameT]:

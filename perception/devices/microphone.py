@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
@@ -16,7 +16,11 @@ from perception.errors import DeviceError
 from perception.profile import MicrophoneConfig, ScriptConfig
 
 Clock = Callable[[], int]
-_SETTLE_BLOCKS: Final = 8  # heard but not given out: the first callbacks place the clock
+# The first callbacks are heard but not given out: they place the clock. Some backends start with half a
+# second of ADC times that stand still, so eight blocks in a row must agree; but we do not wait for ever.
+_SETTLE_BLOCKS: Final = 8
+_SETTLE_SPREAD_NS: Final = 25_000_000
+_SETTLE_LIMIT_BLOCKS: Final = 100
 _BACKLOG_BLOCKS: Final = 256
 _DEAD_NS: Final = 3_000_000_000  # a PulseAudio source that was suspended may take half of this to start
 _MAX_ADC_AGE_S: Final = 5.0
@@ -69,7 +73,8 @@ class BlockStamper:
         self._channels = config.channels
         self._dtype = np.dtype("<i2" if config.format == "s16" else "<f4")
         self._index = 0
-        self._settling = _SETTLE_BLOCKS
+        self._settling: deque[tuple[int, int]] | None = deque(maxlen=_SETTLE_BLOCKS)
+        self._settled_after = 0
         self._reopened = False
 
     def reopened(self) -> None:
@@ -80,9 +85,8 @@ class BlockStamper:
         """Return the callback's block, or None while the clock settles."""
         gap = callback.dropped
         self._index += gap
-        if self._settling:
-            self._settling -= 1
-            self.clock.observe(self._index, callback.adc_ns)
+        if self._settling is not None:
+            self._settle(self._settling, callback.adc_ns)
             self._index += callback.frames
             return None
         late_ns = self.clock.late_ns(self._index, callback.adc_ns)
@@ -98,6 +102,16 @@ class BlockStamper:
         block = CapturedBlock(samples, self.clock.stamp_ns(self._index), self._index, gap)
         self._index += callback.frames
         return block
+
+    def _settle(self, heard: deque[tuple[int, int]], adc_ns: int) -> None:
+        heard.append((self._index, adc_ns))
+        starts_ns = [adc_ns - round(index * 1e9 / self.clock.rate_hz) for index, adc_ns in heard]
+        agreed = len(heard) == _SETTLE_BLOCKS and max(starts_ns) - min(starts_ns) < _SETTLE_SPREAD_NS
+        self._settled_after += 1
+        if agreed or self._settled_after >= _SETTLE_LIMIT_BLOCKS:
+            for observation in heard:
+                self.clock.observe(*observation)
+            self._settling = None
 
 
 class PortAudioMicrophone:
@@ -168,6 +182,8 @@ class PortAudioMicrophone:
     def _explain(self, device: int | str | None, error: Exception) -> str:
         inputs = [entry for entry in self._audio.query_devices() if entry["max_input_channels"]]
         found = ", ".join(f"{entry['index']} '{entry['name']}'" for entry in inputs) or "none"
+        if device is None and not inputs:
+            return "this machine has no input device"
         try:
             entry = self._audio.query_devices(device, "input")
         except (ValueError, self._audio.PortAudioError) as unknown:

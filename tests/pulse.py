@@ -1,0 +1,76 @@
+"""A PulseAudio server of our own with a loopback: what is played to `virtspk` a microphone hears."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_CONFIGURATION = """\
+load-module module-native-protocol-unix
+load-module module-null-sink sink_name=virtspk rate=48000 channels=1
+set-default-sink virtspk
+set-default-source virtspk.monitor
+"""
+
+
+def installed() -> bool:
+    """Return whether this machine has what it takes."""
+    return all(shutil.which(program) for program in ("pulseaudio", "pacat", "pactl"))
+
+
+@contextmanager
+def pulse_server(folder: Path) -> Iterator[dict[str, str]]:
+    """Run a server under `folder`; yield the environment that leads programs to it."""
+    runtime = folder / "xdg"
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    configuration = folder / "pulse.pa"
+    configuration.write_text(_CONFIGURATION)
+    leads = {
+        "XDG_RUNTIME_DIR": str(runtime),
+        "PULSE_SERVER": f"unix:{runtime}/pulse/native",
+        "HOME": str(folder),
+    }
+    environment = os.environ | leads
+    server = _start(
+        ("pulseaudio", "-n", "-F", str(configuration), "--daemonize=no", "--exit-idle-time=-1"), environment
+    )
+    silence = None
+    try:
+        _await_sink(environment)
+        # Without a client the sink sleeps, and the first callback comes more than a second late.
+        player = (
+            "pacat",
+            "--device=virtspk",
+            "--rate=48000",
+            "--channels=1",
+            "--latency-msec=20",
+            "/dev/zero",
+        )
+        silence = _start(player, environment)
+        # The sink takes this long to come down to the player's latency; its delay leaps meanwhile.
+        time.sleep(2)
+        yield leads
+    finally:
+        for process in (silence, server):
+            if process is not None:
+                process.terminate()
+                process.wait(10)
+
+
+def _start(command: tuple[str, ...], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _await_sink(environment: dict[str, str]) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        listed = subprocess.run(
+            ("pactl", "list", "short", "sinks"), env=environment, capture_output=True, text=True, check=False
+        )
+        if "virtspk" in listed.stdout:
+            return
+        time.sleep(0.05)
+    raise RuntimeError("PulseAudio did not start")
