@@ -1,0 +1,262 @@
+"""The few parts of the protobuf wire format that a recording needs: declare, encode, describe, take apart.
+
+Written out here because the library copies a payload twice on its way to disk and twice on its way back.
+Encoding: https://protobuf.dev/programming-guides/encoding/
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, Literal
+
+_VARINT: Final = 0
+_FIXED64: Final = 1
+_LENGTH: Final = 2
+_FIXED32: Final = 5
+_MAX_VARINT_BYTES: Final = 10
+
+# Numbers of FieldDescriptorProto.Type, descriptor.proto.
+_TYPES: Final = {
+    "double": 1,
+    "int64": 3,
+    "int32": 5,
+    "fixed32": 7,
+    "bool": 8,
+    "string": 9,
+    "message": 11,
+    "bytes": 12,
+    "enum": 14,
+}
+_WIRE: Final = {
+    "double": _FIXED64,
+    "fixed32": _FIXED32,
+    "string": _LENGTH,
+    "message": _LENGTH,
+    "bytes": _LENGTH,
+}
+
+
+@dataclass(frozen=True)
+class Enum:
+    """An enumeration, declared inside the message that uses it."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field. `type` is a scalar's name, an enumeration or a message."""
+
+    name: str
+    number: int
+    type: "str | Enum | Schema"
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One message type; messages of the same package are described in one file."""
+
+    package: str
+    name: str
+    fields: tuple[Field, ...]
+    syntax: Literal["proto2", "proto3"] = "proto3"
+
+    @property
+    def full_name(self) -> str:
+        """The name viewers know it by."""
+        return f"{self.package}.{self.name}"
+
+
+def encode(schema: Schema, values: Mapping[str, Any]) -> bytes:
+    """Return `values` as a message of `schema`.
+
+    What is None or not given is left out; a mapping for a repeated field becomes entries `name`, `value`.
+    """
+    out = bytearray()
+    for field in schema.fields:
+        value = values.get(field.name)
+        if value is None:
+            continue
+        if not field.repeated:
+            _append(out, field, value)
+            continue
+        entries = isinstance(value, Mapping)
+        for item in value.items() if entries else value:
+            _append(out, field, {"name": item[0], "value": item[1]} if entries else item)
+    return bytes(out)
+
+
+def tag(number: int, size: int) -> bytes:
+    """Return what stands before the `size` bytes of a string, bytes or message field."""
+    return _varint(number << 3 | _LENGTH) + _varint(size)
+
+
+def fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield number and bytes of every length-delimited field, skipping others; ValueError if cut or wrong."""
+    position = 0
+    while position < len(data):
+        key, position = _read_varint(data, position)
+        kind = key & 7
+        if kind == _VARINT:
+            _, position = _read_varint(data, position)
+            continue
+        size = {_FIXED64: 8, _FIXED32: 4}.get(kind)
+        if kind == _LENGTH:
+            size, position = _read_varint(data, position)
+        if size is None or size > len(data) - position:
+            raise ValueError("not a protobuf message")
+        if kind == _LENGTH:
+            yield key >> 3, data[position : position + size]
+        position += size
+
+
+@cache
+def describe(schema: Schema) -> bytes:
+    """Return `schema` and all it refers to as a serialised FileDescriptorSet, as MCAP wants it."""
+    files: dict[str, list[Schema]] = {}
+    _collect(schema, files)
+    described = [
+        {
+            "name": _file(package),
+            "package": package,
+            # Packages are collected in the order of need: each refers to later ones only.
+            "dependency": [_file(other) for other in list(files)[place + 1 :]],
+            "message_type": [_descriptor(one) for one in schemas],
+            "syntax": schemas[0].syntax,
+        }
+        for place, (package, schemas) in enumerate(files.items())
+    ]
+    return encode(_FILE_SET, {"file": described[::-1]})
+
+
+def _append(out: bytearray, field: Field, value: Any) -> None:
+    kind = _kind(field)
+    out += _varint(field.number << 3 | _WIRE.get(kind, _VARINT))
+    if kind == "double":
+        out += struct.pack("<d", value)
+    elif kind == "fixed32":
+        out += struct.pack("<I", value)
+    elif _WIRE.get(kind) == _LENGTH:
+        data = _bytes(field, value)
+        out += _varint(len(data))
+        out += data
+    else:
+        out += _varint(int(value) & 0xFFFF_FFFF_FFFF_FFFF)
+
+
+def _bytes(field: Field, value: Any) -> bytes:
+    if isinstance(field.type, Schema):
+        return encode(field.type, value)
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def _kind(field: Field) -> str:
+    if isinstance(field.type, str):
+        return field.type
+    return "message" if isinstance(field.type, Schema) else "enum"
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift, byte in enumerate(data[position : position + _MAX_VARINT_BYTES]):
+        value |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            return value, position + shift + 1
+    raise ValueError("not a protobuf message")
+
+
+def _collect(schema: Schema, files: dict[str, list[Schema]]) -> None:
+    if schema not in files.setdefault(schema.package, []):
+        files[schema.package].append(schema)
+        for field in schema.fields:
+            if isinstance(field.type, Schema):
+                _collect(field.type, files)
+
+
+def _file(package: str) -> str:
+    return f"{package.replace('.', '/')}.proto"
+
+
+def _descriptor(schema: Schema) -> dict[str, Any]:
+    enums = {field.type for field in schema.fields if isinstance(field.type, Enum)}
+    return {
+        "name": schema.name,
+        "field": [_field_descriptor(schema, field) for field in schema.fields],
+        "enum_type": [
+            {
+                "name": enum.name,
+                "value": [{"name": name, "number": number} for number, name in enumerate(enum.values)],
+            }
+            for enum in enums
+        ],
+    }
+
+
+def _field_descriptor(schema: Schema, field: Field) -> dict[str, Any]:
+    type_name = None
+    if isinstance(field.type, Schema):
+        type_name = f".{field.type.full_name}"
+    elif isinstance(field.type, Enum):
+        type_name = f".{schema.full_name}.{field.type.name}"
+    return {
+        "name": field.name,
+        "number": field.number,
+        "label": 3 if field.repeated else 1,
+        "type": _TYPES[_kind(field)],
+        "type_name": type_name,
+    }
+
+
+# The part of descriptor.proto that the functions above fill.
+_ENUM_VALUE: Final = Schema(
+    "google.protobuf", "EnumValueDescriptorProto", (Field("name", 1, "string"), Field("number", 2, "int32"))
+)
+_ENUM: Final = Schema(
+    "google.protobuf",
+    "EnumDescriptorProto",
+    (Field("name", 1, "string"), Field("value", 2, _ENUM_VALUE, repeated=True)),
+)
+_FIELD: Final = Schema(
+    "google.protobuf",
+    "FieldDescriptorProto",
+    (
+        Field("name", 1, "string"),
+        Field("number", 3, "int32"),
+        Field("label", 4, "int32"),
+        Field("type", 5, "int32"),
+        Field("type_name", 6, "string"),
+    ),
+)
+_MESSAGE: Final = Schema(
+    "google.protobuf",
+    "DescriptorProto",
+    (
+        Field("name", 1, "string"),
+        Field("field", 2, _FIELD, repeated=True),
+        Field("enum_type", 4, _ENUM, repeated=True),
+    ),
+)
+_FILE: Final = Schema(
+    "google.protobuf",
+    "FileDescriptorProto",
+    (
+        Field("name", 1, "string"),
+        Field("package", 2, "string"),
+        Field("dependency", 3, "string", repeated=True),
+        Field("message_type", 4, _MESSAGE, repeated=True),
+        Field("syntax", 12, "string"),
+    ),
+)
+_FILE_SET: Final = Schema("google.protobuf", "FileDescriptorSet", (Field("file", 1, _FILE, repeated=True),))

@@ -1,0 +1,250 @@
+"""How each message is recorded: a view that Foxglove and Rerun open, and beside it the exact wire bytes.
+
+Camera, sound and text go under Foxglove's published schemas, all else under a protobuf message made from
+the declaration in `messages`. Every record has two fields more, which viewers pass over: `header`, the
+msgpack header byte for byte, and `payload` where the view has no place for it. Boxes in a state are also
+written as image annotations, a view only: reading passes over them.
+"""
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, Literal, Union, get_args, get_origin
+
+from perception import topics
+from perception.messages import (
+    AudioBlock,
+    CameraFrame,
+    FusedState,
+    Header,
+    ModalityState,
+    Model,
+    TextCommand,
+)
+from perception.session.protobuf import Enum, Field, Schema, encode
+
+HEADER_FIELD: Final = 1000
+PAYLOAD_FIELD: Final = 1001
+ANNOTATIONS: Final = "annotations"
+"""Prefix of the channels that only viewers need."""
+
+_SECOND_NS: Final = 1_000_000_000
+_HEADER: Final = Field("header", HEADER_FIELD, "bytes")
+_PAYLOAD: Final = Field("payload", PAYLOAD_FIELD, "bytes")
+_TIMESTAMP: Final = Schema(
+    "google.protobuf", "Timestamp", (Field("seconds", 1, "int64"), Field("nanos", 2, "int32"))
+)
+
+
+def _foxglove(name: str, *fields: Field) -> Schema:
+    return Schema("foxglove", name, fields)
+
+
+# https://github.com/foxglove/foxglove-sdk/tree/main/schemas/proto/foxglove
+COMPRESSED_IMAGE: Final = _foxglove(
+    "CompressedImage",
+    Field("timestamp", 1, _TIMESTAMP),
+    Field("frame_id", 4, "string"),
+    Field("data", 2, "bytes"),
+    Field("format", 3, "string"),
+    _HEADER,
+)
+RAW_IMAGE: Final = _foxglove(
+    "RawImage",
+    Field("timestamp", 1, _TIMESTAMP),
+    Field("frame_id", 7, "string"),
+    Field("width", 2, "fixed32"),
+    Field("height", 3, "fixed32"),
+    Field("encoding", 4, "string"),
+    Field("step", 5, "fixed32"),
+    Field("data", 6, "bytes"),
+    _HEADER,
+)
+RAW_AUDIO: Final = _foxglove(
+    "RawAudio",
+    Field("timestamp", 1, _TIMESTAMP),
+    Field("data", 2, "bytes"),
+    Field("format", 3, "string"),
+    Field("sample_rate", 4, "fixed32"),
+    Field("number_of_channels", 5, "fixed32"),
+    _HEADER,
+)
+LOG: Final = _foxglove(
+    "Log",
+    Field("timestamp", 1, _TIMESTAMP),
+    Field("level", 2, Enum("Level", ("UNKNOWN", "DEBUG", "INFO", "WARNING", "ERROR", "FATAL"))),
+    Field("message", 3, "string"),
+    Field("name", 4, "string"),
+    Field("file", 5, "string"),
+    Field("line", 6, "fixed32"),
+    _HEADER,
+)
+_POINT: Final = _foxglove("Point2", Field("x", 1, "double"), Field("y", 2, "double"))
+_COLOUR: Final = _foxglove(
+    "Color",
+    Field("r", 1, "double"),
+    Field("g", 2, "double"),
+    Field("b", 3, "double"),
+    Field("a", 4, "double"),
+)
+_OUTLINE: Final = _foxglove(
+    "PointsAnnotation",
+    Field("timestamp", 1, _TIMESTAMP),
+    Field("type", 2, Enum("Type", ("UNKNOWN", "POINTS", "LINE_LOOP", "LINE_STRIP", "LINE_LIST"))),
+    Field("points", 3, _POINT, repeated=True),
+    Field("outline_color", 4, _COLOUR),
+    Field("thickness", 7, "double"),
+)
+_CAPTION: Final = _foxglove(
+    "TextAnnotation",
+    Field("timestamp", 1, _TIMESTAMP),
+    Field("position", 2, _POINT),
+    Field("text", 3, "string"),
+    Field("font_size", 4, "double"),
+    Field("text_color", 5, _COLOUR),
+)
+IMAGE_ANNOTATIONS: Final = _foxglove(
+    "ImageAnnotations",
+    Field("points", 2, _OUTLINE, repeated=True),
+    Field("texts", 3, _CAPTION, repeated=True),
+    Field("timestamp", 5, _TIMESTAMP),
+)
+_INFO: Final = 2
+_LINE_LOOP: Final = 2
+_GREEN: Final = {"r": 0.2, "g": 0.9, "b": 0.3, "a": 1.0}
+_SCALARS: Final = {int: "int64", float: "double", bool: "bool", str: "string"}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What viewers see of one message, the payload aside: that goes under `payload_field`."""
+
+    schema: Schema
+    values: Mapping[str, Any]
+    payload_field: int = PAYLOAD_FIELD
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Where the wire bytes are, for the channel's metadata; empty if this is a view only."""
+        if self.schema == IMAGE_ANNOTATIONS:
+            return {}
+        return {"header_field": str(HEADER_FIELD), "payload_field": str(self.payload_field)}
+
+    def encode(self, wire: bytes | None = None) -> bytes:
+        """Return the record's bytes but for the payload field, `wire` being the header as it travelled."""
+        return encode(self.schema, {**self.values, "header": wire})
+
+
+def view(topic: str, header: Header) -> View:
+    """Return how a message of `topic` is shown."""
+    common = {"timestamp": _timestamp(header.stamp_ns), "frame_id": topic.partition("/")[2]}
+    match header:
+        case CameraFrame(encoding="jpeg"):
+            return View(COMPRESSED_IMAGE, common | {"format": "jpeg"}, payload_field=2)
+        case CameraFrame():
+            size = {"width": header.width, "height": header.height}
+            step = header.width * (3 if header.encoding == "bgr8" else 1)
+            return View(
+                RAW_IMAGE, common | size | {"encoding": header.encoding, "step": step}, payload_field=6
+            )
+        case AudioBlock():
+            kind = {
+                "format": f"pcm-{header.format}",
+                "sample_rate": header.rate_hz,
+                "number_of_channels": header.channels,
+            }
+            return View(RAW_AUDIO, common | kind, payload_field=2)
+        case TextCommand():
+            return View(LOG, common | {"level": _INFO, "message": header.text, "name": topic})
+        case _:
+            return View(_of_topic(topics.lookup(topic).message), header.model_dump())
+
+
+def annotations(state: FusedState) -> dict[str, View]:
+    """Return the boxes a state names, by camera topic."""
+    found = {}
+    for modality in state.modalities.values():
+        if any(branch.boxes for branch in modality.branches.values()):
+            found[modality.topic] = View(IMAGE_ANNOTATIONS, _boxes(modality, state.stamp_ns))
+    return found
+
+
+def _boxes(modality: ModalityState, end_ns: int) -> dict[str, Any]:
+    stamp = _timestamp(end_ns - round((modality.age_ms or 0.0) * 1e6))
+    boxes = [box for branch in modality.branches.values() for box in branch.boxes]
+    return {
+        "timestamp": stamp,
+        "points": [
+            {
+                "timestamp": stamp,
+                "type": _LINE_LOOP,
+                "points": [
+                    {"x": x, "y": y}
+                    for x, y in (
+                        (box.x, box.y),
+                        (box.x + box.width, box.y),
+                        (box.x + box.width, box.y + box.height),
+                        (box.x, box.y + box.height),
+                    )
+                ],
+                "outline_color": _GREEN,
+                "thickness": 2.0,
+            }
+            for box in boxes
+        ],
+        "texts": [
+            {
+                "timestamp": stamp,
+                "position": {"x": box.x, "y": box.y},
+                "text": f"{box.label} {box.score:.2f}",
+                "font_size": 14.0,
+                "text_color": _GREEN,
+            }
+            for box in boxes
+        ],
+    }
+
+
+def _timestamp(stamp_ns: int) -> dict[str, int]:
+    seconds, nanos = divmod(stamp_ns, _SECOND_NS)
+    return {"seconds": seconds, "nanos": nanos}
+
+
+@cache
+def _of_topic(message: type[Header]) -> Schema:
+    made = _of_model(message)
+    # proto2, because only there does a number that is not known differ from a zero.
+    return Schema(made.package, made.name, (*made.fields, _HEADER, _PAYLOAD), "proto2")
+
+
+@cache
+def _of_model(model: type[Model]) -> Schema:
+    fields = tuple(
+        _field(name, number, declared.annotation, model.__name__)
+        for number, (name, declared) in enumerate(model.model_fields.items(), start=1)
+    )
+    return Schema("perception", model.__name__, fields, "proto2")
+
+
+def _field(name: str, number: int, annotation: Any, owner: str) -> Field:
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not types.NoneType]
+        # Text or number: as text.
+        return _field(name, number, kinds[0] if len(kinds) == 1 else str, owner)
+    if get_origin(annotation) is tuple:
+        return Field(name, number, _type(get_args(annotation)[0]), repeated=True)
+    if get_origin(annotation) is dict:
+        # What a protobuf map is on the wire; declared so, because viewers cannot pick from maps.
+        value = _field("value", 2, get_args(annotation)[1], owner)
+        entry = Schema(
+            "perception", f"{owner}{name.title()}Entry", (Field("name", 1, "string"), value), "proto2"
+        )
+        return Field(name, number, entry, repeated=True)
+    return Field(name, number, _type(annotation))
+
+
+def _type(annotation: Any) -> str | Schema:
+    if get_origin(annotation) is Literal:
+        return "string"
+    return _SCALARS.get(annotation) or _of_model(annotation)
