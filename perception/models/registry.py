@@ -35,6 +35,7 @@ _MODULES: Final = {
     "motion": (_DETECTORS, "Motion"),
     "transformers-text": (_TEXT, "TransformersTextEncoder"),
     "tfidf": (_TEXT, "TfidfIntents"),
+    "transformers-audio": ("perception.models.transformers_audio", "TransformersAudioEncoder"),
     **dict.fromkeys(("vggish", "mfcc", "silero", "level"), (_AUDIO, "AUDIO_ENCODERS")),
 }
 KINDS: Final = tuple(_MODULES)
