@@ -52,6 +52,7 @@ def test_each_declares_what_it_gives_and_an_empty_room_gives_the_same_bytes_each
     encoder, room = build(kind), ImageInput(scene(), scene())
     first, second = encoder(room), encoder(room)
     assert encoder.modality == "camera"
+    assert getattr(encoder, "uses_previous", False) is (kind == "motion")
     assert encoder.weights() == {}
     assert first.features.shape == (encoder.dim,)
     assert first.features.dtype == torch.float32

@@ -1,6 +1,8 @@
 """Weights: reproducible at random, checked when loaded, clear when missing; the encoder registry."""
 
 import hashlib
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -176,6 +178,20 @@ def test_an_unknown_kind_of_encoder_lists_the_kinds() -> None:
     with pytest.raises(ProfileError, match=r"fusion\.encoders\.eye\.kind: 'oracle' is no kind") as error:
         build_encoder("eye", config, device=CPU, seed=0)
     assert all(kind in str(error.value) for kind in KINDS)
+
+
+def test_small_encoders_do_not_load_the_large_packages() -> None:
+    script = """
+import sys, torch
+from perception.models import build_encoder
+from perception.profile import EncoderConfig
+for kind, options in {"faces": {}, "aruco": {}, "motion": {}, "tfidf": {"intents": {"a": ["b"]}}}.items():
+    config = EncoderConfig(input="any", kind=kind, options=options)
+    build_encoder("small", config, device=torch.device("cpu"), seed=0)
+sys.exit(", ".join({"transformers", "torchvision", "torchaudio", "silero_vad"} & set(sys.modules)) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ class HaarFaces:
 
         min_size: Fraction = 0.15
         scale: Annotated[float, Field(gt=1, le=2, description="step between the sizes tried")] = 1.1
-        neighbours: Annotated[int, Field(ge=1, description="hits that make a face")] = 5
-        width: Annotated[int, Field(ge=64, description="wider frames are shrunk to this first")] = 320
+        neighbours: Annotated[int, Field(ge=1, description="hits that make a face")] = 4
+        width: Annotated[int, Field(ge=64, description="wider frames are shrunk to this first")] = 240
 
     modality: ClassVar[str] = "camera"
     dim = 5
@@ -70,7 +70,8 @@ class HaarFaces:
         """Return the faces, largest first."""
         shrink = min(1.0, self._options.width / image.shape[1])
         small = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-        grey = cv2.equalizeHist(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY))
+        # Not equalised: that lifts the noise of even surfaces; it found fewer faces in thrice the time.
+        grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
         least = max(20, round(self._options.min_size * grey.shape[0]))
         found, _, margins = self._cascade.detectMultiScale3(
             grey,
