@@ -131,7 +131,7 @@ class Scene:
         for poster in rng.permutation(len(_POSTERS))[:2]:
             photo = cv2.resize(_photo(_POSTERS[poster]), (side, side), interpolation=cv2.INTER_AREA)
             if poster == _BLURRED_POSTER:
-                photo = cv2.GaussianBlur(photo, (0, 0), side / 12)
+                photo = cv2.GaussianBlur(photo, (0, 0), side / 20)
             x, y = rng.integers(0, (width - side, height - side))
             image[y : y + side, x : x + side] = photo
         texture = rng.normal(0, 3, image.shape)

@@ -197,8 +197,8 @@ class Script:
             person=person,
             card=card,
             things=tuple(_thing(rng, noise) for _ in range(min(rng.poisson(0.6 * noise), 4))),
-            gain=float(np.clip(1 + rng.uniform(-0.35, 0.2) * noise, 0.3, 1.5)),
-            grain=float(rng.uniform(1, 6) * noise),
+            gain=float(np.clip(1 + rng.uniform(-0.5, 0.25) * noise, 0.25, 1.5)),
+            grain=float(rng.uniform(1, 9) * noise),
             sound=_sound(rng, noise, name),
             text=self._text(rng, name),
         )
@@ -223,11 +223,11 @@ def _person(rng: np.random.Generator, noise: float) -> Person:
         face=int(rng.integers(FACES)),
         x=float(rng.uniform(0.25, 0.75)),
         y=float(rng.uniform(0.3, 0.5)),
-        size=float(rng.uniform(0.2, 0.4)),
+        size=float(rng.uniform(0.18, 0.4)),
         mirrored=bool(rng.random() < 0.5),
-        tilt_deg=float(rng.normal(0, 3) * noise),
-        gain=float(np.clip(1 + rng.normal(0, 0.15) * noise, 0.4, 1.6)),
-        blur=float(abs(rng.normal(0, 0.9)) * noise),
+        tilt_deg=float(rng.normal(0, 5) * noise),
+        gain=float(np.clip(1 + rng.normal(0, 0.25) * noise, 0.4, 1.6)),
+        blur=float(abs(rng.normal(0, 1.5)) * noise),
         sway=float(rng.uniform(0.005, 0.02)),
         clothes=_colour(rng),
         side=int(rng.integers(-1, 2)),
@@ -254,7 +254,7 @@ def _thing(rng: np.random.Generator, noise: float) -> Thing:
         size=float(rng.uniform(0.05, 0.16)),
         laps=float(rng.choice([-1, 1]) * rng.uniform(0.6, 2.0)),
         colour=_colour(rng),
-        in_front=bool(rng.random() < 0.15 * noise),
+        in_front=bool(rng.random() < 0.2 * noise),
     )
 
 

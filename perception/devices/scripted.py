@@ -143,8 +143,10 @@ class _Lines:
 
 
 def _first(reel: _Reel[Item], t_ns: int) -> int:
-    """Where a reader joins: the next item, or those before it that still hold."""
-    return max(reel.newest(t_ns) + 1 - reel.standing, 0)
+    """Where a reader joins: the first item due from now on, or those that still hold."""
+    if reel.standing:
+        return max(reel.newest(t_ns) + 1 - reel.standing, 0)
+    return reel.newest(t_ns - 1) + 1
 
 
 class _Player(Device[Captured]):
