@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final, Protocol
 import torch
 from pydantic import ValidationError
 
-from perception.errors import ProfileError
+from perception.errors import ProfileError, WeightsError
 from perception.models.encoder import Encoder
 from perception.profile import EncoderConfig, Section
 
@@ -69,8 +69,8 @@ def build_encoder(name: str, config: EncoderConfig, *, device: torch.device, see
         raise ProfileError(problems) from error
     try:
         return encoder(options, device=device, seed=seed, weights=config.weights)
-    except ProfileError as error:
-        raise ProfileError(f"fusion.encoders.{name}: {error}") from error
+    except (ProfileError, WeightsError) as error:
+        raise type(error)(f"fusion.encoders.{name}: {error}") from error
 
 
 def _explain(name: str, detail: Any, options: type[Section]) -> str:
