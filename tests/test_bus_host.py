@@ -121,11 +121,13 @@ def test_a_path_too_long_for_a_socket_is_one_clear_error(base: Path) -> None:
 
 def test_a_second_claim_is_refused_and_names_the_holder(base: Path) -> None:
     runtime = Runtime(base=base)
-    claim = runtime.claim("camera/front")
-    with pytest.raises(BusError, match=rf"camera/front is already published by process {os.getpid()}; stop"):
+    already = rf"camera/front is already published by process {os.getpid()}; stop"
+    with (
+        runtime.claim("camera/front"),
+        runtime.claim("camera/back"),
+        pytest.raises(BusError, match=already),
+    ):
         runtime.claim("camera/front")
-    runtime.claim("camera/back").release()
-    claim.release()
     runtime.claim("camera/front").release()
 
 

@@ -1,4 +1,4 @@
-"""tcp endpoints: what is well-formed, and what is safe without keys."""
+"""What a socket is given: an endpoint that is well-formed and safe, a bound on what may pile up."""
 
 import ipaddress
 import logging
@@ -6,11 +6,18 @@ import re
 from typing import Final
 
 from perception.errors import BusError
+from perception.topics import Topic
 
 _LOG: Final = logging.getLogger(__name__)
 _TCP: Final = re.compile(
     r"tcp://(?:\[(?P<v6>[0-9A-Fa-f:%.\w]+)\]|(?P<host>[^\s:/\[\]]+)):(?P<port>\*|\d{1,5})"
 )
+_LATEST_BACKLOG: Final = 8  # a late reader soon sees a fresh message, a recorder may stall for some frames
+
+
+def backlog(row: Topic) -> int:
+    """Return how many messages ZeroMQ may hold on either side of a connection (its high-water mark)."""
+    return row.depth if row.policy == "queue" else _LATEST_BACKLOG
 
 
 def check(endpoint: str, *, encrypted: bool, insecure: bool) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from perception import topics
 from perception.errors import BusError
@@ -211,3 +211,9 @@ class Claim:
         _lock_path(self.path).unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()

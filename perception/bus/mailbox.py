@@ -15,6 +15,7 @@ _SOURCES_REMEMBERED: Final = 16  # incarnations per topic: a publisher restartin
 class _Account:
     row: topics.Topic
     arrivals: deque[int] = field(default_factory=deque)
+    queued_bytes: int = 0
     last_seq: OrderedDict[str, int] = field(default_factory=OrderedDict)
     dropped: Counter[str] = field(default_factory=Counter)
     received: int = 0
@@ -70,13 +71,17 @@ class Mailbox:
             account.dropped[reason] += 1
             return
         account.newest_stamp_ns = max(account.newest_stamp_ns or 0, message.header.stamp_ns)
-        if len(account.arrivals) >= account.row.depth:
-            if account.row.policy == "queue":
-                account.dropped["overflow"] += 1
-                return
-            del self._waiting[account.arrivals.popleft()]
+        row, size = account.row, len(message.payload)
+        full = len(account.arrivals) >= row.depth
+        if row.policy == "queue" and (full or account.queued_bytes + size > row.max_queued_bytes):
+            account.dropped["overflow"] += 1
+            return
+        if full:
+            superseded = self._waiting.pop(account.arrivals.popleft())
+            account.queued_bytes -= len(superseded.payload)
             account.dropped["superseded"] += 1
         self._waiting[self._arrived] = message
+        account.queued_bytes += size
         account.arrivals.append(self._arrived)
         self._arrived += 1
 
@@ -94,6 +99,7 @@ class Mailbox:
         _, message = self._waiting.popitem(last=False)
         account = self._accounts[message.topic]
         account.arrivals.popleft()
+        account.queued_bytes -= len(message.payload)
         account.consumed += 1
         return message
 

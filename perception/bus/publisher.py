@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _LINGER_MS: Final = 1000
 _COPY_BELOW_BYTES: Final = 64 * 1024  # handing a buffer over costs more than copying a small one
-_LATEST_BACKLOG: Final = 8  # messages: a late reader gets fresh ones, a recorder may stall for some frames
 _POLL_MS: Final = 10
+_MAX_NOTE_BYTES: Final = 1024  # readers send subscriptions only; a CURVE handshake takes some 300
 
 
 class Publisher:
@@ -68,9 +68,9 @@ class Publisher:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.set(zmq.LINGER, _LINGER_MS)
-        self._socket.set(zmq.SNDHWM, row.depth if row.policy == "queue" else _LATEST_BACKLOG)
+        self._socket.set(zmq.SNDHWM, endpoints.backlog(row))
         self._socket.set(zmq.XPUB_VERBOSER, 1)  # report every subscription, so that they can be counted
-        self._socket.set(zmq.MAXMSGSIZE, topics.MAX_TOPIC_LENGTH + 1)  # readers send subscriptions only
+        self._socket.set(zmq.MAXMSGSIZE, _MAX_NOTE_BYTES)
         self._guard: ThreadAuthenticator | None = None
         self.endpoint: str | None = None
         try:

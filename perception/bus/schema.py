@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic.json_schema import GenerateJsonSchema
+
 from perception import messages, topics
 from perception.bus import codec
 
@@ -13,7 +15,8 @@ _STAMP_NS: Final = 1_700_000_000_123_456_789  # needs 64 bits: a reader that goe
 def json_schemas() -> dict[str, dict[str, Any]]:
     """Return the JSON Schema of every header as it is written, by topic prefix."""
     return {
-        prefix: row.message.model_json_schema(mode="serialization") for prefix, row in topics.TOPICS.items()
+        prefix: row.message.model_json_schema(mode="serialization", schema_generator=_AsWritten)
+        for prefix, row in topics.TOPICS.items()
     }
 
 
@@ -39,6 +42,13 @@ def write(directory: Path) -> list[Path]:
             json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
     return [directory / name for name in contents]
+
+
+class _AsWritten(GenerateJsonSchema):
+    """Publishers write every field, those with defaults too, so a reader may rely on all of them."""
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        return True
 
 
 def _examples() -> list[tuple[str, messages.Header, bytes]]:

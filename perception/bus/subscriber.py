@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import zmq
 
@@ -16,15 +16,18 @@ from perception.bus import codec, endpoints
 from perception.bus.host import Runtime
 from perception.bus.inbox import Inbox
 from perception.bus.mailbox import Mailbox
+from perception.bus.watch import Watch
 from perception.errors import BusError, MalformedMessageError
 from perception.messages import Header, InputHealth, Message
 
+if TYPE_CHECKING:
+    from perception.bus.keys import Keys
+
 _LOG: Final = logging.getLogger(__name__)
-_RESCAN_MS: Final = 100
+_RESCAN_S: Final = 0.1
 _WAKE_MS: Final = 50
 _RECONNECT_MS: Final = 50
 _HEARTBEAT_MS: Final = 1000
-_LATEST_BACKLOG: Final = 8
 
 
 class Subscriber:
@@ -61,7 +64,12 @@ class Subscriber:
             endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
         self._clock = clock
         self._inbox = Inbox(Mailbox(policies))
-        drain = _Drain(_checked(patterns), runtime, clock, remote, keys, self._inbox)
+        pair = None
+        if keys is not None:
+            from perception.bus.keys import load  # costs a process that needs none 40 ms of imports
+
+            pair = load(keys)
+        drain = _Drain(_checked(patterns), runtime, clock, remote, pair, self._inbox)
         thread = threading.Thread(target=drain.run, name=f"bus {' '.join(patterns)}", daemon=True)
         self._finalizer = weakref.finalize(self, _stop, self._inbox, thread)
         thread.start()
@@ -102,20 +110,23 @@ class _Drain:
         runtime: Runtime,
         clock: Callable[[], int],
         remote: Mapping[str, str],
-        keys: Path | None,
+        keys: "Keys | None",
         inbox: Inbox,
     ) -> None:
         self._patterns = patterns
         self._runtime = runtime
         self._clock = clock
+        self._remote = remote
+        self._keys = keys
         self._inbox = inbox
-        self._connected: set[str] = set()
+        self._topics: set[str] = set()
+        self._endpoints: dict[str, str] = {}
         self._complained: set[str] = set()
-        self._follows = any(pattern.endswith("*") for pattern in patterns)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
+        self._watch = Watch(self._socket)
         try:
-            self._open(remote, keys)
+            self._open()
         except BaseException:
             self._close()
             raise
@@ -125,9 +136,9 @@ class _Drain:
         next_scan = time.monotonic()
         try:
             while not self._inbox.closed.is_set():
-                if self._follows and time.monotonic() >= next_scan:
+                if time.monotonic() >= next_scan:
                     self._scan()
-                    next_scan = time.monotonic() + _RESCAN_MS / 1e3
+                    next_scan = time.monotonic() + _RESCAN_S
                 with contextlib.suppress(zmq.Again):
                     parts = self._socket.recv_multipart(copy=False)
                     self._take_in([frame.buffer for frame in parts], self._clock())
@@ -135,47 +146,50 @@ class _Drain:
             self._inbox.close()
             self._close()
 
-    def _open(self, remote: Mapping[str, str], keys: Path | None) -> None:
+    def _open(self) -> None:
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.RCVTIMEO, _WAKE_MS)
         self._socket.set(zmq.RECONNECT_IVL, _RECONNECT_MS)
         self._socket.set(zmq.MAXMSGSIZE, codec.MAX_PART_BYTES)
         for beginning in _filters(self._patterns):
             self._socket.subscribe(beginning)
-        self._connect_remote({topic: remote[topic] for topic in remote if self._wants(topic)}, keys)
-        for pattern in self._patterns:
-            if not pattern.endswith("*") and pattern not in remote:
-                self._connect(pattern, self._runtime.ipc_endpoint(pattern))
-
-    def _connect_remote(self, remote: Mapping[str, str], folder: Path | None) -> None:
-        encrypted: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if remote and folder is not None:
-            from perception.bus import keys  # costs a process that needs none 40 ms of imports
-
-            encrypted = keys.load(folder).connecting(self._socket)
-        self._socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)  # a dead host sends no goodbye
-        with encrypted:
-            for topic, endpoint in remote.items():
-                self._connect(topic, endpoint)
-        self._socket.set(zmq.HEARTBEAT_IVL, 0)
+        named = [pattern for pattern in self._patterns if not pattern.endswith("*")]
+        for topic in [*named, *filter(self._wants, self._remote)]:
+            self._follow(topic)
 
     def _scan(self) -> None:
-        for topic in self._runtime.topics():
-            if topic not in self._connected and self._wants(topic):
-                try:
-                    self._connect(topic, self._runtime.ipc_endpoint(topic))
-                except BusError as error:
-                    self._complain(topic, f"cannot follow: {error}")
+        """Connect to topics that are new, and once more to endpoints that ZeroMQ has given up."""
+        try:
+            if any(pattern.endswith("*") for pattern in self._patterns):
+                for topic in filter(self._wants, self._runtime.topics()):
+                    self._follow(topic)
+            for endpoint in self._watch.given_up() & self._endpoints.keys():
+                topic = self._endpoints.pop(endpoint)
+                self._complain(topic, f"{topic}: {endpoint} sent what no topic allows; connecting anew")
+                self._socket.disconnect(endpoint)
+                self._connect(topic, endpoint)
+        except (BusError, zmq.ZMQError) as error:
+            self._complain("", f"cannot connect to what is new: {error}")
+
+    def _follow(self, topic: str) -> None:
+        if topic not in self._topics:
+            self._connect(topic, self._remote.get(topic) or self._runtime.ipc_endpoint(topic))
+            self._topics.add(topic)
+            self._inbox.expect(topic)
 
     def _connect(self, topic: str, endpoint: str) -> None:
+        if endpoint in self._endpoints:
+            return  # two topics of one publisher
         row = topics.lookup(topic)
-        self._socket.set(zmq.RCVHWM, row.depth if row.policy == "queue" else _LATEST_BACKLOG)
+        remote = topic in self._remote
+        self._socket.set(zmq.RCVHWM, endpoints.backlog(row))
+        self._socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS if remote else 0)  # a dead host sends no goodbye
         try:
-            self._socket.connect(endpoint)
+            with self._keys.connecting(self._socket) if remote and self._keys else contextlib.nullcontext():
+                self._socket.connect(endpoint)
         except zmq.ZMQError as error:
             raise BusError(f"{topic}: cannot connect to {endpoint}: {error.strerror}") from error
-        self._connected.add(topic)
-        self._inbox.expect(topic)
+        self._endpoints[endpoint] = topic
 
     def _wants(self, topic: str) -> bool:
         return any(
@@ -185,7 +199,7 @@ class _Drain:
 
     def _take_in(self, parts: list[memoryview], received_ns: int) -> None:
         topic = bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]).decode("utf-8", "replace")
-        if topic not in self._connected:
+        if topic not in self._topics:
             return  # ZeroMQ matches beginnings: camera/a also lets camera/ab through
         try:
             self._inbox.put(codec.decode(parts, received_ns=received_ns))
@@ -199,6 +213,7 @@ class _Drain:
             _LOG.warning("%s", text)
 
     def _close(self) -> None:
+        self._watch.close()
         self._socket.close()
         self._context.term()
 
@@ -211,9 +226,10 @@ def _stop(inbox: Inbox, thread: threading.Thread) -> None:
 
 def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
     for pattern in patterns:
+        kind, _, name = pattern.partition("/")
         if not pattern.endswith("*"):
             topics.lookup(pattern)
-        elif pattern != "*" and pattern.partition("/")[0] not in topics.TOPICS:
+        elif pattern != "*" and (kind not in topics.TOPICS or "*" in name[:-1]):
             kinds = ", ".join(f"{prefix}/*" for prefix in topics.TOPICS)
             raise BusError(f"'{pattern[:80]}' matches no topic; try '*' or one of {kinds}")
     if not patterns:

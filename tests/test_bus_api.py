@@ -1,0 +1,127 @@
+"""The public calls, as a user's own program makes them."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import perception
+from perception.messages import TextCommand
+
+READER = """
+import sys, perception
+for message in perception.subscribe(sys.argv[1]):
+    print(message.header.text, message.header.stamp_ns, message.topic, flush=True)
+    if message.header.final:
+        break
+"""
+ASYNC_READER = """
+import asyncio, sys, perception
+async def main():
+    async for message in perception.subscribe(sys.argv[1]):
+        print(message.header.text, message.header.stamp_ns, message.topic, flush=True)
+        if message.header.final:
+            break
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(autouse=True)
+def runtime_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="bus") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, errors = process.communicate(timeout=15)
+    assert (process.returncode, errors) == (0, "")
+    return output
+
+
+@pytest.mark.parametrize("reader", [READER, ASYNC_READER], ids=["for", "async for"])
+def test_what_one_program_publishes_another_reads(reader: str, runtime_directory: Path) -> None:
+    readers = [start(reader, pattern) for pattern in ("text/say", "text/*")]
+    writer = start(
+        "import perception, time\n"
+        "while not perception.publish('text/say', text='come here', stamp_ns=42, final=False): pass\n"
+        "time.sleep(0.5)\n"
+        "print(perception.publish('text/say', text='bye', stamp_ns=43))"
+    )
+    assert finish(writer) == "2\n"
+    for process in readers:
+        assert finish(process).splitlines()[-1] == "bye 43 text/say"
+    assert not any(path.is_socket() for path in runtime_directory.rglob("*"))
+
+
+def test_nobody_listening_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert finish(start("import perception; print(perception.publish('text/say', text='hello?'))")) == "0\n"
+
+
+def test_a_message_is_stamped_with_the_host_clock() -> None:
+    before = perception.clock_now_ns()
+    with perception.subscribe("text/stamped") as subscriber:
+        assert perception.publish("text/stamped", text="now") == 1
+        message = subscriber.receive(5)
+        assert message is not None
+        assert isinstance(message.header, TextCommand)
+        assert before <= message.header.stamp_ns <= message.header.sent_ns <= message.received_ns
+
+
+def test_a_domain_is_given_by_keyword_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with perception.subscribe("text/say", domain="robot") as subscriber:
+        monkeypatch.setenv("PERCEPTION_DOMAIN", "robot")
+        assert perception.publish("text/say", text="here") == 1
+        assert subscriber.receive(5) is not None
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ("publish('text/say', txt='x')", "text/say: text: Field required"),
+        ("publish('text/say', text=7)", "text/say: text: Input should be a valid string"),
+        ("publish('camera/a', b'x', width=2, height=2, encoding='bgr8')", "where the header says 12"),
+        ("publish('nose/a', text='x')", "'nose/a' is not a topic; topics are camera/<name>"),
+        ("subscribe('nose/*')", "matches no topic"),
+        ("subscribe('text/*', domain='a b')", "'a b' is no domain"),
+    ],
+)
+def test_mistakes_are_one_clear_line(call: str, reason: str) -> None:
+    process = start(
+        f"import perception, sys\ntry: perception.{call}\nexcept perception.PerceptionError as e: print(e)"
+    )
+    output = finish(process)
+    assert reason in output
+    assert output.count("\n") == 1
+
+
+def test_importing_is_quick_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, time\n"
+        "began = time.perf_counter()\n"
+        "import perception\n"
+        "print(time.perf_counter() - began)\n"
+        "perception.subscribe, perception.publish, perception.Message\n"
+        "print(*{'torch', 'cv2', 'numpy', 'scipy'} & set(sys.modules))"
+    )
+    seconds, heavy = finish(start(code)).split("\n")[:2]
+    assert float(seconds) < 0.2
+    assert heavy == ""
+
+
+def test_all_that_is_exported_is_there() -> None:
+    for name in ("subscribe", "publish", "clock_now_ns", "Subscriber", "Message", "BusError", "DeviceError"):
+        assert name in dir(perception)
+        assert getattr(perception, name) is not None
+    with pytest.raises(AttributeError, match="module 'perception' has no attribute 'nonsense'"):
+        _ = perception.nonsense
+    assert os.path.exists(Path(perception.__file__).with_name("py.typed"))

@@ -1,0 +1,152 @@
+"""Off the host, only who holds the deployment's keys is served, and only by who holds them."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from perception.bus import keys
+from perception.bus.host import HostClock, Runtime
+from perception.bus.publisher import Publisher
+from perception.bus.subscriber import Subscriber
+from perception.errors import BusError
+from perception.messages import TextCommand
+
+HELLO = TextCommand(stamp_ns=1, text="hello")
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="bus") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def ours(base: Path) -> Path:
+    return keys.new_keys(base / "ours")
+
+
+@pytest.fixture
+def publisher(base: Path, ours: Path) -> Iterator[Publisher]:
+    with Publisher(
+        "text/say",
+        source="test",
+        runtime=Runtime(base=base),
+        clock=HostClock(base).now_ns,
+        endpoint="tcp://127.0.0.1:*",
+        keys=ours,
+    ) as publisher:
+        yield publisher
+
+
+def remote(base: Path, publisher: Publisher, folder: Path | None) -> Subscriber:
+    assert publisher.endpoint is not None
+    return Subscriber(
+        "text/say",
+        runtime=Runtime("elsewhere", base),
+        clock=HostClock(base).now_ns,
+        connect={"text/say": publisher.endpoint},
+        keys=folder,
+    )
+
+
+def test_who_holds_the_keys_is_served(base: Path, ours: Path, publisher: Publisher) -> None:
+    with remote(base, publisher, ours) as subscriber:
+        assert publisher.wait_for_subscriber(5)
+        publisher.send(HELLO)
+        message = subscriber.receive(5)
+        assert message is not None
+        assert message.header.source == publisher.source
+
+
+def test_on_the_host_no_keys_are_needed(base: Path, publisher: Publisher) -> None:
+    with Subscriber("text/*", runtime=Runtime(base=base), clock=HostClock(base).now_ns) as subscriber:
+        assert publisher.wait_for_subscriber(5)
+        publisher.send(HELLO)
+        assert subscriber.receive(5) is not None
+
+
+def test_one_subscriber_reads_with_keys_from_afar_and_without_on_the_host(
+    base: Path, ours: Path, publisher: Publisher
+) -> None:
+    assert publisher.endpoint is not None
+    elsewhere = Runtime("elsewhere", base)
+    clock = HostClock(base).now_ns
+    with (
+        Subscriber(
+            "*", runtime=elsewhere, clock=clock, connect={"text/say": publisher.endpoint}, keys=ours
+        ) as subscriber,
+        Publisher("text/here", source="test", runtime=elsewhere, clock=clock) as here,
+    ):
+        assert publisher.wait_for_subscriber(5)
+        assert here.wait_for_subscriber(5)
+        publisher.send(HELLO)
+        here.send(HELLO)
+        received = [subscriber.receive(5), subscriber.receive(5)]
+        assert {message.topic for message in received if message} == {"text/say", "text/here"}
+
+
+def test_who_holds_no_keys_or_others_gets_nothing(base: Path, publisher: Publisher) -> None:
+    others = keys.new_keys(base / "others")
+    with remote(base, publisher, None) as bare, remote(base, publisher, others) as stranger:
+        assert not publisher.wait_for_subscriber(0.3)
+        publisher.send(HELLO)
+        assert bare.receive(0.1) is None
+        assert stranger.receive(0.1) is None
+
+
+def test_knowing_the_public_key_is_not_enough(ours: Path, publisher: Publisher) -> None:
+    assert publisher.endpoint is not None
+    public, secret = zmq.curve_keypair()
+    with zmq.Context() as context, context.socket(zmq.SUB) as stranger:
+        stranger.set(zmq.CURVE_PUBLICKEY, public)
+        stranger.set(zmq.CURVE_SECRETKEY, secret)
+        stranger.set(zmq.CURVE_SERVERKEY, keys.load(ours).public)
+        stranger.subscribe("")
+        stranger.connect(publisher.endpoint)
+        assert not publisher.wait_for_subscriber(0.3)
+        publisher.send(HELLO)
+        assert not stranger.poll(100)
+
+
+def test_a_publisher_without_the_keys_is_not_believed(base: Path, ours: Path) -> None:
+    impostor = Publisher(
+        "text/say",
+        source="impostor",
+        runtime=Runtime(base=base),
+        clock=HostClock(base).now_ns,
+        endpoint="tcp://127.0.0.1:*",
+        keys=keys.new_keys(base / "others"),
+    )
+    with impostor, remote(base, impostor, ours) as subscriber:
+        assert not impostor.wait_for_subscriber(0.3)
+        impostor.send(HELLO)
+        assert subscriber.receive(0.1) is None
+
+
+def test_keys_lift_the_ban_on_leaving_the_host(base: Path, ours: Path) -> None:
+    clock = HostClock(base).now_ns
+    with Publisher(
+        "text/a", source="test", runtime=Runtime(base=base), clock=clock, endpoint="tcp://*:*", keys=ours
+    ) as publisher:
+        assert publisher.endpoint is not None
+
+
+def test_keys_are_readable_by_their_owner_only_and_never_replaced(ours: Path) -> None:
+    assert {path.stat().st_mode & 0o777 for path in ours.iterdir()} == {0o600}
+    with pytest.raises(BusError, match="holds keys already; choose another folder"):
+        keys.new_keys(ours)
+
+
+def test_missing_or_exposed_keys_are_one_clear_error(base: Path, ours: Path) -> None:
+    with pytest.raises(BusError, match=r"no keys in .*nowhere.*make them with: perception keys new"):
+        keys.load(base / "nowhere")
+    (ours / "bus.key_secret").chmod(0o644)
+    with pytest.raises(BusError, match="open to other users; run: chmod 600"):
+        keys.load(ours)
+    (ours / "bus.key_secret").chmod(0o600)
+    (ours / "bus.key_secret").write_text("\0 no keys")
+    with pytest.raises(BusError, match="no keys in"):
+        keys.load(ours)

@@ -1,0 +1,471 @@
+"""Publishers and subscribers over real sockets: order of start, filters, restarts, slow readers."""
+
+import asyncio
+import gc
+import logging
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import zmq
+
+from perception import topics
+from perception.bus.codec import MAX_PART_BYTES
+from perception.bus.host import HostClock, Runtime
+from perception.bus.publisher import Publisher
+from perception.bus.subscriber import Subscriber
+from perception.errors import BusError, MalformedMessageError
+from perception.messages import CameraFrame, ClockTick, Header, InputHealth, Message, TextCommand
+
+
+class Bus:
+    """A domain of its own, and a short way to say who joins it."""
+
+    def __init__(self, base: Path) -> None:
+        self.runtime = Runtime(base=base)
+        self.clock = HostClock(base)
+
+    def publisher(self, topic: str, **options: Any) -> Publisher:
+        return Publisher(topic, source="test", runtime=self.runtime, clock=self.clock.now_ns, **options)
+
+    def subscriber(self, *patterns: str, **options: Any) -> Subscriber:
+        return Subscriber(*patterns, runtime=self.runtime, clock=self.clock.now_ns, **options)
+
+
+@pytest.fixture
+def bus() -> Iterator[Bus]:
+    with tempfile.TemporaryDirectory(prefix="bus") as folder:
+        yield Bus(Path(folder))
+
+
+def say(text: str) -> TextCommand:
+    return TextCommand(stamp_ns=1, text=text)
+
+
+def text(message: Message[Header] | None) -> str:
+    assert message is not None
+    assert isinstance(message.header, TextCommand)
+    return message.header.text
+
+
+def eventually(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.005)
+
+
+def assert_exact(health: InputHealth) -> None:
+    assert health.received == health.consumed + sum(health.dropped.values()) + health.queued
+
+
+# --- from one to the other ---
+
+
+def test_a_message_arrives_with_its_number_source_and_times(bus: Bus) -> None:
+    with bus.publisher("text/say") as publisher, bus.subscriber("text/say") as subscriber:
+        assert publisher.wait_for_subscriber(5)
+        sent = publisher.send(say("hello"))
+        message = subscriber.receive(5)
+        assert message is not None
+        assert message.header == sent
+        assert (sent.seq, sent.source) == (0, publisher.source)
+        assert sent.sent_ns <= message.received_ns <= bus.clock.now_ns()
+        assert publisher.published == 1
+
+
+def test_pixels_arrive_as_they_were(bus: Bus) -> None:
+    image = np.random.default_rng(1).integers(0, 255, (480, 640, 3), np.uint8)
+    with bus.publisher("camera/a") as publisher, bus.subscriber("camera/a") as subscriber:
+        assert publisher.wait_for_subscriber(5)
+        publisher.send(CameraFrame(stamp_ns=1, width=640, height=480, encoding="bgr8"), image)
+        message = subscriber.receive(5)
+        assert message is not None
+        assert np.array_equal(np.frombuffer(message.payload, np.uint8).reshape(480, 640, 3), image)
+
+
+@pytest.mark.parametrize("pattern", ["text/say", "text/*", "*"])
+def test_it_does_not_matter_who_starts_first(bus: Bus, pattern: str) -> None:
+    with bus.subscriber(pattern) as early, bus.publisher("text/say") as publisher:
+        assert publisher.wait_for_subscriber(5)
+        with bus.subscriber(pattern) as late:
+            eventually(lambda: publisher.subscribers == 2)
+            publisher.send(say("both"))
+            assert text(early.receive(5)) == text(late.receive(5)) == "both"
+        eventually(lambda: publisher.subscribers == 1)
+
+
+def test_a_topic_whose_name_begins_like_another_is_another(bus: Bus) -> None:
+    with (
+        bus.publisher("text/a") as a,
+        bus.publisher("text/ab") as ab,
+        bus.subscriber("text/a", "text/ab", "text/abc") as both,
+        bus.subscriber("text/a") as one,
+    ):
+        eventually(lambda: a.subscribers == 2 and ab.subscribers == 1)
+        ab.send(say("ab"))
+        a.send(say("a"))
+        assert text(one.receive(5)) == "a"
+        assert {text(both.receive(5)), text(both.receive(5))} == {"a", "ab"}
+        assert both.receive(0.05) is None
+
+
+def test_a_reader_of_a_shared_endpoint_takes_only_its_own_topic(bus: Bus) -> None:
+    with zmq.Context() as context, context.socket(zmq.PUB) as foreign:
+        port = foreign.bind_to_random_port("tcp://127.0.0.1")
+        remote = {"text/a": f"tcp://127.0.0.1:{port}"}
+        with bus.subscriber("text/a", connect=remote) as subscriber:
+            body = msgpack.packb({"stamp_ns": 1, "text": "x"})
+
+            def heard() -> bool:
+                foreign.send_multipart([b"text/ab", body])
+                foreign.send_multipart([b"text/a", body])
+                return subscriber.health()["text/a"].received > 3
+
+            eventually(heard)
+            assert list(subscriber.health()) == ["text/a"]
+
+
+def test_domains_are_apart(bus: Bus) -> None:
+    other = Runtime("other", bus.runtime.base)
+    with (
+        bus.publisher("text/say") as publisher,
+        Subscriber("*", runtime=other, clock=bus.clock.now_ns) as elsewhere,
+        bus.subscriber("*"),
+    ):
+        assert publisher.wait_for_subscriber(5)
+        publisher.send(say("here"))
+        assert elsewhere.receive(0.2) is None
+        assert publisher.subscribers == 1
+
+
+def test_tcp_carries_the_same_messages(bus: Bus) -> None:
+    with bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher:
+        assert publisher.endpoint is not None
+        elsewhere = Runtime("elsewhere", bus.runtime.base)
+        with Subscriber(
+            "text/*", runtime=elsewhere, clock=bus.clock.now_ns, connect={"text/say": publisher.endpoint}
+        ) as subscriber:
+            assert publisher.wait_for_subscriber(5)
+            publisher.send(say("over tcp"))
+            assert text(subscriber.receive(5)) == "over tcp"
+
+
+def test_receiving_gives_none_when_nothing_comes_and_when_closed(bus: Bus) -> None:
+    subscriber = bus.subscriber("text/say")
+    assert subscriber.receive(0) is None
+    waiting = threading.Timer(0.1, subscriber.close)
+    waiting.start()
+    assert list(subscriber) == []
+    waiting.join()
+    assert subscriber.receive() is None
+    subscriber.close()
+
+
+def test_a_subscriber_nobody_holds_stops_by_itself(bus: Bus) -> None:
+    before = threading.active_count()
+    subscriber = bus.subscriber("text/say")
+    assert threading.active_count() == before + 1
+    del subscriber
+    gc.collect()
+    eventually(lambda: threading.active_count() == before)
+
+
+# --- async ---
+
+
+def test_async_for_gives_the_same_messages_without_a_thread_each(bus: Bus) -> None:
+    async def read(subscriber: Subscriber, publisher: Publisher) -> list[str]:
+        texts: list[str] = []
+        threads = threading.active_count()
+        asyncio.get_running_loop().call_later(0.05, publisher.send, say("later"))
+        async for message in subscriber:
+            texts.append(text(message))
+            assert threading.active_count() == threads
+            if len(texts) == 3:
+                subscriber.close()
+        return texts
+
+    with bus.publisher("text/say") as publisher, bus.subscriber("text/say") as subscriber:
+        assert publisher.wait_for_subscriber(5)
+        publisher.send(say("one"))
+        publisher.send(say("two"))
+        assert asyncio.run(read(subscriber, publisher)) == ["one", "two", "later"]
+
+
+def test_two_tasks_share_one_subscriber_and_a_cancelled_one_loses_nothing(bus: Bus) -> None:
+    async def first(subscriber: Subscriber) -> str:
+        return text(await anext(aiter(subscriber)))
+
+    async def main(subscriber: Subscriber, publisher: Publisher) -> set[str]:
+        cancelled = asyncio.create_task(first(subscriber))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        tasks = [asyncio.create_task(first(subscriber)) for _ in range(2)]
+        await asyncio.sleep(0)
+        publisher.send(say("one"))
+        publisher.send(say("two"))
+        return set(await asyncio.wait_for(asyncio.gather(*tasks), 5))
+
+    with bus.publisher("text/say") as publisher, bus.subscriber("text/say") as subscriber:
+        assert publisher.wait_for_subscriber(5)
+        assert asyncio.run(main(subscriber, publisher)) == {"one", "two"}
+
+
+# --- slow readers ---
+
+
+def test_a_slow_reader_of_a_fast_camera_gets_fresh_frames_and_exact_accounts(bus: Bus) -> None:
+    image = np.zeros((480, 640), np.uint8)
+    frame = CameraFrame(stamp_ns=1, width=640, height=480, encoding="mono8")
+    ages_ms = []
+    with bus.publisher("camera/a") as publisher, bus.subscriber("camera/a") as subscriber:
+        assert publisher.wait_for_subscriber(5)
+        stop = threading.Event()
+
+        def capture() -> None:
+            while not stop.wait(0.002):
+                publisher.send(frame, image)
+
+        camera = threading.Thread(target=capture)
+        camera.start()
+        for _ in range(20):
+            time.sleep(0.03)
+            message = subscriber.receive(5)
+            assert message is not None
+            ages_ms.append((bus.clock.now_ns() - message.header.sent_ns) / 1e6)
+        stop.set()
+        camera.join()
+        eventually(partial(accounts_for, subscriber, "camera/a", publisher.published))
+        health = subscriber.health()["camera/a"]
+        assert health.consumed == 20
+        assert health.dropped["superseded"] > 100
+        assert_exact(health)
+        # A backlog of 15 frames would be 30 ms old; the newest is as old as the last sending.
+        assert sorted(ages_ms)[10] < 15
+
+
+def accounts_for(subscriber: Subscriber, topic: str, sent: int) -> bool:
+    health = subscriber.health()[topic]
+    return health.received + health.lost == sent
+
+
+def test_a_stopped_reader_blocks_neither_the_publisher_nor_other_readers(bus: Bus) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from perception.bus.host import HostClock, Runtime
+from perception.bus.subscriber import Subscriber
+base = Path(sys.argv[1])
+with Subscriber("camera/a", runtime=Runtime(base=base), clock=HostClock(base).now_ns) as subscriber:
+    for message in subscriber:
+        health = subscriber.health()["camera/a"]
+        if message.header.exposure_ns == 1:
+            print(health.received, health.lost, health.dropped.get("superseded", 0), health.consumed)
+            break
+"""
+    image = np.zeros((1080, 1920, 3), np.uint8)
+    frame = CameraFrame(stamp_ns=1, width=1920, height=1080, encoding="bgr8")
+    command = [sys.executable, "-c", code, str(bus.runtime.base)]
+    with (
+        bus.publisher("camera/a") as publisher,
+        bus.subscriber("camera/a") as healthy,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stopped,
+    ):
+        eventually(lambda: publisher.subscribers == 2, 15)
+        stopped.send_signal(signal.SIGSTOP)
+        slowest_s = 0.0
+        for count in range(60):
+            began = time.monotonic()
+            publisher.send(frame, image)
+            slowest_s = max(slowest_s, time.monotonic() - began)
+            eventually(partial(accounts_for, healthy, "camera/a", count + 1))
+        assert slowest_s < 0.5
+        assert healthy.health()["camera/a"].lost == 0
+        stopped.send_signal(signal.SIGCONT)
+        last = frame.model_copy(update={"exposure_ns": 1})
+
+        def finished() -> bool:
+            publisher.send(last, image)
+            return stopped.poll() is not None
+
+        eventually(finished, 15)
+        assert stopped.stdout is not None
+        received, lost, superseded, consumed = map(int, stopped.stdout.read().split())
+        assert lost > 20
+        assert received == superseded + consumed
+        assert received + lost <= publisher.published
+
+
+def test_a_recorder_may_queue_what_a_display_skips(bus: Bus) -> None:
+    rows = {"state": replace(topics.TOPICS["state"], policy="queue", depth=64)}
+    rows |= {"clock": replace(topics.TOPICS["clock"], policy="latest", depth=1)}
+    with bus.publisher("clock/a") as publisher, bus.subscriber("clock/a", policies=rows) as subscriber:
+        assert publisher.wait_for_subscriber(5)
+        for _ in range(50):
+            publisher.send(ClockTick(stamp_ns=1))
+        eventually(partial(accounts_for, subscriber, "clock/a", 50))
+        message = subscriber.receive(5)
+        assert message is not None
+        assert message.header.seq == 49
+
+
+# --- restarts ---
+
+
+@pytest.mark.parametrize("pattern", ["text/say", "text/*"])
+def test_a_restarted_publisher_is_heard_again_soon(bus: Bus, pattern: str) -> None:
+    with bus.subscriber(pattern) as subscriber:
+        for life in range(3):
+            with bus.publisher("text/say") as publisher:
+                assert publisher.wait_for_subscriber(2)
+                publisher.send(say(str(life)))
+                assert text(subscriber.receive(5)) == str(life)
+        assert subscriber.health()["text/say"].lost == 0
+
+
+def test_a_killed_publisher_is_replaced(bus: Bus) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from perception.bus.host import HostClock, Runtime
+from perception.bus.publisher import Publisher
+base = Path(sys.argv[1])
+Publisher("text/say", source="victim", runtime=Runtime(base=base), clock=HostClock(base).now_ns)
+print("up", flush=True)
+time.sleep(60)
+"""
+    command = [sys.executable, "-c", code, str(bus.runtime.base)]
+    with (
+        bus.subscriber("text/say") as subscriber,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as victim,
+    ):
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == "up\n"
+        with pytest.raises(BusError, match=f"text/say is already published by process {victim.pid}; stop it"):
+            bus.publisher("text/say")
+        victim.kill()
+        victim.wait()
+        with bus.publisher("text/say") as publisher:
+            assert publisher.wait_for_subscriber(5)
+            publisher.send(say("back"))
+            assert text(subscriber.receive(5)) == "back"
+
+
+def test_what_was_sent_just_before_closing_arrives(bus: Bus) -> None:
+    with bus.subscriber("text/say") as subscriber:
+        with bus.publisher("text/say") as publisher:
+            assert publisher.wait_for_subscriber(5)
+            for count in range(100):
+                publisher.send(say(str(count)))
+        assert [text(subscriber.receive(5)) for _ in range(100)] == [str(count) for count in range(100)]
+        assert bus.runtime.topics() == []
+
+
+# --- what is refused ---
+
+
+def test_a_busy_port_is_one_clear_error_and_leaves_nothing_behind(bus: Bus) -> None:
+    with bus.publisher("text/a", endpoint="tcp://127.0.0.1:*") as publisher:
+        with pytest.raises(
+            BusError, match=r"text/b: tcp://127.0.0.1:\d+ is in use by another program; choose"
+        ):
+            bus.publisher("text/b", endpoint=publisher.endpoint)
+        assert bus.runtime.topics() == ["text/a"]
+
+
+@pytest.mark.parametrize("endpoint", ["5601", "tcp://127.0.0.1", "ipc:///tmp/x", "tcp://127.0.0.1:99999", ""])
+def test_a_malformed_endpoint_is_refused(bus: Bus, endpoint: str) -> None:
+    with pytest.raises(BusError, match="is no endpoint; expected tcp://HOST:PORT"):
+        bus.publisher("text/a", endpoint=endpoint)
+    with pytest.raises(BusError, match="is no endpoint; expected tcp://HOST:PORT"):
+        bus.subscriber("text/a", connect={"text/a": endpoint})
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://*:5999", "tcp://0.0.0.0:5999", "tcp://10.1.2.3:5999", "tcp://[::]:5999"]
+)
+def test_leaving_the_host_in_the_clear_must_be_asked_for(bus: Bus, endpoint: str) -> None:
+    with pytest.raises(BusError, match="leaves this host unencrypted; give a keys folder"):
+        bus.publisher("text/a", endpoint=endpoint)
+    with pytest.raises(BusError, match="leaves this host unencrypted; give a keys folder"):
+        bus.subscriber("text/a", connect={"text/a": endpoint})
+
+
+def test_leaving_the_host_in_the_clear_is_said_loudly(bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), bus.publisher("text/a", endpoint="tcp://*:*", insecure=True):
+        pass
+    assert [record.message for record in caplog.records] == [
+        "INSECURE: tcp://*:* is neither encrypted nor authenticated"
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["camera", "smell/*", "camera/**", "*/front", ""])
+def test_a_pattern_is_a_topic_or_the_beginning_of_one(bus: Bus, pattern: str) -> None:
+    with pytest.raises(BusError, match=r"is not a topic|matches no topic"):
+        bus.subscriber(pattern)
+
+
+def test_subscribing_to_nothing_is_refused(bus: Bus) -> None:
+    with pytest.raises(BusError, match="nothing to subscribe to"):
+        bus.subscriber()
+
+
+def test_a_message_that_is_not_the_topics_is_not_sent(bus: Bus) -> None:
+    with bus.publisher("text/say") as publisher:
+        with pytest.raises(MalformedMessageError):
+            publisher.send(ClockTick(stamp_ns=1))
+        assert publisher.send(say("good")).seq == 0
+    with pytest.raises(BusError, match="the publisher is closed"):
+        publisher.send(say("late"))
+
+
+def test_bad_messages_are_counted_and_said_once_and_the_rest_runs_on(
+    bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = msgpack.packb({"stamp_ns": 1, "text": "good", "seq": 0, "source": "foreign#1"})
+    with (
+        bus.runtime.claim("text/say"),
+        zmq.Context() as context,
+        context.socket(zmq.XPUB) as foreign,
+        bus.subscriber("text/*") as subscriber,
+    ):
+        foreign.set(zmq.LINGER, 0)
+        foreign.bind(bus.runtime.ipc_endpoint("text/say"))
+        assert foreign.poll(5000)
+        for bad in ([b"text/say"], [b"text/say", b"\xc1"], [b"text/say", good, b"x"], [b"text/say"] * 9):
+            foreign.send_multipart(bad)
+        foreign.send_multipart([b"text/say", bytes(topics.MAX_HEADER_BYTES + 1)])
+        foreign.send_multipart([b"text/say", good])
+        assert text(subscriber.receive(5)) == "good"
+        health = subscriber.health()["text/say"]
+        assert health.dropped == {"malformed": 5}
+        assert_exact(health)
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_after_a_message_too_large_to_buffer_the_publisher_is_heard_again(bus: Bus) -> None:
+    with (
+        bus.runtime.claim("text/say"),
+        zmq.Context() as context,
+        context.socket(zmq.XPUB) as foreign,
+        bus.subscriber("text/*") as subscriber,
+    ):
+        foreign.set(zmq.LINGER, 0)
+        foreign.bind(bus.runtime.ipc_endpoint("text/say"))
+        assert foreign.recv() == b"\1text/"
+        foreign.send_multipart([b"text/say", bytes(MAX_PART_BYTES + 1)])
+        assert [foreign.recv(), foreign.recv()] == [b"\0text/", b"\1text/"]
+        foreign.send_multipart([b"text/say", msgpack.packb({"stamp_ns": 1, "text": "after", "seq": 9})])
+        assert text(subscriber.receive(5)) == "after"
