@@ -116,9 +116,9 @@ class FusionConfig(Section):
     max_leap_ms: Annotated[Positive, Field(description="stamps further ahead are refused")] = 1000.0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=0, description="torch threads on the CPU, 0 = automatic")] = 0
-    weights: Annotated[
-        str, Field(description="of encoders that name none: 'pretrained' or 'random'")
-    ] = "pretrained"
+    weights: Annotated[str, Field(description="of encoders that name none: 'pretrained' or 'random'")] = (
+        "pretrained"
+    )
     seed: Annotated[int, Field(description="of random weights")] = 0
     endpoint: str | None = None
     inputs: dict[str, InputConfig]
@@ -134,6 +134,20 @@ class FusionConfig(Section):
         return self
 
 
+class RecorderConfig(Section):
+    """`[recorder]`: records the graph to a session file; `record = true` alone does so with the defaults."""
+
+    out: Annotated[
+        str, Field(description="file to write; strftime codes and {domain} are filled in", min_length=1)
+    ] = "{domain}-%Y%m%d-%H%M%S.mcap"
+    topics: Annotated[tuple[str, ...], Field(description="patterns of what to record", min_length=1)] = ("*",)
+    split_mb: Annotated[Positive | None, Field(description="begin another file at this size")] = None
+    split_minutes: Annotated[Positive | None, Field(description="begin another file after this long")] = None
+    min_free_mb: Annotated[
+        float, Field(ge=0, description="stop when the disk has no more than this left")
+    ] = 500.0
+
+
 class Profile(Section):
     """A whole profile."""
 
@@ -144,9 +158,16 @@ class Profile(Section):
     text: dict[str, TextConfig] = {}
     script: ScriptConfig = ScriptConfig()
     fusion: FusionConfig | None = None
+    record: Annotated[bool, Field(description="record a session whenever this profile is up")] = False
+    recorder: RecorderConfig | None = None
     connect: Annotated[
         dict[str, str], Field(description="topic -> endpoint of publishers on other hosts")
     ] = {}
+
+    @property
+    def recording(self) -> RecorderConfig | None:
+        """How to record, None if this profile does not."""
+        return self.recorder or (RecorderConfig() if self.record else None)
 
 
 _CHECKOUT: Final = Path(__file__).resolve().parent.parent / "launch"

@@ -15,7 +15,8 @@ class Topic:
     """How every topic under one prefix behaves.
 
     `latest` keeps the newest `depth` messages and counts the older ones it drops; `queue` keeps the
-    oldest `depth`, so what was queued stays in order, and counts what no longer fits.
+    oldest `depth`, so what was queued stays in order, and counts what no longer fits. A queue also
+    refuses what would make its payloads more than `max_queued_bytes`.
     """
 
     prefix: str
@@ -24,6 +25,7 @@ class Topic:
     depth: int
     max_payload_bytes: int
     recorded_schema: str
+    max_queued_bytes: int = 256 << 20
 
 
 _MIB: Final = 1 << 20
@@ -32,12 +34,12 @@ TOPICS: Final[dict[str, Topic]] = {
     for topic in (
         Topic("camera", messages.CameraFrame, "latest", 1, 64 * _MIB, "foxglove.CompressedImage"),
         Topic("microphone", messages.AudioBlock, "queue", 512, 4 * _MIB, "foxglove.RawAudio"),
-        Topic("text", messages.TextCommand, "queue", 256, 0, "jsonschema"),
-        Topic("label", messages.Label, "queue", 1024, 0, "jsonschema"),
-        Topic("state", messages.FusedState, "latest", 8, 4 * _MIB, "jsonschema"),
-        Topic("health", messages.Health, "latest", 1, 0, "jsonschema"),
-        Topic("clock", messages.ClockTick, "queue", 1024, 0, "jsonschema"),
-        Topic("journal", messages.Journal, "queue", 1024, 0, "jsonschema"),
+        Topic("text", messages.TextCommand, "queue", 256, 0, "foxglove.Log"),
+        Topic("label", messages.Label, "queue", 1024, 0, "perception.Label"),
+        Topic("state", messages.FusedState, "latest", 8, 4 * _MIB, "perception.FusedState"),
+        Topic("health", messages.Health, "latest", 1, 0, "perception.Health"),
+        Topic("clock", messages.ClockTick, "queue", 1024, 0, "perception.ClockTick"),
+        Topic("journal", messages.Journal, "queue", 1024, 0, "perception.Journal"),
     )
 }
 MAX_HEADER_BYTES: Final = 256 * 1024

@@ -53,6 +53,16 @@ def test_a_row_of_the_table_can_be_replaced() -> None:
     assert [one.header.seq for one in drain(mailbox)] == [0, 1]
 
 
+def test_a_queue_is_bounded_in_bytes_too_and_takes_more_once_it_has_room() -> None:
+    mailbox = Mailbox({"camera": replace(topics.TOPICS["camera"], policy="queue", max_queued_bytes=10)})
+    for seq in range(3):
+        mailbox.put(replace(message(CAMERA, seq), payload=b"12345"))
+    assert account(mailbox, CAMERA).dropped == {"overflow": 1}
+    mailbox.take()
+    mailbox.put(replace(message(CAMERA, 3), payload=b"12345"))
+    assert [one.header.seq for one in drain(mailbox)] == [1, 3]
+
+
 def test_several_topics_are_handed_out_in_order_of_arrival() -> None:
     arrivals = [(TEXT, 0), (CAMERA, 0), (TEXT, 1), ("state/c", 0), (TEXT, 2)]
     mailbox = filled(*(message(topic, seq) for topic, seq in arrivals))
