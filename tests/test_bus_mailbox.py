@@ -54,7 +54,9 @@ def test_a_row_of_the_table_can_be_replaced() -> None:
 
 
 def test_a_queue_is_bounded_in_bytes_too_and_takes_more_once_it_has_room() -> None:
-    mailbox = Mailbox({"camera": replace(topics.TOPICS["camera"], policy="queue", max_queued_bytes=10)})
+    mailbox = Mailbox(
+        {"camera": replace(topics.TOPICS["camera"], policy="queue", depth=9, max_queued_bytes=10)}
+    )
     for seq in range(3):
         mailbox.put(replace(message(CAMERA, seq), payload=b"12345"))
     assert account(mailbox, CAMERA).dropped == {"overflow": 1}
