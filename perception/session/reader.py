@@ -90,6 +90,13 @@ class Session:
             return None
         return self._spans[0].start_ns, max(span.end_ns for span in self._spans)
 
+    def at_ns(self, seconds: float | None) -> int | None:
+        """Return the log time `seconds` after the beginning, or before the end if negative; None of None."""
+        if seconds is None or self.times_ns is None:
+            return None
+        start_ns, end_ns = self.times_ns
+        return max((end_ns if seconds < 0 else start_ns) + round(seconds * 1e9), 0)
+
     @property
     def counts(self) -> dict[str, int]:
         """Messages by topic; reads the whole file if it was not closed properly."""
@@ -123,7 +130,7 @@ class Session:
         start = 0 if start_ns is None else start_ns
         end = 1 << 64 if end_ns is None else end_ns
         for record in self._ordered(self._wanted(topics, start, end)):
-            if start <= record.log_time_ns < end and _matches(record.channel.topic, topics):
+            if start <= record.log_time_ns < end and matches(record.channel.topic, topics):
                 yield record
 
     def close(self) -> None:
@@ -140,7 +147,7 @@ class Session:
 
     def _wanted(self, topics: Sequence[str], start: int, end: int) -> Iterator[Span]:
         numbers = {
-            number for number, channel in self._index.channels.items() if _matches(channel.topic, topics)
+            number for number, channel in self._index.channels.items() if matches(channel.topic, topics)
         }
         for span in self._spans:
             in_time = span.start_ns < end and span.end_ns >= start
@@ -199,7 +206,8 @@ def _is_ours(channel: Channel) -> bool:
     return "header_field" in channel.metadata
 
 
-def _matches(topic: str, patterns: Sequence[str]) -> bool:
+def matches(topic: str, patterns: Sequence[str]) -> bool:
+    """Return whether `topic` is one of `patterns`, which may end in `*`."""
     return any(fnmatchcase(topic, pattern) for pattern in patterns)
 
 

@@ -1,0 +1,74 @@
+"""Where two sessions differ: topic, seq, field path, value against value."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from perception.messages import Header, Message
+from perception.session.compare import Difference, conclusion, first_difference
+from perception.session.reader import Session, matches
+
+_PAYLOAD_BYTES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """A message that differs, and where it does first; no difference where it is in one session only."""
+
+    topic: str
+    seq: int
+    difference: Difference | None
+    only_in: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.topic} seq {self.seq}: {self.difference or f'only in {self.only_in}'}"
+
+
+def diff(
+    expected: Session, actual: Session, topics: Sequence[str] = ("*",), *, measured: bool = False
+) -> Iterator[Divergence]:
+    """Yield the messages in which two sessions differ, topic by topic, in order of seq; in bounded memory.
+
+    Args:
+        expected: one session.
+        actual: the other.
+        topics: names or patterns of what to compare.
+        measured: also compare the fields that hold measured wall time, which no two runs have the same.
+    """
+    for topic in sorted({*expected.counts, *actual.counts}):
+        if not matches(topic, topics):
+            continue
+        left, right = expected.messages([topic]), actual.messages([topic])
+        before, after = next(left, None), next(right, None)
+        while before is not None or after is not None:
+            if after is None or (before is not None and before.header.seq < after.header.seq):
+                assert before is not None
+                yield Divergence(topic, before.header.seq, None, str(expected.path))
+                before = next(left, None)
+            elif before is None or after.header.seq < before.header.seq:
+                yield Divergence(topic, after.header.seq, None, str(actual.path))
+                after = next(right, None)
+            else:
+                found = _first(before, after, measured)
+                if found is not None:
+                    yield Divergence(topic, before.header.seq, found)
+                before, after = next(left, None), next(right, None)
+
+
+def _first(expected: Message[Header], actual: Message[Header], measured: bool) -> Difference | None:
+    left, right = (
+        message.header.model_dump() if measured else conclusion(message.header)
+        for message in (expected, actual)
+    )
+    return first_difference(left, right) or _in_payload(bytes(expected.payload), bytes(actual.payload))
+
+
+def _in_payload(expected: bytes, actual: bytes) -> Difference | None:
+    if expected == actual:
+        return None
+    pairs = zip(expected, actual, strict=False)
+    start = next(
+        (place for place, (one, other) in enumerate(pairs) if one != other), min(len(expected), len(actual))
+    )
+    part = slice(start, start + _PAYLOAD_BYTES)
+    return Difference(f"payload.{start}", expected[part], actual[part])

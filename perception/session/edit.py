@@ -1,0 +1,68 @@
+"""Make sessions of sessions: what is intact, or what is wanted. Nothing is decoded on the way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from perception.errors import SessionError
+from perception.session.reader import Session
+from perception.session.writer import SessionWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What came of it."""
+
+    messages: int
+    bytes_written: int
+    damage: list[str]
+    """What of the source could not be read, one line each."""
+
+
+def repair(source: Path, target: Path) -> Copied:
+    """Write what is intact in `source` to `target`, with an index.
+
+    Raises:
+        SessionError: `source` is no session, or `target` exists or cannot be written.
+    """
+    return _copy(source, target, ("*",), None, None)
+
+
+def trim(
+    source: Path,
+    target: Path,
+    topics: Sequence[str] = ("*",),
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> Copied:
+    """Write a part of `source` to `target`.
+
+    Args:
+        source: a session.
+        target: file to write.
+        topics: names or patterns such as `camera/*`.
+        start_s: seconds from the beginning of the session; negative: from its end.
+        end_s: likewise; what arrived then is not taken.
+
+    Raises:
+        SessionError: `source` is no session, or `target` exists or cannot be written.
+    """
+    return _copy(source, target, topics, start_s, end_s)
+
+
+def _copy(
+    source: Path, target: Path, topics: Sequence[str], start_s: float | None, end_s: float | None
+) -> Copied:
+    with Session(source) as session:
+        chosen = session.records(topics, session.at_ns(start_s), session.at_ns(end_s))
+        with SessionWriter(target) as writer:
+            for name, value in session.metadata.items():
+                writer.add_metadata(name, value)
+            for record in chosen:
+                writer.copy(record)
+        if not writer.counts:
+            target.unlink()
+            raise SessionError(
+                f"{source}: nothing to write: {'; '.join(session.damage) or 'no such messages'}"
+            )
+        return Copied(writer.counts.total(), writer.bytes_written, session.damage)

@@ -1,0 +1,67 @@
+"""What a session holds, from its index alone."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from perception.session.reader import Session
+
+_LONG_VALUE: Final = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """A summary for people and programs."""
+
+    path: str
+    size_bytes: int
+    start_ns: int | None
+    duration_s: float
+    counts: dict[str, int]
+    """Messages by topic."""
+    metadata: dict[str, Any]
+    closed_properly: bool
+    damage: list[str]
+
+    def lines(self) -> list[str]:
+        """Return it as text."""
+        start = "empty"
+        if self.start_ns is not None:
+            start = datetime.fromtimestamp(self.start_ns / 1e9, UTC).isoformat(timespec="milliseconds")
+        lines = [f"{self.path}: {self.size_bytes / 1e6:.1f} MB, {self.duration_s:.1f} s from {start}"]
+        if not self.closed_properly:
+            lines.append("not closed properly (the recorder was killed?): perception session repair")
+        width = max(map(len, self.counts), default=0)
+        for topic, count in self.counts.items():
+            rate_hz = count / self.duration_s if self.duration_s else 0.0
+            lines.append(f"  {topic:{width}}  {count:9d}  {rate_hz:8.1f} Hz")
+        lines += [f"{name}: {_short(value)}" for name, value in self.metadata.items()]
+        return lines + [f"damage: {text}" for text in self.damage]
+
+
+def info(path: Path) -> Info:
+    """Return what a session holds; SessionError if it is none.
+
+    A file that was not closed properly has no index: it is read through.
+    """
+    with Session(path) as session:
+        counts = session.counts
+        start_ns, end_ns = session.times_ns or (None, 0)
+        return Info(
+            path=str(path),
+            size_bytes=path.stat().st_size,
+            start_ns=start_ns,
+            duration_s=0.0 if start_ns is None else (end_ns - start_ns) / 1e9,
+            counts=counts,
+            metadata=session.metadata,
+            closed_properly=session.closed_properly,
+            damage=session.damage,
+        )
+
+
+def _short(value: Any) -> str:
+    text = (
+        ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+    )
+    return text if len(text) <= _LONG_VALUE else f"{text[:_LONG_VALUE]}..."

@@ -1,0 +1,167 @@
+"""Sessions are looked at, cut, mended and compared; damage costs what it hit and is always told."""
+
+import random
+from pathlib import Path
+
+import pytest
+from mcap.reader import make_reader
+
+from perception.errors import SessionError
+from perception.messages import Header, Message
+from perception.session import Session, SessionWriter, read
+from perception.session.diff import diff
+from perception.session.edit import repair, trim
+from perception.session.info import info
+from tests import streams
+
+SECONDS = 3
+PROFILE = {"domain": "d"}
+
+
+def scene() -> list[Message[Header]]:
+    sources = [
+        streams.camera_stream(SECONDS),
+        streams.microphone_stream(SECONDS),
+        streams.text_stream(SECONDS),
+    ]
+    return streams.arrivals(sources, lambda message: 0)
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("session") / "s.mcap"
+    write(path, scene())
+    return path
+
+
+def write(path: Path, messages: list[Message[Header]]) -> Path:
+    with SessionWriter(path) as writer:
+        writer.add_metadata("profile", PROFILE)
+        for message in messages:
+            writer.write(message)
+    return path
+
+
+def content(message: Message[Header]) -> tuple[str, Header, bytes, int]:
+    return message.topic, message.header, bytes(message.payload), message.received_ns
+
+
+def found_in(path: Path) -> list[tuple[str, Header, bytes, int]]:
+    return [content(message) for message in read(path)]
+
+
+def killed(session: Path, path: Path) -> Path:
+    """A copy as a killed recorder leaves it: without index, its last chunk half written."""
+    with session.open("rb") as file:
+        summary = make_reader(file).get_summary()
+    assert summary is not None
+    last = max(summary.chunk_indexes, key=lambda chunk: chunk.chunk_start_offset)
+    path.write_bytes(session.read_bytes()[: last.chunk_start_offset + last.chunk_length // 2])
+    return path
+
+
+def test_info_tells_topics_rates_metadata_and_whether_the_file_is_whole(session: Path) -> None:
+    found = info(session)
+    assert found.counts == {streams.CAMERA: 90, streams.MICROPHONE: 93, streams.TEXT: 1}
+    assert (found.closed_properly, found.damage) == (True, [])
+    text = "\n".join(found.lines())
+    assert "camera/front" in text
+    assert "profile: domain d" in text
+
+
+def test_a_killed_recording_is_read_up_to_its_last_whole_chunk(session: Path, tmp_path: Path) -> None:
+    path = killed(session, tmp_path / "k.mcap")
+    whole, left = found_in(session), found_in(path)
+    assert set(left) < set(whole)
+    assert whole[-1][3] - left[-1][3] < streams.SECOND_NS
+    found = info(path)
+    assert not found.closed_properly
+    assert "repair" in "\n".join(found.lines())
+    assert found.metadata == {"profile": PROFILE}
+
+
+def test_repair_gives_a_whole_file_of_what_is_left(session: Path, tmp_path: Path) -> None:
+    path = killed(session, tmp_path / "k.mcap")
+    copied = repair(path, tmp_path / "r.mcap")
+    assert any("cut off" in text for text in copied.damage)
+    assert found_in(tmp_path / "r.mcap") == found_in(path)
+    assert copied.messages == len(found_in(path))
+    found = info(tmp_path / "r.mcap")
+    assert (found.closed_properly, found.damage, found.metadata) == (True, [], {"profile": PROFILE})
+    with (tmp_path / "r.mcap").open("rb") as file:
+        assert len(list(make_reader(file, validate_crcs=True).iter_messages())) == copied.messages
+
+
+def test_repair_of_a_whole_file_changes_nothing_in_it(session: Path, tmp_path: Path) -> None:
+    assert repair(session, tmp_path / "r.mcap").damage == []
+    assert found_in(tmp_path / "r.mcap") == found_in(session)
+
+
+def test_trim_takes_times_and_topics(session: Path, tmp_path: Path) -> None:
+    trim(session, tmp_path / "t.mcap", [streams.CAMERA, streams.TEXT], start_s=0.2, end_s=-1.0)
+    whole = found_in(session)
+    start_ns, end_ns = whole[0][3] + 200_000_000, whole[-1][3] - streams.SECOND_NS
+    assert found_in(tmp_path / "t.mcap") == [
+        one for one in whole if start_ns <= one[3] < end_ns and one[0] != streams.MICROPHONE
+    ]
+
+
+def test_trim_to_nothing_says_so_and_leaves_no_file(session: Path, tmp_path: Path) -> None:
+    with pytest.raises(SessionError, match="nothing to write"):
+        trim(session, tmp_path / "t.mcap", ["camera/other"])
+    assert not (tmp_path / "t.mcap").exists()
+
+
+def test_a_session_differs_from_itself_in_nothing(session: Path) -> None:
+    with Session(session) as one, Session(session) as other:
+        assert list(diff(one, other, measured=True)) == []
+
+
+def test_diff_names_topic_seq_and_field(session: Path, tmp_path: Path) -> None:
+    changed = scene()
+    place = next(n for n, message in enumerate(changed) if message.topic == streams.CAMERA)
+    header = changed[place].header.model_copy(update={"exposure_ns": 5, "sent_ns": 9})
+    changed[place] = Message(streams.CAMERA, header, b"\0\1")
+    del changed[-1]
+    write(tmp_path / "c.mcap", changed)
+    with Session(session) as one, Session(tmp_path / "c.mcap") as other:
+        lines = [str(found) for found in diff(one, other)]
+    assert lines == [
+        f"{streams.CAMERA} seq 0: exposure_ns: expected None, actual 5",
+        f"{streams.MICROPHONE} seq 92: only in {session}",
+    ]
+
+
+def test_cut_anywhere_a_file_never_gives_what_was_not_written(session: Path, tmp_path: Path) -> None:
+    data, known, path = session.read_bytes(), found_in(session), tmp_path / "d.mcap"
+    for size in range(1, len(data), 997):
+        path.write_bytes(data[:size])
+        check(path, known)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_flipped_anywhere_a_file_never_gives_what_was_not_written(
+    session: Path, tmp_path: Path, closed: bool
+) -> None:
+    source = session if closed else killed(session, tmp_path / "k.mcap")
+    data, known, path = source.read_bytes(), found_in(source), tmp_path / "d.mcap"
+    rng = random.Random(1)
+    for _ in range(150):
+        copy = bytearray(data)
+        copy[rng.randrange(len(copy))] ^= 1 << rng.randrange(8)
+        path.write_bytes(copy)
+        check(path, known)
+
+
+def check(path: Path, known: list[tuple[str, Header, bytes, int]]) -> None:
+    """Whatever is read was written, in order; what is missing is told; metadata is right or absent."""
+    try:
+        with Session(path) as session:
+            found = [content(message) for message in session.messages()]
+            told = session.damage or not session.closed_properly
+            assert session.metadata in ({}, {"profile": PROFILE})
+    except SessionError:
+        return
+    assert found == known or told
+    remaining = iter(known)
+    assert all(one in remaining for one in found), "changed, invented or out of order"
