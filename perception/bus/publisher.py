@@ -143,6 +143,7 @@ class Publisher:
         self.close()
 
     def _bind(self, endpoint: str) -> None:
+        self._socket.set(zmq.IPV6, int("[" in endpoint))
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:

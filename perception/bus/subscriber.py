@@ -28,6 +28,7 @@ _RESCAN_S: Final = 0.1
 _WAKE_MS: Final = 50
 _RECONNECT_MS: Final = 50
 _HEARTBEAT_MS: Final = 1000
+_DEAD_AFTER_MS: Final = 5000  # one large frame may keep a slow link busy for seconds
 
 
 class Subscriber:
@@ -150,6 +151,7 @@ class _Drain:
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.RCVTIMEO, _WAKE_MS)
         self._socket.set(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        self._socket.set(zmq.HEARTBEAT_TIMEOUT, _DEAD_AFTER_MS)
         self._socket.set(zmq.MAXMSGSIZE, codec.MAX_PART_BYTES)
         for beginning in _filters(self._patterns):
             self._socket.subscribe(beginning)
@@ -184,6 +186,7 @@ class _Drain:
         remote = topic in self._remote
         self._socket.set(zmq.RCVHWM, endpoints.backlog(row))
         self._socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS if remote else 0)  # a dead host sends no goodbye
+        self._socket.set(zmq.IPV6, int("[" in endpoint))
         try:
             with self._keys.connecting(self._socket) if remote and self._keys else contextlib.nullcontext():
                 self._socket.connect(endpoint)
