@@ -10,8 +10,8 @@ from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import ProfileError
-from perception.fusion.core import FusionCore
-from perception.messages import ClockTick, Header, Health, Journal, JournalEntry, Message
+from perception.fusion.core import FusionCore, Ledger
+from perception.messages import ClockTick, Header, Health, Message
 from perception.profile import Profile
 
 from .node import main
@@ -48,7 +48,7 @@ class FusionNode:
         self._compute = compute
         self._inbox = inbox
         self._out = outputs
-        self._journal: list[JournalEntry] = []
+        self._ledger = Ledger(core, state_topic=outputs.state.topic, state_source=outputs.state.source)
 
     def run(self, stopped: threading.Event, clock: Callable[[], int]) -> None:
         """Receive, cut and hand over until stopped; raise what stopped the models."""
@@ -63,7 +63,7 @@ class FusionNode:
             if clock() >= deadline_ns + (0 if message is None else self._core.hop_ns):
                 self._tick(clock())
             now_ns = clock()
-            if now_ns >= next_journal_ns or len(self._journal) >= JOURNAL_ENTRIES:
+            if now_ns >= next_journal_ns or len(self._ledger.entries) >= JOURNAL_ENTRIES:
                 next_journal_ns = now_ns + JOURNAL_PERIOD_NS
                 self._publish_journal(now_ns)
             if now_ns >= next_health_ns:
@@ -76,11 +76,7 @@ class FusionNode:
             raise self._compute.failure
 
     def _take(self, message: Message[Header]) -> None:
-        header = message.header
-        self._journal.append(
-            JournalEntry(kind="input", topic=message.topic, source=header.source, seq=header.seq)
-        )
-        self._compute.offer(self._core.push(message))
+        self._compute.offer(self._ledger.push(message))
 
     def _tick(self, now_ns: int) -> None:
         """Move time by an input of our own, published so that a recording has it too."""
@@ -89,10 +85,9 @@ class FusionNode:
 
     def _publish_journal(self, now_ns: int) -> None:
         shed = self._compute.shed
-        self._journal += [JournalEntry(kind="shed", seq=shed.popleft()) for _ in range(len(shed))]
-        if self._journal:
-            self._out.journal.send(Journal(stamp_ns=now_ns, entries=tuple(self._journal)))
-            self._journal.clear()
+        self._ledger.shed([shed.popleft() for _ in range(len(shed))])
+        if (journal := self._ledger.journal(now_ns)) is not None:
+            self._out.journal.send(journal)
 
     def _publish_health(self, now_ns: int) -> None:
         counts = {
@@ -108,7 +103,7 @@ class FusionNode:
                 inputs=self._inbox.health(),
                 outputs=self._out.published(),
                 counts=counts | {"windows shed": self._compute.shed_count},
-                device={"device": str(self._compute.engine.device)},
+                device=self._compute.engine.facts(),
             )
         )
 
@@ -125,9 +120,6 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
     runtime, clock = Runtime(profile.domain), HostClock().now_ns
     use_threads(config.threads)
     core = FusionCore(config)
-    engine = build_engine(config, clock=clock)
-    engine.warm_up()
-    _LOG.info("ready on %s: %s", engine.device, ", ".join(engine.encoders))
     topics = [item.topic for item in config.inputs.values()]
 
     def publisher(topic: str, endpoint: str | None = None) -> Publisher:
@@ -140,17 +132,21 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         publisher(f"clock/{name}") as ticks,
         publisher(f"journal/{name}") as journal,
         publisher(f"health/{name}") as health,
-        Subscriber(
+    ):
+        # built when the outputs are there: a recorder has found them before the first message
+        engine = build_engine(config, clock=clock)
+        engine.warm_up()
+        _LOG.info("ready on %s: %s", engine.device, ", ".join(engine.encoders))
+        with Subscriber(
             *topics,
             runtime=runtime,
             clock=clock,
             connect={topic: profile.connect[topic] for topic in topics if topic in profile.connect},
             insecure=profile.insecure,
-        ) as inbox,
-    ):
-        compute = Compute(engine, state.send, clock)
-        compute.start()
-        FusionNode(core, compute, inbox, Outputs(state, ticks, journal, health)).run(stopped, clock)
+        ) as inbox:
+            compute = Compute(engine, state.send, clock)
+            compute.start()
+            FusionNode(core, compute, inbox, Outputs(state, ticks, journal, health)).run(stopped, clock)
 
 
 if __name__ == "__main__":

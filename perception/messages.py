@@ -182,10 +182,53 @@ class JournalEntry(Model):
     seq: int
 
 
+class HeldInput(Model):
+    """A frame or command that a fusion core still holds."""
+
+    topic: str
+    source: str
+    seq: Count
+    stamp_ns: int
+
+
+class SampleMark(Model):
+    """Where the samples of a microphone stand in a fusion core: its newest block."""
+
+    source: str
+    rate_hz: int
+    offset: Annotated[int, Field(description="sample index in the core minus the device's own")]
+    first: Annotated[int, Field(description="index of the first sample since the rate changed")]
+    start: Annotated[int, Field(description="index of the block's first sample")]
+    stop: Annotated[int, Field(description="index one past the block's last sample")]
+    stamp_ns: int
+    seq: Count
+
+
+class InputMark(Model):
+    """One input of a fusion core as it stood."""
+
+    held: tuple[HeldInput, ...] = ()
+    used: Annotated[HeldInput | None, Field(description="what the window before took")] = None
+    samples: SampleMark | None = None
+
+
+class CoreMark(Model):
+    """A fusion core as it stood between two messages, without pixels and samples: a replay can begin here."""
+
+    config_hash: Annotated[str, Field(description="of the grid, the waiting and the inputs")]
+    newest_ns: Annotated[int | None, Field(description="none: nothing was taken in before")] = None
+    next_tick: int | None = None
+    newest_of_topic: dict[str, int] = {}
+    inputs: dict[str, InputMark] = {}
+
+
 class Journal(Header):
     """What a fusion process took in, in which order, and which windows it shed."""
 
     entries: tuple[JournalEntry, ...]
+    before: Annotated[CoreMark | None, Field(description="the core before the first entry")] = None
+    state_topic: Annotated[str, Field(description="where the states of this core are published")] = ""
+    state_source: Annotated[str, Field(description="their publisher and its incarnation")] = ""
 
 
 Payload = bytes | bytearray | memoryview

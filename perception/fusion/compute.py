@@ -36,25 +36,31 @@ class Compute(threading.Thread):
                 self._due.notify()
 
     def stop(self) -> None:
-        """Let the state in work be published, then end."""
+        """Let the state in work be published, then end; windows still due are shed."""
         with self._due:
             self._stopped = True
             self._due.notify()
         self.join()
+        if (due := self._backlog.take()) is not None:
+            newest, _, older = due
+            self._note_shed([*older, newest.tick])
 
     def run(self) -> None:
         """Thread body; a failure of the models ends the node, and with it its supervisor's patience."""
         try:
             while (due := self._take()) is not None:
                 window, cut_ns, shed = due
-                self.shed.extend(shed)
-                self.shed_count += len(shed)
+                self._note_shed(shed)
                 state = self.engine.run(window, cut_ns=cut_ns, shed=len(shed))
                 started_ns = self._clock()
                 self._publish(state)
                 self.engine.note_published(self._clock() - started_ns)
         except BaseException as error:
             self.failure = error
+
+    def _note_shed(self, ticks: Sequence[int]) -> None:
+        self.shed.extend(ticks)
+        self.shed_count += len(ticks)
 
     def _take(self) -> tuple[Window, int, list[int]] | None:
         with self._due:

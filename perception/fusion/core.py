@@ -6,8 +6,10 @@ never stops it. In `reproducible` alignment the first term is left out: every wi
 `lateness`, and the order of arrival within it cannot matter, not even for sparse text.
 """
 
+import hashlib
+import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -23,7 +25,16 @@ from perception.fusion.streams import (
     TextStream,
 )
 from perception.fusion.window import Window
-from perception.messages import AudioBlock, ClockTick, Header, Message
+from perception.messages import (
+    AudioBlock,
+    ClockTick,
+    CoreMark,
+    Header,
+    HeldInput,
+    Journal,
+    JournalEntry,
+    Message,
+)
 from perception.profile import FusionConfig, InputConfig
 from perception.topics import lookup
 
@@ -39,6 +50,8 @@ class FusionCore:
         """Audio windows begin CONTEXT_NS before their nominal length, for the resampler's sake."""
         self.hop_ns = round(config.hop_ms * MILLISECOND_NS)
         self.lateness_ns = round(config.lateness_ms * MILLISECOND_NS)
+        self.config_hash = _decisive_hash(config)
+        """Of all that decides which windows a stream of messages gives."""
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         """Refusals, late data and repairs: topic -> reason -> count."""
         self._waits_for_streams = config.alignment == "low-latency"
@@ -103,6 +116,31 @@ class FusionCore:
         self._advance(message)
         return self._cut()
 
+    def mark(self) -> CoreMark:
+        """Return where this core stands, without pixels and samples."""
+        return CoreMark(
+            config_hash=self.config_hash,
+            newest_ns=self._newest_ns,
+            next_tick=self._next_tick,
+            newest_of_topic=dict(self._newest_of_topic),
+            inputs={name: stream.mark() for name, stream in self._streams.items()},
+        )
+
+    def resume(self, mark: CoreMark, find: Callable[[HeldInput], Message[Any]]) -> None:
+        """Go on from where another core of the same configuration stood; this one has taken nothing yet.
+
+        `find` returns the frames and commands that were held. Sound from before the mark is missing.
+        """
+        if mark.config_hash != self.config_hash:
+            raise ValueError("the mark is of a core that was configured otherwise")
+        self._newest_ns, self._next_tick = mark.newest_ns, mark.next_tick
+        self._newest_of_topic = dict(mark.newest_of_topic)
+        for name, stream in self._streams.items():
+            if isinstance(stream, AudioStream):
+                stream.resume(mark.inputs[name])
+            else:
+                stream.resume(mark.inputs[name], find)
+
     def _admit(self, message: Message[Header]) -> None:
         """Check the stamp against its stream and the newest of all, then hand it to its streams."""
         streams = self._route(message.topic)
@@ -155,6 +193,44 @@ class FusionCore:
     def _window(self, tick: int) -> Window:
         end_ns = tick * self.hop_ns
         return Window(tick, end_ns, {name: stream.cut(end_ns) for name, stream in self._streams.items()})
+
+
+def _decisive_hash(config: FusionConfig) -> str:
+    decisive = {"hop_ms", "lateness_ms", "alignment", "max_leap_ms", "inputs"}
+    text = json.dumps(config.model_dump(mode="json", include=decisive), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Ledger:
+    """Pushes messages into a core and keeps the journal of it. Pure."""
+
+    def __init__(self, core: FusionCore, *, state_topic: str, state_source: str) -> None:
+        """The states concluded from this core's windows are published as told."""
+        self.core = core
+        self.entries: list[JournalEntry] = []
+        """Not yet journaled."""
+        self._states = {"state_topic": state_topic, "state_source": state_source}
+        self._before = core.mark()
+
+    def push(self, message: Message[Header]) -> list[Window]:
+        """Note a message and take it; return the windows it completes, oldest first."""
+        header = message.header
+        entry = JournalEntry(kind="input", topic=message.topic, source=header.source, seq=header.seq)
+        self.entries.append(entry)
+        return self.core.push(message)
+
+    def shed(self, ticks: Iterable[int]) -> None:
+        """Note windows that were shed."""
+        self.entries += [JournalEntry(kind="shed", seq=tick) for tick in ticks]
+
+    def journal(self, now_ns: int) -> Journal | None:
+        """Return what was noted since the journal before, None if nothing was."""
+        if not self.entries:
+            return None
+        journal = Journal(stamp_ns=now_ns, entries=tuple(self.entries), before=self._before, **self._states)
+        self.entries.clear()
+        self._before = self.core.mark()
+        return journal
 
 
 class Backlog:

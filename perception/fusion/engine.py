@@ -79,6 +79,16 @@ class Engine:
             state |= {f"{name}.{key}": value for key, value in encoder.weights().items()}
         return weights_hash(state)
 
+    def facts(self) -> dict[str, str | float]:
+        """Return what may change the last bits of a result besides weights and inputs."""
+        return {
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "torch": torch.__version__,
+            "opencv": cv2.__version__,
+        }
+
     def note_published(self, took_ns: int) -> None:
         """Tell how long publishing a state took; the next state carries it."""
         self._publish_ms = took_ns / MILLISECOND_NS

@@ -2,12 +2,23 @@
 
 from bisect import insort
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from perception.features.window import SampleRing, decode_samples
 from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, WindowInput
-from perception.messages import AudioBlock, CameraFrame, Message, TextCommand
+from perception.messages import (
+    AudioBlock,
+    CameraFrame,
+    HeldInput,
+    InputMark,
+    Message,
+    SampleMark,
+    TextCommand,
+)
 
 SECOND_NS: Final = 1_000_000_000
 MILLISECOND_NS: Final = 1_000_000
@@ -25,6 +36,11 @@ class RefusedError(ValueError):
     """A message that must not enter the windows; its text is the reason that is counted."""
 
 
+def _held(message: Message[CameraFrame] | Message[TextCommand]) -> HeldInput:
+    header = message.header
+    return HeldInput(topic=message.topic, source=header.source, seq=header.seq, stamp_ns=header.stamp_ns)
+
+
 class CameraStream:
     """Frames of one camera."""
 
@@ -40,6 +56,18 @@ class CameraStream:
         """Take one frame; stamps rise."""
         self._frames.append(message)
         self.newest_ns = message.header.stamp_ns
+
+    def mark(self) -> InputMark:
+        """Return which frames are held and which was used."""
+        held = tuple(_held(frame) for frame in self._frames)
+        used = next((item for item in held if item.stamp_ns == self._used_ns), None)
+        return InputMark(held=held, used=used)
+
+    def resume(self, mark: InputMark, find: Callable[[HeldInput], Message[CameraFrame]]) -> None:
+        """Go on from `mark`; `find` returns the frames that were held."""
+        for item in mark.held:
+            self.push(find(item))
+        self._used_ns = None if mark.used is None else mark.used.stamp_ns
 
     def cut(self, end_ns: int) -> WindowInput:
         """Return the newest frame at or before `end_ns`, unless it is too old."""
@@ -152,6 +180,34 @@ class AudioStream:
         self._ring = SampleRing(header.rate_hz, _samples(self._history_ns, header.rate_hz))
         self._blocks.clear()
 
+    def mark(self) -> InputMark:
+        """Return where the samples stand."""
+        if not self._blocks:
+            return InputMark()
+        last = self._blocks[-1]
+        return InputMark(
+            samples=SampleMark(
+                source=self._source,
+                rate_hz=self._rate_hz,
+                offset=self._offset,
+                first=self._first,
+                start=last.start,
+                stop=last.stop,
+                stamp_ns=last.stamp_ns,
+                seq=last.seq,
+            )
+        )
+
+    def resume(self, mark: InputMark) -> None:
+        """Go on from `mark`; the samples up to there count as missing."""
+        at = mark.samples
+        if at is None:
+            return
+        self._rate_hz, self._source, self._offset, self._first = at.rate_hz, at.source, at.offset, at.first
+        self._ring = SampleRing(at.rate_hz, _samples(self._history_ns, at.rate_hz))
+        self._ring.push(at.stop, np.empty(0, np.float32))
+        self._blocks.append(_Block(at.start, at.stop, at.stamp_ns, at.seq, 0))
+
     def cut(self, end_ns: int) -> WindowInput:
         """Return exactly the samples of `[end_ns - length, end_ns)`."""
         if self._ring is None:
@@ -215,6 +271,18 @@ class TextStream:
         """Take one command."""
         insort(self._commands, message, key=lambda item: (item.header.stamp_ns, item.topic, item.header.seq))
         del self._commands[:-MAX_TEXTS]
+
+    def mark(self) -> InputMark:
+        """Return which commands are held and which was used."""
+        used = next((_held(command) for command in self._commands if command is self._used), None)
+        return InputMark(held=tuple(_held(command) for command in self._commands), used=used)
+
+    def resume(self, mark: InputMark, find: Callable[[HeldInput], Message[TextCommand]]) -> None:
+        """Go on from `mark`; `find` returns the commands that were held."""
+        for item in mark.held:
+            self._commands.append(find(item))
+            if item == mark.used:
+                self._used = self._commands[-1]
 
     def cut(self, end_ns: int) -> WindowInput:
         """Return the newest command at or before `end_ns` while it is in force."""

@@ -1,0 +1,110 @@
+"""What a message concludes, without what was measured meanwhile, and where two conclusions differ. Pure.
+
+Which fields are measured is declared with the message: `perception.messages.measured`.
+"""
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel
+
+from perception.messages import Header
+
+HeaderT = TypeVar("HeaderT", bound=Header)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One value that is not what it should be."""
+
+    path: str
+    """Dotted, such as `fused.probabilities.2`; empty for the whole."""
+    expected: Any
+    actual: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}: expected {self.expected!r}, actual {self.actual!r}"
+
+
+MISSING: Any = type("Missing", (), {"__repr__": lambda _: "nothing"})()
+"""Stands for a value that is not there."""
+
+
+def conclusion(header: Header) -> dict[str, Any]:
+    """Return the fields of a message without those declared as measured, at any depth."""
+    return header.model_dump(exclude=_measured(type(header)))
+
+
+def concluded(header: HeaderT) -> HeaderT:
+    """Return the message with its measured fields at their defaults."""
+    return type(header).model_validate(conclusion(header))
+
+
+def first_difference(expected: Any, actual: Any, tolerance: float = 0.0, path: str = "") -> Difference | None:
+    """Return where two plain values differ first, None if they are the same.
+
+    Args:
+        expected: what it should be: maps, sequences, strings, numbers.
+        actual: what it is. The order of a map's keys does not matter.
+        tolerance: how far two floats may be apart; 0 means equal in every bit.
+        path: of the values themselves.
+    """
+    if isinstance(expected, Mapping) and isinstance(actual, Mapping):
+        pairs = [
+            (key, expected.get(key, MISSING), actual.get(key, MISSING)) for key in {**expected, **actual}
+        ]
+    elif _is_sequence(expected) and _is_sequence(actual):
+        length = max(len(expected), len(actual))
+        pairs = [(str(i), *(_at(values, i) for values in (expected, actual))) for i in range(length)]
+    else:
+        return None if _same(expected, actual, tolerance) else Difference(path, expected, actual)
+    for key, one, other in pairs:
+        found = first_difference(one, other, tolerance, f"{path}.{key}" if path else str(key))
+        if found is not None:
+            return found
+    return None
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _at(values: Sequence[Any], index: int) -> Any:
+    return values[index] if index < len(values) else MISSING
+
+
+def _same(expected: Any, actual: Any, tolerance: float) -> bool:
+    if isinstance(expected, float) and isinstance(actual, float):
+        if tolerance:
+            return math.isclose(expected, actual, rel_tol=0.0, abs_tol=tolerance)
+        return struct.pack("d", expected) == struct.pack("d", actual)
+    return type(expected) is type(actual) and bool(expected == actual)
+
+
+@cache
+def _measured(model: type[BaseModel]) -> dict[str, Any]:
+    """Return what pydantic's `exclude` takes to leave out every measured field of a model."""
+    excluded: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("measured"):
+            excluded[name] = True
+        elif inner := _inside(field.annotation):
+            excluded[name] = inner
+    return excluded
+
+
+def _inside(annotation: Any) -> dict[str, Any]:
+    """Return the same for a field of this type: a model, or maps and tuples of models."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _measured(annotation)
+    found: dict[str, Any] = {}
+    for argument in get_args(annotation):
+        found |= _inside(argument)
+    if found and get_origin(annotation) in (dict, tuple, list):
+        return {"__all__": found}
+    return found

@@ -1,0 +1,144 @@
+"""The windows of a recording, cut by the fusion core itself: as the journals tell, or as messages came."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from typing import Any, Final
+
+from perception.features.audio import CONTEXT_NS
+from perception.fusion.core import FusionCore
+from perception.fusion.streams import RESYNC_NS
+from perception.fusion.window import CameraSlice, TextSlice, Window
+from perception.messages import CameraFrame, ClockTick, CoreMark, Header, HeldInput, Message, TextCommand
+from perception.profile import FusionConfig
+from perception.session.journal import INPUT_KINDS, Begin, End, Missed, Step
+from perception.topics import lookup
+
+CLOCK_TOPIC: Final = "clock/replay"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A window that was not shed."""
+
+    window: Window
+    shed: int
+    """Windows shed since the one before."""
+    source: str
+    """Publisher of the live states, empty if there was none."""
+    whole: bool
+    """Whether the recording holds all that decided its state."""
+
+
+def cut_as_journaled(
+    steps: Iterable[Step], config: FusionConfig, shed: Callable[[str], Set[int]]
+) -> Iterator[Cut | Begin | Missed | End]:
+    """Cut windows as a live fusion did; what is said of the recording comes in between.
+
+    Args:
+        steps: what the fusion took in.
+        config: as that of the live fusion.
+        shed: ticks of the windows it shed, by the source of its states.
+    """
+    core, reach, source = FusionCore(config), _Reach(config), ""
+    count = 0
+    for step in steps:
+        if isinstance(step, Begin):
+            core, reach, source, count = FusionCore(config), _Reach(config), step.journal.state_source, 0
+            if (mark := step.mark) is not None:
+                core.resume(mark, reach.limit(mark, step.held))
+            yield step
+        elif isinstance(step, Missed | End):
+            yield step
+        else:
+            for window in core.push(step):
+                if window.tick in shed(source):
+                    count += 1
+                else:
+                    yield Cut(window, count, source, reach.covers(window))
+                    count = 0
+
+
+def cut_as_arrived(
+    messages: Iterable[Message[Header]], config: FusionConfig, *, on_clock: bool
+) -> Iterator[Cut]:
+    """Cut all windows of a recording in its own order, and those that its last data completes.
+
+    Args:
+        messages: in order of arrival.
+        config: any.
+        on_clock: whether arrival times are on the clock of the stamps, as in a live recording. Then time goes
+            on as it would have for a live fusion, even while nothing it fuses arrives; the ticks of the
+            recorded clock, made for another fusion, are left out. Else only the messages move time.
+    """
+    core = FusionCore(config)
+    for message in messages:
+        while on_clock and (core.deadline_ns or message.received_ns) < message.received_ns:
+            yield from _cut(core, _tick(core.deadline_ns))
+        kind = lookup(message.topic).prefix
+        if kind in INPUT_KINDS and not (on_clock and kind == "clock"):
+            yield from _cut(core, message)
+    last_ns = (core.mark().newest_ns or 0) + core.lateness_ns
+    while (deadline_ns := core.deadline_ns) is not None and deadline_ns <= last_ns:
+        yield from _cut(core, _tick(deadline_ns))
+
+
+def _cut(core: FusionCore, message: Message[Any]) -> Iterator[Cut]:
+    for window in core.push(message):
+        yield Cut(window, 0, "", True)
+
+
+def _tick(stamp_ns: int | None) -> Message[ClockTick]:
+    assert stamp_ns is not None
+    return Message(CLOCK_TOPIC, ClockTick(stamp_ns=stamp_ns))
+
+
+class _Reach:
+    """Which windows of a core that was taken up in the middle depend on nothing from before."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        self._config = config
+        self._unknown: set[tuple[str, str, int]] = set()
+        self._sound_ns: dict[str, int] = {}
+        self._shed_known = True
+
+    def limit(
+        self, mark: CoreMark, held: Mapping[HeldInput, Message[Any]]
+    ) -> Callable[[HeldInput], Message[Any]]:
+        """Take note that what came before `mark` is not known, but for `held`; return what finds the rest."""
+        # some of the windows shed for the first state may have been due before the mark
+        self._shed_known = False
+        for name, item in mark.inputs.items():
+            if item.samples is not None:
+                length_ns = round(self._config.inputs[name].length_ms * 1e6) + CONTEXT_NS + RESYNC_NS
+                samples = item.samples.stop - item.samples.start
+                end_ns = item.samples.stamp_ns + samples * 1_000_000_000 // item.samples.rate_hz
+                self._sound_ns[name] = end_ns + length_ns
+        return lambda item: held.get(item) or self._unknown_input(item)
+
+    def covers(self, window: Window) -> bool:
+        """Tell whether a window holds nothing unknown."""
+        if not self._shed_known:
+            self._shed_known = True
+            return False
+        for name, item in window.inputs.items():
+            if window.end_ns < self._sound_ns.get(name, 0) and item.reason not in ("late", "dead"):
+                return False
+            used: tuple[Message[Any] | None, ...] = ()
+            if isinstance(item.data, CameraSlice):
+                used = (item.data.frame, item.data.previous)
+            elif isinstance(item.data, TextSlice):
+                used = (item.data.command,)
+            if any(
+                one is not None and (one.topic, one.header.source, one.header.seq) in self._unknown
+                for one in used
+            ):
+                return False
+        return True
+
+    def _unknown_input(self, item: HeldInput) -> Message[Any]:
+        """Return what stands for a frame or command that was held and is not recorded."""
+        self._unknown.add((item.topic, item.source, item.seq))
+        fields: dict[str, Any] = {"seq": item.seq, "stamp_ns": item.stamp_ns, "source": item.source}
+        if lookup(item.topic).message is TextCommand:
+            return Message(item.topic, TextCommand(text="", **fields))
+        return Message(item.topic, CameraFrame(width=1, height=1, encoding="jpeg", **fields))

@@ -1,0 +1,254 @@
+"""Does a recording follow from itself? Its states are computed again and compared, every byte: `verify`."""
+
+from collections import Counter
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+
+from perception.fusion.engine import Engine
+from perception.messages import FusedState, ModelInfo
+from perception.profile import FusionConfig, Profile
+from perception.session.compare import MISSING, Difference, conclusion, first_difference
+from perception.session.cutting import Cut
+from perception.session.fusing import conclude, cuts, engine_like, fusion_of, survey_of
+from perception.session.journal import Begin, End, Missed, Survey
+from perception.session.recording import Recording, Source
+
+SAME: Final = 0
+DIFFERENT: Final = 1
+CANNOT_VERIFY: Final = 2
+_MAX_NAMED: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """A state that does not come out as it was recorded."""
+
+    topic: str
+    seq: int
+    tick: int
+    difference: Difference
+
+    def __str__(self) -> str:
+        return f"{self.topic} seq {self.seq} (tick {self.tick}): {self.difference}"
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a verification found."""
+
+    states: int = 0
+    """States in the recording."""
+    equal: int = 0
+    different: int = 0
+    first: Divergence | None = None
+    skipped: Counter[str] = field(default_factory=Counter)
+    """States that could not be compared, by reason."""
+    missed: list[Missed] = field(default_factory=list)
+    """What the recorder missed, the first of it."""
+    obstacles: list[str] = field(default_factory=list)
+    """Why it cannot be verified, or not wholly."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 the same, 1 different, 2 cannot verify."""
+        if self.different:
+            return DIFFERENT
+        return CANNOT_VERIFY if self.obstacles or not self.equal else SAME
+
+    def lines(self) -> Iterator[str]:
+        """Yield the verdict for people."""
+        word = ("same", "different", "cannot verify")[self.exit_code]
+        compared = self.equal + self.different
+        yield f"{word}: {self.equal} of {compared} states compared are equal, {self.states} recorded"
+        if self.first is not None:
+            yield f"first divergence: {self.first}"
+        for reason, count in self.skipped.items():
+            yield f"not compared: {count} states: {reason}"
+        yield from self.obstacles
+        for missed in self.missed:
+            last = f"..{missed.seq + missed.count - 1}" if missed.count > 1 else ""
+            yield f"the recorder missed {missed.topic} seq {missed.seq}{last} of {missed.source}"
+        yield from self.notes
+
+
+def verify(source: Source, profile: Profile | None = None) -> Verdict:
+    """Compute the states of a recording again and compare them with the recorded ones.
+
+    Args:
+        source: a session file, or messages in recorded order.
+        profile: the one it was recorded with, if the file does not say.
+
+    Raises:
+        SessionError: the file cannot be read, or does not say its profile.
+        ProfileError: the profile has no [fusion] table, or its models cannot be built.
+        WeightsError: weights are missing.
+    """
+    with Recording(source) as recording:
+        config = fusion_of(profile or recording.profile)
+        known = survey_of(recording, config)
+        verdict = Verdict()
+        if not known.journals:
+            verdict.obstacles.append(_no_journal(recording, config))
+        elif (problem := _foreign_device(known)) is not None:
+            verdict.obstacles.append(problem)
+        else:
+            engine = engine_like(config, known)
+            comparison = _Comparison(recording, config, engine, known.shed.keys(), verdict)
+            for step in cuts(recording, config, known):
+                comparison.take(step)
+            comparison.finish()
+            verdict.notes += _strangeness(known, engine) if verdict.different else []
+        verdict.notes += recording.damage
+        return verdict
+
+
+class _Comparison:
+    """Lays cuts beside recorded states; both come in the order of ticks, one live run after the other."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        config: FusionConfig,
+        engine: Engine,
+        journaled: Set[str],
+        verdict: Verdict,
+    ) -> None:
+        self._topic = f"state/{config.name}"
+        self._engine = engine
+        self._journaled = journaled
+        self._verdict = verdict
+        self._states = recording.messages(self._topic)
+        self._next = self._read()
+        self._source = ""
+        self._sources: set[str] = set()
+        self._reason = "the beginning of the fusion is not recorded"
+        self._from_tick: int | None = None
+        """First tick of the stretch that is told without a break; None outside of one."""
+        self._concluded = 0
+        self._first_seq: int | None = None
+
+    def take(self, step: Cut | Begin | Missed | End) -> None:
+        """Take one cut, or news of the recording."""
+        if isinstance(step, Begin):
+            self._begin(step)
+        elif isinstance(step, Missed):
+            self._miss(step)
+        elif isinstance(step, End):
+            self._from_tick, self._reason = None, "the recording ends before all of their inputs"
+        else:
+            self._compare(step)
+
+    def finish(self) -> None:
+        """Account for the states that are left."""
+        if self._from_tick is not None:
+            self._reason = "the recording ends before all of their inputs"
+        while self._next is not None:
+            self._skip(self._reason)
+
+    def _begin(self, step: Begin) -> None:
+        source = step.journal.state_source
+        if source != self._source:
+            while self._next is not None and self._next.source in self._sources:
+                self._skip("the fusion ended before it journaled their inputs")
+        self._source = source
+        self._sources.add(source)
+        mark = step.mark
+        self._reason = step.reason
+        self._from_tick = 0 if mark is None else mark.next_tick
+        self._concluded, self._first_seq = 0, None
+
+    def _miss(self, step: Missed) -> None:
+        if not self._verdict.obstacles:
+            self._verdict.obstacles.append("not all that decided the states was recorded")
+        if len(self._verdict.missed) < _MAX_NAMED:
+            self._verdict.missed.append(step)
+        self._from_tick, self._reason = None, "they follow on something that was not recorded"
+
+    def _compare(self, cut: Cut) -> None:
+        tick = cut.window.tick
+        while (state := self._state_of(cut.source)) is not None and state.tick < tick:
+            if self._from_tick is not None and state.tick >= self._from_tick:
+                self._differ(state, Difference("tick", state.tick, MISSING))
+                self._next = self._read()
+            else:
+                self._skip(self._reason)
+        if state is not None and state.tick == tick:
+            if self._first_seq is None:
+                self._first_seq = 0 if self._from_tick == 0 else state.seq - self._concluded
+            if cut.whole and self._is_comparable(state.model):
+                self._judge(state, cut, self._first_seq + self._concluded)
+                self._next = self._read()
+            else:
+                self._skip("another model made them" if cut.whole else self._reason)
+        # what was concluded and not recorded counts too: the numbers tell
+        self._concluded += 1
+
+    def _judge(self, state: FusedState, cut: Cut, seq: int) -> None:
+        actual = conclude(self._engine, cut, seq)
+        difference = first_difference(conclusion(state), conclusion(actual))
+        if difference is None:
+            self._verdict.equal += 1
+        else:
+            self._differ(state, difference)
+
+    def _differ(self, state: FusedState, difference: Difference) -> None:
+        self._verdict.different += 1
+        if self._verdict.first is None:
+            self._verdict.first = Divergence(self._topic, state.seq, state.tick, difference)
+
+    def _is_comparable(self, recorded: ModelInfo) -> bool:
+        if recorded == self._engine.info:
+            return True
+        for name in ModelInfo.model_fields:
+            was, here = getattr(recorded, name), getattr(self._engine.info, name)
+            text = f"the model's {name.replace('_', ' ')} was {was[:12]}…, here it is {here[:12]}…"
+            if was != here and text not in self._verdict.obstacles:
+                self._verdict.obstacles.append(text)
+        return False
+
+    def _state_of(self, source: str) -> FusedState | None:
+        while self._next is not None and self._next.source not in self._journaled:
+            self._skip("no journal tells of their inputs")
+        return self._next if self._next is not None and self._next.source == source else None
+
+    def _skip(self, reason: str) -> None:
+        self._verdict.skipped[reason] += 1
+        self._next = self._read()
+
+    def _read(self) -> FusedState | None:
+        message = next(self._states, None)
+        if message is None or not isinstance(message.header, FusedState):
+            return None
+        self._verdict.states += 1
+        return message.header
+
+
+def _no_journal(recording: Recording, config: FusionConfig) -> str:
+    topics = sorted({message.topic for message in recording.messages("journal/*")})
+    if topics:
+        return (
+            f"no journal in it is of a fusion with this grid, these inputs and the name '{config.name}': "
+            f"give the profile that {', '.join(topics)} had"
+        )
+    return "no journal: record journal/* and clock/* too, then it can be verified"
+
+
+def _foreign_device(known: Survey) -> str | None:
+    device = str(known.facts.get("device", "cpu"))
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        return f"it was computed on {device}, and there is none here"
+    return None
+
+
+def _strangeness(known: Survey, engine: Engine) -> list[str]:
+    """What differs here from the live run, besides the code."""
+    here = engine.facts()
+    return [
+        f"{name} was {was}, here it is {here[name]}"
+        for name, was in known.facts.items()
+        if name in here and str(was) != str(here[name])
+    ]
