@@ -132,6 +132,15 @@ def test_diff_names_topic_seq_and_field(session: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_metadata_that_was_changed_is_not_believed(session: Path, tmp_path: Path) -> None:
+    data = killed(session, tmp_path / "k.mcap").read_bytes()
+    for name, changed in ((b"profile", b"profilf"), (b'"domain"', b'"demain"'), (b'"d"', b'"e"')):
+        (tmp_path / "c.mcap").write_bytes(data.replace(name, changed, 1))
+        with Session(tmp_path / "c.mcap") as damaged:
+            assert damaged.metadata == {}
+            assert any("metadata" in text for text in damaged.damage)
+
+
 def test_cut_anywhere_a_file_never_gives_what_was_not_written(session: Path, tmp_path: Path) -> None:
     data, known, path = session.read_bytes(), found_in(session), tmp_path / "d.mcap"
     for size in range(1, len(data), 997):

@@ -69,6 +69,11 @@ class Chunk:
     body: bytes | bytearray
 
 
+def metadata(name: str, text: str) -> dict[str, str]:
+    """Return what a metadata record of that name holds: JSON, under a checksum, which MCAP has none for."""
+    return {"json": text, "crc32": str(zlib.crc32(f"{name}\n{text}".encode()))}
+
+
 def pack(body: bytearray, start_ns: int, end_ns: int, compression: str) -> Chunk:
     """Return a chunk that holds the records `body`."""
     stored = _compress(compression, body)

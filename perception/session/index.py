@@ -181,7 +181,7 @@ def _add_metadata(index: Index, offset: int, content: bytes) -> None:
     try:
         record = records.Metadata.read(ReadDataStream(io.BytesIO(content)))
         text = record.metadata["json"]
-        if record.metadata["crc32"] != str(zlib.crc32(text.encode())):
+        if record.metadata != container.metadata(record.name, text):
             raise ValueError("its checksum does not fit")
         index.metadata[record.name] = json.loads(text)
     except (*_BROKEN, RecursionError):

@@ -104,8 +104,7 @@ class SessionWriter:
 
     def add_metadata(self, name: str, value: Any) -> None:
         """Keep a JSON value under `name`."""
-        text = json.dumps(value, ensure_ascii=False)
-        content = {"json": text, "crc32": str(zlib.crc32(text.encode()))}
+        content = container.metadata(name, json.dumps(value, ensure_ascii=False))
         record = _serialised(records.Metadata(metadata=content, name=name))
         index = records.MetadataIndex(offset=self.bytes_written, length=len(record), name=name)
         index.write(self._metadata_index)

@@ -1,0 +1,69 @@
+"""Records everything the graph says: `python -P -m perception.nodes.recorder PROFILE`."""
+
+import logging
+import threading
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from perception.bus.host import HostClock, Runtime
+from perception.bus.publisher import Publisher
+from perception.bus.subscriber import Subscriber
+from perception.messages import Health
+from perception.profile import Profile, RecorderConfig
+from perception.session.recorder import EVERY_MESSAGE, Recorder, describe, record
+
+from .node import main
+
+_LOG: Final = logging.getLogger(__name__)
+_LINGER_S: Final = 2.5  # less than the time after which the launcher grows impatient
+
+
+def run(profile: Profile, name: str, stopped: threading.Event) -> None:
+    """Record until stopped, a little longer than the others run."""
+    config = profile.recording or RecorderConfig()
+    runtime, clock = Runtime(profile.domain), HostClock()
+    out = Path(datetime.now().strftime(config.out).replace("{domain}", profile.domain))
+    metadata = describe(profile, clock.to_host_ns(0))
+    with (
+        Recorder(out, config, metadata) as recorder,
+        Publisher(f"health/{name}", source=name, runtime=runtime, clock=clock.now_ns) as health,
+        Subscriber(
+            *config.topics,
+            runtime=runtime,
+            clock=clock.now_ns,
+            connect=profile.connect,
+            policies=EVERY_MESSAGE,
+            insecure=profile.insecure,
+        ) as subscriber,
+    ):
+        _LOG.info("recording to %s", recorder.path)
+
+        def report() -> None:
+            health.send(
+                Health(
+                    stamp_ns=clock.now_ns(),
+                    node=name,
+                    status="degraded" if recorder.full else "ok",
+                    reason=recorder.full,
+                    inputs=subscriber.health(),
+                    outputs={health.topic: health.published},
+                    counts=recorder.counts,
+                )
+            )
+
+        record(
+            subscriber,
+            recorder,
+            clock=clock.now_ns,
+            stopped=stopped.is_set,
+            linger_s=_LINGER_S,
+            report=report,
+        )
+        if recorder.full:
+            _LOG.error("recording stopped: %s", recorder.full)
+        _LOG.info("recorded %d messages to %s", recorder.counts["messages"], recorder.path)
+
+
+if __name__ == "__main__":
+    main("recorder", run, named=False)
