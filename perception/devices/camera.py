@@ -234,6 +234,9 @@ class StreamSource:
             return None
         frame = frames[-1]
         assert isinstance(frame, VideoFrame)
+        if frame.is_corrupt:
+            self.corrupt += 1
+            return None
         return CapturedFrame(_to_image(frame, self._size), arrival_ns)
 
     def close(self) -> None:

@@ -111,7 +111,9 @@ class Track(Generic[FrameT]):
                 container.seek(origin_us + int(skip_s * _US_PER_S))
             for frame in self._decode(container.demux(stream)):
                 self._decoded += 1
-                if frame.time is not None:
+                if frame.is_corrupt:
+                    self.corrupt += 1
+                elif frame.time is not None:
                     seconds = frame.time - origin_us / _US_PER_S
                     if seconds >= skip_s or seconds + _duration_s(frame) > skip_s:
                         yield seconds, frame

@@ -1,0 +1,161 @@
+"""Cameras on real files and a real HTTP stream; the driver's stamps and the rate limit as plain functions."""
+
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perception.devices.camera import driver_stamp_ns, open_camera
+from perception.devices.device import CapturedFrame, Device
+from perception.devices.grabber import RateLimit
+from perception.errors import DeviceError
+from perception.profile import CameraConfig, ScriptConfig
+from tests.media import HEIGHT, WIDTH, grey, write_clip
+from tests.mjpeg import LEVELS, mjpeg_server
+
+SECOND_NS = 1_000_000_000
+
+
+def camera_on(source: int | str, *, origin_ns: int = 0, **options: object) -> Device[CapturedFrame]:
+    config = CameraConfig.model_validate({"source": source, "width": WIDTH, "height": HEIGHT} | options)
+    return open_camera(
+        config, ScriptConfig(), clock=time.monotonic_ns, origin_ns=origin_ns or time.monotonic_ns()
+    )
+
+
+def frames_until_end(camera: Device[CapturedFrame]) -> list[CapturedFrame]:
+    frames: list[CapturedFrame] = []
+    with camera:
+        while True:
+            try:
+                frame = camera.read(2.0)
+            except EOFError:
+                return frames
+            if frame is not None:
+                frames.append(frame)
+
+
+def wait_for(camera: Device[CapturedFrame], status: str) -> None:
+    deadline = time.monotonic() + 10
+    while camera.report().status != status:
+        assert time.monotonic() < deadline, camera.report()
+        camera.read(0.05)
+
+
+def test_a_file_is_played_in_real_time_with_its_own_stamps(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", [grey(20 * number) for number in range(10)])
+    origin_ns = time.monotonic_ns() + SECOND_NS // 5
+    frames = frames_until_end(camera_on(str(path), origin_ns=origin_ns))
+    assert time.monotonic_ns() - origin_ns >= 0.36 * SECOND_NS
+    levels = {round((frame.stamp_ns - origin_ns) / 40e6): frame.image.mean() for frame in frames}
+    assert len(frames) >= 8  # a loaded machine may skip one
+    assert all(abs(level - 20 * number) < 3 for number, level in levels.items())
+    assert all((frame.stamp_ns - origin_ns) % 40_000_000 == 0 for frame in frames)
+
+
+def test_a_file_loops_on_request(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", [grey(50), grey(200)])
+    with camera_on(str(path), loop=True) as camera:
+        levels = [frame.image.mean() for _ in range(12) if (frame := camera.read(2.0)) is not None]
+    assert sum(level > 150 for level in levels) >= 3
+    assert sum(level < 100 for level in levels) >= 3
+
+
+def test_frames_have_the_size_the_profile_asks_for(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", [grey(50)] * 2)
+    frames = frames_until_end(camera_on(str(path), width=32, height=16))
+    assert {frame.image.shape for frame in frames} == {(16, 32, 3)}
+    assert frames[0].image.dtype == np.uint8
+
+
+def test_a_slow_reader_gets_the_newest_frame_and_the_others_are_counted(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", [grey(20 * number) for number in range(12)])
+    with camera_on(str(path)) as camera:
+        threading.Event().wait(0.3)
+        newest = camera.read(0.0)
+        skipped = camera.report().counts["superseded"]
+    assert newest is not None
+    assert round(newest.image.mean() / 20) >= 5
+    assert skipped >= 5
+
+
+def test_a_faster_file_is_thinned_to_the_wanted_rate(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", [grey(90)] * 12)
+    camera = camera_on(str(path), rate_hz=12.5)
+    assert 5 <= len(frames_until_end(camera)) <= 7
+    assert camera.report().counts["over_rate"] >= 5
+
+
+def test_an_mjpeg_stream_is_followed_with_stamps_of_arrival() -> None:
+    with mjpeg_server() as port, camera_on(f"http://127.0.0.1:{port}/", rate_hz=100) as camera:
+        frames = [frame for _ in range(10) if (frame := camera.read(2.0)) is not None]
+        age_ns = time.monotonic_ns() - frames[-1].stamp_ns
+    assert age_ns < SECOND_NS / 4
+    assert all(earlier.stamp_ns < later.stamp_ns for earlier, later in pairwise(frames))
+    assert {min(LEVELS, key=lambda level: abs(level - frame.image.mean())) for frame in frames} == set(LEVELS)
+
+
+def test_a_stream_that_dies_is_lost_and_taken_up_again_when_it_comes_back() -> None:
+    with mjpeg_server() as port:
+        camera = camera_on(f"http://user:secret@127.0.0.1:{port}/")
+        wait_for(camera, "ok")
+        assert camera.read(2.0) is not None
+    with camera:
+        wait_for(camera, "lost")
+        assert f"http://127.0.0.1:{port}/" in camera.report().reason
+        with mjpeg_server(port):
+            wait_for(camera, "ok")
+            assert camera.read(2.0) is not None
+        assert camera.report().counts["lost"] >= 1
+        assert camera.report().counts["reopened"] >= 1
+
+
+def test_what_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:
+    text = tmp_path / "notes.mp4"
+    text.write_text("no film at all\n" * 100)
+    with pytest.raises(DeviceError, match=r"camera /dev/video97: no such device; "):
+        camera_on(97)
+    with pytest.raises(DeviceError, match=r"camera /dev/null: is no camera, or another program is using it"):
+        camera_on("/dev/null")
+    with pytest.raises(DeviceError, match=r"none\.mp4: no such file"):
+        camera_on(str(tmp_path / "none.mp4"))
+    with pytest.raises(DeviceError, match=r"notes\.mp4: cannot be opened: Invalid data"):
+        camera_on(str(text))
+    with pytest.raises(DeviceError, match=r"http://127\.0\.0\.1:9/: cannot be opened: Connection refused"):
+        camera_on("http://user:secret@127.0.0.1:9/")
+    with pytest.raises(DeviceError, match="camera 'webcam': not a device index, /dev path, file or URL"):
+        camera_on("webcam")
+
+
+def test_a_file_without_a_single_whole_frame_is_refused_at_the_start(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", [grey(90)] * 3)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"\xff\xd8\xff")])
+    with pytest.raises(DeviceError, match=r"a\.mkv: no video can be decoded; is the file damaged\?"):
+        camera_on(str(path))
+
+
+def test_a_drivers_buffer_time_is_mapped_to_the_host_clock() -> None:
+    assert driver_stamp_ns(5_000.0, 5_020_000_000, 90 * SECOND_NS) == 90 * SECOND_NS - 20_000_000
+
+
+@pytest.mark.parametrize("position_ms", [0.0, -1.0, 5_021.0, 3_900.0, 1.79e12])
+def test_a_position_that_is_no_buffer_time_is_not_believed(position_ms: float) -> None:
+    assert driver_stamp_ns(position_ms, 5_020_000_000, 90 * SECOND_NS) is None
+
+
+@pytest.mark.parametrize(("source_hz", "wanted_hz", "kept_hz"), [(60, 31, 30), (90, 31, 30), (30, 31, 30)])
+def test_the_rate_limit_keeps_evenly(source_hz: int, wanted_hz: float, kept_hz: int) -> None:
+    limit = RateLimit(wanted_hz)
+    kept = [number for number in range(10 * source_hz) if limit.admits(number * SECOND_NS // source_hz)]
+    assert len(kept) == pytest.approx(10 * kept_hz, rel=0.05)
+
+
+def test_the_rate_limit_leaves_a_jittering_source_of_the_right_rate_alone() -> None:
+    limit = RateLimit(31.5)
+    jitter = np.random.default_rng(1).normal(0, 5e6, 3000)
+    admitted = [limit.admits(round(number * SECOND_NS / 30 + jitter[number])) for number in range(3000)]
+    assert np.mean(admitted) > 0.995

@@ -1,0 +1,153 @@
+"""Files decoded by time: unbroken sound, picture and sound together, laps, damage."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from av.video.frame import VideoFrame
+
+from perception.devices.media import Sound, Track, is_file_name, without_password
+from perception.errors import DeviceError
+from tests.media import FRAME_HZ, RATE_HZ, grey, noise, write_clip, write_wav
+
+
+def sound_of(path: Path, *, loop: bool = False, start: int = 0, channels: int = 1) -> Sound:
+    return Sound(str(path), rate_hz=RATE_HZ, channels=channels, sample_format="s16", loop=loop, start=start)
+
+
+def samples_of(sound: Sound, limit: int = 1 << 30) -> npt.NDArray[np.int16]:
+    """Return what the sound plays, mono, as far as `limit`."""
+    played: list[npt.NDArray[np.generic]] = []
+    for block in sound.blocks(512):
+        played.append(block[:, 0])
+        if sum(map(len, played)) >= limit:
+            break
+    return np.concatenate(played)[:limit].astype(np.int16)
+
+
+def brightness(path: Path, *, loop: bool = False, start_s: float = 0.0) -> list[tuple[float, int]]:
+    """Return time and mean level of every frame of the first two laps."""
+    track: Track[VideoFrame] = Track(str(path), "video", loop=loop, start_s=start_s)
+    seen = []
+    for lap_s, frames in track.laps():
+        seen += [(lap_s + at, round(float(frame.to_ndarray(format="gray").mean()))) for at, frame in frames]
+        if lap_s > start_s:
+            break
+    return seen
+
+
+def test_a_wav_of_the_wanted_rate_passes_bit_for_bit(tmp_path: Path) -> None:
+    samples = noise(5000)
+    assert np.array_equal(samples_of(sound_of(write_wav(tmp_path / "a.wav", samples))), samples)
+
+
+def test_blocks_are_of_one_size_but_the_last(tmp_path: Path) -> None:
+    sound = sound_of(write_wav(tmp_path / "a.wav", noise(1200)))
+    assert [block.shape for block in sound.blocks(512)] == [(512, 1), (512, 1), (176, 1)]
+
+
+def test_other_rates_and_channels_are_resampled_and_mixed(tmp_path: Path) -> None:
+    at_s = np.arange(48_000) / 48_000
+    sine = (8000 * np.sin(2 * np.pi * 440 * at_s)).astype(np.int16)
+    path = write_wav(tmp_path / "a.wav", np.stack([sine, sine], axis=1), rate_hz=48_000)
+    heard = samples_of(sound_of(path)).astype(np.float64)
+    wanted = 8000 * np.sin(2 * np.pi * 440 * np.arange(RATE_HZ) / RATE_HZ)
+    assert len(heard) == RATE_HZ
+    assert np.corrcoef(heard[100:-100], wanted[100:-100])[0, 1] > 0.9999
+
+
+def test_mono_becomes_as_many_channels_as_wanted(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", noise(1024))
+    blocks = list(sound_of(path, channels=2).blocks(512))
+    assert [block.shape for block in blocks] == [(512, 2), (512, 2)]
+    assert np.array_equal(blocks[0][:, 0], blocks[0][:, 1])
+
+
+def test_sound_that_starts_after_the_picture_is_preceded_by_silence(tmp_path: Path) -> None:
+    samples = noise(4000)
+    path = write_clip(tmp_path / "a.mkv", [grey(90)] * 10, [(0.2, samples)])
+    heard = samples_of(sound_of(path))
+    assert not heard[:3200].any()
+    assert np.array_equal(heard[3200:], samples)
+
+
+def test_a_hole_in_the_sound_is_filled_with_silence(tmp_path: Path) -> None:
+    first, second = noise(3200, seed=1), noise(3200, seed=2)
+    heard = samples_of(sound_of(write_clip(tmp_path / "a.mkv", sounds=[(0.0, first), (0.5, second)])))
+    assert np.array_equal(heard[:3200], first)
+    assert not heard[3200:8000].any()
+    assert np.array_equal(heard[8000:], second)
+
+
+def test_a_flash_and_a_click_at_one_time_stay_together(tmp_path: Path) -> None:
+    pictures = [grey(230 if number == 6 else 20) for number in range(12)]
+    click = np.zeros(round(0.48 * RATE_HZ), np.int16)
+    click[round(6 / FRAME_HZ * RATE_HZ)] = 20_000
+    path = write_clip(tmp_path / "a.mkv", pictures, [(0.0, click)])
+    flash_s = [at for at, level in brightness(path, loop=True) if level > 150]
+    heard = samples_of(sound_of(path, loop=True), 2 * len(click))
+    click_s = np.flatnonzero(heard > 10_000) / RATE_HZ
+    assert len(flash_s) == len(click_s) == 2
+    assert flash_s == pytest.approx(click_s, abs=1e-3)
+
+
+def test_a_lap_lasts_as_long_as_the_longer_track(tmp_path: Path) -> None:
+    samples = noise(3200)
+    path = write_clip(tmp_path / "a.mkv", [grey(90)] * 10, [(0.0, samples)])
+    heard = samples_of(sound_of(path, loop=True), 9600)
+    assert np.array_equal(heard[:3200], samples)
+    assert not heard[3200:6400].any()
+    assert np.array_equal(heard[6400:9600], samples)
+
+
+@pytest.mark.parametrize("start", [1, 700, 4999, 5000, 5001, 123_456])
+def test_a_device_that_joins_late_hears_what_it_would_have_heard(tmp_path: Path, start: int) -> None:
+    samples = noise(5000)
+    path = write_wav(tmp_path / "a.wav", samples)
+    heard = samples_of(sound_of(path, loop=True, start=start), 6000)
+    lap = round(5000 / RATE_HZ * 1e6) / 1e6 * RATE_HZ
+    assert lap == 5000
+    assert np.array_equal(heard, np.resize(np.roll(samples, -start), 6000))
+
+
+def test_a_camera_that_joins_late_sees_what_it_would_have_seen(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", [grey(20 * number) for number in range(10)])
+    late = brightness(path, loop=True, start_s=0.55)
+    assert late[0][0] == pytest.approx(0.56)
+    assert [level for _, level in late[:8]] == pytest.approx([80, 100, 120, 140, 160, 180, 0, 20], abs=3)
+
+
+def test_damaged_packets_are_counted_and_the_rest_is_played(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", [grey(20 * number) for number in range(10)])
+    data = bytearray(path.read_bytes())
+    sizes = [found.end() for found in re.finditer(rb"\xff\xc0...", bytes(data), re.DOTALL)]
+    data[sizes[4] : sizes[4] + 4] = bytes(4)  # the fifth picture says that it is 0 x 0
+    path.write_bytes(data)
+    track: Track[VideoFrame] = Track(str(path), "video", loop=False)
+    times = [at for _, frames in track.laps() for at, _ in frames]
+    assert track.corrupt == 1
+    assert times == pytest.approx([number / FRAME_HZ for number in range(10) if number != 4], abs=1e-3)
+
+
+def test_what_cannot_be_played_is_one_clear_line(tmp_path: Path) -> None:
+    wav = write_wav(tmp_path / "sound.wav", noise(1000))
+    garbage = tmp_path / "garbage.mp4"
+    garbage.write_bytes(b"no film " * 500)
+    with pytest.raises(DeviceError, match=r"none\.mp4: no such file"):
+        Track(str(tmp_path / "none.mp4"), "video", loop=False)
+    with pytest.raises(DeviceError, match=r"sound\.wav: has no video track"):
+        Track(str(wav), "video", loop=False)
+    with pytest.raises(DeviceError, match=r"garbage\.mp4: cannot be opened: Invalid data"):
+        Track(str(garbage), "video", loop=False)
+
+
+def test_file_names_and_device_names_are_told_apart() -> None:
+    assert all(map(is_file_name, ("clip.mp4", "./clip", "/data/speech", "talk.flac")))
+    assert not any(map(is_file_name, ("default", "pulse", "USB Audio: #1 (hw:1,0)", "HDA Intel PCH")))
+
+
+def test_passwords_are_never_shown() -> None:
+    assert without_password("rtsp://user:secret@host/live") == "rtsp://host/live"
+    assert without_password("http://host/a@b") == "http://host/a@b"
