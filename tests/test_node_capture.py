@@ -1,0 +1,164 @@
+"""The capture nodes as processes: what they publish, how they end, how they refuse."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perception.bus.host import HostClock, Runtime
+from perception.bus.subscriber import Subscriber
+from perception.messages import AudioBlock, CameraFrame, Header, Health, Message, TextCommand
+from tests.media import RATE_HZ, grey, noise, write_clip
+
+SECOND_NS = 1_000_000_000
+
+
+class Nodes:
+    """Starts capture nodes in a runtime directory and a profile of their own; ends them all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.profile = folder / "test.toml"
+        self.origin_ns = 0
+        self._runtime = folder / "run"
+        self._runtime.mkdir(mode=0o700)
+        self._base = self._runtime / "perception"
+        self._base.mkdir(mode=0o700)
+        self.clock = HostClock(self._base).now_ns
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def write(self, *sections: str) -> None:
+        self.profile.write_text("\n".join(('domain = "t"', *sections)))
+
+    def start(self, kind: str, name: str = "x", **environment: str) -> "subprocess.Popen[bytes]":
+        origin = {"PERCEPTION_ORIGIN_NS": str(self.origin_ns)} if self.origin_ns else {}
+        process = subprocess.Popen(
+            (sys.executable, "-P", "-m", f"perception.nodes.{kind}", str(self.profile), "--name", name),
+            env=os.environ | {"XDG_RUNTIME_DIR": str(self._runtime)} | origin | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._started.append(process)
+        return process
+
+    def subscribe(self, *patterns: str) -> Subscriber:
+        return Subscriber(*patterns, runtime=Runtime("t", base=self._base), clock=self.clock)
+
+    def close(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    nodes = Nodes(tmp_path)
+    yield nodes
+    nodes.close()
+
+
+def ending(process: "subprocess.Popen[bytes]") -> tuple[int, str]:
+    """Wait for a node's end; return its exit code and what it wrote to stderr."""
+    _, errors = process.communicate(timeout=20)
+    return process.returncode, errors.decode()
+
+
+def test_a_file_is_published_as_camera_and_microphone_together(nodes: Nodes) -> None:
+    sound = noise(RATE_HZ // 2)
+    pictures = [grey(20 * number) for number in range(12)]
+    clip = write_clip(nodes.folder / "clip.mkv", pictures, [(0.0, sound)])
+    nodes.write(f'[camera.x]\nsource = "{clip}"\nwidth = 64\nheight = 48\n[microphone.x]\nsource = "{clip}"')
+    nodes.origin_ns = nodes.clock() + 3 * SECOND_NS
+    with nodes.subscribe("camera/*", "microphone/*", "health/*") as bus:
+        processes = [nodes.start(kind) for kind in ("camera", "microphone")]
+        messages: list[Message[Header]] = []
+        reader = threading.Thread(target=lambda: messages.extend(bus))
+        reader.start()
+        assert [ending(process)[0] for process in processes] == [0, 0]
+        time.sleep(0.2)
+    reader.join()
+    frames = [message.header for message in messages if isinstance(message.header, CameraFrame)]
+    blocks = [message for message in messages if isinstance(message.header, AudioBlock)]
+    final = {
+        message.header.node: message.header for message in messages if isinstance(message.header, Health)
+    }
+    assert len(frames) >= 9
+    assert all((frame.stamp_ns - nodes.origin_ns) % 40_000_000 == 0 for frame in frames)
+    assert {(frame.width, frame.height, frame.encoding) for frame in frames} == {(64, 48, "jpeg")}
+    heard = np.frombuffer(b"".join(bytes(block.payload) for block in blocks), "<i2")
+    assert np.array_equal(heard, sound)
+    assert blocks[0].header.stamp_ns == nodes.origin_ns
+    assert final["camera-x"].outputs == {"camera/x": len(frames)}
+    assert final["camera-x"].reason == "end of file"
+    assert final["microphone-x"].outputs == {"microphone/x": len(blocks)}
+
+
+def test_typed_lines_are_published_until_the_terminal_closes(nodes: Nodes) -> None:
+    nodes.write('[text.x]\nsource = "terminal"\nlanguage = "de"')
+    with nodes.subscribe("text/*") as bus:
+        node = nodes.start("text")
+        assert node.stdin is not None
+        message = None
+        while message is None:  # said again until the subscriber has found the publisher
+            node.stdin.write(b"komm her\n")
+            node.stdin.flush()
+            message = bus.receive(0.2)
+        assert message is not None
+        assert isinstance(message.header, TextCommand)
+        assert (message.header.text, message.header.language) == ("komm her", "de")
+        code, errors = ending(node)
+    assert (code, errors.strip().endswith("end of input")) == (0, True)
+
+
+def test_a_node_is_small_knows_no_torch_and_stops_cleanly(nodes: Nodes) -> None:
+    clip = write_clip(nodes.folder / "clip.mkv", [grey(20 * number) for number in range(12)])
+    nodes.write(f'[camera.x]\nsource = "{clip}"\nloop = true')
+    with nodes.subscribe("camera/*") as bus:
+        node = nodes.start("camera")
+        assert bus.receive(15) is not None
+        assert bus.receive(15) is not None
+        status = Path(f"/proc/{node.pid}/status").read_text()
+        libraries = Path(f"/proc/{node.pid}/maps").read_text()
+        node.send_signal(signal.SIGINT)
+        code, errors = ending(node)
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert peak is not None
+    assert int(peak[1]) / 1000 < 150
+    assert "libtorch" not in libraries
+    assert (code, errors) == (0, "")
+
+
+def test_what_cannot_run_is_one_line_and_its_exit_code(nodes: Nodes) -> None:
+    nodes.write(
+        '[camera.x]\nsource = 97\n[camera.file]\nsource = "none.mp4"',
+        '[microphone.x]\nsource = "default"\n[text.x]\nsource = "none.txt"',
+    )
+    broken = nodes.folder / "broken"
+    broken.mkdir()
+    # What sounddevice itself does where the library is missing.
+    (broken / "sounddevice.py").write_text('raise OSError("PortAudio library not found")\n')
+    expected = {
+        nodes.start("camera"): (3, "perception: camera /dev/video97: no such device; "),
+        nodes.start("camera", "file"): (3, "perception: none.mp4: no such file"),
+        nodes.start("camera", "rear"): (
+            2,
+            "perception: camera.rear: no such section; the profile has x, file",
+        ),
+        nodes.start("microphone", PYTHONPATH=str(broken)): (
+            3,
+            "perception: PortAudio is not installed: apt-get install libportaudio2",
+        ),
+        nodes.start("text"): (3, "perception: none.txt: cannot be read: No such file or directory"),
+    }
+    for process, (code, line) in expected.items():
+        ended, errors = ending(process)
+        assert (ended, errors[: len(line)], errors.count("\n")) == (code, line, 1)
