@@ -84,13 +84,14 @@ class CaptureNode:
         """
         outputs = tuple(self._publishers)
         health = self.publisher(f"health/{self.kind}-{self.name}")
-        heard_ns = reported_ns = self.clock()
+        reported_ns = self.clock()
+        heard_ns = max(reported_ns, self.origin_ns)
         ended = ""
         while not (ended or self._stopped.is_set()):
             try:
                 item = device.read(_READ_S)
             except EOFError as end:
-                item, ended = None, str(end)
+                item, ended = None, str(end) or "ended"
             now_ns = self.clock()
             if item is not None:
                 heard_ns = now_ns

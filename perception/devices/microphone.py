@@ -145,7 +145,7 @@ class PortAudioMicrophone:
         """Return losses, and the drift of the device's clock (ppm, positive when it runs fast)."""
         facts: dict[str, str | float] = {
             "source": str(self._config.source),
-            "drift_ppm": round(self._stamper.clock.drift_ppm, 1),
+            "drift_ppm": round(self._stamper.clock.drift_ppm, 1) + 0.0,
         }
         status: Literal["ok", "lost"] = "lost" if self._reason else "ok"
         return DeviceReport(dict(self._stamper.counts), facts, status, self._reason)
