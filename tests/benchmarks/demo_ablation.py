@@ -39,9 +39,10 @@ def main() -> None:
         for removed in combinations(INPUTS, count):
             summary = run(removed, arguments.seconds, arguments.seed)
             ticks, total = summary["ticks"], summary["latency_ms"]["window end -> sent"]
+            accuracy = summary["accuracy"]["share"]
             print(
                 f"{'+'.join(removed) or 'nothing':<20} {ticks['rate_hz']:>8.3f} "
-                f"{ticks['on_time_share']:>8.2%} {summary['accuracy']['share']:>9.1%} {total['p95']:>7.1f} ms",
+                f"{ticks['on_time_share']:>8.2%} {accuracy:>9.1%} {total['p95']:>6.1f} ms",
                 flush=True,
             )
 
