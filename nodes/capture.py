@@ -17,6 +17,7 @@ from perception.profile import Profile
 _HEALTH_NS: Final = 1_000_000_000
 _QUIET_NS: Final = 3_000_000_000
 _READ_S: Final = 0.1
+_LEAD_NS: Final = 500_000_000  # so that a file's beginning is not over before it is opened
 log = logging.getLogger("perception")
 ItemT = TypeVar("ItemT")
 SectionT = TypeVar("SectionT")
@@ -45,7 +46,7 @@ class CaptureNode:
         self.profile = profile
         self.clock = HostClock().now_ns
         origin = os.environ.get("PERCEPTION_ORIGIN_NS", "")
-        self.origin_ns = int(origin) if origin.isdecimal() else self.clock()
+        self.origin_ns = int(origin) if origin.isdecimal() else self.clock() + _LEAD_NS
         self._runtime = Runtime(profile.domain)
         self._publishers: list[Publisher] = []
         self._counts: Counter[str] = Counter()

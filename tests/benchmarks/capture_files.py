@@ -69,6 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=5, help="how many grid clips")
+    parser.add_argument("--lead-s", type=int, default=2, help="seconds the nodes get to start")
     options = parser.parse_args()
     files = [
         options.data / "video/av-720p.mp4",
@@ -76,7 +77,7 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         for media in files:
-            origin_ns = HostClock().now_ns() + 2_000_000_000
+            origin_ns = HostClock().now_ns() + options.lead_s * 1_000_000_000
             profile = profile_of(media.resolve(), Path(folder))
             nodes = (("camera", "front"), ("microphone", "desk"))
             report(media, run_nodes(profile, nodes, domain="bench-files", origin_ns=origin_ns), origin_ns)
