@@ -20,7 +20,7 @@ from enum import Enum
 from pathlib import Path
 from typing import IO, Final, Self
 
-from perception.errors import PerceptionError, ProfileError, WeightsError
+from perception.errors import PerceptionError, ProfileError, SessionError, WeightsError
 from perception.profile import Profile
 
 ORIGIN_VARIABLE: Final = "PERCEPTION_ORIGIN_NS"
@@ -28,6 +28,8 @@ ORIGIN_VARIABLE: Final = "PERCEPTION_ORIGIN_NS"
 _STOP_SIGNALS: Final = ((0.0, signal.SIGINT), (3.0, signal.SIGTERM), (4.0, signal.SIGKILL))
 """Seconds after the wish to stop, and the signal sent to whatever still runs then."""
 _STOP_LIMIT_S: Final = 5.0
+_LASTING: Final = (ProfileError.exit_code, WeightsError.exit_code, SessionError.exit_code)
+"""Exit codes of what no restart can mend."""
 _MAX_LINE_BYTES: Final = 4096
 _MAX_WAITING_LINES: Final = 2000
 
@@ -70,10 +72,14 @@ def plan(
     nodes = [capture("camera", name) for name in profile.camera]
     nodes += [capture("microphone", name) for name in profile.microphone]
     nodes += [capture("text", name, text.source == "terminal") for name, text in profile.text.items()]
+    if profile.replay:
+        nodes.append(Node("replayer", command("replayer"), shared | {"OMP_NUM_THREADS": "1"}))
     if profile.fusion:
         nodes.append(Node("fusion", command("fusion"), shared, capture=False))
     if not nodes:
-        raise ProfileError(f"{profile_name}: nothing to start; declare a camera, microphone, text or fusion")
+        raise ProfileError(
+            f"{profile_name}: nothing to start; declare a camera, microphone, text, replay or fusion"
+        )
     if sum(node.terminal for node in nodes) > 1:
         readers = ", ".join(node.name for node in nodes if node.terminal)
         raise ProfileError(f"{profile_name}: only one text source can read the terminal, not {readers}")
@@ -92,7 +98,7 @@ class Verdict(Enum):
 class RestartPolicy:
     """Restarts a node after a delay that doubles with each crash, and starts over once it ran well.
 
-    A profile or weights that are wrong stay wrong: those stop the whole run.
+    A profile, weights or a session that are wrong stay wrong: those stop the whole run.
     """
 
     first_s: float = 0.5
@@ -104,7 +110,7 @@ class RestartPolicy:
         """Return the verdict on a process that ran for `ran_s`, and the delay before a restart in seconds."""
         if exit_code == 0:
             return Verdict.FINISHED, 0.0
-        if exit_code in (ProfileError.exit_code, WeightsError.exit_code):
+        if exit_code in _LASTING:
             return Verdict.STOP_ALL, 0.0
         if ran_s >= self.healthy_s:
             self._crashes = 0

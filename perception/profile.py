@@ -68,6 +68,22 @@ class ScriptConfig(Section):
     noise: Annotated[float, Field(ge=0, le=4, description="scales every disturbance; 1 is typical")] = 1.0
 
 
+class ReplayConfig(Section):
+    """`[replay]` publishes a recorded session as if it were live."""
+
+    file: Annotated[str, Field(description="the session")]
+    rate: Annotated[float, Field(gt=0, le=1000, description="times real time")] = 1.0
+    loop: Annotated[bool, Field(description="start again at its end")] = False
+    start_s: Annotated[float, Field(ge=0, description="seconds into the session")] = 0.0
+    end_s: Annotated[float | None, Field(gt=0, description="likewise")] = None
+    topics: Annotated[tuple[str, ...], Field(description="what no fusion makes itself")] = (
+        "camera/*",
+        "microphone/*",
+        "text/*",
+        "label/*",
+    )
+
+
 class InputConfig(Section):
     """`[fusion.inputs.NAME]`: one stream of the fusion; its kind follows from the topic."""
 
@@ -157,6 +173,7 @@ class Profile(Section):
     microphone: dict[str, MicrophoneConfig] = {}
     text: dict[str, TextConfig] = {}
     script: ScriptConfig = ScriptConfig()
+    replay: ReplayConfig | None = None
     fusion: FusionConfig | None = None
     record: Annotated[bool, Field(description="record a session whenever this profile is up")] = False
     recorder: RecorderConfig | None = None

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Final, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -30,7 +30,7 @@ class Difference:
         return f"{self.path}: expected {self.expected!r}, actual {self.actual!r}"
 
 
-MISSING: Any = type("Missing", (), {"__repr__": lambda _: "nothing"})()
+MISSING: Final = "(nothing)"
 """Stands for a value that is not there."""
 
 

@@ -13,8 +13,9 @@ from perception.messages import CoreMark, Header, Health, HeldInput, Journal, Jo
 
 PATIENCE_NS: Final = 10_000_000_000
 """An input that is not recorded so long after the journal that names it will not come any more."""
-TAIL_NS: Final = 2_000_000_000
-"""A recorder that was killed may have written the last journals, but not yet the frames they name."""
+EDGE_NS: Final = 2_000_000_000
+"""So close to its ends, a recording may hold journals but not yet, or not any more, the inputs they name."""
+_BEGINNING: Final = "the beginning of the fusion is not recorded"
 INPUT_KINDS: Final = ("camera", "microphone", "text", "clock")
 
 
@@ -96,6 +97,7 @@ def steps(messages: Iterable[Message[Header]], wanted: Callable[[Journal], bool]
     now_ns = 0
     for message in messages:
         now_ns = max(now_ns, message.received_ns)
+        tale.start_ns = tale.start_ns or now_ns
         if isinstance(message.header, Journal):
             if wanted(message.header):
                 tale.waiting.append((now_ns, message.topic, message.header))
@@ -104,7 +106,7 @@ def steps(messages: Iterable[Message[Header]], wanted: Callable[[Journal], bool]
         while tale.ready(now_ns):
             yield from tale.play()
     while tale.waiting:
-        if not tale.ready(now_ns) and now_ns - tale.waiting[0][0] < TAIL_NS:
+        if not tale.ready(now_ns) and now_ns - tale.waiting[0][0] < EDGE_NS:
             yield from tale.play_tail()
             yield End()
             return
@@ -145,10 +147,13 @@ class _Shelf:
 class _Tale:
     def __init__(self) -> None:
         self.shelf = _Shelf()
+        self.start_ns = 0
         self.waiting: deque[tuple[int, str, Journal]] = deque()
         self._checked = 0
         self._last: Journal | None = None
         self._broken = ""
+        self._told = False
+        """Whether a journal could be told to its end."""
 
     def ready(self, now_ns: int) -> bool:
         """Whether the oldest journal's inputs are there, or will not come any more."""
@@ -164,7 +169,7 @@ class _Tale:
 
     def play(self) -> Iterator[Step]:
         """Tell the oldest journal, up to the first input that is missed."""
-        _, topic, journal = self.waiting.popleft()
+        arrived_ns, topic, journal = self.waiting.popleft()
         self._checked = 0
         yield from self._link(topic, journal)
         self._last, self._broken = journal, ""
@@ -172,10 +177,13 @@ class _Tale:
             if entry.kind == "input":
                 message = self.shelf.take(entry)
                 if message is None:
-                    self._broken = "an input was not recorded"
-                    yield Missed(entry.topic, entry.source, entry.seq)
+                    at_edge = not self._told and arrived_ns - self.start_ns < EDGE_NS
+                    self._broken = _BEGINNING if at_edge else "an input was not recorded"
+                    if not at_edge:
+                        yield Missed(entry.topic, entry.source, entry.seq)
                     return
                 yield message
+        self._told = True
 
     def play_tail(self) -> Iterator[Step]:
         """Tell the oldest journal as far as its inputs are recorded."""
@@ -198,5 +206,5 @@ class _Tale:
         ]
         found = {item: self.shelf.find(item) for item in held}
         anew = journal.before is None or journal.before.newest_ns is None
-        reason = "" if anew else self._broken or "the beginning of the fusion is not recorded"
+        reason = "" if anew else self._broken or _BEGINNING
         yield Begin(journal, {item: one for item, one in found.items() if one is not None}, reason)

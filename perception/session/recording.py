@@ -33,6 +33,11 @@ class Recording:
         return (one for one in self._messages if any(fnmatchcase(one.topic, topic) for topic in topics))
 
     @property
+    def everything(self) -> Iterable[Message[Header]]:
+        """All messages, to be gone through as often as wanted."""
+        return _Everything(self)
+
+    @property
     def metadata(self) -> dict[str, Any]:
         """What the recorder noted."""
         return {} if self._session is None else self._session.metadata
@@ -60,3 +65,11 @@ class Recording:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class _Everything:
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+
+    def __iter__(self) -> Iterator[Message[Header]]:
+        return self._recording.messages("*")

@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterator, Set
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
 
 import torch
 
@@ -58,6 +58,11 @@ class Verdict:
         if self.different:
             return DIFFERENT
         return CANNOT_VERIFY if self.obstacles or not self.equal else SAME
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        first = None if self.first is None else {**asdict(self.first), "text": str(self.first)}
+        return {**asdict(self), "first": first, "exit_code": self.exit_code}
 
     def lines(self) -> Iterator[str]:
         """Yield the verdict for people."""

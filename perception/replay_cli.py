@@ -1,0 +1,82 @@
+"""`perception replay FILE` and `perception session verify FILE`."""
+
+from pathlib import Path
+
+import click
+
+_FILE = click.argument("file", type=click.Path(path_type=Path))
+
+
+@click.command()
+@_FILE
+@click.option("--rate", default="1", show_default=True, help="Times real time, or max.")
+@click.option("--loop", is_flag=True, help="Begin again at the end.")
+@click.option(
+    "--from", "start_s", type=click.FloatRange(min=0), default=0.0, help="Seconds into the session."
+)
+@click.option("--to", "end_s", type=click.FloatRange(min=0), help="Seconds into the session.")
+@click.option("--topics", multiple=True, help="Such as camera/*; default: all but what a fusion makes.")
+@click.option("--keep-stamps", is_flag=True, help="Publish the stamps as recorded; else it happens now.")
+@click.option("--domain", metavar="NAME", help="Graph to join; default $PERCEPTION_DOMAIN or 'default'.")
+def replay(
+    file: Path,
+    rate: str,
+    loop: bool,
+    start_s: float,
+    end_s: float | None,
+    topics: tuple[str, ...],
+    keep_stamps: bool,
+    domain: str | None,
+) -> None:
+    """Publish the session FILE as if live. On a terminal: space pauses, '.' steps, q quits."""
+    from perception.session.player import RAW_TOPICS, Playback, keyboard, play
+
+    playback = Playback(
+        rate=_rate(rate),
+        loop=loop,
+        keep_stamps=keep_stamps,
+        start_s=start_s,
+        end_s=end_s,
+        topics=tuple(name for text in topics for name in text.split(",")) or RAW_TOPICS,
+    )
+    with keyboard() as keys:
+        published = play(file, playback, domain=domain, keys=keys)
+    counts = ", ".join(f"{count} {topic}" for topic, count in sorted(published.items()))
+    click.echo(f"published {counts or 'nothing'}")
+
+
+@click.command()
+@_FILE
+@click.option("--profile", help="Name or file of the profile it was recorded with, if it does not say.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+def verify(file: Path, profile: str | None, as_json: bool) -> int:
+    """Compute the states of the session FILE again and compare every byte with those recorded.
+
+    Exit codes: 0 the same, 1 different, 2 cannot verify.
+    """
+    import json
+
+    from perception.errors import PerceptionError
+    from perception.profile import load
+    from perception.session.verification import CANNOT_VERIFY
+    from perception.session.verification import verify as run
+
+    try:
+        verdict = run(file, load(profile) if profile else None)
+    except PerceptionError as error:
+        click.echo(f"cannot verify: {error}", err=True)
+        return CANNOT_VERIFY
+    click.echo(json.dumps(verdict.as_dict(), indent=1) if as_json else "\n".join(verdict.lines()))
+    return verdict.exit_code
+
+
+def _rate(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate <= 1000:
+        raise click.BadParameter(f"'{text}' is neither a rate above 0 nor 'max'", param_hint="--rate")
+    return rate

@@ -1,0 +1,139 @@
+"""A pytest plugin: tests run on recorded sessions, as they are or perturbed.
+
+    from perception.session.perturb import delay, without
+
+    @pytest.mark.session("kitchen.mcap", without("camera"), profile="robot")
+    def test_hears_the_command(states, assert_states):
+        assert states[-1].fused.label == "come"
+        assert_states(golden="kitchen-blind.jsonl", tolerance=1e-6)
+
+`pytest --update-golden` writes what came out as what is expected from now on.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from perception.messages import FusedState
+    from perception.session.perturb import Perturbation
+
+_FOLDER: Final = "golden"
+_UPDATE: Final = "--update-golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--update-golden`."""
+    group = parser.getgroup("perception")
+    group.addoption(_UPDATE, action="store_true", help="take the states of today as those expected")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker."""
+    config.addinivalue_line(
+        "markers",
+        "session(path, *perturbations, profile=None): run on a recorded session. The path is relative to the "
+        "test file, or the name of a fixture that returns one; without a profile, the recorded one is used.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    path: Path
+    modified_ns: int
+    profile: str | None
+    """Name of a shipped profile or path of a file."""
+    perturbations: "tuple[Perturbation, ...]"
+
+
+@pytest.fixture
+def states(request: pytest.FixtureRequest) -> "list[FusedState]":
+    """The states of the test's session, measured fields at their defaults."""
+    mark = request.node.get_closest_marker("session")
+    if mark is None or not mark.args:
+        pytest.fail("the fixture 'states' needs @pytest.mark.session(PATH)", pytrace=False)
+    source, *perturbations = mark.args
+    path = request.path.parent / str(source)
+    if not path.suffix and not path.exists():
+        path = Path(request.getfixturevalue(str(source)))
+    if not path.is_file():
+        pytest.fail(f"{path}: no such session", pytrace=False)
+    profile = mark.kwargs.get("profile")
+    if profile is not None and str(profile).endswith(".toml"):
+        profile = str(request.path.parent / profile)
+    return list(_replayed(_Wanted(path, path.stat().st_mtime_ns, profile, tuple(perturbations))))
+
+
+@pytest.fixture
+def assert_states(request: pytest.FixtureRequest, states: "list[FusedState]") -> Callable[..., None]:
+    """Compare the states with a golden file: `assert_states(golden=..., tolerance=...)`."""
+
+    def check(golden: str | Path | None = None, tolerance: float = 0.0) -> None:
+        """Fail unless the states are those of the file.
+
+        Args:
+            golden: relative to the test file; `golden/<test>.jsonl` if not given.
+            tolerance: how far floats may be apart; 0 means equal in every bit.
+        """
+        __tracebackhide__ = True
+        file = request.path.parent / (golden or f"{_FOLDER}/{request.node.name}.jsonl")
+        actual = [_plain(state) for state in states]
+        if request.config.getoption(_UPDATE, default=False):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(f"{json.dumps(one)}\n" for one in actual), encoding="utf-8")
+        elif not file.is_file():
+            pytest.fail(f"{file}: no such golden file; write it with: pytest {_UPDATE}", pytrace=False)
+        else:
+            expected = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            if problem := compare_states(expected, actual, tolerance):
+                pytest.fail(f"{file}: {problem}; if that is meant: pytest {_UPDATE}", pytrace=False)
+
+    return check
+
+
+def compare_states(
+    expected: Sequence[dict[str, Any]], actual: Sequence[dict[str, Any]], tolerance: float = 0.0
+) -> str:
+    """Return in one line how plain states differ, empty if they do not."""
+    from perception.session.compare import first_difference
+
+    found = [first_difference(one, other, tolerance) for one, other in zip(expected, actual, strict=False)]
+    differing = [(index, difference) for index, difference in enumerate(found) if difference is not None]
+    if differing:
+        index, first = differing[0]
+        return (
+            f"{len(differing)} of {len(expected)} states differ, first number {index} "
+            f"(tick {actual[index]['tick']}): {first}"
+        )
+    if len(expected) != len(actual):
+        return f"{len(expected)} states are expected, {len(actual)} came out; the others are the same"
+    return ""
+
+
+@lru_cache(maxsize=8)
+def _replayed(wanted: _Wanted) -> "tuple[FusedState, ...]":
+    # imported here: every pytest run loads this plugin, and few need torch
+    from perception.profile import load
+    from perception.session.fusing import replay
+    from perception.session.perturb import Perturbed
+    from perception.session.recording import Recording
+
+    with Recording(wanted.path) as recording:
+        profile = recording.profile if wanted.profile is None else load(wanted.profile)
+        if not wanted.perturbations:
+            return tuple(replay(wanted.path, profile))
+        return tuple(replay(Perturbed(recording.everything, *wanted.perturbations), profile))
+
+
+def _plain(state: "FusedState") -> dict[str, Any]:
+    """Return what was concluded as JSON has it, whichever weights concluded it."""
+    from perception.session.compare import conclusion
+
+    plain: dict[str, Any] = json.loads(json.dumps({**conclusion(state), "model": None}))
+    del plain["model"]
+    return plain
