@@ -1,0 +1,255 @@
+"""`perception session ...` and `perception record`. Each command imports what it needs when it runs."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from perception.errors import SessionError
+
+DIFFERENT: Final = 1
+"""Exit code of `session diff` when there is a difference."""
+
+_file = click.argument("file", type=click.Path(path_type=Path))
+_target = click.argument("target", type=click.Path(path_type=Path))
+_topics = click.option(
+    "--topics", metavar="PATTERN", multiple=True, default=("*",), help="Such as 'camera/*'; may be repeated."
+)
+_start = click.option("--from", "start_s", type=float, help="Seconds from the beginning; negative: the end.")
+_end = click.option("--to", "end_s", type=float, help="Likewise.")
+
+
+@click.group()
+def session() -> None:
+    """Look at, cut, mend, compare and convert recorded sessions."""
+
+
+@session.command()
+@_file
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def info(file: Path, as_json: bool) -> None:
+    """Show what FILE holds: topics, rates, metadata, damage."""
+    from dataclasses import asdict
+
+    from perception.session.info import info as look
+
+    found = look(file)
+    click.echo(json.dumps(asdict(found)) if as_json else "\n".join(found.lines()))
+
+
+@session.command()
+@_file
+@_topics
+@_start
+@_end
+@click.option("--count", type=click.IntRange(min=1), help="End after this many messages.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per message.")
+def cat(
+    file: Path,
+    topics: tuple[str, ...],
+    start_s: float | None,
+    end_s: float | None,
+    count: int | None,
+    as_json: bool,
+) -> None:
+    """Print the messages of FILE, one line each, in recorded order."""
+    from itertools import islice
+
+    from perception import echo
+    from perception.session.reader import Session
+
+    with Session(file) as opened:
+        messages = opened.messages(topics, opened.at_ns(start_s), opened.at_ns(end_s))
+        for message in islice(messages, count):
+            click.echo(echo.as_json(message) if as_json else echo.as_line(message, message.received_ns))
+        _tell(opened.damage)
+
+
+@session.command()
+@_file
+@_target
+@_topics
+@_start
+@_end
+def trim(
+    file: Path, target: Path, topics: tuple[str, ...], start_s: float | None, end_s: float | None
+) -> None:
+    """Write a part of FILE to TARGET."""
+    from perception.session.edit import trim as cut
+
+    copied = cut(file, target, topics, start_s, end_s)
+    _tell(copied.damage)
+    click.echo(f"{target}: {copied.messages} messages, {copied.bytes_written / 1e6:.1f} MB")
+
+
+@session.command()
+@_file
+@_target
+def repair(file: Path, target: Path) -> None:
+    """Write what is intact in FILE to TARGET, with an index."""
+    from perception.session.edit import repair as mend
+
+    copied = mend(file, target)
+    _tell(copied.damage)
+    click.echo(f"{target}: {copied.messages} messages, {copied.bytes_written / 1e6:.1f} MB")
+
+
+@session.command()
+@click.argument("expected", type=click.Path(path_type=Path))
+@click.argument("actual", type=click.Path(path_type=Path))
+@_topics
+@click.option("--measured", is_flag=True, help="Also compare fields that hold measured wall time.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Differences shown.")
+def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, limit: int) -> int:
+    """Show where two sessions differ: topic, seq, field. Exits with 1 if they do."""
+    from itertools import islice
+
+    from perception.session.diff import diff as compare
+    from perception.session.reader import Session
+
+    with Session(expected) as one, Session(actual) as other:
+        found = list(islice(compare(one, other, topics, measured=measured), limit + 1))
+        for divergence in found[:limit]:
+            click.echo(str(divergence))
+        _tell([f"{opened.path}: {text}" for opened in (one, other) for text in opened.damage])
+    if len(found) > limit:
+        click.echo("... and more; --limit shows them")
+    if not found:
+        click.echo("no difference")
+    return DIFFERENT if found else 0
+
+
+@session.command()
+@_file
+@_target
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["media", "webdataset", "rosbag2", "lerobot"]),
+    default="media",
+    show_default=True,
+    help="media: MP4, FLAC or WAV, and tables.",
+)
+@click.option(
+    "--tables", type=click.Choice(["parquet", "csv"]), default="parquet", show_default=True, help="Of media."
+)
+@_topics
+def export(file: Path, target: Path, kind: str, tables: str, topics: tuple[str, ...]) -> None:
+    """Convert FILE into the new folder TARGET."""
+    from perception.session.reader import Session
+
+    if target.exists():
+        raise SessionError(f"{target} exists; remove it or choose another name")
+    with Session(file) as opened:
+        for line in _exporter(kind, tables)(opened, target, topics):
+            click.echo(line)
+        _tell(opened.damage)
+
+
+@session.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@_target
+@click.option(
+    "--subtitles", type=click.Path(path_type=Path), help="SRT file; default: one named like the video."
+)
+def import_(source: Path, target: Path, subtitles: Path | None) -> None:
+    """Make the session TARGET of SOURCE: a video file, or a rosbag2 (its folder or its MCAP file)."""
+    from perception.session import import_media, rosbag
+
+    bag = rosbag.is_bag(source)
+    for line in rosbag.read(source, target) if bag else import_media.read(source, target, subtitles):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("profile", required=False)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after this long.")
+@click.option("--topics", metavar="PATTERN", multiple=True, help="Record what runs: '*', 'camera/*' ...")
+@click.option("--domain", metavar="NAME", help="Graph to launch or join.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a profile key.")
+def record(
+    profile: str | None,
+    out: Path,
+    seconds: float | None,
+    topics: tuple[str, ...],
+    domain: str | None,
+    overrides: tuple[str, ...],
+) -> int:
+    """Launch PROFILE and record it; or, with --topics instead of PROFILE, record what runs already."""
+    if out.exists():
+        raise SessionError(f"{out} exists; remove it or choose another name")
+    if profile is None:
+        if overrides:
+            raise SessionError("--set changes a profile: give one to launch, or leave --set out")
+        return _join(topics or ("*",), out, seconds, domain)
+    from perception.up import run
+
+    settings = {"record": True, "recorder.out": str(out)}
+    if topics:
+        settings["recorder.topics"] = list(topics)
+    if domain is not None:
+        settings["domain"] = domain
+    # JSON strings, lists and booleans are TOML too.
+    given = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
+    return run(profile, (*overrides, *given), seconds=seconds, json_file=None)
+
+
+def _join(topics: tuple[str, ...], out: Path, seconds: float | None, domain: str | None) -> int:
+    import signal
+    import time
+
+    from perception.bus.host import HostClock, Runtime
+    from perception.bus.subscriber import Subscriber
+    from perception.profile import RecorderConfig
+    from perception.session.recorder import EVERY_MESSAGE, Recorder, describe
+    from perception.session.recorder import record as run
+
+    clock, stops = HostClock(), []
+    before = {
+        number: signal.signal(number, lambda number, _: stops.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    end_s = time.monotonic() + seconds if seconds else float("inf")
+    try:
+        with (
+            Recorder(out, RecorderConfig(), describe(None, clock.to_host_ns(0))) as recorder,
+            Subscriber(
+                *topics, runtime=Runtime(domain), clock=clock.now_ns, policies=EVERY_MESSAGE
+            ) as subscriber,
+        ):
+            click.echo(f"recording {', '.join(topics)} to {out}; Ctrl-C ends it", err=True)
+            run(
+                subscriber,
+                recorder,
+                clock=clock.now_ns,
+                stopped=lambda: bool(stops) or time.monotonic() >= end_s,
+            )
+            accounts = subscriber.health()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    lost = sum(account.lost + sum(account.dropped.values()) for account in accounts.values())
+    click.echo(f"{out}: {recorder.counts['messages']} messages of {len(accounts)} topics, {lost} lost")
+    if recorder.full:
+        raise SessionError(f"recording stopped: {recorder.full}")
+    return 0
+
+
+def _exporter(kind: str, tables: str) -> Any:
+    from functools import partial
+
+    from perception.session import export_lerobot, export_media, export_webdataset, rosbag
+
+    return {
+        "media": partial(export_media.write, tables=tables),
+        "webdataset": export_webdataset.write,
+        "rosbag2": rosbag.write,
+        "lerobot": export_lerobot.write,
+    }[kind]
+
+
+def _tell(damage: list[str]) -> None:
+    for text in damage:
+        click.echo(f"perception: damage: {text}", err=True)
