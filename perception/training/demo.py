@@ -29,6 +29,8 @@ TRAIN_SEEDS: Final = tuple(range(1, 25))
 VALIDATION_SEEDS: Final = tuple(range(51, 57))
 TEST_SEED: Final = 91
 SCRIPT_SECONDS: Final = 120.0
+STRIDE: Final = 3
+"""Every so many windows become an example: the ones between are almost the same."""
 INPUT_DROPOUT: Final = 0.35
 """Share of training rows that lose one or more whole inputs, so that the head is ready for a dead camera."""
 
@@ -85,6 +87,8 @@ def play(profile: Profile, seconds: float, seed: int) -> Examples:
             truth.append(message.header)
             continue
         for window in core.push(message):
+            if window.tick % STRIDE:
+                continue
             rows.append((window, *engine.tensors(window, engine.encode(window))))
     _LOG.info("played script %d: %d windows", seed, len(rows))
     return _examples(engine, rows, truth)
