@@ -193,8 +193,9 @@ def test_a_node_deaf_to_all_signals_is_gone_within_five_seconds_and_so_are_its_c
         pids = [supervisor.pids()["deaf"], int(lines[0].removeprefix("deaf: "))]
         begun_s = time.monotonic()
         supervisor.stop()
-        assert time.monotonic() - begun_s < 5.0
-    assert not any(_runs(pid) for pid in pids)
+        while any(_runs(pid) for pid in pids):  # the kernel takes a moment to end what was killed
+            assert time.monotonic() - begun_s < 5.0
+            time.sleep(0.01)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux only")
