@@ -123,15 +123,14 @@ class Report:
 class Summary:
     """Accumulates the messages of one run.
 
-    A state is *on time* when it was sent before the next one was due:
-    `sent_ns - stamp_ns <= hop + lateness + hop`, the window's end being `stamp_ns`, `lateness` the longest
-    that the fusion waits for late data, the first hop the time a state has for its computation and the
-    second the distance to the next state. A tick that was shed, lost or never computed is not on time.
+    A state is due `lateness` after its window's end, the longest that the fusion waits for late data. It is
+    *on time* when it was sent before the next one was due: `sent_ns - stamp_ns <= lateness + hop`. A tick that
+    was shed, lost or never computed is not on time.
     """
 
     def __init__(self, *, hop_ns: int, lateness_ns: int, started_ns: int | None = None) -> None:
         self._hop_ns = hop_ns
-        self._patience_ns = 2 * hop_ns + lateness_ns
+        self._patience_ns = hop_ns + lateness_ns
         self._started_ns = started_ns
         self._first: FusedState | None = None
         self._last: FusedState | None = None

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perception.clock import SampleClock, device_to_host_ns
 from perception.errors import ProfileError
 from perception.fusion.core import MAX_CUT_AT_ONCE, Backlog, FusionCore
 from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, Window
@@ -256,6 +257,31 @@ def test_no_sequence_of_stamps_crashes_or_goes_back(items: list[tuple[int, int, 
         windows += core.push(message)
     ticks = [w.tick for w in windows]
     assert ticks == sorted(set(ticks))
+
+
+def test_ten_minutes_of_drift_and_clock_steps_leave_windows_in_place() -> None:
+    """A microphone 100 ppm fast whose own clock steps by 30 s; windows hold the sound of their time."""
+    rng = np.random.default_rng(5)
+    true_hz, step_s, minutes = 16_000 * (1 + 100e-6), 30.0, 10
+    clock = SampleClock(16_000)
+    core = FusionCore(config(inputs={"microphone": InputConfig(topic=MICROPHONE)}, encoders={}))
+    core.push(clock_tick(START_NS))
+    worst_s = 0.0
+    for k in range(int(minutes * 60 * true_hz / 512)):
+        index = k * 512
+        captured_ns = START_NS + round(index / true_hz * SECOND_NS)
+        called_ns = captured_ns + round((0.032 + rng.exponential(0.004)) * SECOND_NS)
+        wall_s = called_ns / SECOND_NS + step_s * ((k // 4000) % 3 - 1)
+        adc_s = wall_s - (called_ns - captured_ns) / SECOND_NS
+        clock.observe(index, device_to_host_ns(adc_s, wall_s, called_ns))
+        message = block(k, clock.stamp_ns(index), np.arange(index, index + 512), index)
+        for window in core.push(message):
+            item = window.inputs["microphone"].data
+            if isinstance(item, AudioSlice):
+                shown_s = (float(item.samples[-1]) + 1) / true_hz
+                worst_s = max(worst_s, abs(shown_s - (window.end_ns - START_NS) / SECOND_NS))
+    assert worst_s <= 0.005
+    assert core.counts[MICROPHONE] == {}
 
 
 def test_the_newest_due_window_runs_and_the_older_ones_are_shed() -> None:
