@@ -141,6 +141,35 @@ def test_metadata_that_was_changed_is_not_believed(session: Path, tmp_path: Path
             assert any("metadata" in text for text in damaged.damage)
 
 
+def test_a_last_chunk_that_claims_to_be_longer_than_the_file_ends_the_reading(
+    session: Path, tmp_path: Path
+) -> None:
+    data = bytearray(killed(session, tmp_path / "k.mcap").read_bytes())
+    with session.open("rb") as file:
+        summary = make_reader(file).get_summary()
+    assert summary is not None
+    whole = [
+        chunk for chunk in summary.chunk_indexes if chunk.chunk_start_offset + chunk.chunk_length < len(data)
+    ]
+    last = max(whole, key=lambda chunk: chunk.chunk_start_offset)
+    del data[last.chunk_start_offset + last.chunk_length :]
+    data[last.chunk_start_offset + 3] += 1
+    (tmp_path / "c.mcap").write_bytes(data)
+    check(tmp_path / "c.mcap", found_in(session))
+
+
+def test_damage_in_the_middle_costs_its_chunk_and_what_follows_is_found_again(
+    session: Path, tmp_path: Path
+) -> None:
+    data = bytearray(killed(session, tmp_path / "k.mcap").read_bytes())
+    before = len(found_in(tmp_path / "k.mcap"))
+    middle = len(data) // 2
+    data[middle : middle + 5000] = bytes(5000)
+    (tmp_path / "c.mcap").write_bytes(data)
+    check(tmp_path / "c.mcap", found_in(session))
+    assert before / 2 < len(found_in(tmp_path / "c.mcap")) < before
+
+
 def test_cut_anywhere_a_file_never_gives_what_was_not_written(session: Path, tmp_path: Path) -> None:
     data, known, path = session.read_bytes(), found_in(session), tmp_path / "d.mcap"
     for size in range(1, len(data), 997):

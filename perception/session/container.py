@@ -100,6 +100,8 @@ def span(offset: int, head: bytes) -> Span:
 
 def unpack(at: Span, data: bytes) -> list[Record]:
     """Return the messages of a chunk record, in order; DamageError if one bit of it differs."""
+    if len(data) != at.length:
+        raise DamageError(f"cut off in the chunk at byte {at.offset}")
     try:
         records = list(_records(_body(memoryview(data)[RECORD.size :])))
     except (struct.error, ValueError, KeyError, EndOfFile) as error:

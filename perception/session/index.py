@@ -55,7 +55,7 @@ def load(descriptor: int) -> Index:
             return _from_summary(descriptor, summary)
         except _BROKEN:
             pass
-    if os.pread(descriptor, len(MAGIC), 0) != MAGIC and _next_chunk(descriptor, 0, size) is None:
+    if os.pread(descriptor, len(MAGIC), 0) != MAGIC and _Search(descriptor, size).next(0) is None:
         raise DamageError("not an MCAP file")
     return _walk(descriptor, size)
 
@@ -115,23 +115,16 @@ def _indexed(content: memoryview) -> Span:
 def _walk(descriptor: int, size: int) -> Index:
     """Go from record to record; where that fails, on to the next chunk whose checksum fits."""
     index = Index(closed=False)
-    position, resume = len(MAGIC), 0
-    while position < size:
+    search = _Search(descriptor, size)
+    position: int | None = len(MAGIC)
+    while position is not None and position < size:
         try:
-            end = _step(descriptor, position, size, index)
+            position = _step(descriptor, position, size, index)
         except DamageError as error:
             index.damage.append(str(error))
             # What led here may have been wrong already, so look again from behind the last chunk's head.
-            found = _next_chunk(descriptor, resume, size)
-            if found is None:
-                break
-            position = found
-            continue
-        if index.spans and index.spans[-1].offset == position:
-            resume = position + 1
-        if end is None:
-            break
-        position = end
+            last = index.spans[-1].offset if index.spans else 0
+            position = search.next(last + 1)
     return index
 
 
@@ -155,26 +148,41 @@ def _step(descriptor: int, position: int, size: int, index: Index) -> int | None
     return end
 
 
-def _next_chunk(descriptor: int, start: int, size: int) -> int | None:
-    """Return where the first sound chunk at or after `start` begins, None if there is none."""
-    # However many false heads a file may hold, no more than this is read to tell them from true ones.
-    budget = 4 * size + container.MAX_CHUNK_BYTES
-    for window in range(start, size, _WINDOW_BYTES):
-        data = os.pread(descriptor, _WINDOW_BYTES + _HEAD_BYTES, window)
-        for match in _CHUNK_HEAD.finditer(data):
-            if match.start() >= _WINDOW_BYTES:
-                break
-            offset = window + match.start()
-            try:
-                span = container.span(offset, data[match.start() : match.start() + _HEAD_BYTES])
-                budget -= span.length
-                if budget < 0:
+class _Search:
+    """Looks for sound chunks anywhere in a file.
+
+    However many false heads a file may hold, no more than some times its size is read to tell them from
+    true ones.
+    """
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._descriptor = descriptor
+        self._size = size
+        self._budget = 4 * size + container.MAX_CHUNK_BYTES
+
+    def next(self, start: int) -> int | None:
+        """Return where the first sound chunk at or after `start` begins, None if there is none."""
+        for window in range(start, self._size, _WINDOW_BYTES):
+            data = os.pread(self._descriptor, _WINDOW_BYTES + _HEAD_BYTES, window)
+            self._budget -= len(data)
+            for match in _CHUNK_HEAD.finditer(data):
+                place = match.start()
+                if place < _WINDOW_BYTES and self._is_sound(
+                    window + place, data[place : place + _HEAD_BYTES]
+                ):
+                    return window + place
+                if self._budget < 0:
                     return None
-                container.unpack(span, os.pread(descriptor, span.length, offset))
-                return offset
-            except (DamageError, struct.error):
-                continue
-    return None
+        return None
+
+    def _is_sound(self, offset: int, head: bytes) -> bool:
+        try:
+            span = container.span(offset, head)
+            self._budget -= span.length
+            container.unpack(span, os.pread(self._descriptor, span.length, offset))
+        except DamageError:
+            return False
+        return True
 
 
 def _add_metadata(index: Index, offset: int, content: bytes) -> None:
