@@ -1,21 +1,15 @@
 """What every node process shares: its arguments, its stop signals, its errors in one line."""
 
 import argparse
-import ctypes
 import logging
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType
-from typing import Final
 
 from perception.errors import PerceptionError
 from perception.profile import Profile, load
-
-PR_SET_PDEATHSIG: Final = 1
-"""Linux prctl(2): the signal this process gets when its parent dies."""
 
 
 def main(kind: str, run: Callable[[Profile, str, threading.Event], None], *, named: bool = True) -> None:
@@ -28,12 +22,12 @@ def main(kind: str, run: Callable[[Profile, str, threading.Event], None], *, nam
     parser.add_argument("--name", required=named, default=kind, help="which of the profile's tables to run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     arguments = parser.parse_args()
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.basicConfig(format="perception: %(message)s", level=logging.INFO)
     stopped = _stop_on_signals()
     try:
         run(load(arguments.profile, tuple(arguments.overrides)), arguments.name, stopped)
     except PerceptionError as error:
-        print(f"perception: {error}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"perception: {error}\n")
         sys.exit(error.exit_code)
 
 
@@ -45,6 +39,4 @@ def _stop_on_signals() -> threading.Event:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    with suppress(OSError, AttributeError):  # elsewhere than on Linux an orphan runs on until stopped
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     return stopped

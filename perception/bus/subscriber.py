@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger(__name__)
 _RESCAN_S: Final = 0.1
+_CLOSE_S: Final = 2.0
 _WAKE_MS: Final = 50
 _RECONNECT_MS: Final = 50
 _HEARTBEAT_MS: Final = 1000
@@ -217,14 +218,13 @@ class _Drain:
 
     def _close(self) -> None:
         self._watch.close()
-        self._socket.close()
-        self._context.term()
+        self._context.destroy(linger=0)
 
 
 def _stop(inbox: Inbox, thread: threading.Thread) -> None:
     inbox.close()
     if thread is not threading.current_thread() and thread.ident is not None:
-        thread.join()
+        thread.join(_CLOSE_S)  # a daemon: whatever ZeroMQ still waits for does not keep the process
 
 
 def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:

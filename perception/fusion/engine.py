@@ -35,7 +35,8 @@ MILLISECOND_NS: Final = 1e6
 @dataclass(slots=True)
 class _Cached:
     key: Hashable
-    encoding: Encoding
+    encoding: Encoding | None
+    """None if the encoder could not use the input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +122,37 @@ class Engine:
 
     @torch.inference_mode()
     def encode(self, window: Window) -> Encoded:
-        """Run the encoders whose input changed since the window before."""
+        """Run the encoders whose input changed since the window before.
+
+        An encoder that cannot use its input, or makes features of it that are not finite, is left out.
+        """
         inputs, corrupt = self._read(window)
         encodings: dict[str, Encoding] = {}
-        took_ms: dict[str, float] = {}
-        for name in self.encoders:
-            started_ns = self._clock()
-            source = self.config.encoders[name].input
-            if source in inputs:
-                encodings[name] = self._encode(name, inputs[source])
-            took_ms[name] = (self._clock() - started_ns) / MILLISECOND_NS
+        took_ms = dict.fromkeys(self.encoders, 0.0)
+        for name, encoder in self.encoders.items():
+            reading = inputs.get(self.config.encoders[name].input)
+            if reading is None:
+                continue
+            key = (reading.key, reading.previous_key if getattr(encoder, "uses_previous", False) else None)
+            cached = self._cache.get(name)
+            if cached is None or cached.key != key:
+                started_ns = self._clock()
+                cached = self._cache[name] = _Cached(key, self._run_encoder(name, reading))
+                took_ms[name] = (self._clock() - started_ns) / MILLISECOND_NS
+            if cached.encoding is not None:
+                encodings[name] = cached.encoding
         return Encoded(encodings, corrupt, took_ms)
+
+    def _run_encoder(self, name: str, reading: Reading) -> Encoding | None:
+        try:
+            encoding = self.encoders[name](reading.data)
+        except ValueError:
+            self.counts[f"{name} refused its input"] += 1
+            return None
+        if not bool(torch.isfinite(encoding.features).all()):
+            self.counts[f"{name} not finite"] += 1
+            return None
+        return encoding
 
     def tensors(
         self, window: Window, encoded: Encoded
@@ -154,14 +175,6 @@ class Engine:
                 corrupt.add(name)
                 self.counts[f"{name} corrupt"] += 1
         return inputs, corrupt
-
-    def _encode(self, name: str, reading: Reading) -> Encoding:
-        encoder = self.encoders[name]
-        key = (reading.key, reading.previous_key if getattr(encoder, "uses_previous", False) else None)
-        cached = self._cache.get(name)
-        if cached is None or cached.key != key:
-            cached = self._cache[name] = _Cached(key, encoder(reading.data))
-        return cached.encoding
 
     def _conclude(self, logits: torch.Tensor) -> Fused:
         probabilities = torch.softmax(logits.double(), dim=1)[0].cpu().numpy()

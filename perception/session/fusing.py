@@ -74,7 +74,7 @@ def survey_of(recording: Recording, config: FusionConfig) -> Survey:
 
 def cuts(recording: Recording, config: FusionConfig, known: Survey) -> Iterator[Cut | Begin | Missed | End]:
     """Cut the windows of a recording: as journaled where it was, else as they came."""
-    if known.journals:
+    if known.runs:
         told = steps(recording.messages(*INPUTS, "journal/*"), journals_of(config))
         return cut_as_journaled(told, config, lambda source: known.shed[source])
     on_clock = next(recording.messages("clock/*"), None) is not None

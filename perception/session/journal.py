@@ -4,7 +4,7 @@ Every journal says where the core stood before it, so the tale can be taken up a
 recording begins late, behind a hole in it, or when the fusion process was started again.
 """
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -56,29 +56,52 @@ Step = Begin | Missed | End | Message[Header]
 
 
 @dataclass(slots=True)
+class Run:
+    """Journals of one source without a gap."""
+
+    first_seq: int
+    last_seq: int
+    end_ns: int
+    """When the last one was made: all that was shed before then has been told."""
+
+
+@dataclass(slots=True)
 class Survey:
     """What has to be known about the journals of one fusion before its windows are cut again."""
 
-    journals: int = 0
+    runs: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
+    """By the source of the states."""
     shed: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
-    """Ticks, by the source of the states; a key for each source that has journals."""
+    """Ticks, likewise."""
     facts: dict[str, str | float] = field(default_factory=dict)
     """Device, threads and versions of the live run."""
+
+    def add(self, journal: Journal) -> None:
+        """Take note of a journal."""
+        shed = (entry.seq for entry in journal.entries if entry.kind == "shed")
+        self.shed[journal.state_source].update(shed)
+        runs = self.runs[journal.state_source]
+        if runs and runs[-1].last_seq + 1 == journal.seq:
+            runs[-1].last_seq, runs[-1].end_ns = journal.seq, journal.stamp_ns
+        else:
+            runs.append(Run(journal.seq, journal.seq, journal.stamp_ns))
+
+    def settled_ns(self, journal: Journal) -> int:
+        """Return until when it is told, from this journal on and without a gap, which windows were shed."""
+        runs = self.runs[journal.state_source]
+        return next(run.end_ns for run in runs if run.first_seq <= journal.seq <= run.last_seq)
 
 
 def survey(messages: Iterable[Message[Header]], wanted: Callable[[Journal], bool]) -> Survey:
     """Go through the journals and health reports of a recording once."""
     found = Survey()
     health: dict[str, dict[str, str | float]] = {}
-    nodes: Counter[str] = Counter()
+    nodes: set[str] = set()
     for message in messages:
         header = message.header
         if isinstance(header, Journal) and wanted(header):
-            found.journals += 1
-            nodes[message.topic.partition("/")[2]] += 1
-            found.shed[header.state_source].update(
-                entry.seq for entry in header.entries if entry.kind == "shed"
-            )
+            nodes.add(message.topic.partition("/")[2])
+            found.add(header)
         elif isinstance(header, Health):
             health[header.node] = header.device
     for node in nodes:

@@ -1,7 +1,7 @@
 """Does a recording follow from itself? Its states are computed again and compared, every byte: `verify`."""
 
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -96,13 +96,13 @@ def verify(source: Source, profile: Profile | None = None) -> Verdict:
         config = fusion_of(profile or recording.profile)
         known = survey_of(recording, config)
         verdict = Verdict()
-        if not known.journals:
+        if not known.runs:
             verdict.obstacles.append(_no_journal(recording, config))
         elif (problem := _foreign_device(known)) is not None:
             verdict.obstacles.append(problem)
         else:
             engine = engine_like(config, known)
-            comparison = _Comparison(recording, config, engine, known.shed.keys(), verdict)
+            comparison = _Comparison(recording, config, engine, known, verdict)
             for step in cuts(recording, config, known):
                 comparison.take(step)
             comparison.finish()
@@ -119,12 +119,12 @@ class _Comparison:
         recording: Recording,
         config: FusionConfig,
         engine: Engine,
-        journaled: Set[str],
+        known: Survey,
         verdict: Verdict,
     ) -> None:
         self._topic = f"state/{config.name}"
         self._engine = engine
-        self._journaled = journaled
+        self._known = known
         self._verdict = verdict
         self._states = recording.messages(self._topic)
         self._next = self._read()
@@ -133,6 +133,7 @@ class _Comparison:
         self._reason = "the beginning of the fusion is not recorded"
         self._from_tick: int | None = None
         """First tick of the stretch that is told without a break; None outside of one."""
+        self._settled_ns = 0
         self._concluded = 0
         self._first_seq: int | None = None
 
@@ -164,6 +165,7 @@ class _Comparison:
         mark = step.mark
         self._reason = step.reason
         self._from_tick = 0 if mark is None else mark.next_tick
+        self._settled_ns = self._known.settled_ns(step.journal)
         self._concluded, self._first_seq = 0, None
 
     def _miss(self, step: Missed) -> None:
@@ -184,13 +186,21 @@ class _Comparison:
         if state is not None and state.tick == tick:
             if self._first_seq is None:
                 self._first_seq = 0 if self._from_tick == 0 else state.seq - self._concluded
-            if cut.whole and self._is_comparable(state.model):
+            if (reason := self._obstacle(cut, state)) is not None:
+                self._skip(reason)
+            else:
                 self._judge(state, cut, self._first_seq + self._concluded)
                 self._next = self._read()
-            else:
-                self._skip("another model made them" if cut.whole else self._reason)
         # what was concluded and not recorded counts too: the numbers tell
         self._concluded += 1
+
+    def _obstacle(self, cut: Cut, state: FusedState) -> str | None:
+        """Why a state cannot be compared, None if it can."""
+        if not cut.whole:
+            return self._reason
+        if state.sent_ns > self._settled_ns:
+            return "no journal tells what was shed for them"
+        return None if self._is_comparable(state.model) else "another model made them"
 
     def _judge(self, state: FusedState, cut: Cut, seq: int) -> None:
         actual = conclude(self._engine, cut, seq)
@@ -216,7 +226,7 @@ class _Comparison:
         return False
 
     def _state_of(self, source: str) -> FusedState | None:
-        while self._next is not None and self._next.source not in self._journaled:
+        while self._next is not None and self._next.source not in self._known.runs:
             self._skip("no journal tells of their inputs")
         return self._next if self._next is not None and self._next.source == source else None
 
@@ -255,5 +265,5 @@ def _strangeness(known: Survey, engine: Engine) -> list[str]:
     return [
         f"{name} was {was}, here it is {here[name]}"
         for name, was in known.facts.items()
-        if name in here and str(was) != str(here[name])
+        if name in here and was != here[name]
     ]
