@@ -366,6 +366,21 @@ time.sleep(60)
             assert text(subscriber.receive(5)) == "back"
 
 
+def test_new_topics_do_not_silence_the_old_ones(bus: Bus) -> None:
+    """Each kind of topic has another depth; connecting one must not change the connections of the others."""
+    with bus.publisher("text/a") as publisher, bus.subscriber("*") as subscriber:
+        assert publisher.wait_for_subscriber(5)
+        for number in range(60):
+            publisher.send(say(str(number)))
+        assert [text(subscriber.receive(5)) for _ in range(60)] == [str(number) for number in range(60)]
+        with bus.publisher("journal/deep") as deep, bus.publisher("state/shallow") as shallow:
+            for newcomer in (deep, shallow):
+                assert newcomer.wait_for_subscriber(5)
+            for number in range(60):
+                publisher.send(say(str(number)))
+            assert [text(subscriber.receive(5)) for _ in range(60)] == [str(number) for number in range(60)]
+
+
 def test_what_was_sent_just_before_closing_arrives(bus: Bus) -> None:
     with bus.subscriber("text/say") as subscriber:
         with bus.publisher("text/say") as publisher:

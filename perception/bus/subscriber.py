@@ -154,6 +154,9 @@ class _Drain:
         self._socket.set(zmq.RECONNECT_IVL, _RECONNECT_MS)
         self._socket.set(zmq.HEARTBEAT_TIMEOUT, _DEAD_AFTER_MS)
         self._socket.set(zmq.MAXMSGSIZE, codec.MAX_PART_BYTES)
+        # Once: ZeroMQ applies a later change to the connections in use, and where it shrinks they may fall
+        # silent for good.
+        self._socket.set(zmq.RCVHWM, max(endpoints.backlog(row) for row in _rows(self._patterns)))
         for beginning in _filters(self._patterns):
             self._socket.subscribe(beginning)
         named = [pattern for pattern in self._patterns if not pattern.endswith("*")]
@@ -183,9 +186,7 @@ class _Drain:
     def _connect(self, topic: str, endpoint: str) -> None:
         if endpoint in self._endpoints:
             return  # two topics of one publisher
-        row = topics.lookup(topic)
         remote = topic in self._remote
-        self._socket.set(zmq.RCVHWM, endpoints.backlog(row))
         self._socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS if remote else 0)  # a dead host sends no goodbye
         self._socket.set(zmq.IPV6, int("[" in endpoint))
         try:
@@ -238,6 +239,12 @@ def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
     if not patterns:
         raise BusError("nothing to subscribe to; name at least one topic, such as state/fused")
     return patterns
+
+
+def _rows(patterns: tuple[str, ...]) -> list[topics.Topic]:
+    """Return the rows of the kinds of topics that may match."""
+    kinds = {pattern.partition("/")[0] for pattern in patterns}
+    return [row for prefix, row in topics.TOPICS.items() if "*" in kinds or prefix in kinds]
 
 
 def _filters(patterns: tuple[str, ...]) -> set[str]:
