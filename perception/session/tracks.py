@@ -1,0 +1,157 @@
+"""Recorded frames and blocks as pictures and as one unbroken run of samples, for the exports."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Final, Self
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+import soundfile
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from perception.messages import AudioBlock, CameraFrame, Message
+
+Image = npt.NDArray[np.uint8]
+Samples = npt.NDArray[np.int16] | npt.NDArray[np.float32]
+
+_SECOND_NS: Final = 1_000_000_000
+_TICKS_HZ: Final = 90_000
+
+
+def image(message: Message[CameraFrame]) -> Image | None:
+    """Return a frame as (height, width, 3) BGR, None if its JPEG cannot be decoded."""
+    header, data = message.header, np.frombuffer(message.payload, np.uint8)
+    if header.encoding == "jpeg":
+        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        return None if decoded is None else decoded.astype(np.uint8, copy=False)
+    if header.encoding == "mono8":
+        return np.repeat(data.reshape(header.height, header.width, 1), 3, axis=2)
+    return data.reshape(header.height, header.width, 3)
+
+
+def samples(message: Message[AudioBlock]) -> Samples:
+    """Return a block as (samples, channels)."""
+    shape = (-1, message.header.channels)
+    if message.header.format == "s16":
+        return np.frombuffer(message.payload, np.dtype("<i2")).reshape(shape)
+    return np.frombuffer(message.payload, np.dtype("<f4")).reshape(shape)
+
+
+class Timeline:
+    """Puts the blocks of one microphone where they belong: what is missing between them is silence.
+
+    Positions follow the sample counter; where the device or its node was started again, the stamps. No
+    more silence is put in than time has passed in the recording.
+    """
+
+    def __init__(self, first: Message[AudioBlock]) -> None:
+        self.start_ns = first.header.stamp_ns
+        self.rate_hz = first.header.rate_hz
+        self.channels = first.header.channels
+        self.format = first.header.format
+        self.position = 0
+        """Samples so far."""
+        self._received_ns = first.received_ns
+        self._source = first.header.source
+        self._next_index = first.header.sample_index
+
+    def fits(self, header: AudioBlock) -> bool:
+        """Return whether a block is of the same kind as the first."""
+        return (header.rate_hz, header.channels, header.format) == (self.rate_hz, self.channels, self.format)
+
+    def place(self, message: Message[AudioBlock]) -> Iterator[Samples]:
+        """Yield what comes next: silence for what is missing, then the block, each (samples, channels)."""
+        header = message.header
+        counted = header.source == self._source and header.sample_index >= self._next_index
+        if counted:
+            missing = header.sample_index - self._next_index
+        else:
+            missing = self._samples_in(header.stamp_ns - self.start_ns) - self.position
+        passed = self._samples_in(message.received_ns - self._received_ns) + self.rate_hz - self.position
+        block = samples(message)
+        for start in range(0, min(missing, passed), self.rate_hz):
+            silence = min(self.rate_hz, min(missing, passed) - start)
+            self.position += silence
+            yield np.zeros((silence, self.channels), block.dtype)
+        self._source, self._next_index = header.source, header.sample_index + header.samples
+        self.position += len(block)
+        yield block
+
+    def _samples_in(self, time_ns: int) -> int:
+        return round(time_ns * self.rate_hz / _SECOND_NS)
+
+
+class SoundFile:
+    """A FLAC file (or WAV, for float samples) of one microphone."""
+
+    def __init__(self, stem: Path, first: Message[AudioBlock]) -> None:
+        self.timeline = Timeline(first)
+        whole = self.timeline.format == "s16"
+        self.path = stem.with_name(f"{stem.name}.{'flac' if whole else 'wav'}")
+        subtype = "PCM_16" if whole else "FLOAT"
+        self._file = soundfile.SoundFile(
+            self.path, "w", self.timeline.rate_hz, self.timeline.channels, subtype
+        )
+
+    def write(self, message: Message[AudioBlock]) -> bool:
+        """Append a block; return False if it is of another kind than the first."""
+        if not self.timeline.fits(message.header):
+            return False
+        for piece in self.timeline.place(message):
+            self._file.write(piece)
+        return True
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+
+
+class VideoFile:
+    """An MP4 file (H.264) of one camera; every frame keeps its own time.
+
+    Args:
+        path: file to write.
+        width: pixels; made even, as the format wants it.
+        height: likewise.
+        rate_hz: what players are told; the frames' own times decide.
+    """
+
+    def __init__(self, path: Path, width: int, height: int, rate_hz: int = 30) -> None:
+        self.path = path
+        self._size = (max(width & ~1, 2), max(height & ~1, 2))
+        self._container = av.open(str(path), "w")
+        stream = self._container.add_stream("libx264", rate=rate_hz)
+        assert isinstance(stream, VideoStream)
+        self._stream = stream
+        self._stream.width, self._stream.height = self._size
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.options = {"crf": "18", "preset": "veryfast"}
+        self._stream.codec_context.time_base = Fraction(1, _TICKS_HZ)
+        self._last_ticks = -1
+
+    def write(self, picture: Image, time_ns: int) -> bool:
+        """Append a frame shown from `time_ns` after the start; return False if that is not after the last."""
+        ticks = round(time_ns * _TICKS_HZ / _SECOND_NS)
+        if ticks <= self._last_ticks:
+            return False
+        self._last_ticks = ticks
+        frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="bgr24")
+        frame = frame.reformat(*self._size, format="yuv420p")
+        frame.pts, frame.time_base = ticks, Fraction(1, _TICKS_HZ)
+        self._container.mux(self._stream.encode(frame))
+        return True
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._container.mux(self._stream.encode())
+        self._container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
