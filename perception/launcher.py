@@ -25,8 +25,11 @@ from perception.profile import Profile
 
 ORIGIN_VARIABLE: Final = "PERCEPTION_ORIGIN_NS"
 """Host time at which all scripted and file devices of one launch start playing."""
-_STOP_SIGNALS: Final = ((0.0, signal.SIGINT), (3.0, signal.SIGTERM), (4.0, signal.SIGKILL))
-"""Seconds after the wish to stop, and the signal sent to whatever still runs then."""
+_STOP_SIGNALS: Final = ((0.0, signal.SIGTERM), (4.0, signal.SIGKILL))
+"""Seconds after the wish to stop, and the signal sent to whatever still runs then.
+
+Not SIGINT: a node that has not come to handling it yet would print a traceback.
+"""
 _STOP_LIMIT_S: Final = 5.0
 _LASTING: Final = (ProfileError.exit_code, WeightsError.exit_code, SessionError.exit_code)
 """Exit codes of what no restart can mend."""
