@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
 
 import click
 
@@ -126,23 +126,45 @@ def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, 
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["media", "webdataset", "rosbag2", "lerobot"]),
+    type=click.Choice(["media", "webdataset", "lerobot", "rosbag2"]),
     default="media",
     show_default=True,
     help="media: MP4, FLAC or WAV, and tables.",
 )
+@click.option("--tables", type=click.Choice(["parquet", "csv"]), default="parquet", help="Tables of media.")
 @click.option(
-    "--tables", type=click.Choice(["parquet", "csv"]), default="parquet", show_default=True, help="Of media."
+    "--rate",
+    "rate_hz",
+    type=click.FloatRange(min=0.1, max=1000),
+    default=10.0,
+    show_default=True,
+    help="Samples per second of webdataset and lerobot.",
 )
 @_topics
-def export(file: Path, target: Path, kind: str, tables: str, topics: tuple[str, ...]) -> None:
+def export(
+    file: Path,
+    target: Path,
+    kind: str,
+    tables: Literal["parquet", "csv"],
+    rate_hz: float,
+    topics: tuple[str, ...],
+) -> None:
     """Convert FILE into the new folder TARGET."""
+    from perception.session import export_lerobot, export_media, export_webdataset, rosbag
     from perception.session.reader import Session
 
     if target.exists():
         raise SessionError(f"{target} exists; remove it or choose another name")
     with Session(file) as opened:
-        for line in _exporter(kind, tables)(opened, target, topics):
+        if kind == "media":
+            lines = export_media.write(opened, target, topics, kind=tables)
+        elif kind == "webdataset":
+            lines = export_webdataset.write(opened, target, topics, rate_hz=rate_hz)
+        elif kind == "lerobot":
+            lines = export_lerobot.write(opened, target, topics, rate_hz=rate_hz)
+        else:
+            lines = rosbag.write(opened, target, topics)
+        for line in lines:
             click.echo(line)
         _tell(opened.damage)
 
@@ -157,8 +179,11 @@ def import_(source: Path, target: Path, subtitles: Path | None) -> None:
     """Make the session TARGET of SOURCE: a video file, or a rosbag2 (its folder or its MCAP file)."""
     from perception.session import import_media, rosbag
 
-    bag = rosbag.is_bag(source)
-    for line in rosbag.read(source, target) if bag else import_media.read(source, target, subtitles):
+    if rosbag.is_bag(source):
+        lines = rosbag.read(source, target)
+    else:
+        lines = import_media.read(source, target, subtitles)
+    for line in lines:
         click.echo(line)
 
 
@@ -186,7 +211,7 @@ def record(
         return _join(topics or ("*",), out, seconds, domain)
     from perception.up import run
 
-    settings = {"record": True, "recorder.out": str(out)}
+    settings: dict[str, object] = {"record": True, "recorder.out": str(out)}
     if topics:
         settings["recorder.topics"] = list(topics)
     if domain is not None:
@@ -206,7 +231,8 @@ def _join(topics: tuple[str, ...], out: Path, seconds: float | None, domain: str
     from perception.session.recorder import EVERY_MESSAGE, Recorder, describe
     from perception.session.recorder import record as run
 
-    clock, stops = HostClock(), []
+    clock = HostClock()
+    stops: list[int] = []
     before = {
         number: signal.signal(number, lambda number, _: stops.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -235,19 +261,6 @@ def _join(topics: tuple[str, ...], out: Path, seconds: float | None, domain: str
     if recorder.full:
         raise SessionError(f"recording stopped: {recorder.full}")
     return 0
-
-
-def _exporter(kind: str, tables: str) -> Any:
-    from functools import partial
-
-    from perception.session import export_lerobot, export_media, export_webdataset, rosbag
-
-    return {
-        "media": partial(export_media.write, tables=tables),
-        "webdataset": export_webdataset.write,
-        "rosbag2": rosbag.write,
-        "lerobot": export_lerobot.write,
-    }[kind]
 
 
 def _tell(damage: list[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import av
+import numpy as np
 from av.audio.stream import AudioStream
 from av.subtitles.subtitle import AssSubtitle
 from av.video.frame import VideoFrame
@@ -85,7 +86,7 @@ def _frames(source: Path, origin_ns: int) -> Iterator[_Arrival]:
     for _, lap in track.laps():
         for seconds, frame in lap:
             stamp_ns = origin_ns + round(seconds * _SECOND_NS)
-            image = frame.to_ndarray(format="bgr24")
+            image = frame.to_ndarray(format="bgr24").astype(np.uint8, copy=False)
             yield stamp_ns, "camera/video", *frame_message(CapturedFrame(image, stamp_ns), config)
 
 

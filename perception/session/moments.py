@@ -17,6 +17,8 @@ from perception.session.reader import Session, matches
 from perception.session.tracks import Image, image
 
 _LATENESS_MS: Final = 1000.0
+_SHORTEST_MS: Final = 975.0
+"""An audio window is never shorter than its encoders' front end."""
 _KEPT_NS: Final = 10_000_000_000
 """States and labels older than this, counted from the newest, are forgotten."""
 _CUT: Final = ("camera", "microphone", "text")
@@ -67,7 +69,7 @@ def moments(session: Session, topics: Sequence[str], *, rate_hz: float, sound_ms
         session: to be cut.
         topics: names or patterns of its inputs; each is an input of that name.
         rate_hz: ticks per second.
-        sound_ms: length of the sound that comes with each.
+        sound_ms: length of the sound that comes with each; it may be longer, then its end counts.
 
     Raises:
         SessionError: no camera, microphone or text is among them.
@@ -79,7 +81,7 @@ def moments(session: Session, topics: Sequence[str], *, rate_hz: float, sound_ms
         hop_ms=1000 / rate_hz,
         lateness_ms=_LATENESS_MS,
         alignment="reproducible",
-        inputs={name: InputConfig(topic=name, length_ms=sound_ms) for name in names},
+        inputs={name: InputConfig(topic=name, length_ms=max(sound_ms, _SHORTEST_MS)) for name in names},
         encoders={},
         head=HeadConfig(weights="random"),
     )
