@@ -172,7 +172,10 @@ def test_the_run_is_over_when_every_capture_has_finished() -> None:
 
 
 def test_stopping_takes_no_longer_than_the_nodes_need() -> None:
-    code = "import time; print('ready')\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('asked')"
+    code = (
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(print('asked')))\n"
+        "print('ready')\ntime.sleep(60)"
+    )
     with Supervisor([script("polite", code)]) as supervisor:
         run_until(supervisor, lambda lines: "polite: ready" in lines)
         begun_s = time.monotonic()
@@ -202,8 +205,11 @@ def test_a_node_deaf_to_all_signals_is_gone_within_five_seconds_and_so_are_its_c
 def test_nodes_die_with_a_launcher_that_was_killed() -> None:
     code = (
         "import sys, time; from perception.launcher import Node, Supervisor\n"
-        "node = Node('n', (sys.executable, '-c', 'import time; time.sleep(60)'))\n"
-        "with Supervisor([node]) as s: s.poll(); print(s.pids()['n'], flush=True); time.sleep(60)"
+        "node = Node('n', (sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(60)'))\n"
+        "with Supervisor([node]) as s:\n"
+        "    s.poll()\n"
+        "    while not list(s.lines()): time.sleep(0.01)\n"
+        "    print(s.pids()['n'], flush=True); time.sleep(60)"
     )
     launcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert launcher.stdout is not None
