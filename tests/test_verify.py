@@ -180,8 +180,8 @@ def test_a_recording_that_began_late_is_verified_from_there(recording: Recording
     verdict = verify(later, PROFILE)
     assert (verdict.exit_code, verdict.different, verdict.missed) == (0, 0, [])
     assert set(verdict.skipped) == {"the beginning of the fusion is not recorded"}
-    # what is left out reaches back before the beginning: two journals, a second of sound, and that was late
-    reach_s = 2 * 0.25 + 1.05 + 0.3
+    # what is left out reaches back before the beginning: a command in force for 3 s, a journal, a slow window
+    reach_s = 3.0 + 0.25 + 0.3
     tolerable = sum(1 for state in states_of(later) if state.stamp_ns < began_ns + reach_s * SECOND_NS)
     assert sum(verdict.skipped.values()) <= tolerable + 1
 

@@ -12,7 +12,7 @@ from perception.messages import FusedState, ModelInfo
 from perception.profile import FusionConfig, Profile
 from perception.session.compare import MISSING, Difference, conclusion, first_difference
 from perception.session.cutting import Cut
-from perception.session.fusing import conclude, cuts, engine_like, fusion_of, survey_of
+from perception.session.fusing import Crew, Told, cuts, fusion_of, survey_of
 from perception.session.journal import Begin, End, Missed, Survey
 from perception.session.recording import Recording, Source
 
@@ -80,12 +80,13 @@ class Verdict:
         yield from self.notes
 
 
-def verify(source: Source, profile: Profile | None = None) -> Verdict:
+def verify(source: Source, profile: Profile | None = None, *, workers: int | None = None) -> Verdict:
     """Compute the states of a recording again and compare them with the recorded ones.
 
     Args:
         source: a session file, or messages in recorded order.
         profile: the one it was recorded with, if the file does not say.
+        workers: as those of `replay`.
 
     Raises:
         SessionError: the file cannot be read, or does not say its profile.
@@ -101,12 +102,12 @@ def verify(source: Source, profile: Profile | None = None) -> Verdict:
         elif (problem := _foreign_device(known)) is not None:
             verdict.obstacles.append(problem)
         else:
-            engine = engine_like(config, known)
-            comparison = _Comparison(recording, config, engine, known, verdict)
-            for step in cuts(recording, config, known):
-                comparison.take(step)
-            comparison.finish()
-            verdict.notes += _strangeness(known, engine) if verdict.different else []
+            with Crew(config, known, workers) as crew:
+                comparison = _Comparison(recording, config, crew.engines[0].info, known, verdict)
+                for step, state in crew.conclude(cuts(recording, config, known)):
+                    comparison.take(step, state)
+                comparison.finish()
+                verdict.notes += _strangeness(known, crew.engines[0]) if verdict.different else []
         verdict.notes += recording.damage
         return verdict
 
@@ -118,12 +119,12 @@ class _Comparison:
         self,
         recording: Recording,
         config: FusionConfig,
-        engine: Engine,
+        model: ModelInfo,
         known: Survey,
         verdict: Verdict,
     ) -> None:
         self._topic = f"state/{config.name}"
-        self._engine = engine
+        self._model = model
         self._known = known
         self._verdict = verdict
         self._states = recording.messages(self._topic)
@@ -137,8 +138,8 @@ class _Comparison:
         self._concluded = 0
         self._first_seq: int | None = None
 
-    def take(self, step: Cut | Begin | Missed | End) -> None:
-        """Take one cut, or news of the recording."""
+    def take(self, step: Told, state: FusedState | None) -> None:
+        """Take one cut and what comes of it, or news of the recording."""
         if isinstance(step, Begin):
             self._begin(step)
         elif isinstance(step, Missed):
@@ -146,7 +147,7 @@ class _Comparison:
         elif isinstance(step, End):
             self._from_tick, self._reason = None, "the recording ends before all of their inputs"
         else:
-            self._compare(step)
+            self._compare(step, state)
 
     def finish(self) -> None:
         """Account for the states that are left."""
@@ -175,7 +176,7 @@ class _Comparison:
             self._verdict.missed.append(step)
         self._from_tick, self._reason = None, "they follow on something that was not recorded"
 
-    def _compare(self, cut: Cut) -> None:
+    def _compare(self, cut: Cut, actual: FusedState | None) -> None:
         tick = cut.window.tick
         while (state := self._state_of(cut.source)) is not None and state.tick < tick:
             if self._from_tick is not None and state.tick >= self._from_tick:
@@ -186,24 +187,23 @@ class _Comparison:
         if state is not None and state.tick == tick:
             if self._first_seq is None:
                 self._first_seq = 0 if self._from_tick == 0 else state.seq - self._concluded
-            if (reason := self._obstacle(cut, state)) is not None:
+            if actual is None:
+                self._skip(self._reason)
+            elif (reason := self._obstacle(state)) is not None:
                 self._skip(reason)
             else:
-                self._judge(state, cut, self._first_seq + self._concluded)
+                self._judge(state, actual.model_copy(update={"seq": self._first_seq + self._concluded}))
                 self._next = self._read()
         # what was concluded and not recorded counts too: the numbers tell
         self._concluded += 1
 
-    def _obstacle(self, cut: Cut, state: FusedState) -> str | None:
-        """Why a state cannot be compared, None if it can."""
-        if not cut.whole:
-            return self._reason
+    def _obstacle(self, state: FusedState) -> str | None:
+        """Why a recorded state cannot be compared, None if it can."""
         if state.sent_ns > self._settled_ns:
             return "no journal tells what was shed for them"
         return None if self._is_comparable(state.model) else "another model made them"
 
-    def _judge(self, state: FusedState, cut: Cut, seq: int) -> None:
-        actual = conclude(self._engine, cut, seq)
+    def _judge(self, state: FusedState, actual: FusedState) -> None:
         difference = first_difference(conclusion(state), conclusion(actual))
         if difference is None:
             self._verdict.equal += 1
@@ -216,10 +216,10 @@ class _Comparison:
             self._verdict.first = Divergence(self._topic, state.seq, state.tick, difference)
 
     def _is_comparable(self, recorded: ModelInfo) -> bool:
-        if recorded == self._engine.info:
+        if recorded == self._model:
             return True
         for name in ModelInfo.model_fields:
-            was, here = getattr(recorded, name), getattr(self._engine.info, name)
+            was, here = getattr(recorded, name), getattr(self._model, name)
             text = f"the model's {name.replace('_', ' ')} was {was[:12]}…, here it is {here[:12]}…"
             if was != here and text not in self._verdict.obstacles:
                 self._verdict.obstacles.append(text)

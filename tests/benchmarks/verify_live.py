@@ -26,7 +26,6 @@ from perception.launcher import Node, Supervisor, plan
 from perception.messages import FusedState
 from perception.profile import load
 from perception.session import fusing
-from perception.session.cutting import Cut
 from perception.session.recording import Recording
 from perception.session.verification import verify
 
@@ -110,27 +109,24 @@ class Stopwatch:
         return timed
 
 
-def speed(file: Path) -> tuple[float, float, float]:
+def speed(file: Path, workers: int) -> tuple[float, float, float]:
     """Return session seconds, replay seconds, and seconds inside the models."""
     watch = Stopwatch()
     with Recording(file) as recording:
         config = fusing.fusion_of(recording.profile)
         known = fusing.survey_of(recording, config)
-        engine = fusing.engine_like(config, known)
-        engine.warm_up()
-        for name, encoder in engine.encoders.items():
-            timed: Any = watch.watch(encoder)
-            timed.uses_previous = getattr(encoder, "uses_previous", False)
-            engine.encoders[name] = timed
-        engine._conclude = watch.watch(engine._conclude)  # type: ignore[method-assign]
-        engine.head.forward = watch.watch(engine.head.forward)
-        begun_s = time.perf_counter()
-        stamps = [
-            fusing.conclude(engine, step, 0).stamp_ns
-            for step in fusing.cuts(recording, config, fusing.survey_of(recording, config))
-            if isinstance(step, Cut)
-        ]
-        return (stamps[-1] - stamps[0]) / 1e9, time.perf_counter() - begun_s, watch.seconds
+        with fusing.Crew(config, known, workers) as crew:
+            for engine in crew.engines:
+                engine.warm_up()
+                for name, encoder in engine.encoders.items():
+                    timed: Any = watch.watch(encoder)
+                    timed.uses_previous = getattr(encoder, "uses_previous", False)
+                    engine.encoders[name] = timed
+                engine.head.forward = watch.watch(engine.head.forward)  # type: ignore[method-assign]
+            begun_s = time.perf_counter()
+            told = fusing.cuts(recording, config, fusing.survey_of(recording, config))
+            stamps = [state.stamp_ns for _, state in crew.conclude(told) if state is not None]
+            return (stamps[-1] - stamps[0]) / 1e9, time.perf_counter() - begun_s, watch.seconds
 
 
 def digest(states: Iterator[FusedState]) -> str:
@@ -172,11 +168,13 @@ def report(file: Path, repeats: int) -> None:
     shed = sum(len(ticks) for ticks in known.shed.values())
     share = shed / max(1, shed + verdict.states)
     click.echo(f"exit code {verdict.exit_code}; {shed} windows shed, {share:.1%}; verify took {took_s:.1f} s")
-    session_s, replay_s, models_s = speed(file)
-    click.echo(
-        f"{session_s:.1f} s of session in {replay_s:.2f} s: {session_s / replay_s:.1f} x real time, "
-        f"{replay_s / models_s:.3f} of the models' own {models_s:.2f} s ({torch.get_num_threads()} threads)"
-    )
+    for workers in (1, 2):
+        session_s, replay_s, models_s = speed(file, workers)
+        click.echo(
+            f"{workers} workers: {session_s:.1f} s of session in {replay_s:.2f} s: "
+            f"{session_s / replay_s:.1f} x real time, {replay_s / models_s:.3f} of the models' own "
+            f"{models_s:.2f} s ({torch.get_num_threads()} torch threads)"
+        )
     digests = {digest(fusing.replay(file)) for _ in range(repeats)}
     click.echo(f"{repeats} replays: {len(digests)} different results: {', '.join(digests)}")
 
