@@ -8,6 +8,8 @@ from typing import Any, Final
 import click
 
 from perception.errors import PerceptionError
+from perception.replay_cli import replay, verify
+from perception.session_cli import record, session
 
 INTERRUPTED: Final = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -173,6 +175,11 @@ def new(folder: Path) -> None:
     from perception.bus.keys import new_keys
 
     click.echo(f"{new_keys(folder)}: keys made; every host needs a copy, nobody else may have one")
+
+
+session.add_command(verify)
+for command in (record, replay, session):
+    cli.add_command(command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

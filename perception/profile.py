@@ -120,7 +120,7 @@ class HeadConfig(Section):
 
 
 class FusionConfig(Section):
-    """`[fusion]`: the grid, the waiting, the models."""
+    """`[fusion]`: the grid, the waiting, the models. In a file, `base = "demo"` takes over another's."""
 
     name: Annotated[str, Field(description="publishes state/NAME")] = "fused"
     hop_ms: Annotated[Positive, Field(description="one state per hop")] = 100.0
@@ -217,13 +217,35 @@ def load(name: str, overrides: tuple[str, ...] = ()) -> Profile:
         ProfileError: names file, key and what was expected.
     """
     path = find(name)
+    data = _read(path)
+    for override in overrides:
+        _override(data, override)
+    return parse(data, where=str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a file; its `[fusion]` may begin with that of another profile: `base = "demo"`."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{path}: not valid TOML: {error}") from error
-    for override in overrides:
-        _override(data, override)
-    return parse(data, where=str(path))
+    fusion = data.get("fusion")
+    if isinstance(fusion, dict) and "base" in fusion:
+        base = find(str(fusion.pop("base")))
+        if base == path:
+            raise ProfileError(f"{path}: fusion.base: a profile cannot be its own base")
+        data["fusion"] = _merged(_read(base).get("fusion", {}), fusion)
+    return data
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(base[key], value)
+        if isinstance(base.get(key), dict) and isinstance(value, dict)
+        else value
+        for key, value in changes.items()
+    }
+    return base | both
 
 
 def parse(data: dict[str, Any], *, where: str) -> Profile:

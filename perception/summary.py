@@ -124,8 +124,8 @@ class Summary:
     """Accumulates the messages of one run.
 
     A state is due `lateness` after its window's end, the longest that the fusion waits for late data. It is
-    *on time* when it was sent before the next one was due: `sent_ns - stamp_ns <= lateness + hop`. A tick that
-    was shed, lost or never computed is not on time.
+    *on time* when it was sent before the next one was due: `sent_ns - stamp_ns <= lateness + hop`. A tick
+    that was shed, lost or never computed is not on time.
     """
 
     def __init__(self, *, hop_ns: int, lateness_ns: int, started_ns: int | None = None) -> None:
