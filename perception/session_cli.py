@@ -1,6 +1,8 @@
 """`perception session ...` and `perception record`. Each command imports what it needs when it runs."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -10,6 +12,7 @@ from perception.errors import SessionError
 
 DIFFERENT: Final = 1
 """Exit code of `session diff` when there is a difference."""
+_BAGS: Final = (".mcap", ".db3", ".bag")
 
 _file = click.argument("file", type=click.Path(path_type=Path))
 _target = click.argument("target", type=click.Path(path_type=Path))
@@ -150,19 +153,26 @@ def export(
     topics: tuple[str, ...],
 ) -> None:
     """Convert FILE into the new folder TARGET."""
-    from perception.session import export_lerobot, export_media, export_webdataset, rosbag
     from perception.session.reader import Session
 
     if target.exists():
         raise SessionError(f"{target} exists; remove it or choose another name")
-    with Session(file) as opened:
+    with Session(file) as opened, _extras():
         if kind == "media":
+            from perception.session import export_media
+
             lines = export_media.write(opened, target, topics, kind=tables)
         elif kind == "webdataset":
+            from perception.session import export_webdataset
+
             lines = export_webdataset.write(opened, target, topics, rate_hz=rate_hz)
         elif kind == "lerobot":
+            from perception.session import export_lerobot
+
             lines = export_lerobot.write(opened, target, topics, rate_hz=rate_hz)
         else:
+            from perception.session import rosbag
+
             lines = rosbag.write(opened, target, topics)
         for line in lines:
             click.echo(line)
@@ -177,11 +187,14 @@ def export(
 )
 def import_(source: Path, target: Path, subtitles: Path | None) -> None:
     """Make the session TARGET of SOURCE: a video file, or a rosbag2 (its folder or its MCAP file)."""
-    from perception.session import import_media, rosbag
+    if source.is_dir() or source.suffix in _BAGS:
+        with _extras():
+            from perception.session import rosbag
 
-    if rosbag.is_bag(source):
-        lines = rosbag.read(source, target)
+            lines = rosbag.read(source, target)
     else:
+        from perception.session import import_media
+
         lines = import_media.read(source, target, subtitles)
     for line in lines:
         click.echo(line)
@@ -261,6 +274,17 @@ def _join(topics: tuple[str, ...], out: Path, seconds: float | None, domain: str
     if recorder.full:
         raise SessionError(f"recording stopped: {recorder.full}")
     return 0
+
+
+@contextmanager
+def _extras() -> Iterator[None]:
+    """Say in one line what to install where an optional package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("pyarrow", "rosbags"):
+            raise
+        raise SessionError(f"needs {error.name}: pip install 'perception[export]'") from error
 
 
 def _tell(damage: list[str]) -> None:

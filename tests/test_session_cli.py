@@ -1,13 +1,18 @@
 """`perception session` and `perception record` from the user's side."""
 
 import json
+import sys
+import threading
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
+from perception.bus.host import HostClock, Runtime
+from perception.bus.publisher import Publisher
 from perception.errors import SessionError
+from perception.messages import TextCommand
 from perception.session import Session, SessionWriter
 from perception.session_cli import record, session
 from tests import streams
@@ -66,6 +71,15 @@ def test_export_makes_a_folder_and_never_overwrites_one(path: Path, tmp_path: Pa
         invoke(session, "export", path, tmp_path / "out", "--format", kind)
 
 
+def test_a_missing_extra_is_named(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("rosbags", "perception.session.ros"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("perception.session.rosbag", raising=False)
+    monkeypatch.setitem(sys.modules, "rosbags", None)
+    with pytest.raises(SessionError, match=r"perception\[export\]"):
+        invoke(session, "export", path, tmp_path / "out", "--format", "rosbag2")
+
+
 def test_export_and_import_of_a_rosbag(path: Path, tmp_path: Path) -> None:
     invoke(session, "export", path, tmp_path / "bag", "--format", "rosbag2")
     assert "microphone/main: 62" in invoke(session, "import", tmp_path / "bag", tmp_path / "b.mcap").output
@@ -82,13 +96,7 @@ def test_record_refuses_to_overwrite_and_to_guess(path: Path, tmp_path: Path) ->
 
 def test_record_joins_what_runs_until_told_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    from perception.bus.host import HostClock, Runtime
-    from perception.bus.publisher import Publisher
-    from perception.messages import TextCommand
-
     runtime, clock = Runtime("rec"), HostClock().now_ns
-    import threading
-
     with Publisher("text/say", source="t", runtime=runtime, clock=clock) as out:
 
         def talk() -> None:

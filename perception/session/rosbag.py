@@ -19,11 +19,6 @@ from perception.session.writer import SessionWriter
 _BAG_VERSION: Final = 9
 
 
-def is_bag(path: Path) -> bool:
-    """Return whether this looks like a rosbag2 (a folder, or the file in one) or a ROS 1 bag."""
-    return path.is_dir() or path.suffix in (".mcap", ".db3", ".bag")
-
-
 def write(session: Session, target: Path, topics: Sequence[str] = ("*",)) -> Iterator[str]:
     """Write a session as a rosbag2 (MCAP) into the new folder `target`; yield what came of it, in lines."""
     store, counts, refused = ros.types(), Counter[str](), Counter[str]()
