@@ -9,7 +9,9 @@ _FILE = click.argument("file", type=click.Path(path_type=Path))
 
 @click.command()
 @_FILE
-@click.option("--rate", default="1", show_default=True, help="Times real time, or max.")
+@click.option(
+    "--rate", default="1", show_default=True, help="Times real time, or max: whoever is slower loses some."
+)
 @click.option("--loop", is_flag=True, help="Begin again at the end.")
 @click.option(
     "--from", "start_s", type=click.FloatRange(min=0), default=0.0, help="Seconds into the session."

@@ -38,7 +38,7 @@ class Playback:
     """What to play, and how."""
 
     rate: float | None = 1.0
-    """Times real time; None is as fast as it goes."""
+    """Times real time; None is as fast as it goes: whoever is slower loses what the policies say."""
     loop: bool = False
     keep_stamps: bool = False
     """Else all stamps are moved so that the first message happens now."""
