@@ -17,6 +17,8 @@ from perception.profile import Profile
 _HEALTH_NS: Final = 1_000_000_000
 _QUIET_NS: Final = 3_000_000_000
 _READ_S: Final = 0.1
+_SETTLE_S: Final = 0.3
+"""All who listen have found a publisher after this: what one of them hears first, a recorder hears too."""
 _LEAD_NS: Final = 500_000_000  # so that a file's beginning is not over before it is opened
 log = logging.getLogger("perception")
 ItemT = TypeVar("ItemT")
@@ -85,6 +87,7 @@ class CaptureNode:
         """
         outputs = tuple(self._publishers)
         health = self.publisher(f"health/{self.kind}-{self.name}")
+        self._stopped.wait(_SETTLE_S)
         reported_ns = self.clock()
         heard_ns = max(reported_ns, self.origin_ns)
         ended = ""
