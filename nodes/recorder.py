@@ -16,7 +16,7 @@ from perception.session.recorder import EVERY_MESSAGE, Recorder, describe, recor
 from .node import main
 
 _LOG: Final = logging.getLogger(__name__)
-_LINGER_S: Final = 2.5  # less than the time after which the launcher grows impatient
+_LINGER_S: Final = 1.5  # the launcher kills 4 s after its first signal, and a busy machine needs some of that
 
 
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:

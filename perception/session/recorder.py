@@ -30,7 +30,7 @@ _PACKAGES: Final = (
     "perception", "numpy", "opencv-python", "torch", "torchvision", "torchaudio", "transformers", "mcap",
 )  # fmt: skip
 _RECEIVE_S: Final = 0.1
-_QUIET_S: Final = 0.5
+_QUIET_S: Final = 0.3
 _QUEUED_S: Final = 0.2
 _SECOND_NS: Final = 1_000_000_000
 _MB: Final = 1_000_000
