@@ -239,6 +239,12 @@ def test_without_journals_it_says_what_to_record(recording: Recording) -> None:
     assert "record journal/*" in verdict.obstacles[0]
 
 
+def test_without_states_there_is_nothing_to_compare(recording: Recording) -> None:
+    verdict = verify(left_out(recording, lambda one: isinstance(one.header, FusedState)), PROFILE)
+    assert verdict.exit_code == 2
+    assert verdict.obstacles == ["it holds no state/fused that could be compared"]
+
+
 def test_another_grid_is_another_journal(recording: Recording) -> None:
     verdict = verify(recording, Profile(fusion=fusion(hop_ms=50.0)))
     assert verdict.exit_code == 2

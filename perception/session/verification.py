@@ -57,7 +57,7 @@ class Verdict:
         """0 the same, 1 different, 2 cannot verify."""
         if self.different:
             return DIFFERENT
-        return CANNOT_VERIFY if self.obstacles or not self.equal else SAME
+        return CANNOT_VERIFY if self.obstacles else SAME
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -108,6 +108,8 @@ def verify(source: Source, profile: Profile | None = None, *, workers: int | Non
                     comparison.take(step, state)
                 comparison.finish()
                 verdict.notes += _strangeness(known, crew.engines[0]) if verdict.different else []
+        if not (verdict.equal or verdict.different or verdict.obstacles):
+            verdict.obstacles.append(f"it holds no state/{config.name} that could be compared")
         verdict.notes += recording.damage
         return verdict
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from perception.bus.host import HostClock, Runtime
 from perception.launcher import Node, Supervisor, plan
@@ -34,7 +33,7 @@ SLOW = """
 input = "camera"
 kind = "torchvision"
 weights = "random"
-options = { model = "resnet50", size = 320 }
+options = { model = "resnet50" }
 """
 HEAD = '[fusion.head]\nweights = "random"\nclasses = ["idle", "visitor", "talking", "call", "clap"]\n'
 
@@ -109,8 +108,8 @@ class Stopwatch:
         return timed
 
 
-def speed(file: Path, workers: int) -> tuple[float, float, float]:
-    """Return session seconds, replay seconds, and seconds inside the models."""
+def speed(file: Path, workers: int) -> tuple[float, float, float, float]:
+    """Return seconds of session, of replay, inside the models, and of processor time in all."""
     watch = Stopwatch()
     with Recording(file) as recording:
         config = fusing.fusion_of(recording.profile)
@@ -123,10 +122,11 @@ def speed(file: Path, workers: int) -> tuple[float, float, float]:
                     timed.uses_previous = getattr(encoder, "uses_previous", False)
                     engine.encoders[name] = timed
                 engine.head.forward = watch.watch(engine.head.forward)  # type: ignore[method-assign]
-            begun_s = time.perf_counter()
+            begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
             told = fusing.cuts(recording, config, fusing.survey_of(recording, config))
             stamps = [state.stamp_ns for _, state in crew.conclude(told) if state is not None]
-            return (stamps[-1] - stamps[0]) / 1e9, time.perf_counter() - begun_s, watch.seconds
+            took_s, cpu_s = time.perf_counter() - begun_s, time.process_time() - begun_cpu_s
+            return (stamps[-1] - stamps[0]) / 1e9, took_s, watch.seconds, cpu_s
 
 
 def digest(states: Iterator[FusedState]) -> str:
@@ -169,11 +169,11 @@ def report(file: Path, repeats: int) -> None:
     share = shed / max(1, shed + verdict.states)
     click.echo(f"exit code {verdict.exit_code}; {shed} windows shed, {share:.1%}; verify took {took_s:.1f} s")
     for workers in (1, 2):
-        session_s, replay_s, models_s = speed(file, workers)
+        session_s, replay_s, models_s, cpu_s = speed(file, workers)
         click.echo(
             f"{workers} workers: {session_s:.1f} s of session in {replay_s:.2f} s: "
             f"{session_s / replay_s:.1f} x real time, {replay_s / models_s:.3f} of the models' own "
-            f"{models_s:.2f} s ({torch.get_num_threads()} torch threads)"
+            f"{models_s:.2f} s; {cpu_s:.2f} s of processor time, load {os.getloadavg()[0]:.1f}"
         )
     digests = {digest(fusing.replay(file)) for _ in range(repeats)}
     click.echo(f"{repeats} replays: {len(digests)} different results: {', '.join(digests)}")
