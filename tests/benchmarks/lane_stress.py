@@ -81,9 +81,8 @@ def supervise(kills: int, seconds: float) -> None:
             process.kill()
             process.wait()
         last = [log.read_text().splitlines()[-1].split() for log in logs if log.stat().st_size]
-    print(
-        f"{sum(int(good) for _, good in last)} frames delivered whole, {sum(int(torn) for torn, _ in last)} torn"
-    )
+    torn, good = (sum(int(counts[column]) for counts in last) for column in (0, 1))
+    print(f"{good} frames delivered whole, {torn} torn")
     print(f"shared memory: {shared_bytes() - before} bytes more than before")
 
 
