@@ -301,7 +301,7 @@ def test_a_loop_goes_on_until_stopped(bus: Bus, session_file: Path) -> None:
         player = Player(session, playback, bus.publisher, clock=bus.clock, stopped=stopped)
         thread = threading.Thread(target=player.run)
         thread.start()
-        stamps = []
+        stamps: list[int] = []
         while len(stamps) < 100:
             message = subscriber.receive(5)
             assert message is not None
@@ -406,7 +406,7 @@ def test_the_node_plays_the_session_of_its_profile(
         "camera/*", "label/*", runtime=runtime, clock=clock, policies=EVERY_MESSAGE
     ) as subscriber:
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        received = []
+        received: list[str] = []
         deadline = time.monotonic() + 30
         while process.poll() is None or len(received) < 41:
             if (message := subscriber.receive(0.2)) is not None:

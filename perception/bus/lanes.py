@@ -14,9 +14,10 @@ _LOG: Final = logging.getLogger(__name__)
 class Lanes:
     """The rings that one SUB socket's publishers have."""
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], *, wanted: bool) -> None:
+        """Without `wanted`, all payloads come through the socket, which holds more than a ring has slots."""
         self._socket = socket
-        self._prefix = lane.prefix()
+        self._prefix = lane.prefix() if wanted else None
         self._asked: list[bytes] = []
         self._readers: dict[str, lane.Reader] = {}
 

@@ -81,7 +81,9 @@ class Subscriber:
             from perception.bus.keys import load  # costs a process that needs none 40 ms of imports
 
             pair = load(keys)
-        self._drain = _Drain(_checked(patterns), runtime, clock, remote, pair, self._inbox)
+        # the lane is for those who want the newest frame: who wants every one may fall behind its ring
+        newest = (policies or topics.TOPICS).get("camera", topics.TOPICS["camera"]).policy == "latest"
+        self._drain = _Drain(_checked(patterns), runtime, clock, remote, pair, self._inbox, lane=newest)
         thread = threading.Thread(target=self._drain.run, name=f"bus {' '.join(patterns)}", daemon=True)
         self._finalizer = weakref.finalize(self, _stop, self._inbox, thread)
         thread.start()
@@ -124,6 +126,8 @@ class _Drain:
         remote: Mapping[str, str],
         keys: "Keys | None",
         inbox: Inbox,
+        *,
+        lane: bool,
     ) -> None:
         self._patterns = patterns
         self._runtime = runtime
@@ -142,7 +146,7 @@ class _Drain:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._watch = Watch(self._socket)
-        self._lanes = Lanes(self._socket)
+        self._lanes = Lanes(self._socket, wanted=lane)
         try:
             self._open()
         except BaseException:
