@@ -182,11 +182,11 @@ def head_of(strategy: str) -> FeatureFusion | ModelFusion:
     """Return an untrained head by the name of its strategy."""
     dims = {"audio": DIM, "image": DIM}
     match strategy.split(" + "):
-        case ["model-level head" | "model-level pool" as name, *rest]:
+        case ["model-level head" | "model-level pool" as level, *rest]:
             return ModelFusion(
                 dims,
                 CLASSES,
-                combine="head" if name.endswith("head") else "pool",
+                combine="head" if level.endswith("head") else "pool",
                 modality_dropout=0.5 if rest else 0.0,
             )
         case ["gated token", *rest]:

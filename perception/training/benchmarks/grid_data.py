@@ -67,7 +67,8 @@ def read(file: Path) -> Clip:
 
 def mouths(frames: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.uint8]:
     """Cut the mouth out of each frame: one place per clip, from the faces found in some of its frames."""
-    cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
+    folder = Path(cv2.__file__).parent / "data"
+    cascade = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
     found = []
     for frame in frames[:: max(1, len(frames) // _FACES_LOOKED_AT)]:
         boxes = cascade.detectMultiScale(frame, 1.1, 5, minSize=(80, 80))
