@@ -7,6 +7,7 @@ weight; a missing branch weighs 0, and the class prior, which every branch has l
 With all weights 1 this is Bayes' rule for conditionally independent branches.
 """
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -96,3 +97,66 @@ def _minimise(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor)
     with torch.enable_grad():
         optimiser.step(closure)  # type: ignore[no-untyped-call]
     return point.detach()
+
+
+class ReliabilityPool(nn.Module):
+    """Log-linear pool whose weights depend on how reliable each branch looks in this very window.
+
+        w_m = softplus(a_m + b_m . q)
+
+    q are quality figures: how sure each branch is, how far its input lies from what it was trained on,
+    how loud the noise is. A branch that is confident for no reason loses its weight by these, where one
+    fixed weight would have to be too low for good windows or too high for bad ones.
+
+    Args:
+        branches: M.
+        qualities: Q, figures per window.
+        classes: C.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    log_prior: torch.Tensor
+
+    def __init__(self, branches: int, qualities: int, classes: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(qualities, branches)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, math.log(math.expm1(1.0)))  # softplus of this is 1
+        self.register_buffer("mean", torch.zeros(qualities))
+        self.register_buffer("std", torch.ones(qualities))
+        self.register_buffer("log_prior", torch.full((classes,), 1 / classes).log())
+
+    def weights(self, quality: torch.Tensor) -> torch.Tensor:
+        """Return each branch's weight (B, M) by quality figures (B, Q)."""
+        return F.softplus(self.gate((quality - self.mean) / self.std))
+
+    def forward(self, logits: torch.Tensor, present: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
+        """Pool logits (B, M, C) of the branches present (B, M) into log-probabilities (B, C)."""
+        log_p = F.log_softmax(_known(logits, present), dim=-1)
+        w = self.weights(quality) * present.to(log_p.dtype)
+        excess = w.sum(dim=1, keepdim=True) - 1
+        return F.log_softmax((w[:, :, None] * log_p).sum(dim=1) - excess * self.log_prior, dim=-1)
+
+    def fit(
+        self, logits: torch.Tensor, present: torch.Tensor, quality: torch.Tensor, labels: torch.Tensor
+    ) -> None:
+        """Minimise the NLL on rows that no branch was trained on, good and bad windows among them."""
+        self.mean.copy_(quality.mean(dim=0))
+        self.std.copy_(quality.std(dim=0).clamp_min(1e-6))
+        start = torch.cat([p.detach().flatten() for p in self.gate.parameters()]).double()
+        data = logits.double(), present, quality.double()
+
+        def nll(point: torch.Tensor) -> torch.Tensor:
+            count = self.gate.weight.numel()
+            given = {"gate.weight": point[:count].view_as(self.gate.weight), "gate.bias": point[count:]}
+            buffers = {name: value.double() for name, value in self.named_buffers()}
+            told = torch.func.functional_call(self, given | buffers, data)
+            pull = PULL / len(labels) * (point - start).square().sum()
+            return F.nll_loss(told, labels) + pull
+
+        point = _minimise(nll, start)
+        count = self.gate.weight.numel()
+        with torch.no_grad():
+            self.gate.weight.copy_(point[:count].view_as(self.gate.weight))
+            self.gate.bias.copy_(point[count:])

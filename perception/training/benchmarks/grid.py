@@ -1,0 +1,245 @@
+"""GRID: spoken commands seen and heard; does fusion hold when the sound is noisy or the video late?
+
+Two slots, the digit and the command word, in windows of the given word times. Five folds by clip. One
+classifier per modality; the pool that fuses them is fitted on training clips which its classifiers were
+not trained on, under every disturbance. No published equivalent: one speaker, our own task.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import torch
+from scipy.special import log_softmax
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.model_selection import StratifiedKFold
+
+from perception.features.logmel import log_mel
+from perception.models.pooling import LogLinearPool, ReliabilityPool
+from perception.training.augment import with_noise
+from perception.training.benchmarks.grid_data import FRAME_RATE_HZ, Clip, load
+from perception.training.benchmarks.results import Figures
+
+SLOTS: Final = {"digit": 4, "command": 0}
+SNRS_DB: Final = (np.inf, 20.0, 15.0, 10.0, 5.0, 0.0, -5.0, -10.0)
+OFFSETS_S: Final = tuple(round(-0.4 + 0.1 * step, 1) for step in range(9))
+MARGIN_S: Final = 0.06
+"""Before and after the word."""
+STEPS: Final = 10
+PICTURE: Final = (32, 20)
+COMPONENTS: Final = 80
+OUTER, INNER = 5, 4
+_LOG: Final = logging.getLogger(__name__)
+
+
+def heard(clip: Clip, slot: int, snr_db: float, seed: int) -> Any:
+    """Return log-mel bands at STEPS moments of the word, then the clip's noise floor per band."""
+    wave = torch.from_numpy(clip.waveform)[None]
+    if np.isfinite(snr_db):
+        generator = torch.Generator().manual_seed(seed)
+        wave = with_noise(wave, torch.tensor([snr_db]), generator)
+    frames = log_mel(wave[0].numpy())
+    start_s, end_s = _word(clip, slot)
+    at = np.linspace(start_s - MARGIN_S, end_s + MARGIN_S, STEPS) * 100 - 1.25
+    floor = np.quantile(frames, 0.1, axis=0).mean(keepdims=True)
+    return np.concatenate([_interpolated(frames, at).ravel(), floor]).astype(np.float32)
+
+
+def seen(clip: Clip, slot: int, offset_s: float) -> Any:
+    """Return the mouth at STEPS moments of the word, with video `offset_s` late against the sound."""
+    pictures = clip.mouth.astype(np.float32)
+    pictures = (pictures - pictures.mean(axis=(1, 2), keepdims=True)) / pictures.std()
+    small = np.stack([cv2.resize(p, PICTURE, interpolation=cv2.INTER_AREA) for p in pictures])
+    start_s, end_s = _word(clip, slot)
+    at = np.linspace(start_s - MARGIN_S, end_s + MARGIN_S, STEPS) - offset_s
+    return _interpolated(small, at * FRAME_RATE_HZ - 0.5).reshape(-1).astype(np.float32)
+
+
+def _word(clip: Clip, slot: int) -> tuple[float, float]:
+    start_s, end_s, _ = [word for word in clip.words if word[2] not in ("sil", "sp")][slot]
+    return start_s, end_s
+
+
+def _interpolated(values: Any, at: Any) -> Any:
+    at = at.clip(0, len(values) - 1.001)
+    whole = at.astype(int)
+    part = (at - whole).reshape(-1, *(1,) * (values.ndim - 1))
+    return values[whole] * (1 - part) + values[whole + 1] * part
+
+
+class Expert:
+    """Principal components, then Gaussian classes with a shared, shrunken covariance."""
+
+    def fit(self, x: Any, labels: Any) -> "Expert":
+        """Fit rows (N, D)."""
+        self._pca = PCA(min(COMPONENTS, len(x) // 2), svd_solver="randomized", random_state=0).fit(x)
+        z = self._pca.transform(x)
+        self._lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(z, labels)
+        self._whiten = np.linalg.cholesky(np.linalg.inv(self._lda.covariance_))
+        return self
+
+    def __call__(self, x: Any) -> tuple[Any, Any]:
+        """Return logits (N, C), and how far each row is from its nearest class and from the PCA's space."""
+        z = self._pca.transform(x)
+        gaps = (z[:, None] - self._lda.means_[None]) @ self._whiten
+        nearest = np.sqrt(np.square(gaps).sum(axis=2)).min(axis=1)
+        residual = np.sqrt(np.square(x - self._pca.inverse_transform(z)).mean(axis=1))
+        return self._lda.decision_function(z), np.stack([nearest, residual], axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Features of one slot of all clips, under every disturbance."""
+
+    audio: Mapping[tuple[float, int], Any]
+    """By SNR in dB and noise seed: (N, D)."""
+    video: Mapping[float, Any]
+    """By offset in s: (N, D)."""
+    labels: Any
+    classes: tuple[str, ...]
+
+
+def material(clips: Sequence[Clip], slot: int) -> Material:
+    """Compute all features; noise of seed 0 is for training, of seed 1 for testing."""
+    words = [[word for _, _, word in clip.words if word not in ("sil", "sp")][slot] for clip in clips]
+    classes, labels = np.unique(words, return_inverse=True)
+    audio = {
+        (snr_db, seed): np.stack(
+            [heard(clip, slot, snr_db, 1000 * seed + number) for number, clip in enumerate(clips)]
+        )
+        for snr_db in SNRS_DB
+        for seed in (0, 1)
+    }
+    video = {offset_s: np.stack([seen(clip, slot, offset_s) for clip in clips]) for offset_s in OFFSETS_S}
+    return Material(audio, video, labels, tuple(classes))
+
+
+class Experts:
+    """One classifier per modality, and the audio one that never heard noise, for comparison."""
+
+    def __init__(self, data: Material, rows: Any) -> None:
+        labels = data.labels[rows]
+        noisy = np.concatenate([data.audio[snr_db, 0][rows] for snr_db in SNRS_DB])
+        self.audio = Expert().fit(noisy, np.tile(labels, len(SNRS_DB)))
+        self.clean_audio = Expert().fit(data.audio[np.inf, 0][rows], labels)
+        self.video = Expert().fit(data.video[0.0][rows], labels)
+
+    def told(self, data: Material, rows: Any, snr_db: float, offset_s: float, seed: int) -> tuple[Any, Any]:
+        """Return logits (N, 2, C) of audio and video, and quality figures (N, Q)."""
+        sound = data.audio[snr_db, seed][rows]
+        (audio, audio_far), (video, video_far) = self.audio(sound), self.video(data.video[offset_s][rows])
+        quality = [audio_far, sound[:, -1:], video_far, _sureness(audio), _sureness(video)]
+        return np.stack([audio, video], axis=1), np.concatenate(quality, axis=1)
+
+
+def _sureness(logits: Any) -> Any:
+    """Return entropy and the gap between the two best classes, (N, 2)."""
+    log_p = log_softmax(logits, axis=1)
+    top = np.sort(log_p, axis=1)
+    entropy = -(np.exp(log_p) * log_p).sum(axis=1)
+    return np.stack([entropy, np.log1p(top[:, -1] - top[:, -2])], axis=1)
+
+
+def fit_pools(data: Material, rows: Any) -> tuple[LogLinearPool, ReliabilityPool]:
+    """Fit both pools on training clips, each told by experts that were not trained on it.
+
+    The fixed pool sees undisturbed windows, as a user without disturbed ones would have it; the other
+    one every SNR and every offset, each with the other modality undisturbed and with one of the rest.
+    """
+    plain: list[tuple[Any, Any]] = []
+    mixed: list[tuple[Any, Any, Any]] = []
+    splitter = StratifiedKFold(INNER, shuffle=True, random_state=1)
+    rng = np.random.default_rng(0)
+    for fitted, held in splitter.split(rows, data.labels[rows]):
+        experts, out = Experts(data, rows[fitted]), rows[held]
+        conditions = [(snr_db, 0.0) for snr_db in SNRS_DB] + [(np.inf, offset) for offset in OFFSETS_S]
+        conditions += [
+            (SNRS_DB[rng.integers(len(SNRS_DB))], OFFSETS_S[rng.integers(len(OFFSETS_S))])
+            for _ in range(len(conditions))
+        ]
+        plain.append((experts.told(data, out, np.inf, 0.0, 1)[0], data.labels[out]))
+        mixed += [(*experts.told(data, out, *condition, 1), data.labels[out]) for condition in conditions]
+    logits, labels = (torch.from_numpy(np.concatenate(part)) for part in zip(*plain, strict=True))
+    present = torch.ones(len(labels), 2, dtype=torch.bool)
+    fixed = LogLinearPool(2, len(data.classes))
+    fixed.fit_temperatures(logits, present, labels)
+    fixed.fit_weights(logits, present, labels)
+    logits, quality, labels = (torch.from_numpy(np.concatenate(part)) for part in zip(*mixed, strict=True))
+    gated = ReliabilityPool(2, quality.shape[1], len(data.classes))
+    gated.fit(logits, torch.ones(len(labels), 2, dtype=torch.bool), quality, labels)
+    return fixed, gated
+
+
+@torch.no_grad()
+def score(figures: Figures, name: str, data: Material, train: Any, test: Any) -> None:
+    """Score everything on one test fold, at every SNR and offset."""
+    experts, (fixed, gated) = Experts(data, train), fit_pools(data, train)
+    truth = data.labels[test]
+    present = torch.ones(len(test), 2, dtype=torch.bool)
+    for snr_db in SNRS_DB:
+        for offset_s in OFFSETS_S:
+            logits, quality = experts.told(data, test, snr_db, offset_s, 1)
+            clean = experts.clean_audio(data.audio[snr_db, 1][test])[0]
+            both, given = torch.from_numpy(logits), torch.from_numpy(quality).double()
+            told = {
+                "audio": logits[:, 0],
+                "audio, trained without noise": clean,
+                "video": logits[:, 1],
+                "product of experts, trained without noise": log_softmax(clean, axis=1)
+                + log_softmax(logits[:, 1], axis=1),
+                "product of experts": log_softmax(logits, axis=2).sum(axis=1),
+                "averaged logits": logits.mean(axis=1),
+                "pool, fixed weights": fixed(both, present).numpy(),
+                "pool, weights by reliability": gated.double()(both, present, given).numpy(),
+            }
+            for kind, values in told.items():
+                right = float((values.argmax(axis=1) == truth).sum())
+                figures.add(f"{name}, offset {offset_s:+.1f} s", kind, _label(snr_db), right)
+
+
+def _label(snr_db: float) -> str:
+    return "clean" if np.isinf(snr_db) else f"{snr_db:g} dB"
+
+
+def run(data: Path, out: Path, seeds: int = 1, workers: int = 1) -> Figures:
+    """Score both slots; write `grid.json` and `.md`; return accuracies over all test folds."""
+    clips = load(data, workers)
+    figures = Figures()
+    for name, slot in SLOTS.items():
+        features = material(clips, slot)
+        _LOG.info("%s: features of %d clips", name, len(clips))
+        for seed in range(seeds):
+            folds = StratifiedKFold(OUTER, shuffle=True, random_state=seed)
+            right = Figures()
+            for train, test in folds.split(features.labels, features.labels):
+                score(right, name, features, train, test)
+                _LOG.info("%s: a fold done", name)
+            for table, rows in right.as_json().items():
+                for row, columns in rows.items():
+                    for column, values in columns.items():
+                        figures.add(table, row, column, sum(values["values"]) / len(clips))
+    verdicts(figures)
+    figures.save(out, "grid", {"clips": len(clips), "seeds": seeds})
+    return figures
+
+
+SINGLES: Final = ("audio", "audio, trained without noise", "video")
+FUSED: Final = "pool, weights by reliability"
+
+
+def verdicts(figures: Figures) -> None:
+    """Add by how much fusion is better than the best single modality, per condition."""
+    for name in SLOTS:
+        for offset_s in OFFSETS_S:
+            table = f"{name}, offset {offset_s:+.1f} s"
+            for snr_db in SNRS_DB:
+                column = _label(snr_db)
+                best = max(figures.mean(table, single, column) for single in SINGLES)
+                for kind in (FUSED, "product of experts, trained without noise", "pool, fixed weights"):
+                    gain = figures.mean(table, kind, column) - best
+                    figures.add(f"{name}, gain of {kind}", f"{offset_s:+.1f} s", column, gain)
