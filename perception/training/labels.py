@@ -109,7 +109,10 @@ def _guess(file: Path, row: Sequence[str]) -> _Columns:
     # ELAN: tier, (participant,) begin, end, (duration,) value
     times = [index for index, is_time in enumerate(numeric) if is_time]
     if len(times) >= 2 and times[0] > 0 and len(row) > times[-1] + 1:
-        return times[0], times[1], len(row) - 1, 0
+        # exported in several formats, the beginning comes as often before the end does
+        begin = seconds(row[times[0]])
+        end = next((index for index in times if seconds(row[index]) != begin), times[1])
+        return times[0], end, len(row) - 1, 0
     raise SessionError(
         f"{file}, line 1: expected 'start<TAB>end<TAB>class', or a header naming start, end and class"
     )
