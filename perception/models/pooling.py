@@ -102,7 +102,7 @@ def _minimise(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor)
 class ReliabilityPool(nn.Module):
     """Log-linear pool whose weights depend on how reliable each branch looks in this very window.
 
-        w_m = softplus(a_m + b_m . q)
+        w = softplus(gate(q))
 
     q are quality figures: how sure each branch is, how far its input lies from what it was trained on,
     how loud the noise is. A branch that is confident for no reason loses its weight by these, where one
@@ -112,17 +112,20 @@ class ReliabilityPool(nn.Module):
         branches: M.
         qualities: Q, figures per window.
         classes: C.
+        hidden: width of the gate's hidden layer; 0 for a linear gate.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     log_prior: torch.Tensor
 
-    def __init__(self, branches: int, qualities: int, classes: int) -> None:
+    def __init__(self, branches: int, qualities: int, classes: int, hidden: int = 0) -> None:
         super().__init__()
-        self.gate = nn.Linear(qualities, branches)
-        nn.init.zeros_(self.gate.weight)
-        nn.init.constant_(self.gate.bias, math.log(math.expm1(1.0)))  # softplus of this is 1
+        last = nn.Linear(hidden or qualities, branches)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, math.log(math.expm1(1.0)))  # softplus of this is 1
+        inner = [nn.Linear(qualities, hidden), nn.Tanh()] if hidden else []
+        self.gate = nn.Sequential(*inner, last)
         self.register_buffer("mean", torch.zeros(qualities))
         self.register_buffer("std", torch.ones(qualities))
         self.register_buffer("log_prior", torch.full((classes,), 1 / classes).log())
@@ -144,19 +147,17 @@ class ReliabilityPool(nn.Module):
         """Minimise the NLL on rows that no branch was trained on, good and bad windows among them."""
         self.mean.copy_(quality.mean(dim=0))
         self.std.copy_(quality.std(dim=0).clamp_min(1e-6))
-        start = torch.cat([p.detach().flatten() for p in self.gate.parameters()]).double()
+        shapes = {name: value.shape for name, value in self.named_parameters()}
+        start = nn.utils.parameters_to_vector(self.parameters()).detach().double()
+        buffers = {name: value.double() for name, value in self.named_buffers()}
         data = logits.double(), present, quality.double()
 
         def nll(point: torch.Tensor) -> torch.Tensor:
-            count = self.gate.weight.numel()
-            given = {"gate.weight": point[:count].view_as(self.gate.weight), "gate.bias": point[count:]}
-            buffers = {name: value.double() for name, value in self.named_buffers()}
+            parts = torch.split(point, [shape.numel() for shape in shapes.values()])
+            given = {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
             told = torch.func.functional_call(self, given | buffers, data)
             pull = PULL / len(labels) * (point - start).square().sum()
             return F.nll_loss(told, labels) + pull
 
-        point = _minimise(nll, start)
-        count = self.gate.weight.numel()
         with torch.no_grad():
-            self.gate.weight.copy_(point[:count].view_as(self.gate.weight))
-            self.gate.bias.copy_(point[count:])
+            nn.utils.vector_to_parameters(_minimise(nll, start).to(self.mean.dtype), self.parameters())

@@ -14,7 +14,7 @@ from typing import Any, Final
 import cv2
 import numpy as np
 import torch
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import StratifiedKFold
@@ -33,6 +33,9 @@ MARGIN_S: Final = 0.06
 STEPS: Final = 10
 PICTURE: Final = (32, 20)
 COMPONENTS: Final = 80
+SOFTNESS: Final = 4.0
+"""Components are not as independent as Gaussian classes have it; likelihoods are flattened by this."""
+HIDDEN: Final = 12
 OUTER, INNER = 5, 4
 _LOG: Final = logging.getLogger(__name__)
 
@@ -50,11 +53,15 @@ def heard(clip: Clip, slot: int, snr_db: float, seed: int) -> Any:
     return np.concatenate([_interpolated(frames, at).ravel(), floor]).astype(np.float32)
 
 
-def seen(clip: Clip, slot: int, offset_s: float) -> Any:
-    """Return the mouth at STEPS moments of the word, with video `offset_s` late against the sound."""
+def pictures_of(clip: Clip) -> Any:
+    """Return small pictures of the mouth without their brightness and contrast, (frames, 20, 32)."""
     pictures = clip.mouth.astype(np.float32)
     pictures = (pictures - pictures.mean(axis=(1, 2), keepdims=True)) / pictures.std()
-    small = np.stack([cv2.resize(p, PICTURE, interpolation=cv2.INTER_AREA) for p in pictures])
+    return np.stack([cv2.resize(p, PICTURE, interpolation=cv2.INTER_AREA) for p in pictures])
+
+
+def seen(clip: Clip, small: Any, slot: int, offset_s: float) -> Any:
+    """Return the mouth at STEPS moments of the word, with video `offset_s` late against the sound."""
     start_s, end_s = _word(clip, slot)
     at = np.linspace(start_s - MARGIN_S, end_s + MARGIN_S, STEPS) - offset_s
     return _interpolated(small, at * FRAME_RATE_HZ - 0.5).reshape(-1).astype(np.float32)
@@ -91,6 +98,11 @@ class Expert:
         residual = np.sqrt(np.square(x - self._pca.inverse_transform(z)).mean(axis=1))
         return self._lda.decision_function(z), np.stack([nearest, residual], axis=1)
 
+    def likelihoods(self, x: Any) -> Any:
+        """Return what each class says of each row, (N, C), up to a constant; comparable between windows."""
+        gaps = (self._pca.transform(x)[:, None] - self._lda.means_[None]) @ self._whiten
+        return -np.square(gaps).sum(axis=2) / (2 * SOFTNESS)
+
 
 @dataclass(frozen=True, slots=True)
 class Material:
@@ -115,7 +127,13 @@ def material(clips: Sequence[Clip], slot: int) -> Material:
         for snr_db in SNRS_DB
         for seed in (0, 1)
     }
-    video = {offset_s: np.stack([seen(clip, slot, offset_s) for clip in clips]) for offset_s in OFFSETS_S}
+    small = [pictures_of(clip) for clip in clips]
+    video = {
+        offset_s: np.stack(
+            [seen(clip, pictures, slot, offset_s) for clip, pictures in zip(clips, small, strict=True)]
+        )
+        for offset_s in sorted({round(first + second, 1) for first in OFFSETS_S for second in OFFSETS_S})
+    }
     return Material(audio, video, labels, tuple(classes))
 
 
@@ -130,11 +148,29 @@ class Experts:
         self.video = Expert().fit(data.video[0.0][rows], labels)
 
     def told(self, data: Material, rows: Any, snr_db: float, offset_s: float, seed: int) -> tuple[Any, Any]:
-        """Return logits (N, 2, C) of audio and video, and quality figures (N, Q)."""
-        sound = data.audio[snr_db, seed][rows]
-        (audio, audio_far), (video, video_far) = self.audio(sound), self.video(data.video[offset_s][rows])
-        quality = [audio_far, sound[:, -1:], video_far, _sureness(audio), _sureness(video)]
-        return np.stack([audio, video], axis=1), np.concatenate(quality, axis=1)
+        """Return logits (N, 4, C) of BRANCHES and quality figures (N, Q)."""
+        sound, picture = data.audio[snr_db, seed][rows], data.video[offset_s][rows]
+        (audio, audio_far), (clean, clean_far) = self.audio(sound), self.clean_audio(sound)
+        video, video_far = self.video(picture)
+        shifted, moved = self._realigned(data, rows, offset_s)
+        logits = np.stack([audio, clean, video, shifted], axis=1)
+        sure = [_sureness(part) for part in (audio, clean, video, shifted)]
+        quality = [audio_far, clean_far, sound[:, -1:], video_far, moved, *sure]
+        return logits, np.concatenate(quality, axis=1)
+
+    def _realigned(self, data: Material, rows: Any, offset_s: float) -> tuple[Any, Any]:
+        """Return logits over all shifts of the video, and how much better the best one fits than none."""
+        shifts = [self.video.likelihoods(data.video[round(offset_s + s, 1)][rows]) for s in OFFSETS_S]
+        likelihoods = np.stack(shifts, axis=1)  # (N, shifts, C)
+        best = likelihoods.max(axis=2)
+        gain = best.max(axis=1) - best[:, OFFSETS_S.index(0.0)]
+        distance = np.abs(np.asarray(OFFSETS_S))[best.argmax(axis=1)]
+        return logsumexp(likelihoods, axis=1), np.stack([np.log1p(gain), distance], axis=1)
+
+
+PAIR: Final = [0, 2]
+"""One branch of each modality."""
+BRANCHES: Final = ("audio", "audio, trained without noise", "video", "video, realigned")
 
 
 def _sureness(logits: Any) -> Any:
@@ -157,12 +193,12 @@ def fit_pools(data: Material, rows: Any) -> tuple[LogLinearPool, ReliabilityPool
     rng = np.random.default_rng(0)
     for fitted, held in splitter.split(rows, data.labels[rows]):
         experts, out = Experts(data, rows[fitted]), rows[held]
-        conditions = [(snr_db, 0.0) for snr_db in SNRS_DB] + [(np.inf, offset) for offset in OFFSETS_S]
+        conditions = [(snr_db, 0.0) for snr_db in SNRS_DB] * 2 + [(np.inf, offset) for offset in OFFSETS_S]
         conditions += [
             (SNRS_DB[rng.integers(len(SNRS_DB))], OFFSETS_S[rng.integers(len(OFFSETS_S))])
             for _ in range(len(conditions))
         ]
-        plain.append((experts.told(data, out, np.inf, 0.0, 1)[0], data.labels[out]))
+        plain.append((experts.told(data, out, np.inf, 0.0, 1)[0][:, PAIR], data.labels[out]))
         mixed += [(*experts.told(data, out, *condition, 1), data.labels[out]) for condition in conditions]
     logits, labels = (torch.from_numpy(np.concatenate(part)) for part in zip(*plain, strict=True))
     present = torch.ones(len(labels), 2, dtype=torch.bool)
@@ -170,8 +206,9 @@ def fit_pools(data: Material, rows: Any) -> tuple[LogLinearPool, ReliabilityPool
     fixed.fit_temperatures(logits, present, labels)
     fixed.fit_weights(logits, present, labels)
     logits, quality, labels = (torch.from_numpy(np.concatenate(part)) for part in zip(*mixed, strict=True))
-    gated = ReliabilityPool(2, quality.shape[1], len(data.classes))
-    gated.fit(logits, torch.ones(len(labels), 2, dtype=torch.bool), quality, labels)
+    torch.manual_seed(0)
+    gated = ReliabilityPool(len(BRANCHES), quality.shape[1], len(data.classes), HIDDEN)
+    gated.fit(logits, torch.ones(len(labels), len(BRANCHES), dtype=torch.bool), quality, labels)
     return fixed, gated
 
 
@@ -180,21 +217,16 @@ def score(figures: Figures, name: str, data: Material, train: Any, test: Any) ->
     """Score everything on one test fold, at every SNR and offset."""
     experts, (fixed, gated) = Experts(data, train), fit_pools(data, train)
     truth = data.labels[test]
-    present = torch.ones(len(test), 2, dtype=torch.bool)
+    present = torch.ones(len(test), len(BRANCHES), dtype=torch.bool)
     for snr_db in SNRS_DB:
         for offset_s in OFFSETS_S:
             logits, quality = experts.told(data, test, snr_db, offset_s, 1)
-            clean = experts.clean_audio(data.audio[snr_db, 1][test])[0]
             both, given = torch.from_numpy(logits), torch.from_numpy(quality).double()
-            told = {
-                "audio": logits[:, 0],
-                "audio, trained without noise": clean,
-                "video": logits[:, 1],
-                "product of experts, trained without noise": log_softmax(clean, axis=1)
-                + log_softmax(logits[:, 1], axis=1),
-                "product of experts": log_softmax(logits, axis=2).sum(axis=1),
-                "averaged logits": logits.mean(axis=1),
-                "pool, fixed weights": fixed(both, present).numpy(),
+            told = dict(zip(BRANCHES, logits.swapaxes(0, 1), strict=True)) | {
+                "product of experts, trained without noise": log_softmax(logits[:, 1:3], axis=2).sum(axis=1),
+                "product of experts": log_softmax(logits[:, PAIR], axis=2).sum(axis=1),
+                "averaged logits": logits[:, PAIR].mean(axis=1),
+                "pool, fixed weights": fixed(both[:, PAIR], present[:, PAIR]).numpy(),
                 "pool, weights by reliability": gated.double()(both, present, given).numpy(),
             }
             for kind, values in told.items():
@@ -228,7 +260,7 @@ def run(data: Path, out: Path, seeds: int = 1, workers: int = 1) -> Figures:
     return figures
 
 
-SINGLES: Final = ("audio", "audio, trained without noise", "video")
+SINGLES: Final = BRANCHES
 FUSED: Final = "pool, weights by reliability"
 
 

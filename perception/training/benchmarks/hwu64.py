@@ -20,7 +20,8 @@ from perception.errors import PerceptionError
 from perception.training.benchmarks.results import Figures
 from perception.training.evaluate import metrics
 
-STRENGTHS: Final = (0.3, 1.0)
+STRENGTHS: Final = (0.5, 1.0)
+NGRAMS: Final = {"words": (2, None), "words+characters": (2, (2, 5)), "words+short characters": (3, (1, 4))}
 INNER_FOLDS: Final = 3
 WORDS: Final = r"(?u)\b\w+\b"
 _LOG: Final = logging.getLogger(__name__)
@@ -37,11 +38,12 @@ def load(data: Path, part: str) -> tuple[list[str], list[str]]:
 
 
 def features(name: str) -> Any:
-    """Return an unfitted vectoriser: `words`, or `words+characters`."""
-    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=WORDS, sublinear_tf=True)
-    if name == "words":
+    """Return an unfitted vectoriser by its name in NGRAMS."""
+    longest, characters = NGRAMS[name]
+    words = TfidfVectorizer(ngram_range=(1, longest), token_pattern=WORDS, sublinear_tf=True)
+    if characters is None:
         return words
-    return make_union(words, TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True))
+    return make_union(words, TfidfVectorizer(analyzer="char_wb", ngram_range=characters, sublinear_tf=True))
 
 
 def run(data: Path, out: Path, seeds: int = 1) -> Figures:
@@ -52,7 +54,7 @@ def run(data: Path, out: Path, seeds: int = 1) -> Figures:
     choices: dict[tuple[str, float], float] = {}
     decisions: dict[tuple[str, float], Any] = {}
     folds = StratifiedKFold(INNER_FOLDS, shuffle=True, random_state=0)
-    for name in ("words", "words+characters"):
+    for name in NGRAMS:
         for strength in STRENGTHS:
             pipeline = make_pipeline(features(name), LinearSVC(C=strength))
             told = cross_val_predict(pipeline, texts, labels, cv=folds, method="decision_function")
