@@ -14,6 +14,7 @@ from typing import Any, Final
 import cv2
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from scipy.special import log_softmax, logsumexp
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -256,6 +257,7 @@ def run(data: Path, out: Path, seeds: int = 1, workers: int = 1) -> Figures:
                     for column, values in columns.items():
                         figures.add(table, row, column, sum(values["values"]) / len(clips))
     verdicts(figures)
+    plot(figures, out / "grid.svg")
     figures.save(out, "grid", {"clips": len(clips), "seeds": seeds})
     return figures
 
@@ -275,3 +277,22 @@ def verdicts(figures: Figures) -> None:
                 for kind in (FUSED, "product of experts, trained without noise", "pool, fixed weights"):
                     gain = figures.mean(table, kind, column) - best
                     figures.add(f"{name}, gain of {kind}", f"{offset_s:+.1f} s", column, gain)
+
+
+SHOWN: Final = ("audio", "video", "product of experts, trained without noise", "pool, fixed weights", FUSED)
+
+
+def plot(figures: Figures, file: Path) -> None:
+    """Draw accuracy over SNR without offset, and over offset at 0 dB, for each slot."""
+    figure = Figure((11, 7), layout="constrained")
+    for row, name in zip(figure.subplots(len(SLOTS), 2), SLOTS, strict=True):
+        for kind in SHOWN:
+            over_snr = [figures.mean(f"{name}, offset +0.0 s", kind, _label(snr_db)) for snr_db in SNRS_DB]
+            row[0].plot([_label(snr_db) for snr_db in SNRS_DB], over_snr, marker="o", label=kind)
+            over_offset = [figures.mean(f"{name}, offset {at:+.1f} s", kind, "0 dB") for at in OFFSETS_S]
+            row[1].plot(OFFSETS_S, over_offset, marker="o", label=kind)
+        row[0].set(title=f"{name}, no offset", xlabel="noise", ylabel="accuracy", ylim=(0, 1.02))
+        row[1].set(title=f"{name}, noise at 0 dB", xlabel="video late by s", ylim=(0, 1.02))
+    row[0].legend()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Date": None})
