@@ -10,6 +10,7 @@ import click
 from perception.errors import PerceptionError
 from perception.replay_cli import replay, verify
 from perception.session_cli import record, session
+from perception.training_cli import COMMANDS as TRAINING_COMMANDS
 
 INTERRUPTED: Final = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -214,7 +215,7 @@ def bench(
 
 
 session.add_command(verify)
-for command in (record, replay, session):
+for command in (record, replay, session, *TRAINING_COMMANDS):
     cli.add_command(command)
 
 
