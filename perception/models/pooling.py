@@ -142,9 +142,18 @@ class ReliabilityPool(nn.Module):
         return F.log_softmax((w[:, :, None] * log_p).sum(dim=1) - excess * self.log_prior, dim=-1)
 
     def fit(
-        self, logits: torch.Tensor, present: torch.Tensor, quality: torch.Tensor, labels: torch.Tensor
+        self,
+        logits: torch.Tensor,
+        present: torch.Tensor,
+        quality: torch.Tensor,
+        labels: torch.Tensor,
+        independent: int | None = None,
     ) -> None:
-        """Minimise the NLL on rows that no branch was trained on, good and bad windows among them."""
+        """Minimise the NLL on rows that no branch was trained on, good and bad windows among them.
+
+        `independent` is how many of the rows tell something new, where one clip stands in many of them under
+        different disturbances; all by default.
+        """
         self.mean.copy_(quality.mean(dim=0))
         self.std.copy_(quality.std(dim=0).clamp_min(1e-6))
         shapes = {name: value.shape for name, value in self.named_parameters()}
@@ -156,7 +165,7 @@ class ReliabilityPool(nn.Module):
             parts = torch.split(point, [shape.numel() for shape in shapes.values()])
             given = {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
             told = torch.func.functional_call(self, given | buffers, data)
-            pull = PULL / len(labels) * (point - start).square().sum()
+            pull = PULL / (independent or len(labels)) * (point - start).square().sum()
             return F.nll_loss(told, labels) + pull
 
         with torch.no_grad():

@@ -36,7 +36,6 @@ PICTURE: Final = (32, 20)
 COMPONENTS: Final = 80
 SOFTNESS: Final = 4.0
 """Components are not as independent as Gaussian classes have it; likelihoods are flattened by this."""
-HIDDEN: Final = 12
 OUTER, INNER = 5, 4
 _LOG: Final = logging.getLogger(__name__)
 
@@ -207,9 +206,8 @@ def fit_pools(data: Material, rows: Any) -> tuple[LogLinearPool, ReliabilityPool
     fixed.fit_temperatures(logits, present, labels)
     fixed.fit_weights(logits, present, labels)
     logits, quality, labels = (torch.from_numpy(np.concatenate(part)) for part in zip(*mixed, strict=True))
-    torch.manual_seed(0)
-    gated = ReliabilityPool(len(BRANCHES), quality.shape[1], len(data.classes), HIDDEN)
-    gated.fit(logits, torch.ones(len(labels), len(BRANCHES), dtype=torch.bool), quality, labels)
+    gated = ReliabilityPool(len(BRANCHES), quality.shape[1], len(data.classes))
+    gated.fit(logits, torch.ones(len(labels), len(BRANCHES), dtype=torch.bool), quality, labels, len(rows))
     return fixed, gated
 
 
