@@ -10,6 +10,7 @@ import click
 from perception.errors import PerceptionError
 from perception.replay_cli import replay, verify
 from perception.session_cli import record, session
+from perception.training_cli import COMMANDS as TRAINING_COMMANDS
 
 INTERRUPTED: Final = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -177,8 +178,44 @@ def new(folder: Path) -> None:
     click.echo(f"{new_keys(folder)}: keys made; every host needs a copy, nobody else may have one")
 
 
+@cli.command()
+@click.argument("kind", type=click.Choice(["transport", "features", "startup"]))
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--seconds", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Per case.")
+@click.option(
+    "--peers", is_flag=True, help="Beside others, where installed: pip install 'perception[bench]'."
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here.")
+@click.option("--baseline", type=click.Path(path_type=Path), help="Fail if twice as slow as this --json.")
+def bench(
+    kind: str, rounds: int, seconds: float, peers: bool, json_file: Path | None, baseline: Path | None
+) -> int:
+    """Measure this machine: rounds interleaved, beside the physical limit; fails over budget."""
+    import json
+
+    from perception.bench import features, report, startup, transport
+    from perception.bench.rounds import interleave
+
+    if kind == "transport":
+        cases = transport.cases(peers=peers, seconds=seconds)
+    elif kind == "features":
+        cases = features.cases(peers=peers)
+    else:
+        cases = startup.cases()
+    figures = interleave(cases, rounds, lambda text: click.echo(text, err=True))
+    click.echo(report.as_text(figures))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.as_json(kind, figures), indent=1) + "\n", encoding="utf-8")
+    complaints = report.over_budget(kind, figures)
+    if baseline is not None:
+        complaints += report.against(kind, figures, baseline)
+    for line in complaints:
+        click.echo(f"over budget: {line}", err=True)
+    return 1 if complaints else 0
+
+
 session.add_command(verify)
-for command in (record, replay, session):
+for command in (record, replay, session, *TRAINING_COMMANDS):
     cli.add_command(command)
 
 

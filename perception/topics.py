@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 
 from perception import messages
@@ -47,6 +48,7 @@ _NAME: Final = re.compile(r"[a-z]+(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+")
 MAX_TOPIC_LENGTH: Final = 64
 
 
+@lru_cache(maxsize=256)
 def lookup(name: str) -> Topic:
     """Return the table row of `camera/front` and the like; BusError names what is allowed."""
     row = TOPICS.get(name.partition("/")[0])

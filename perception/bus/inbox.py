@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+from collections.abc import Callable
 
 from perception.bus.mailbox import Mailbox
 from perception.messages import Header, InputHealth, Message
@@ -16,6 +17,8 @@ class Inbox:
         self._changed = threading.Condition()
         self._futures: set[asyncio.Future[None]] = set()
         self.closed = threading.Event()
+        self.waiting = 0
+        """Threads in `wait`."""
 
     def put(self, message: Message[Header]) -> None:
         """Take in a message and wake who waits."""
@@ -23,10 +26,10 @@ class Inbox:
             self._mailbox.put(message)
             self._wake()
 
-    def refuse(self, topic: str) -> None:
+    def refuse(self, topic: str, reason: str = "malformed") -> None:
         """Count a message that cannot be used."""
         with self._changed:
-            self._mailbox.refuse(topic)
+            self._mailbox.refuse(topic, reason)
 
     def expect(self, topic: str) -> None:
         """Keep an account of `topic`, even if nothing arrives."""
@@ -39,11 +42,27 @@ class Inbox:
             self.closed.set()
             self._wake()
 
-    def take(self, timeout_s: float | None) -> Message[Header] | None:
-        """Return the next message, None if none came in time or the inbox is closed."""
+    def take(self) -> Message[Header] | None:
+        """Return the next message, None if none is there or the inbox is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._mailbox) or self.closed.is_set(), timeout_s)
             return None if self.closed.is_set() else self._mailbox.take()
+
+    def wait(self, timeout_s: float | None, vain: Callable[[], bool]) -> None:
+        """Wait until a message comes, the inbox is closed, `wake` is called or time is up.
+
+        Returns at once if waiting is in `vain`, which is judged when nothing can come in between.
+        """
+        with self._changed:
+            if not len(self._mailbox) and not self.closed.is_set() and not vain():
+                self.waiting += 1
+                self._changed.wait(timeout_s)
+                self.waiting -= 1
+
+    def wake(self) -> None:
+        """Wake who waits, if anybody does."""
+        if self.waiting:
+            with self._changed:
+                self._changed.notify_all()
 
     async def take_async(self) -> Message[Header] | None:
         """Return the next message without blocking the event loop, None once closed."""

@@ -1,16 +1,18 @@
 """Publish one topic: bind, number, stamp, send. Nobody who is slow to read can hold it up."""
 
+import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 import zmq
 
 from perception import topics
-from perception.bus import codec, endpoints
+from perception.bus import codec, endpoints, lane
+from perception.bus.audience import Audience
 from perception.bus.host import Runtime
 from perception.errors import BusError
 from perception.messages import Header
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 _LINGER_MS: Final = 1000
 _COPY_BELOW_BYTES: Final = 64 * 1024  # handing a buffer over costs more than copying a small one
 _POLL_MS: Final = 10
-_MAX_NOTE_BYTES: Final = 1024  # readers send subscriptions only; a CURVE handshake takes some 300
 
 
 class Publisher:
@@ -58,7 +59,7 @@ class Publisher:
         self.source = f"{source}#{secrets.token_hex(4)}"
         self._clock = clock
         self._published = 0
-        self._subscribers = 0
+        self._ring: lane.Ring | None = None
         self._lock = threading.Lock()
         row = topics.lookup(topic)
         if endpoint is not None:
@@ -69,8 +70,7 @@ class Publisher:
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.set(zmq.LINGER, _LINGER_MS)
         self._socket.set(zmq.SNDHWM, endpoints.backlog(row))
-        self._socket.set(zmq.XPUB_VERBOSER, 1)  # report every subscription, so that they can be counted
-        self._socket.set(zmq.MAXMSGSIZE, _MAX_NOTE_BYTES)
+        self._audience = Audience(self._socket, topic)
         self._guard: ThreadAuthenticator | None = None
         self.endpoint: str | None = None
         try:
@@ -90,40 +90,60 @@ class Publisher:
     def subscribers(self) -> int:
         """Subscriptions to this topic in force now."""
         with self._lock:
-            self._count_subscribers()
-            return self._subscribers
+            self._audience.update()
+            return self._audience.plain + self._audience.lane
 
     def wait_for_subscriber(self, timeout_s: float) -> bool:
         """Wait until somebody subscribes; return whether somebody did."""
         deadline = time.monotonic() + timeout_s
         while True:
             with self._lock:
-                self._count_subscribers()
-                if self._subscribers:
+                self._audience.update()
+                if self._audience.plain + self._audience.lane:
                     return True
                 if self._socket.closed or time.monotonic() >= deadline:
                     return False
                 self._socket.poll(_POLL_MS)
 
-    def send(self, header: Header, payload: "Data" = b"") -> Header:
+    def loan(self, size: int) -> lane.Loan:
+        """Return memory for a payload of `size` bytes, to be filled and given to `send` once.
+
+        Readers on this host then see it without any copy. A loan that is dropped is given back.
+        """
+        with self._lock:
+            self._audience.update()
+            ring = self._ring_for(size) if self._audience.lane else None
+            slot = ring.take(size) if ring is not None else None
+            if ring is None or slot is None:
+                return lane.Loan(memoryview(bytearray(size)))
+            return lane.Loan(ring.memory(slot, size), ring, slot)
+
+    def send(self, header: Header, payload: "Data | lane.Loan" = b"") -> Header:
         """Send one message and return its header as sent, with `seq`, `sent_ns` and `source` filled.
 
-        A large payload is not copied: it must not be written to afterwards.
+        A large payload is not copied if a reader wants it inline: it must not be written to afterwards.
 
         Raises:
             MalformedMessageError: header or payload is not what the topic carries; nothing is sent.
-            BusError: the publisher is closed.
+            BusError: the publisher is closed, or a loan has been published before.
         """
         with self._lock:
             if self._socket.closed:
                 raise BusError(f"{self.topic}: the publisher is closed")
-            self._count_subscribers()
+            self._audience.update()
             stamped = header.model_copy(
                 update={"seq": self._published, "sent_ns": self._clock(), "source": self.source}
             )
-            parts = codec.encode(self.topic, stamped, payload)
-            small = len(parts) < 3 or len(parts[2]) < _COPY_BELOW_BYTES
-            self._socket.send_multipart(parts, copy=small)
+            loan, data = (payload, payload.data) if isinstance(payload, lane.Loan) else (None, payload)
+            parts = codec.encode(self.topic, stamped, data)
+            if loan is not None:
+                loan.spend()
+            if self._audience.plain:
+                self._send(self._inline(parts, loan))
+            if self._audience.lane:
+                self._send([self._audience.lane_topic, *self._through_lane(parts[1:], loan)])
+            elif loan is not None and loan.ring is not None:
+                loan.ring.release(loan.slot)
             self._published += 1
             return stamped
 
@@ -165,8 +185,41 @@ class Publisher:
                 self._bind(endpoint)
         self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
-    def _count_subscribers(self) -> None:
-        while not self._socket.closed and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
-            note = self._socket.recv()
-            if note[:1] in (b"\0", b"\1") and self.topic.encode().startswith(note[1:]):
-                self._subscribers += 1 if note[:1] == b"\1" else -1
+    def _send(self, parts: Sequence[bytes | memoryview]) -> None:
+        small = len(parts) < 3 or len(parts[2]) < _COPY_BELOW_BYTES
+        self._socket.send_multipart(parts, copy=small)
+
+    def _inline(self, parts: list[bytes | memoryview], loan: lane.Loan | None) -> list[bytes | memoryview]:
+        if loan is None or loan.ring is None:
+            return parts
+        return [*parts[:2], *map(bytes, parts[2:])]  # ZeroMQ would read the slot after it has been lent anew
+
+    def _through_lane(
+        self, parts: list[bytes | memoryview], loan: lane.Loan | None
+    ) -> list[bytes | memoryview]:
+        """Return what follows the topic for readers on this host: see `perception.bus.lane`."""
+        if len(parts) < 2:
+            return parts
+        header, payload = parts
+        ring = self._ring_for(len(payload)) if len(payload) >= lane.LANE_BYTES else None
+        if loan is not None and loan.ring is not None:
+            place = loan.ring.commit(loan.slot, len(loan.data))
+            if loan.ring is ring and not self._audience.newcomers:
+                return [header, place.pack()]
+            payload = bytes(payload)
+        if ring is None:
+            return [header, payload, b""]
+        slot = None if self._audience.newcomers else ring.take(len(payload))
+        if slot is None:
+            self._audience.newcomers = False
+            return [header, payload, ring.place.pack()]
+        ring.memory(slot, len(payload))[:] = payload
+        return [header, ring.commit(slot, len(payload)).pack()]
+
+    def _ring_for(self, size: int) -> lane.Ring | None:
+        """Return a ring with room for `size` bytes, a new one if need be; None if there is no memory."""
+        if self._ring is None or self._ring.stride < size:
+            with contextlib.suppress(OSError):
+                self._ring = lane.Ring(size)
+                self._audience.newcomers = True
+        return self._ring if self._ring is not None and self._ring.stride >= size else None

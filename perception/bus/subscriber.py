@@ -1,7 +1,12 @@
-"""Subscribe to topics: a thread drains the socket all the time, the consumer takes what policy kept."""
+"""Subscribe to topics: the socket is drained all the time, the consumer takes what policy kept.
+
+Who waits for a message drains the socket itself, which saves waking one thread by another. While no
+consumer waits, a thread does it, so that what has become old is dropped and counted meanwhile.
+"""
 
 import contextlib
 import logging
+import math
 import threading
 import time
 import weakref
@@ -15,10 +20,11 @@ from perception import topics
 from perception.bus import codec, endpoints
 from perception.bus.host import Runtime
 from perception.bus.inbox import Inbox
+from perception.bus.lanes import Lanes
 from perception.bus.mailbox import Mailbox
 from perception.bus.watch import Watch
 from perception.errors import BusError, MalformedMessageError
-from perception.messages import Header, InputHealth, Message
+from perception.messages import Header, InputHealth, Message, Payload
 
 if TYPE_CHECKING:
     from perception.bus.keys import Keys
@@ -26,9 +32,13 @@ if TYPE_CHECKING:
 _LOG: Final = logging.getLogger(__name__)
 _RESCAN_S: Final = 0.1
 _CLOSE_S: Final = 2.0
-_WAKE_MS: Final = 50
+_WAKE_S: Final = 0.05
+_AWAY_S: Final = 0.02
+"""So long after its last message a consumer counts as busy; ZeroMQ holds what comes till then."""
 _RECONNECT_MS: Final = 50
 _HEARTBEAT_MS: Final = 1000
+_MOST_AT_ONCE: Final = 64
+_COPY_BELOW: Final = 4096
 _DEAD_AFTER_MS: Final = 5000  # one large frame may keep a slow link busy for seconds
 
 
@@ -71,14 +81,16 @@ class Subscriber:
             from perception.bus.keys import load  # costs a process that needs none 40 ms of imports
 
             pair = load(keys)
-        drain = _Drain(_checked(patterns), runtime, clock, remote, pair, self._inbox)
-        thread = threading.Thread(target=drain.run, name=f"bus {' '.join(patterns)}", daemon=True)
+        # the lane is for those who want the newest frame: who wants every one may fall behind its ring
+        newest = (policies or topics.TOPICS).get("camera", topics.TOPICS["camera"]).policy == "latest"
+        self._drain = _Drain(_checked(patterns), runtime, clock, remote, pair, self._inbox, lane=newest)
+        thread = threading.Thread(target=self._drain.run, name=f"bus {' '.join(patterns)}", daemon=True)
         self._finalizer = weakref.finalize(self, _stop, self._inbox, thread)
         thread.start()
 
     def receive(self, timeout_s: float | None = None) -> Message[Header] | None:
         """Return the next message; None if none came in time, or if the subscriber is closed."""
-        return self._inbox.take(timeout_s)
+        return self._drain.receive(timeout_s)
 
     def __iter__(self) -> Iterator[Message[Header]]:
         while (message := self.receive()) is not None:
@@ -104,7 +116,7 @@ class Subscriber:
 
 
 class _Drain:
-    """The thread's side: owns the socket, never refers to the Subscriber, so that may be collected."""
+    """The socket, and whose turn it is. Never refers to the Subscriber, so that may be collected."""
 
     def __init__(
         self,
@@ -114,6 +126,8 @@ class _Drain:
         remote: Mapping[str, str],
         keys: "Keys | None",
         inbox: Inbox,
+        *,
+        lane: bool,
     ) -> None:
         self._patterns = patterns
         self._runtime = runtime
@@ -124,9 +138,15 @@ class _Drain:
         self._topics: set[str] = set()
         self._endpoints: dict[str, str] = {}
         self._complained: set[str] = set()
+        self._turn = threading.Lock()
+        """Held by who uses the socket."""
+        self._attended_s = -math.inf
+        """When a consumer last used it; infinity while one does."""
+        self._next_scan_s = time.monotonic()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._watch = Watch(self._socket)
+        self._lanes = Lanes(self._socket, wanted=lane)
         try:
             self._open()
         except BaseException:
@@ -134,23 +154,87 @@ class _Drain:
             raise
 
     def run(self) -> None:
-        """Drain until the inbox is closed."""
-        next_scan = time.monotonic()
+        """Drain while no consumer does, until the inbox is closed."""
+        closed = self._inbox.closed
         try:
-            while not self._inbox.closed.is_set():
-                if time.monotonic() >= next_scan:
-                    self._scan()
-                    next_scan = time.monotonic() + _RESCAN_S
-                with contextlib.suppress(zmq.Again):
-                    parts = self._socket.recv_multipart(copy=False)
-                    self._take_in([frame.buffer for frame in parts], self._clock())
+            while not closed.is_set():
+                if self._inbox.waiting:
+                    self._attended_s = time.monotonic()
+                    self._inbox.wake()
+                if time.monotonic() - self._attended_s < _AWAY_S:
+                    closed.wait(_AWAY_S)
+                elif self._turn.acquire(timeout=_WAKE_S):
+                    try:
+                        self._scan_when_due()
+                        self._wait(_WAKE_S)
+                    finally:
+                        self._turn.release()
         finally:
             self._inbox.close()
-            self._close()
+            with self._turn:
+                self._close()
+
+    def receive(self, timeout_s: float | None) -> Message[Header] | None:
+        """Return the next message; None if none came in time, or once the inbox is closed."""
+        deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while not self._inbox.closed.is_set():
+            if self._turn.acquire(blocking=False):
+                try:
+                    message = self._attend(deadline_s)
+                finally:
+                    self._turn.release()
+                if self._inbox.waiting:
+                    self._inbox.wake()  # the turn is free
+                return message
+            if (message := self._inbox.take()) is not None:
+                return message
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                return None
+            self._inbox.wait(min(left_s, threading.TIMEOUT_MAX), vain=lambda: not self._turn.locked())
+        return None
+
+    def _attend(self, deadline_s: float) -> Message[Header] | None:
+        """Drain until there is a message to return."""
+        self._attended_s = math.inf
+        try:
+            if not self._socket.closed:
+                self._take_all()  # what has come meanwhile may supersede what waits
+            while (message := self._inbox.take()) is None:
+                self._scan_when_due()
+                left_s = min(_WAKE_S, deadline_s - time.monotonic())
+                if left_s <= 0 or self._inbox.closed.is_set():
+                    return None
+                self._wait(left_s)
+            return message
+        finally:
+            self._attended_s = time.monotonic()
+
+    def _scan_when_due(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._next_scan_s:
+            self._next_scan_s = now_s + _RESCAN_S
+            self._scan()
+
+    def _wait(self, timeout_s: float) -> None:
+        """Take in one message as soon as it comes."""
+        if timeout_s < _WAKE_S and not zmq.zmq_poll([(self._socket, zmq.POLLIN)], math.ceil(timeout_s * 1e3)):
+            return
+        try:
+            self._take_in(self._socket.recv_multipart(copy=False))
+        except zmq.Again:
+            return
+
+    def _take_all(self) -> None:
+        """Take in what has come."""
+        for _ in range(_MOST_AT_ONCE):
+            if not int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+                return
+            self._take_in(self._socket.recv_multipart(copy=False))
 
     def _open(self) -> None:
         self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.RCVTIMEO, _WAKE_MS)
+        self._socket.set(zmq.RCVTIMEO, round(_WAKE_S * 1e3))
         self._socket.set(zmq.RECONNECT_IVL, _RECONNECT_MS)
         self._socket.set(zmq.HEARTBEAT_TIMEOUT, _DEAD_AFTER_MS)
         self._socket.set(zmq.MAXMSGSIZE, codec.MAX_PART_BYTES)
@@ -158,7 +242,7 @@ class _Drain:
         # silent for good.
         self._socket.set(zmq.RCVHWM, max(endpoints.backlog(row) for row in _rows(self._patterns)))
         for beginning in _filters(self._patterns):
-            self._socket.subscribe(beginning)
+            self._lanes.subscribe(beginning)
         named = [pattern for pattern in self._patterns if not pattern.endswith("*")]
         for topic in [*named, *filter(self._wants, self._remote)]:
             self._follow(topic)
@@ -202,10 +286,16 @@ class _Drain:
             for pattern in self._patterns
         )
 
-    def _take_in(self, parts: list[memoryview], received_ns: int) -> None:
+    def _take_in(self, frames: list[zmq.Frame]) -> None:
+        received_ns = self._clock()
+        parts: list[Payload] = [frame.buffer if len(frame) > _COPY_BELOW else frame.bytes for frame in frames]
+        on_lane = self._lanes.strip(parts)
         topic = bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]).decode("utf-8", "replace")
         if topic not in self._topics:
             return  # ZeroMQ matches beginnings: camera/a also lets camera/ab through
+        if on_lane and not self._lanes.resolve(topic, parts):
+            self._inbox.refuse(topic, "overwritten")
+            return
         try:
             self._inbox.put(codec.decode(parts, received_ns=received_ns))
         except MalformedMessageError as error:

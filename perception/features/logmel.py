@@ -135,20 +135,22 @@ class _Transform:
         self._hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.window) / config.window)
         self._padded = np.zeros((_ROWS, config.fft))
         self._spectrum = np.empty((_ROWS, config.fft // 2 + 1), np.complex128)
-        self._amplitudes = np.empty((_ROWS, config.fft // 2 + 1))
+        self._amplitudes = np.empty((config.fft // 2 + 1) * _ROWS)
 
     def __call__(self, windows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return (rows, bands) for at most _ROWS windows of (rows, window)."""
         rows = len(windows)
-        padded, amplitudes = self._padded[:rows], self._amplitudes[:rows]
+        padded = self._padded[:rows]
+        # a column per row of windows, without gaps: the sparse product would copy anything else
+        amplitudes = self._amplitudes[: self._spectrum.shape[1] * rows].reshape(-1, rows)
         np.multiply(windows, self._hann, out=padded[:, : self._hann.size])
         # real and imaginary parts, side by side
         parts = np.fft.rfft(padded, out=self._spectrum[:rows]).view(np.float64)
         np.square(parts, out=parts)
-        np.add(parts[:, ::2], parts[:, 1::2], out=amplitudes)
+        np.add(parts[:, ::2].T, parts[:, 1::2].T, out=amplitudes)
         if self._power == 1:
             np.sqrt(amplitudes, out=amplitudes)
-        bands: npt.NDArray[np.float64] = self._triangles @ amplitudes.T
+        bands: npt.NDArray[np.float64] = self._triangles @ amplitudes
         bands += self._log_offset
         return np.log(bands, out=bands).T
 

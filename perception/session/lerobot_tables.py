@@ -8,8 +8,8 @@ from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 _BATCH: Final = 256
 _TYPES: Final = {"float32": pa.float32(), "int64": pa.int64()}

@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from perception.messages import Fused, Header, Message

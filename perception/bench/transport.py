@@ -1,0 +1,109 @@
+"""What a message costs from process to process: latency and CPU time, beside peers and a plain copy."""
+
+import importlib.util
+import json
+import mmap
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from perception.bench.rounds import Values
+
+SIZES: Final = {"1080p": 1920 * 1080 * 3, "480p": 640 * 480 * 3, "state": 2048}
+RATE_HZ: Final = 60.0
+_DORA: Final = {"DORA_NODE_SHM_POOL_SIZE": str(256 << 20)}  # its default pool holds one 1080p frame
+_LIMIT_S: Final = 60.0
+_OURS: Final = ("perception", "perception-loan")
+_PEERS: Final = {"dora": "dora", "dora-loan": "dora"}
+_NODE: Final = ("-P", "-m", "perception.bench.transport_node")
+
+
+def cases(
+    *, peers: bool, seconds: float, sizes: tuple[str, ...] = tuple(SIZES)
+) -> dict[str, Callable[[], Values]]:
+    """Return what to measure, by `size case`; peers only where they are installed."""
+    found: dict[str, Callable[[], Values]] = {}
+    count = round(seconds * RATE_HZ)
+    installed = [case for case, module in _PEERS.items() if importlib.util.find_spec(module)]
+    for name in sizes:
+        ours = ("perception-state",) if name == "state" else _OURS
+        found[f"{name} limit: memcpy"] = partial(_memcpy, SIZES[name])
+        for case in (*ours, "pyzmq", *(installed if peers else ())):
+            found[f"{name} {case}"] = partial(_measure, case, SIZES[name], count)
+    return found
+
+
+def _memcpy(size: int, repeats: int = 50) -> Values:
+    """Return what one copy into shared memory costs, in slots of a ring as large as a publisher's."""
+    slots = 8
+    ring = np.frombuffer(mmap.mmap(-1, slots * size), np.uint8).reshape(slots, size)
+    image = np.zeros(size, np.uint8)
+    ring[:] = 1
+    spent_us = []
+    for number in range(repeats):
+        begun_s = time.perf_counter()
+        ring[number % slots] = image
+        spent_us.append((time.perf_counter() - begun_s) * 1e6)
+    middle = statistics.median(spent_us)
+    return {"p50_us": middle, "cpu_us": middle}
+
+
+def _measure(case: str, size: int, count: int) -> Values:
+    options = ("--size", str(size), "--count", str(count), "--rate", str(RATE_HZ))
+    with tempfile.TemporaryDirectory(prefix="bench") as folder:
+        where = Path(folder)
+        arguments = (*_NODE, case, "{end}", *options, "--where", folder)
+        if case.startswith("dora"):
+            _run_dora(where, arguments)
+        else:
+            _run_pair(arguments)
+        ends = {end: json.loads((where / f"{end}.json").read_text("utf-8")) for end in ("send", "receive")}
+    latencies_us = sorted(ends["receive"]["latencies_us"])
+    return {
+        "p50_us": statistics.median(latencies_us),
+        "p99_us": latencies_us[int(len(latencies_us) * 0.99)],
+        "cpu_us": ends["send"]["cpu_us"] + ends["receive"]["cpu_us"],
+        "received": len(latencies_us) / count,
+    }
+
+
+def _run_pair(arguments: tuple[str, ...]) -> None:
+    def start(end: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([sys.executable, *(part.format(end=end) for part in arguments)])
+
+    with start("receive") as receiver, start("send") as sender:
+        for process in (sender, receiver):
+            process.wait(_LIMIT_S)
+
+
+def _run_dora(where: Path, arguments: tuple[str, ...]) -> None:
+    def node(end: str, **more: Any) -> dict[str, Any]:
+        return {"id": end, "path": sys.executable, "args": " ".join(arguments).format(end=end), **more}
+
+    # JSON is YAML
+    flow = {
+        "nodes": [
+            node("send", outputs=["frame"]),
+            node("receive", inputs={"frame": {"source": "send/frame", "queue_size": 1}}),
+        ]
+    }
+    file = where / "dataflow.yml"
+    file.write_text(json.dumps(flow), encoding="utf-8")
+    dora = Path(sys.executable).with_name("dora")
+    subprocess.run(
+        [dora, "run", str(file)],
+        check=True,
+        timeout=_LIMIT_S,
+        cwd=where,
+        env=os.environ | _DORA,
+        capture_output=True,
+    )

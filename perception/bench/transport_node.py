@@ -1,0 +1,285 @@
+"""One end of a transport measurement: `python -P -m perception.bench.transport_node CASE END ...`.
+
+Prints one JSON object: the receiver its latencies in microseconds, both the CPU time they spent per message,
+user and system, all threads. The first messages, while rings fill and connections settle, do not count.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+WARM_UP: Final = 30
+STAMP: Final = 8
+"""Bytes at the beginning of every payload: when it was sent, CLOCK_MONOTONIC in ns."""
+SILENT_S: Final = 10.0
+
+Emit = Callable[[], None]
+Frames = Iterator[tuple[int, int]]
+"""(moment sent, size) of each message received; ends when nothing comes any more."""
+
+
+def main() -> None:
+    """Run one end to its end."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("case", choices=sorted(CASES))
+    parser.add_argument("end", choices=["send", "receive"])
+    parser.add_argument("--size", type=int, required=True, help="payload bytes")
+    parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--rate", type=float, required=True, help="messages per second")
+    parser.add_argument("--where", type=Path, required=True, help="folder for sockets and results")
+    arguments = parser.parse_args()
+    case = CASES[arguments.case](arguments)
+    if arguments.end == "send":
+        with case.sending() as emit:
+            result = _send(emit, arguments.count, arguments.rate)
+    else:
+        with case.receiving() as frames:
+            result = _receive(frames, arguments.count)
+    # not to stdout: dora keeps that for itself
+    (arguments.where / f"{arguments.end}.json").write_text(json.dumps(result), encoding="utf-8")
+    sys.stdout.flush()
+    os._exit(0)  # some of the peers' threads do not end
+
+
+def _send(emit: Emit, count: int, rate_hz: float) -> dict[str, Any]:
+    due_s, begun_s = time.monotonic(), 0.0
+    for number in range(WARM_UP + count):
+        if number == WARM_UP:
+            begun_s = _cpu_s()
+        emit()
+        due_s += 1 / rate_hz
+        time.sleep(max(0.0, due_s - time.monotonic()))
+    spent_s = _cpu_s() - begun_s
+    time.sleep(0.5)
+    return {"cpu_us": spent_s / count * 1e6}
+
+
+def _receive(frames: Frames, count: int) -> dict[str, Any]:
+    latencies: list[float] = []
+    begun_s = ended_s = 0.0
+    for number, (sent_ns, _) in enumerate(frames):
+        if number == WARM_UP:
+            begun_s = _cpu_s()
+        if number >= WARM_UP:
+            latencies.append((time.monotonic_ns() - sent_ns) / 1e3)
+            ended_s = _cpu_s()
+        if number + 1 >= WARM_UP + count:
+            break
+    messages = max(1, len(latencies))
+    return {"latencies_us": latencies, "cpu_us": (ended_s - begun_s) / messages * 1e6}
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _stamp(payload: Any) -> None:
+    payload[:STAMP] = np.frombuffer(time.monotonic_ns().to_bytes(STAMP, "little"), np.uint8)
+
+
+def _read(payload: Any) -> tuple[int, int]:
+    view = memoryview(payload).cast("B")
+    return int.from_bytes(view[:STAMP], "little"), len(view)
+
+
+class Perception:
+    """This project's bus, the payload copied by `send`."""
+
+    lent = False
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        from perception.bus.host import HostClock, Runtime
+
+        self.size = arguments.size
+        self.runtime = Runtime(base=arguments.where / "runtime")
+        self.clock = HostClock(self.runtime.base)
+
+    @contextmanager
+    def sending(self) -> Iterator[Emit]:
+        """Yield what sends one message."""
+        from perception.bus.publisher import Publisher
+        from perception.messages import CameraFrame
+
+        # a JPEG may have any size, so that one header does for all
+        header = CameraFrame(stamp_ns=1, width=1, height=1, encoding="jpeg")
+        image = np.zeros(self.size, np.uint8)
+        with Publisher(
+            "camera/bench", source="bench", runtime=self.runtime, clock=self.clock.now_ns
+        ) as publisher:
+            publisher.wait_for_subscriber(SILENT_S)
+
+            def copy() -> None:
+                _stamp(image)
+                publisher.send(header, image)
+
+            def lend() -> None:
+                loan = publisher.loan(self.size)
+                _stamp(np.frombuffer(loan.data, np.uint8))
+                publisher.send(header, loan)
+
+            yield lend if self.lent else copy
+
+    @contextmanager
+    def receiving(self) -> Iterator[Frames]:
+        """Yield what comes."""
+        from perception.bus.subscriber import Subscriber
+
+        with Subscriber("camera/bench", runtime=self.runtime, clock=self.clock.now_ns) as subscriber:
+
+            def frames() -> Frames:
+                while message := subscriber.receive(SILENT_S):
+                    yield _read(message.payload)
+
+            yield frames()
+
+
+class PerceptionLoan(Perception):
+    """The same, the payload written in place."""
+
+    lent = True
+
+
+class State(Perception):
+    """This project's bus with a state of some 2 kB; the payload is only the stamp."""
+
+    @contextmanager
+    def sending(self) -> Iterator[Emit]:
+        """Yield what sends one message."""
+        from perception.bench.samples import fused_state
+        from perception.bus.publisher import Publisher
+
+        state = fused_state()
+        with Publisher(
+            "state/bench", source="bench", runtime=self.runtime, clock=self.clock.now_ns
+        ) as publisher:
+            publisher.wait_for_subscriber(SILENT_S)
+
+            def emit() -> None:
+                publisher.send(state, time.monotonic_ns().to_bytes(STAMP, "little"))
+
+            yield emit
+
+    @contextmanager
+    def receiving(self) -> Iterator[Frames]:
+        """Yield what comes."""
+        from perception.bus.subscriber import Subscriber
+
+        with Subscriber("state/bench", runtime=self.runtime, clock=self.clock.now_ns) as subscriber:
+
+            def frames() -> Frames:
+                while message := subscriber.receive(SILENT_S):
+                    yield _read(message.payload)
+
+            yield frames()
+
+
+class Pyzmq:
+    """Plain pyzmq over ipc: multipart, payload not copied."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.size = arguments.size
+        self.endpoint = f"ipc://{arguments.where}/pyzmq"
+
+    @contextmanager
+    def sending(self) -> Iterator[Emit]:
+        """Yield what sends one message."""
+        import zmq
+
+        # a new image each time, as a camera has: ZeroMQ still reads the one before
+        with zmq.Context() as context, context.socket(zmq.XPUB) as socket:
+            socket.bind(self.endpoint)
+            socket.poll(int(SILENT_S * 1e3))
+            images: list[Any] = [np.zeros(self.size, np.uint8) for _ in range(8)]
+
+            def emit() -> None:
+                images.append(images.pop(0))
+                _stamp(images[0])
+                socket.send_multipart([b"camera", b"header", images[0]], copy=self.size < 65536)
+
+            yield emit
+
+    @contextmanager
+    def receiving(self) -> Iterator[Frames]:
+        """Yield what comes."""
+        import zmq
+
+        with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+            socket.subscribe(b"")
+            socket.connect(self.endpoint)
+
+            def frames() -> Frames:
+                while socket.poll(int(SILENT_S * 1e3)):
+                    yield _read(socket.recv_multipart(copy=False)[2].buffer)
+
+            yield frames()
+
+
+class Dora:
+    """dora-rs, a node each, started by `dora run`."""
+
+    lent = False
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        import dora
+
+        self.size = arguments.size
+        self.node: Any = dora.Node()
+
+    @contextmanager
+    def sending(self) -> Iterator[Emit]:
+        """Yield what sends one message."""
+        import pyarrow as pa
+
+        image = np.zeros(self.size, np.uint8)
+
+        def copy() -> None:
+            _stamp(image)
+            self.node.send_output("frame", pa.array(image))
+
+        def lend() -> None:
+            with self.node.send_output_raw("frame", self.size) as buffer:
+                _stamp(np.frombuffer(buffer, np.uint8))
+
+        yield lend if self.lent else copy
+
+    @contextmanager
+    def receiving(self) -> Iterator[Frames]:
+        """Yield what comes."""
+
+        def frames() -> Frames:
+            while (event := self.node.next(timeout=SILENT_S)) is not None:
+                if event["type"] == "INPUT":
+                    yield _read(event["value"].to_numpy())
+                elif event["type"] in ("STOP", "ERROR"):
+                    return
+
+        yield frames()
+
+
+class DoraLoan(Dora):
+    """The same, the payload written in place."""
+
+    lent = True
+
+
+CASES: Final[dict[str, Callable[[argparse.Namespace], Any]]] = {
+    "perception": Perception,
+    "perception-loan": PerceptionLoan,
+    "perception-state": State,
+    "pyzmq": Pyzmq,
+    "dora": Dora,
+    "dora-loan": DoraLoan,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""GRID clips (Cooke et al. 2006): words with their times, the mouth in every frame, the sound.
+
+One clip is `NAME.mpg` with `NAME.align` beside it, whose times count 1/25000 s.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from perception.errors import PerceptionError
+
+TICKS_PER_S: Final = 25_000
+RATE_HZ: Final = 16_000
+FRAME_RATE_HZ: Final = 25
+MOUTH: Final = (64, 40)
+"""Width and height of the mouth pictures, pixels."""
+_FACES_LOOKED_AT: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One spoken command."""
+
+    name: str
+    words: tuple[tuple[float, float, str], ...]
+    """Start s, end s, word; silences included."""
+    mouth: npt.NDArray[np.uint8]
+    """(frames, 40, 64) grey, 25 per second."""
+    waveform: npt.NDArray[np.float32]
+    """(samples,) mono at 16 kHz."""
+
+
+def load(data: Path, workers: int = 1) -> list[Clip]:
+    """Read every clip of a folder, in the order of names; PerceptionError if there are none."""
+    files = sorted(file for file in data.glob("*.mpg") if file.with_suffix(".align").exists())
+    if not files:
+        raise PerceptionError(f"{data}: no GRID clips there; expected NAME.mpg with NAME.align")
+    with ProcessPoolExecutor(workers) as pool:
+        return list(pool.map(read, files, chunksize=8))
+
+
+def read(file: Path) -> Clip:
+    """Read one clip."""
+    cv2.setNumThreads(1)
+    with av.open(str(file)) as container:
+        frames = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+    with av.open(str(file)) as container:
+        resampler = av.AudioResampler("flt", "mono", RATE_HZ)
+        parts = [
+            piece.to_ndarray()[0]
+            for frame in [*container.decode(audio=0), None]
+            for piece in resampler.resample(frame)
+        ]
+    words = tuple(
+        (int(start) / TICKS_PER_S, int(end) / TICKS_PER_S, word)
+        for start, end, word in map(str.split, file.with_suffix(".align").read_text().splitlines())
+    )
+    return Clip(file.stem, words, mouths(frames), np.concatenate(parts).astype(np.float32))
+
+
+def mouths(frames: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.uint8]:
+    """Cut the mouth out of each frame: one place per clip, from the faces found in some of its frames."""
+    folder = Path(cv2.__file__).parent / "data"
+    cascade = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
+    found = []
+    for frame in frames[:: max(1, len(frames) // _FACES_LOOKED_AT)]:
+        boxes = cascade.detectMultiScale(frame, 1.1, 5, minSize=(80, 80))
+        found += [max(boxes, key=lambda box: box[2])] if len(boxes) else []
+    height, width = frames[0].shape
+    x, y, w, h = np.median(found, axis=0) if found else (0.25 * width, 0.15 * height, width / 2, width / 2)
+    # The mouth lies in the middle half of the face's width, at 0.65 to 0.97 of its height.
+    left, right = round(x + 0.24 * w), round(x + 0.76 * w)
+    top, bottom = round(y + 0.65 * h), round(min(height, y + 0.975 * h))
+    cut = [cv2.resize(frame[top:bottom, left:right], MOUTH, interpolation=cv2.INTER_AREA) for frame in frames]
+    return np.stack(cut).astype(np.uint8)

@@ -1,0 +1,65 @@
+"""Features of frozen encoders on disk: computed once per source, found again by what decides them.
+
+One safetensors file per source, written whole or not at all, so that an interrupted run goes on where it
+stopped; read through the page cache, so that a set larger than memory can be trained on.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from perception.models.checkpoint import config_hash
+
+VERSION: Final = 1
+"""Counts up when the same source, encoders and configuration would give other features."""
+
+
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def key(source: str, encoders: str, config: Mapping[str, Any]) -> str:
+    """Return the name under which features lie.
+
+    Args:
+        source: hash of the data.
+        encoders: hash of their weights.
+        config: everything else that decides windows and features, as plain data.
+    """
+    return config_hash({"version": VERSION, "source": source, "encoders": encoders, "config": dict(config)})
+
+
+class Cache:
+    """A folder of cached features."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str) -> dict[str, torch.Tensor] | None:
+        """Return the tensors stored under a key, mapped from the file; None if there are none."""
+        try:
+            with safe_open(self._file(name), framework="pt") as file:
+                return {entry: file.get_tensor(entry) for entry in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return None
+
+    def put(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Store tensors under a key."""
+        part = self.folder / f"{name}.{os.getpid()}.part"
+        save_file({entry: value.contiguous() for entry, value in tensors.items()}, part)
+        part.replace(self._file(name))
+
+    def __contains__(self, name: str) -> bool:
+        return self._file(name).exists()
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"

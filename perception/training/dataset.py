@@ -1,0 +1,276 @@
+"""From sources to examples: windows cut by the fusion core, features by the engine's encoders.
+
+A source is a recorded session or an ordinary media file. Its windows are those a live fusion cuts, its
+features the very bytes a live head is given, its labels come from the source itself or a file beside it.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from sklearn.model_selection import GroupKFold, GroupShuffleSplit
+
+from perception.errors import SessionError
+from perception.fusion.engine import Engine, build_engine, use_threads
+from perception.fusion.window import Window
+from perception.messages import Header, Label, Message
+from perception.models.weights import weights_hash
+from perception.profile import FusionConfig, HeadConfig
+from perception.session.cutting import Cut
+from perception.session.fusing import cuts, survey_of
+from perception.session.reader import read
+from perception.session.recording import Recording
+from perception.training import labels as label_files
+from perception.training.cache import Cache, file_hash, key
+from perception.training.examples import Examples
+from perception.training.labels import Span
+
+LABEL_SUFFIXES: Final = (".labels.txt", ".labels.csv", ".labels.tsv", ".txt", ".csv", ".tsv")
+_UNDECISIVE: Final = {"head", "device", "threads", "endpoint", "name"}
+_LOG: Final = logging.getLogger(__name__)
+
+
+class DataSource(Protocol):
+    """What examples are made of. Picklable, since sources are encoded in several processes."""
+
+    @property
+    def name(self) -> str:
+        """For people, and for the split."""
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything that decides its messages."""
+
+    def messages(self) -> Iterable[Message[Header]]:
+        """Yield its messages in order of arrival."""
+
+    def recording(self) -> Path | Iterable[Message[Header]]:
+        """Return what its windows are cut from: a session file, or the messages."""
+
+    def spans(self) -> list[Span]:
+        """Return its labels in event time."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSource:
+    """A recorded session; labels from a file beside it, else from the labels recorded in it."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.path.stem
+
+    def fingerprint(self) -> str:
+        """Return the hash of the file."""
+        return file_hash(self.path)
+
+    def messages(self) -> Iterator[Message[Header]]:
+        """Yield what was recorded."""
+        return read(self.path)
+
+    def recording(self) -> Path:
+        """Return the file: what a live fusion took in is known from its journals."""
+        return self.path
+
+    def spans(self) -> list[Span]:
+        """Return the labels; times in a file count from the session's first message."""
+        file = next((f for s in LABEL_SUFFIXES if (f := self.path.with_suffix(s)).exists()), None)
+        if file is None:
+            recorded = read(self.path, ["label/*"])
+            return label_files.from_messages(m.header for m in recorded if isinstance(m.header, Label))
+        origin_ns = next(read(self.path)).header.stamp_ns
+        return [span.at(origin_ns) for span in label_files.read(file)]
+
+
+def encode(source: DataSource, config: FusionConfig) -> dict[str, torch.Tensor]:
+    """Return every window of a source: `feature.NAME` (N, dim), `present`, `ages_s`, `ends_ns`.
+
+    Absent branches stand as zeros. Windows that a live fusion shed are left out, as it never saw them;
+    so are those which the recording does not hold everything for.
+    """
+    engine = _fresh_engine(config)
+    rows = [_row(engine, window) for window in windows(source, config)]
+    stacked = {
+        f"feature.{name}": torch.cat(
+            [features.get(name, torch.zeros(1, encoder.dim)).cpu() for _, features, _, _ in rows]
+        )
+        if rows
+        else torch.zeros(0, encoder.dim)
+        for name, encoder in engine.encoders.items()
+    }
+    count = len(engine.encoders)
+    return stacked | {
+        "present": torch.cat([torch.zeros(0, count, dtype=torch.bool), *(row[2].cpu() for row in rows)]),
+        "ages_s": torch.cat([torch.zeros(0, count), *(row[3].cpu() for row in rows)]),
+        "ends_ns": torch.tensor([row[0] for row in rows], dtype=torch.int64),
+    }
+
+
+def windows(source: DataSource, config: FusionConfig) -> Iterator[Window]:
+    """Cut a source: in the order a live fusion took it in where that is known, else as it arrived."""
+    with Recording(source.recording()) as recording:
+        for step in cuts(recording, config, survey_of(recording, config)):
+            if isinstance(step, Cut) and step.whole:
+                yield step.window
+
+
+def _row(engine: Engine, window: Window) -> tuple[int, dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    return window.end_ns, *engine.tensors(window, engine.encode(window))
+
+
+def headless(config: FusionConfig) -> FusionConfig:
+    """Return the fusion with any head at all: encoders do not depend on it."""
+    return config.model_copy(update={"head": HeadConfig(weights="random", classes=("a", "b"))})
+
+
+@lru_cache(maxsize=1)
+def _built(config_json: str) -> Engine:
+    config = FusionConfig.model_validate_json(config_json)
+    use_threads(1)
+    return build_engine(config, clock=lambda: 0)
+
+
+def _fresh_engine(config: FusionConfig) -> Engine:
+    """Return an engine that has seen nothing, on encoders that this process builds only once."""
+    built = _built(headless(config).model_dump_json())
+    return Engine(built.config, built.encoders, built.head, device=built.device, clock=lambda: 0)
+
+
+def encoders_hash(config: FusionConfig) -> str:
+    """Return the hash of the encoders' weights."""
+    engine = _built(headless(config).model_dump_json())
+    state = {
+        f"{name}.{entry}": value
+        for name, encoder in engine.encoders.items()
+        for entry, value in encoder.weights().items()
+    }
+    return weights_hash(state)
+
+
+def _decisive(config: FusionConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=_UNDECISIVE)
+
+
+def cached(source: DataSource, config: FusionConfig, folder: Path, encoders: str) -> str:
+    """Make sure a source's features are in the cache; return the key they lie under."""
+    cache = Cache(folder)
+    name = key(source.fingerprint(), encoders, _decisive(config))
+    if name not in cache:
+        tensors = encode(source, config)
+        cache.put(name, tensors)
+        _LOG.info("%s: %d windows encoded", source.name, len(tensors["ends_ns"]))
+    return name
+
+
+def build(
+    sources: Sequence[DataSource],
+    config: FusionConfig,
+    folder: Path,
+    *,
+    classes: Sequence[str] = (),
+    track: str = label_files.DEFAULT_TRACK,
+    workers: int = 1,
+) -> Examples:
+    """Return the labelled windows of all sources, encoding what is not yet in the cache.
+
+    Args:
+        sources: each stays together in every split.
+        config: windows and encoders; its head does not matter.
+        folder: of the cache.
+        classes: names in the order of the labels; without them all that occur, sorted. Windows of other
+            classes are left out.
+        track: of the labels.
+        workers: processes that encode.
+
+    Raises:
+        SessionError: there are no sources, or no label covers any window.
+    """
+    if not sources:
+        raise SessionError("no sources to learn from; give sessions or folders of media")
+    encoders = encoders_hash(config)
+    work = partial(cached, config=config, folder=folder, encoders=encoders)
+    if workers > 1 and len(sources) > 1:
+        with ProcessPoolExecutor(workers) as pool:
+            keys = list(pool.map(work, sources))
+    else:
+        keys = [work(source) for source in sources]
+    spans = [source.spans() for source in sources]
+    chosen = tuple(classes) or tuple(sorted({s.name for each in spans for s in each if s.track == track}))
+    if len(chosen) < 2:
+        raise SessionError(f"labels of track '{track}' name {len(chosen)} classes; a head needs two or more")
+    cache = Cache(folder)
+    parts = [
+        _labelled(cache, name, source, each, chosen, track)
+        for name, source, each in zip(keys, sources, spans, strict=True)
+    ]
+    examples = Examples.concatenate(parts)
+    if not len(examples):
+        raise SessionError("no window has a label; do the labels belong to these sessions?")
+    return examples
+
+
+def _labelled(
+    cache: Cache, name: str, source: DataSource, spans: Sequence[Span], classes: Sequence[str], track: str
+) -> Examples:
+    tensors = cache.get(name)
+    if tensors is None:
+        raise SessionError(
+            f"{cache.folder}: features of {source.name} are damaged; remove {name}.safetensors"
+        )
+    found = [label_files.name_at(spans, end_ns, track) for end_ns in tensors["ends_ns"].tolist()]
+    index = torch.tensor(
+        [classes.index(label) if label in classes else -1 for label in found], dtype=torch.int64
+    )
+    kept = index >= 0
+    features = {
+        entry.removeprefix("feature."): values
+        for entry, values in tensors.items()
+        if entry.startswith("feature.")
+    }
+    whole = Examples(
+        dict(sorted(features.items())),
+        tensors["present"],
+        tensors["ages_s"],
+        index,
+        torch.zeros(len(index), dtype=torch.int64),
+        tensors["ends_ns"],
+        tuple(classes),
+        (source.name,),
+    )
+    return whole if bool(kept.all()) else whole.rows(kept)
+
+
+def holdout(data: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
+    """Split off about `share` of the sources; no source is on both sides.
+
+    Raises:
+        SessionError: there is only one source.
+    """
+    _needs_sources(data, 2)
+    splitter = GroupShuffleSplit(1, test_size=share, random_state=seed)
+    first, second = next(splitter.split(np.zeros(len(data)), groups=data.sources.numpy()))
+    return data.rows(torch.from_numpy(first)), data.rows(torch.from_numpy(second))
+
+
+def folds(data: Examples, count: int, seed: int) -> Iterator[tuple[Examples, Examples]]:
+    """Yield `count` pairs of rest and fold; every source is in exactly one fold."""
+    _needs_sources(data, count)
+    splitter = GroupKFold(count, shuffle=True, random_state=seed)
+    for rest, fold in splitter.split(np.zeros(len(data)), groups=data.sources.numpy()):
+        yield data.rows(torch.from_numpy(rest)), data.rows(torch.from_numpy(fold))
+
+
+def _needs_sources(data: Examples, count: int) -> None:
+    found = len(set(data.sources.tolist()))
+    if found < count:
+        raise SessionError(
+            f"{found} labelled sessions cannot be split into {count} parts; record more, "
+            "windows of one session are too alike to test on"
+        )

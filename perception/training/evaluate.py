@@ -1,0 +1,264 @@
+"""What a head is worth: metrics by scikit-learn, with every subset of branches, and without their truth.
+
+Probabilities are (N, C) float64 rows that sum to one; labels (N,) int64.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.stats import binomtest
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+)
+
+from perception.training.augment import delayed
+from perception.training.examples import Examples
+from perception.training.fit import FusionModel, predict
+
+Probabilities = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
+ECE_BINS: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Of one set of predictions. Precision, recall and F1 are means over the classes that occur."""
+
+    count: int
+    accuracy: float
+    balanced_accuracy: float
+    macro_recall: float
+    macro_precision: float
+    macro_f1: float
+    nll: float
+    ece: float
+
+
+def probabilities(model: FusionModel, data: Examples, present: torch.Tensor | None = None) -> Probabilities:
+    """Return what the model says of every row, with other presence (N, M) if it is given."""
+    result: Probabilities = torch.softmax(predict(model, data, present).double(), dim=1).numpy()
+    return result
+
+
+def metrics(labels: Labels, p: Probabilities) -> Metrics:
+    """Score probabilities against the truth."""
+    classes = np.arange(p.shape[1])
+    said = p.argmax(axis=1)
+    occurring = np.unique(labels)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels, said, labels=occurring, average="macro", zero_division=0
+    )
+    return Metrics(
+        count=len(labels),
+        accuracy=float(accuracy_score(labels, said)),
+        balanced_accuracy=float(recall),
+        macro_recall=float(recall),
+        macro_precision=float(precision),
+        macro_f1=float(f1),
+        nll=float(log_loss(labels, p.clip(1e-12), labels=classes)),
+        ece=expected_calibration_error(labels, p),
+    )
+
+
+def expected_calibration_error(labels: Labels, p: Probabilities, bins: int = ECE_BINS) -> float:
+    """Return the mean gap of confidence and accuracy over equal bins of confidence, weighted by rows.
+
+    Naeini et al. 2015; 15 bins as in Guo et al. 2017, "On Calibration of Modern Neural Networks".
+    """
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == labels
+    number = np.minimum((confidence * bins).astype(int), bins - 1)
+    size = np.bincount(number, minlength=bins)
+    gaps = np.abs(np.bincount(number, confidence, bins) - np.bincount(number, right, bins))
+    return float(gaps[size > 0].sum() / len(labels))
+
+
+def per_class(labels: Labels, p: Probabilities, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return precision, recall, F1 and support by class name."""
+    columns = precision_recall_fscore_support(
+        labels, p.argmax(axis=1), labels=np.arange(len(classes)), zero_division=0
+    )
+    names = ("precision", "recall", "f1", "support")
+    rows = zip(classes, zip(*columns, strict=True), strict=True)
+    return {name: dict(zip(names, map(float, values), strict=True)) for name, values in rows}
+
+
+def confusion(labels: Labels, p: Probabilities) -> list[list[int]]:
+    """Return counts, truth by row, answer by column."""
+    matrix: list[list[int]] = confusion_matrix(
+        labels, p.argmax(axis=1), labels=np.arange(p.shape[1])
+    ).tolist()
+    return matrix
+
+
+def subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield every set of names that is not empty, the largest first."""
+    for size in range(len(names), 0, -1):
+        yield from combinations(names, size)
+
+
+def shown(data: Examples, inputs: Mapping[str, str], kept: Sequence[str]) -> Examples:
+    """Return the windows with only the branches whose input is in `kept`; `inputs` maps branch to input."""
+    return data.only([branch for branch in data.branches if inputs[branch] in kept])
+
+
+def by_subset(model: FusionModel, data: Examples, inputs: Mapping[str, str]) -> dict[str, Metrics]:
+    """Score the model with every set of its inputs, the others absent; keys such as `camera+text`."""
+    names = sorted(set(inputs.values()))
+    truth = data.labels.numpy()
+    return {
+        "+".join(kept): metrics(truth, probabilities(model, shown(data, inputs, kept)))
+        for kept in subsets(names)
+    }
+
+
+def by_source(labels: Labels, p: Probabilities, data: Examples) -> dict[str, Metrics]:
+    """Score each session or file for itself."""
+    sources = data.sources.numpy()
+    return {
+        data.names[source]: metrics(labels[sources == source], p[sources == source])
+        for source in np.unique(sources)
+    }
+
+
+def shuffle_drops(
+    model: FusionModel, data: Examples, inputs: Mapping[str, str], seed: int = 0
+) -> dict[str, float]:
+    """Return how much accuracy is lost when one input is dealt out anew among the rows.
+
+    A fused model that loses nothing when its sound is shuffled does not use its sound.
+    """
+    truth = data.labels.numpy()
+    whole = metrics(truth, probabilities(model, data)).accuracy
+    drops = {}
+    for name in sorted(set(inputs.values())):
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+        columns = torch.tensor([inputs[branch] == name for branch in data.branches])
+        mixed = {b: x[order] if inputs[b] == name else x for b, x in data.features.items()}
+        dealt = replace(
+            data,
+            features=mixed,
+            present=torch.where(columns, data.present[order], data.present),
+            ages_s=torch.where(columns, data.ages_s[order], data.ages_s),
+        )
+        drops[name] = whole - metrics(truth, probabilities(model, dealt)).accuracy
+    return drops
+
+
+def noise_sweep(
+    model: FusionModel,
+    data: Examples,
+    inputs: Mapping[str, str],
+    levels: Sequence[float] = (0, 0.25, 0.5, 1, 2),
+) -> dict[str, dict[str, float]]:
+    """Return accuracy per input with Gaussian noise on its features, in their own standard deviations."""
+    truth = data.labels.numpy()
+    curves: dict[str, dict[str, float]] = {}
+    for name in sorted(set(inputs.values())):
+        curves[name] = {}
+        for level in levels:
+            generator = torch.Generator().manual_seed(0)
+            features = dict(data.features)
+            for branch, x in data.features.items():
+                if inputs[branch] == name:
+                    noise = torch.randn(x.shape, generator=generator)
+                    features[branch] = x + level * x.std(dim=0, keepdim=True, correction=0) * noise
+            noisy = probabilities(model, replace(data, features=features))
+            curves[name][str(level)] = metrics(truth, noisy).accuracy
+    return curves
+
+
+def delay_sweep(
+    model: FusionModel,
+    data: Examples,
+    inputs: Mapping[str, str],
+    ticks: Sequence[int] = (0, 1, 2, 5, 10, 20),
+) -> dict[str, dict[str, float]]:
+    """Return accuracy per input when it lags behind by so many windows of its own session."""
+    truth = data.labels.numpy()
+    curves: dict[str, dict[str, float]] = {}
+    for name in sorted(set(inputs.values())):
+        curves[name] = {}
+        for lag in ticks:
+            late = data
+            for branch in data.branches:
+                if inputs[branch] == name:
+                    late = delayed(late, branch, lag)
+            curves[name][str(lag)] = metrics(truth, probabilities(model, late)).accuracy
+    return curves
+
+
+@dataclass(frozen=True, slots=True)
+class Conformal:
+    """Split conformal prediction sets (Angelopoulos & Bates 2021) for one set of inputs."""
+
+    threshold: float
+    """A class belongs to the set if its probability is at least this."""
+    coverage: float
+    size: float
+    rows: int
+
+
+def conformal(
+    calibration: tuple[Labels, Probabilities], test: tuple[Labels, Probabilities], alpha: float = 0.1
+) -> Conformal:
+    """Choose the threshold on held-out sessions, measure coverage and mean set size on others.
+
+    Coverage of 1 - alpha is promised for exchangeable rows only; overlapping windows of one session are
+    not, so calibrate on whole sessions that are not in the test.
+    """
+    labels, p = calibration
+    scores = 1 - p[np.arange(len(labels)), labels]
+    level = min(1.0, np.ceil((len(labels) + 1) * (1 - alpha)) / len(labels))
+    threshold = 1 - float(np.quantile(scores, level, method="higher"))
+    truth, told = test
+    sets = told >= threshold
+    covered = sets[np.arange(len(truth)), truth]
+    return Conformal(threshold, float(covered.mean()), float(sets.sum(axis=1).mean()), len(truth))
+
+
+def mcnemar(labels: Labels, first: Probabilities, second: Probabilities) -> float:
+    """Return the exact two-sided p-value that both are right equally often, on the same rows."""
+    a, b = first.argmax(axis=1) == labels, second.argmax(axis=1) == labels
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def paired_bootstrap(
+    labels: Labels,
+    first: Probabilities,
+    second: Probabilities,
+    sources: npt.NDArray[np.int64],
+    draws: int = 2000,
+) -> tuple[float, float, float]:
+    """Return the accuracy gained by `first` over `second` with its 95 % interval, drawing whole sources."""
+    gain = (first.argmax(axis=1) == labels).astype(float) - (second.argmax(axis=1) == labels)
+    _, number = np.unique(sources, return_inverse=True)
+    sums, sizes = np.bincount(number, gain), np.bincount(number)
+    picks = np.random.default_rng(0).integers(0, len(sums), (draws, len(sums)))
+    means = sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(gain.mean()), float(low), float(high)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return mean and sample standard deviation over seeds or folds."""
+    array = np.asarray(values, dtype=float)
+    deviation = float(array.std(ddof=1)) if len(array) > 1 else 0.0
+    return {"mean": float(array.mean()), "sd": deviation, "n": len(array)}
+
+
+def as_json(value: Any) -> Any:
+    """Return metrics, however nested, as plain data."""
+    if isinstance(value, Metrics | Conformal):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    return [as_json(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,113 @@
+"""Windows as a head sees them, stacked: what training, calibration and evaluation all work on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """N labelled windows. Branches are in sorted order, as in every fusion head."""
+
+    features: dict[str, torch.Tensor]
+    """By branch: (N, dim) float32, or (N, ...) what a trainable encoder takes; anything where absent."""
+    present: torch.Tensor
+    """(N, M) bool."""
+    ages_s: torch.Tensor
+    """(N, M) float32, window end minus newest data used."""
+    labels: torch.Tensor
+    """(N,) int64, index into `classes`."""
+    sources: torch.Tensor
+    """(N,) int64, index into `names`; rows of one source follow each other in time."""
+    ends_ns: torch.Tensor
+    """(N,) int64, event time of each window's end."""
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    """Of the sources: sessions or media files."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Branch names in the order of the presence columns."""
+        return tuple(sorted(self.features))
+
+    @classmethod
+    def of(
+        cls,
+        features: Mapping[str, torch.Tensor],
+        labels: torch.Tensor,
+        classes: Sequence[str],
+        sources: torch.Tensor | None = None,
+    ) -> Self:
+        """Wrap independent complete examples; without `sources` each is a source of its own."""
+        count, branches = len(labels), sorted(features)
+        groups = torch.arange(count) if sources is None else sources
+        return cls(
+            {name: features[name] for name in branches},
+            torch.ones(count, len(branches), dtype=torch.bool),
+            torch.zeros(count, len(branches)),
+            labels,
+            groups,
+            torch.arange(count),
+            tuple(classes),
+            tuple(str(number) for number in range(int(groups.max()) + 1)),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Join several of the same branches and classes, in order; sources stay apart."""
+        offsets = [sum(len(part.names) for part in parts[:index]) for index in range(len(parts))]
+        return cls(
+            {name: torch.cat([part.features[name] for part in parts]) for name in parts[0].branches},
+            torch.cat([part.present for part in parts]),
+            torch.cat([part.ages_s for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            torch.cat([part.sources + offset for part, offset in zip(parts, offsets, strict=True)]),
+            torch.cat([part.ends_ns for part in parts]),
+            parts[0].classes,
+            tuple(name for part in parts for name in part.names),
+        )
+
+    def rows(self, index: torch.Tensor) -> Self:
+        """Return the rows of an index or a mask; the list of sources stays whole."""
+        return replace(
+            self,
+            features={name: values[index] for name, values in self.features.items()},
+            present=self.present[index],
+            ages_s=self.ages_s[index],
+            labels=self.labels[index],
+            sources=self.sources[index],
+            ends_ns=self.ends_ns[index],
+        )
+
+    def only(self, branches: Sequence[str]) -> Self:
+        """Return the same windows with every other branch absent."""
+        kept = torch.tensor([name in branches for name in self.branches])
+        return replace(self, present=self.present & kept)
+
+    def select(self, branches: Sequence[str]) -> Self:
+        """Return the same windows without the other branches, as for a head that never knew them."""
+        wanted = sorted(branches)
+        columns = [self.branches.index(name) for name in wanted]
+        return replace(
+            self,
+            features={name: self.features[name] for name in wanted},
+            present=self.present[:, columns],
+            ages_s=self.ages_s[:, columns],
+        )
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same with every tensor on `device`."""
+        return replace(
+            self,
+            features={name: values.to(device) for name, values in self.features.items()},
+            present=self.present.to(device),
+            ages_s=self.ages_s.to(device),
+            labels=self.labels.to(device),
+            sources=self.sources.to(device),
+            ends_ns=self.ends_ns.to(device),
+        )

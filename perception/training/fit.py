@@ -1,0 +1,332 @@
+"""One training loop for every fusion head, on features of frozen encoders or end to end."""
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import nn
+
+from perception.models.checkpoint import Head
+from perception.models.fusion import ModelFusion
+from perception.profile import Section
+from perception.training.examples import Examples
+from perception.training.imbalance import ClassificationLoss, Imbalance, balanced_weights, epoch_order
+
+Features = Mapping[str, torch.Tensor]
+Augment = Callable[[Examples, torch.Generator], Examples]
+EVALUATION_BATCH: Final = 1024
+_LOG: Final = logging.getLogger(__name__)
+
+
+class TrainingConfig(Section):
+    """`[training]`: how a head is fitted."""
+
+    epochs: Annotated[int, Field(ge=1)] = 200
+    batch: Annotated[int, Field(ge=2, description="examples per step")] = 256
+    optimiser: Literal["adamw", "sgd", "rmsprop"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    momentum: Annotated[float, Field(ge=0, lt=1, description="of sgd and rmsprop")] = 0.9
+    schedule: Literal["constant", "cosine", "one-cycle", "plateau"] = "constant"
+    clip: Annotated[float, Field(gt=0, description="largest norm of a step's gradient")] = 5.0
+    patience: Annotated[int, Field(ge=1, description="epochs without a better validation loss")] = 15
+    select: Annotated[
+        Literal["nll", "balanced-nll", "last"],
+        Field(description="which epoch is kept: best on validation, that with classes equal, or the last"),
+    ] = "nll"
+    input_dropout: Annotated[
+        float, Field(ge=0, le=1, description="share of rows that lose one or more whole inputs")
+    ] = 0.0
+    auxiliary: Annotated[float, Field(ge=0, description="weight of the head's auxiliary loss")] = 1.0
+    imbalance: Imbalance = Imbalance()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+
+class FusionModel(nn.Module):
+    """A fusion head, and in front of it the encoders that are trained with it, by branch.
+
+    Branches without an encoder here bring features already.
+    """
+
+    def __init__(self, head: Head, encoders: Mapping[str, nn.Module] | None = None) -> None:
+        super().__init__()
+        self.head = head
+        self.encoders = nn.ModuleDict(dict(encoders or {}))
+
+    def encode(self, inputs: Features, present: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the features of every branch, (B, dim) float32; what is absent (B, M) is not encoded."""
+        columns = dict(zip(self.head.branches, present.T, strict=True))
+        return {
+            name: self._encoded(name, x, columns[name]) if name in self.encoders else x
+            for name, x in inputs.items()
+        }
+
+    def _encoded(self, name: str, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        features = x.new_zeros(len(x), self.head.dims[name])
+        if present.any():
+            features[present] = self.encoders[name](x[present]).float()
+        return features
+
+    def forward(
+        self, inputs: Features, present: torch.Tensor, ages_s: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return logits (B, C); arguments as of the head."""
+        logits: torch.Tensor = self.head(self.encode(inputs, present), present, ages_s)
+        return logits
+
+
+@dataclass
+class History:
+    """What a fit did, by epoch."""
+
+    training_loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    best_epoch: int = -1
+
+
+def hide_inputs(
+    present: torch.Tensor, inputs: torch.Tensor, share: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Hide whole inputs in `share` of the rows, each with probability one half, never all of them.
+
+    Args:
+        present: (N, M) bool.
+        inputs: (M,) int64, the input each branch reads.
+        share: of the rows.
+        generator: decides what is hidden.
+    """
+    count = int(inputs.max()) + 1
+    hidden = torch.rand(len(present), count, generator=generator) < 0.5
+    hidden &= ~hidden.all(dim=1, keepdim=True)
+    hidden &= torch.rand(len(present), 1, generator=generator) < share
+    return present & ~hidden[:, inputs].to(present.device)
+
+
+def fit(
+    model: FusionModel,
+    train: Examples,
+    validation: Examples,
+    config: TrainingConfig,
+    *,
+    inputs: torch.Tensor | None = None,
+    augment: Augment | None = None,
+    state_file: Path | None = None,
+    on_epoch: Callable[[int, History], None] = lambda epoch, history: None,
+) -> History:
+    """Train, keep the epoch that was best on validation, and calibrate a model-level head on it.
+
+    Args:
+        model: is changed, and ends in evaluation mode; its device is where it trains.
+        train: rows to learn from.
+        validation: rows of other sources, for the choice of the epoch and for calibration.
+        config: how.
+        inputs: (M,) int64, the input each branch reads; by default every branch has its own.
+        augment: changes a batch before it is used.
+        state_file: written after each epoch and, where it exists, continued from.
+        on_epoch: told after each epoch.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    torch.manual_seed(config.seed)
+    groups = torch.arange(len(train.branches)) if inputs is None else inputs
+    run = _Run(model, train, validation, config, groups, generator, augment)
+    epoch = run.resume(state_file) if state_file is not None else 0
+    while epoch < config.epochs and run.waited < config.patience:
+        run.epoch(epoch)
+        epoch += 1
+        if state_file is not None:
+            run.save(state_file, epoch)
+        on_epoch(epoch, run.history)
+    run.finish()
+    return run.history
+
+
+class _Run:
+    """One fit under way."""
+
+    def __init__(
+        self,
+        model: FusionModel,
+        train: Examples,
+        validation: Examples,
+        config: TrainingConfig,
+        inputs: torch.Tensor,
+        generator: torch.Generator,
+        augment: Augment | None,
+    ) -> None:
+        self.model, self.train, self.validation = model, train, validation
+        self.config, self.inputs, self.generator, self.augment = config, inputs, generator, augment
+        self.device = next(model.parameters()).device
+        self.history = History()
+        self.waited = 0
+        self._best_loss = float("inf")
+        self._best = copy.deepcopy(model.state_dict())
+        if not model.encoders:
+            model.head.fit_statistics(train.features, train.present, train.labels)
+        else:
+            fit_prior(model.head, train.labels)
+        classes = len(train.classes)
+        self._loss = ClassificationLoss(config.imbalance, train.labels, classes)
+        self._weights = (
+            balanced_weights(train.labels, classes).to(self.device)
+            if config.select == "balanced-nll"
+            else None
+        )
+        self._hidden = hide_inputs(validation.present, inputs, 1.0, generator)
+        self._optimiser = _optimiser(model, config)
+        steps = -(-len(train) // config.batch)
+        self._schedule = _schedule(self._optimiser, config, steps)
+
+    def epoch(self, number: int) -> None:
+        """Go once over the training rows, then look at validation."""
+        self.model.train()
+        order = epoch_order(self.config.imbalance, self.train.labels, len(self.train.classes), self.generator)
+        losses = [self._step(rows) for rows in torch.split(order, self.config.batch) if len(rows) > 1]
+        loss = self._validate()
+        if isinstance(self._schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self._schedule.step(loss)
+        self.history.training_loss.append(sum(losses) / len(losses))
+        self.history.validation_loss.append(loss)
+        if loss < self._best_loss - 1e-4 or self.config.select == "last":
+            self._best_loss, self.waited, self.history.best_epoch = loss, 0, number
+            self._best = copy.deepcopy(self.model.state_dict())
+        else:
+            self.waited += 1
+
+    def _step(self, rows: torch.Tensor) -> float:
+        batch = self.train.rows(rows)
+        if self.augment is not None:
+            batch = self.augment(batch, self.generator)
+        batch = batch.to(self.device)
+        present = hide_inputs(batch.present, self.inputs, self.config.input_dropout, self.generator)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            features = self.model.encode(batch.features, present)
+            loss = self._loss(self.model.head(features, present, batch.ages_s), batch.labels)
+            if self.config.auxiliary:
+                auxiliary = self.model.head.auxiliary_loss(features, present, batch.labels)
+                loss = loss + self.config.auxiliary * auxiliary
+        self._optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self._optimiser.step()
+        if self._schedule is not None and not isinstance(
+            self._schedule, torch.optim.lr_scheduler.ReduceLROnPlateau
+        ):
+            self._schedule.step()
+        return float(loss.detach())
+
+    def _validate(self) -> float:
+        """Mean of the NLL with everything present as it was, and with inputs hidden where training does."""
+        whole = self._nll(self.validation.present)
+        hides = self.config.input_dropout or self.model.head.modality_dropout.p
+        return (whole + self._nll(self._hidden)) / 2 if hides else whole
+
+    def _nll(self, present: torch.Tensor) -> float:
+        logits = predict(self.model, self.validation, present).to(self.device)
+        labels = self.validation.labels.to(self.device)
+        return float(F.cross_entropy(logits, labels, self._weights))
+
+    def finish(self) -> None:
+        """Go back to the best epoch and calibrate."""
+        self.model.load_state_dict(self._best)
+        self.model.eval()
+        if isinstance(self.model.head, ModelFusion) and self.model.head.head is None:
+            calibrate(self.model, self.validation)
+
+    def save(self, file: Path, epochs: int) -> None:
+        """Write everything the next epoch depends on, whole or not at all."""
+        state = {
+            "epochs": epochs,
+            "model": self.model.state_dict(),
+            "best": self._best,
+            "best_loss": self._best_loss,
+            "waited": self.waited,
+            "optimiser": self._optimiser.state_dict(),
+            "schedule": {} if self._schedule is None else self._schedule.state_dict(),
+            "generator": self.generator.get_state(),
+            "torch": torch.get_rng_state(),
+            "history": vars(self.history),
+        }
+        part = file.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(file)
+
+    def resume(self, file: Path) -> int:
+        """Continue where the file stopped; return how many epochs are done."""
+        if not file.exists():
+            return 0
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        self.model.load_state_dict(state["model"])
+        self._best, self._best_loss, self.waited = state["best"], state["best_loss"], state["waited"]
+        self._optimiser.load_state_dict(state["optimiser"])
+        if self._schedule is not None:
+            self._schedule.load_state_dict(state["schedule"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch"])
+        self.history = History(**state["history"])
+        _LOG.info("%s: going on after epoch %d", file, state["epochs"])
+        return int(state["epochs"])
+
+
+@torch.no_grad()
+def predict(model: FusionModel, data: Examples, present: torch.Tensor | None = None) -> torch.Tensor:
+    """Return logits (N, C) on the CPU, in evaluation mode, with other presence (N, M) if it is given."""
+    model.eval()
+    device = next(model.parameters()).device
+    shown = data.present if present is None else present
+    parts = []
+    for rows in torch.split(torch.arange(len(data)), EVALUATION_BATCH):
+        batch = data.rows(rows).to(device)
+        parts.append(model(batch.features, shown[rows].to(device), batch.ages_s).float().cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def calibrate(model: FusionModel, validation: Examples) -> None:
+    """Fit temperatures and pooling weights of a model-level head on validation rows."""
+    head = model.head
+    assert isinstance(head, ModelFusion)
+    data = validation.to(next(model.parameters()).device)
+    head.calibrate(model.encode(data.features, data.present), data.present, data.labels)
+
+
+def fit_prior(head: Head, labels: torch.Tensor) -> None:
+    """Set the class prior alone: encoders in training standardise their features themselves."""
+    empty = {name: torch.zeros(len(labels), dim) for name, dim in head.dims.items()}
+    head.fit_statistics(empty, torch.zeros(len(labels), len(head.dims), dtype=torch.bool), labels)
+
+
+def _optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    parameters, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
+    match config.optimiser:
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        case "sgd":
+            return torch.optim.SGD(
+                parameters, lr=rate, momentum=config.momentum, weight_decay=decay, nesterov=True
+            )
+        case "rmsprop":
+            return torch.optim.RMSprop(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
+
+
+def _schedule(
+    optimiser: torch.optim.Optimizer, config: TrainingConfig, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau | None:
+    total = config.epochs * steps
+    match config.schedule:
+        case "constant":
+            return None
+        case "cosine":
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
+        case "one-cycle":
+            return torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=total)
+        case "plateau":
+            return torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimiser, patience=max(1, config.patience // 3)
+            )

@@ -1,0 +1,86 @@
+"""Remedies for classes that are rarer than others, each usable alone.
+
+Class weights and resampling change what the loss sees, focal loss (Lin et al. 2017, "Focal Loss for
+Dense Object Detection") how much easy examples count, logit adjustment (Menon et al. 2021, "Long-Tail
+Learning via Logit Adjustment") what the logits mean: trained on logits + tau log p(y), the plain logits
+are those of a world in which all classes are equally common.
+"""
+
+from typing import Annotated, Final, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from perception.profile import Section
+
+RemedyName = Literal["none", "weights", "oversample", "focal", "logit-adjustment"]
+REMEDIES: Final[tuple[RemedyName, ...]] = ("none", "weights", "oversample", "focal", "logit-adjustment")
+
+
+class Imbalance(Section):
+    """`[training.imbalance]`."""
+
+    remedy: RemedyName = "none"
+    gamma: Annotated[float, Field(ge=0, description="focal: 0 is plain cross-entropy")] = 2.0
+    tau: Annotated[float, Field(ge=0, description="logit adjustment: strength")] = 1.0
+    smoothing: Annotated[float, Field(ge=0, lt=1, description="label smoothing")] = 0.0
+
+
+def class_counts(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return how often each class occurs (C,), at least 1, float32."""
+    return torch.bincount(labels, minlength=classes).clamp_min(1).float()
+
+
+def balanced_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return weights (C,) under which every class weighs the same in total; their mean over rows is 1."""
+    counts = class_counts(labels, classes)
+    return counts.sum() / (len(counts) * counts)
+
+
+class ClassificationLoss:
+    """The loss of one training run; called with logits (B, C) and labels (B,)."""
+
+    def __init__(self, config: Imbalance, labels: torch.Tensor, classes: int) -> None:
+        """`labels` are those of the whole training set."""
+        self._config = config
+        counts = class_counts(labels, classes)
+        self._weights = balanced_weights(labels, classes) if config.remedy == "weights" else None
+        prior = (counts / counts.sum()).log()
+        self._shift = config.tau * prior if config.remedy == "logit-adjustment" else None
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss."""
+        smoothing = self._config.smoothing
+        if self._shift is not None:
+            logits = logits + self._shift.to(logits.device)
+        if self._config.remedy == "focal":
+            nll = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+            p = logits.softmax(dim=1).gather(1, labels[:, None]).squeeze(1)
+            return ((1 - p) ** self._config.gamma * nll).mean()
+        weights = None if self._weights is None else self._weights.to(logits.device)
+        return F.cross_entropy(logits, labels, weights, label_smoothing=smoothing)
+
+
+def epoch_order(
+    config: Imbalance, labels: torch.Tensor, classes: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Return the rows of one epoch in random order; oversampling draws every class equally often."""
+    if config.remedy != "oversample":
+        return torch.randperm(len(labels), generator=generator)
+    chances = 1 / class_counts(labels, classes)[labels]
+    return torch.multinomial(chances, len(labels), replacement=True, generator=generator)
+
+
+def long_tail(labels: torch.Tensor, classes: int, ratio: float, generator: torch.Generator) -> torch.Tensor:
+    """Return rows (sorted) whose class sizes fall exponentially, the last `ratio` times rarer than the first.
+
+    The classes keep their order, so the same `ratio` leaves the same class rare in every run.
+    """
+    kept = []
+    for index in range(classes):
+        rows = torch.nonzero(labels == index).squeeze(1)
+        share = ratio ** (-index / max(1, classes - 1))
+        count = max(1, round(len(rows) * share))
+        kept.append(rows[torch.randperm(len(rows), generator=generator)[:count]])
+    return torch.cat(kept).sort().values

@@ -1,0 +1,163 @@
+"""Ordinary media files as sources: what a camera and a microphone playing them would have published."""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from perception.devices.device import CapturedBlock, CapturedFrame
+from perception.devices.media import Sound, Track, open_container
+from perception.devices.wire import block_message, frame_message
+from perception.errors import DeviceError, SessionError
+from perception.messages import Header, Message, Payload
+from perception.profile import CameraConfig, FusionConfig, MicrophoneConfig
+from perception.training import labels as label_files
+from perception.training.cache import file_hash
+from perception.training.labels import Span
+
+Image = npt.NDArray[np.uint8]
+ORIGIN_NS: Final = 1_000_000_000
+"""When every file begins; any time does, as long as it is the same in every run."""
+SECOND_NS: Final = 1_000_000_000
+STILL_S: Final = 0.2
+"""How long a still picture is shown."""
+MEDIA: Final = frozenset(
+    [".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4", ".mpg", ".mkv", ".avi", ".mov", ".webm"]
+)
+STILLS: Final = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
+_SOURCE: Final = "media#0"
+_RATE_HZ: Final = 16_000
+_BLOCK_MS: Final = 32.0
+_US_PER_S: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class MediaSource:
+    """A video, sound or picture file, with a label file beside it or a class in its name or folder.
+
+    Sound shorter than the fusion's window is played after as much silence as makes one window.
+    """
+
+    path: Path
+    root: Path
+    """The folder from which classes are told by sub-folder."""
+    camera: str | None
+    """Topic of its pictures, None if they do not matter."""
+    microphone: str | None
+    lead_s: float
+    """Sound shorter than this is led by silence."""
+
+    @property
+    def name(self) -> str:
+        """The path under the root."""
+        return str(self.path.relative_to(self.root))
+
+    def fingerprint(self) -> str:
+        """Return the hash of the file and of how it is played."""
+        return f"{file_hash(self.path)} {self.camera} {self.microphone} {self.lead_s}"
+
+    def recording(self) -> Iterator[Message[Header]]:
+        """Return its messages."""
+        return self.messages()
+
+    def messages(self) -> Iterator[Message[Header]]:
+        """Yield its frames and blocks in the order of their stamps.
+
+        Raises:
+            DeviceError: it cannot be decoded.
+        """
+        kinds = _tracks(self.path)
+        streams = []
+        if self.camera is not None and "video" in kinds:
+            streams.append(self._frames(self.camera))
+        if self.microphone is not None and "audio" in kinds:
+            streams.append(self._blocks(self.microphone))
+        # A frame and a block that end at the same moment: the topic decides, so that runs are alike.
+        yield from heapq.merge(*streams, key=lambda message: (message.received_ns, message.topic))
+
+    def spans(self) -> list[Span]:
+        """Return the labels of the file beside it, else one over all of it."""
+        beside = next((f for s in _BESIDE if (f := self.path.with_suffix(s)).exists()), None)
+        if beside is not None:
+            return [span.at(ORIGIN_NS) for span in label_files.read(beside)]
+        name = label_files.class_of_path(self.path, self.root)
+        return [Span(0, 1 << 62, name)]
+
+    def _frames(self, topic: str) -> Iterator[Message[Header]]:
+        for seq, (seconds, image) in enumerate(_images(self.path)):
+            height, width = image.shape[:2]
+            config = CameraConfig(source=str(self.path), width=width, height=height, encoding="bgr8")
+            stamp_ns = ORIGIN_NS + round(seconds * SECOND_NS)
+            header, payload = frame_message(CapturedFrame(image, stamp_ns), config)
+            yield _message(topic, header, payload, seq, stamp_ns)
+
+    def _blocks(self, topic: str) -> Iterator[Message[Header]]:
+        config = MicrophoneConfig(source=str(self.path), rate_hz=_RATE_HZ, block_ms=_BLOCK_MS)
+        sound = Sound(str(self.path), rate_hz=_RATE_HZ, channels=1, sample_format="s16", loop=False, start=0)
+        index = -max(0, round((self.lead_s - _duration_s(self.path)) * _RATE_HZ))
+        size = round(_BLOCK_MS * _RATE_HZ / 1000)
+        silence = np.zeros((-index, 1), np.int16)
+        blocks = [silence[at : at + size] for at in range(0, len(silence), size)]
+        first = index
+        for seq, samples in enumerate(chain(blocks, sound.blocks(size))):
+            stamp_ns = ORIGIN_NS + index * SECOND_NS // _RATE_HZ
+            header, payload = block_message(CapturedBlock(samples, stamp_ns, index - first), config)
+            index += len(samples)
+            yield _message(topic, header, payload, seq, ORIGIN_NS + index * SECOND_NS // _RATE_HZ)
+
+
+_BESIDE: Final = (".labels.txt", ".labels.csv", ".labels.tsv")
+
+
+def _message(topic: str, header: Header, payload: Payload, seq: int, due_ns: int) -> Message[Header]:
+    fields = {"seq": seq, "sent_ns": due_ns, "source": _SOURCE}
+    return Message(topic, header.model_copy(update=fields), payload, due_ns)
+
+
+def _tracks(path: Path) -> set[str]:
+    if path.suffix.lower() in STILLS:
+        return {"video"}
+    with open_container(str(path)) as container:
+        return {stream.type for stream in container.streams}
+
+
+def _duration_s(path: Path) -> float:
+    with open_container(str(path)) as container:
+        return (container.duration or 0) / _US_PER_S
+
+
+def _images(path: Path) -> Iterator[tuple[float, Image]]:
+    if path.suffix.lower() in STILLS:
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise DeviceError(f"{path}: no picture that can be decoded")
+        yield 0.0, np.asarray(image, np.uint8)
+        yield STILL_S, np.asarray(image, np.uint8)
+        return
+    for _, frames in Track(str(path), "video", loop=False).laps():
+        for seconds, frame in frames:
+            yield seconds, frame.to_ndarray(format="bgr24").astype(np.uint8, copy=False)
+
+
+def media_sources(root: Path, config: FusionConfig) -> list[MediaSource]:
+    """Return every media file under a folder, for the fusion's first camera and its first microphone.
+
+    Raises:
+        SessionError: there is none.
+    """
+    topics = [item.topic for item in config.inputs.values()]
+    camera = next((topic for topic in topics if topic.startswith("camera/")), None)
+    microphone = next((topic for topic in topics if topic.startswith("microphone/")), None)
+    lengths = [item.length_ms for item in config.inputs.values() if item.topic == microphone]
+    # one hop more: a window's end lies on the grid, not on the end of the sound
+    lead_s = (max(lengths, default=0) + config.hop_ms + 20) / 1000
+    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in MEDIA | STILLS and f.is_file())
+    if not files:
+        raise SessionError(f"{root}: no media files there")
+    return [MediaSource(file, root, camera, microphone, lead_s) for file in files]

@@ -1,0 +1,217 @@
+"""The report on trained heads: one JSON, and one page that needs nothing else to be shown."""
+
+import html
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from perception.training import evaluate
+from perception.training.examples import Examples
+from perception.training.fit import FusionModel
+
+ALPHA: Final = 0.1
+_REPEATS: Final = 20
+
+
+def assess(
+    models: Sequence[FusionModel],
+    validation: Examples,
+    test: Examples,
+    inputs: Mapping[str, str],
+    singles: Mapping[str, FusionModel] | None = None,
+) -> dict[str, Any]:
+    """Return everything worth knowing about heads of several seeds, the first of which is the one used.
+
+    Args:
+        models: one per seed.
+        validation: conformal thresholds come from here.
+        test: other sessions.
+        inputs: the input each branch reads.
+        singles: a head trained alone for each single input, for the paired test.
+    """
+    model, truth = models[0], test.labels.numpy()
+    p = evaluate.probabilities(model, test)
+    by_subset = evaluate.by_subset(model, test, inputs)
+    return {
+        "classes": list(test.classes),
+        "windows": len(test),
+        "sessions": len(set(test.sources.tolist())),
+        "majority": float(np.bincount(truth).max() / len(truth)),
+        "subsets": evaluate.as_json(by_subset),
+        "per_class": evaluate.per_class(truth, p, test.classes),
+        "confusion": evaluate.confusion(truth, p),
+        "per_session": evaluate.as_json(evaluate.by_source(truth, p, test)),
+        "shuffle_drop": evaluate.shuffle_drops(model, test, inputs),
+        "noise": evaluate.noise_sweep(model, test, inputs),
+        "delay": evaluate.delay_sweep(model, test, inputs),
+        "conformal": _conformal(model, validation, test, inputs),
+        "calibration": _reliability(truth, p),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "head_ms_per_tick": tick_ms(model, test),
+        "seeds": _over_seeds(models, test),
+        "single": _against_singles(p, test, inputs, singles or {}),
+    }
+
+
+def _conformal(
+    model: FusionModel, validation: Examples, test: Examples, inputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """One threshold per set of inputs: a set told with a camera missing needs its own."""
+    found = {}
+    for kept in evaluate.subsets(sorted(set(inputs.values()))):
+        told = [
+            (part.labels.numpy(), evaluate.probabilities(model, evaluate.shown(part, inputs, kept)))
+            for part in (validation, test)
+        ]
+        found["+".join(kept)] = evaluate.as_json(evaluate.conformal(told[0], told[1], ALPHA))
+    return found
+
+
+def _reliability(labels: evaluate.Labels, p: evaluate.Probabilities) -> list[dict[str, float]]:
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == labels
+    number = np.minimum((confidence * evaluate.ECE_BINS).astype(int), evaluate.ECE_BINS - 1)
+    return [
+        {
+            "confidence": float(confidence[number == bin_].mean()),
+            "accuracy": float(right[number == bin_].mean()),
+            "rows": int((number == bin_).sum()),
+        }
+        for bin_ in np.unique(number)
+    ]
+
+
+def _over_seeds(models: Sequence[FusionModel], test: Examples) -> dict[str, Any]:
+    truth = test.labels.numpy()
+    scored = [evaluate.metrics(truth, evaluate.probabilities(model, test)) for model in models]
+    names = ("accuracy", "macro_recall", "macro_f1", "nll", "ece")
+    return {name: evaluate.spread([getattr(one, name) for one in scored]) for name in names}
+
+
+def _against_singles(
+    p: evaluate.Probabilities, test: Examples, inputs: Mapping[str, str], singles: Mapping[str, FusionModel]
+) -> dict[str, Any]:
+    truth, sources = test.labels.numpy(), test.sources.numpy()
+    rows = {}
+    for name, model in singles.items():
+        own = test.select([branch for branch in test.branches if inputs[branch] == name])
+        alone = evaluate.probabilities(model, own)
+        gain, low, high = evaluate.paired_bootstrap(truth, p, alone, sources)
+        rows[name] = {
+            "accuracy": evaluate.metrics(truth, alone).accuracy,
+            "gain": gain,
+            "gain_low": low,
+            "gain_high": high,
+            "mcnemar_p": evaluate.mcnemar(truth, p, alone),
+        }
+    return rows
+
+
+def tick_ms(model: FusionModel, data: Examples) -> float:
+    """Return the median time of the head on one window, in ms of wall time."""
+    row = data.rows(torch.tensor([0]))
+    took = []
+    with torch.inference_mode():
+        model.eval()
+        for _ in range(_REPEATS):
+            began = time.perf_counter()
+            model(row.features, row.present, row.ages_s)
+            took.append((time.perf_counter() - began) * 1000)
+    return float(np.median(took))
+
+
+def write(folder: Path, report: Mapping[str, Any], title: str) -> Path:
+    """Write `report.json` and `report.html`; return the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    page = folder / "report.html"
+    page.write_text(as_html(report, title), encoding="utf-8")
+    return page
+
+
+_STYLE: Final = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.15rem .6rem;border-bottom:1px solid #8884;
+text-align:right}td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}"""
+
+
+def as_html(report: Mapping[str, Any], title: str) -> str:
+    """Return the page: tables, and plots as SVG inside it."""
+    sections = [
+        (
+            f"{report['windows']} windows of {report['sessions']} sessions that training never saw. "
+            f"The most common class alone would score {report['majority']:.1%}.",
+            "",
+        ),
+        ("Every set of inputs", _table(report["subsets"])),
+        ("Over seeds, with all inputs", _table(report["seeds"])),
+        ("Against the best head of one input alone", _table(report["single"])),
+        ("Accuracy lost when an input is shuffled among windows", _table({"lost": report["shuffle_drop"]})),
+        ("Per class", _table(report["per_class"])),
+        ("Confusion: truth by row, answer by column", _confusion(report)),
+        ("Per session", _table(report["per_session"])),
+        ("Calibration", _calibration(report["calibration"])),
+        ("Noise on the features, in their standard deviations", _curves(report["noise"], "noise")),
+        ("One input late, in ticks", _curves(report["delay"], "ticks late")),
+        (f"Conformal sets for {1 - ALPHA:.0%} coverage, a threshold per set", _table(report["conformal"])),
+        (f"Cost: {report['parameters']} parameters, {report['head_ms_per_tick']:.2f} ms per tick", ""),
+    ]
+    body = "\n".join(f"<h2>{html.escape(head)}</h2>\n{content}" for head, content in sections[1:])
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(sections[0][0])}</p>{body}</html>\n"
+    )
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    if not rows:
+        return "<p>none</p>"
+    heads = list(next(iter(rows.values())))
+    lines = ["<table><tr><th></th>", *(f"<th>{html.escape(head)}</th>" for head in heads), "</tr>"]
+    for name, cells in rows.items():
+        values = "".join(f"<td>{_number(cells[head])}</td>" for head in heads)
+        lines.append(f"<tr><td>{html.escape(name)}</td>{values}</tr>")
+    return "".join([*lines, "</table>"])
+
+
+def _number(value: Any) -> str:
+    whole = isinstance(value, int) or float(value).is_integer()
+    return f"{value:.0f}" if whole and abs(value) > 1 else f"{value:.3f}"
+
+
+def _confusion(report: Mapping[str, Any]) -> str:
+    names = report["classes"]
+    rows = {
+        name: dict(zip(names, row, strict=True)) for name, row in zip(names, report["confusion"], strict=True)
+    }
+    return _table(rows)
+
+
+def _curves(curves: Mapping[str, Mapping[str, float]], label: str) -> str:
+    figure = Figure((6, 3), layout="constrained")
+    axes = figure.subplots()
+    for name, points in curves.items():
+        axes.plot([float(x) for x in points], list(points.values()), marker="o", label=name)
+    axes.set(xlabel=label, ylabel="accuracy", ylim=(0, 1.02))
+    axes.legend()
+    return _svg(figure)
+
+
+def _calibration(bins: Sequence[Mapping[str, float]]) -> str:
+    figure = Figure((4, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], linestyle=":", color="grey")
+    axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o")
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,122 @@
+"""What `perception train` and `perception evaluate` do, from paths to files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from perception.errors import PerceptionError
+from perception.fusion.engine import use_threads
+from perception.models.checkpoint import check_branches, load_head
+from perception.profile import FusionConfig
+from perception.training import dataset, report
+from perception.training import train as plans
+from perception.training.examples import Examples
+from perception.training.fit import FusionModel, History, fit
+from perception.training.train import CACHE, Split, TrainPlan
+
+Say = Callable[[str], Any]
+
+
+def train(
+    config: Path,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    cache: Path | None,
+    workers: int,
+    resume: bool,
+    say: Say,
+) -> None:
+    """Train, report and store; see the command."""
+    use_threads(0)
+    plan = plans.load_plan(config)
+    fusion = plans.fusion_of(plan.profile)
+    data = _build(paths, fusion, plan.classes, plan.track, cache, workers)
+    parts = plans.split(data, plan)
+    inputs = plans.branch_inputs(fusion)
+    out.mkdir(parents=True, exist_ok=True)
+    states = list(out.glob("seed-*.state"))
+    if states and not resume:
+        raise PerceptionError(f"{out} holds an interrupted training; go on with --resume or remove it")
+    counts = len(parts.train), len(parts.validation), len(parts.test)
+    say("{} windows to train on, {} to choose by, {} to test on".format(*counts))
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("training", total=plan.seeds * plan.training.epochs)
+
+        def on_epoch(epoch: int, history: History) -> None:
+            loss = history.validation_loss[-1]
+            progress.update(bar, advance=1, description=f"epoch {epoch}, validation loss {loss:.4f}")
+
+        models = plans.train_heads(parts, plan, inputs, on_epoch, out)
+    singles = train_singles(parts, plan, inputs)
+    found = report.assess(models, parts.validation, parts.test, inputs, singles)
+    found["training"] = plan.model_dump(mode="json")
+    plans.save(out, models[0], parts, found, inputs, plans.encoders_config_hash(fusion))
+    page = report.write(out, found, f"Fusion head {out.name}")
+    for state in out.glob("seed-*.state"):
+        state.unlink()
+    _summarise(found, say)
+    say(f"stored {out}; report: {page}")
+
+
+def train_singles(parts: Split, plan: TrainPlan, inputs: Mapping[str, str]) -> dict[str, FusionModel]:
+    """Train the same kind of head on each input alone: what fusion has to beat."""
+    singles: dict[str, FusionModel] = {}
+    for name in sorted(set(inputs.values())):
+        branches = [branch for branch in parts.train.branches if inputs[branch] == name]
+        own = Split(*(part.select(branches) for part in (parts.train, parts.validation, parts.test)))
+        dims = {branch: own.train.features[branch].shape[1] for branch in branches}
+        head = plan.head.model_copy(update={"modality_dropout": 0.0})
+        model = FusionModel(plans.new_head(head, dims, own.train.classes, plan.training.seed))
+        config = plan.training.model_copy(update={"input_dropout": 0.0})
+        fit(model, own.train, own.validation, config)
+        singles[name] = model
+    return singles
+
+
+def evaluate(
+    folder: Path,
+    paths: Sequence[Path],
+    name: str,
+    out: Path,
+    *,
+    track: str,
+    cache: Path | None,
+    workers: int,
+    say: Say,
+) -> None:
+    """Report on a stored head; see the command. Half of the sessions choose the conformal thresholds."""
+    use_threads(0)
+    fusion = plans.fusion_of(name)
+    head = load_head(folder)
+    data = _build(paths, fusion, head.classes, track, cache, workers)
+    check_branches(head, {branch: data.features[branch].shape[1] for branch in data.branches})
+    calibration, test = dataset.holdout(data, 0.5, 0)
+    found = report.assess([FusionModel(head)], calibration, test, plans.branch_inputs(fusion))
+    page = report.write(out, found, f"Fusion head {folder.name}")
+    _summarise(found, say)
+    say(f"report: {page}")
+
+
+def _build(
+    paths: Sequence[Path],
+    fusion: FusionConfig,
+    classes: Sequence[str],
+    track: str,
+    cache: Path | None,
+    workers: int,
+) -> Examples:
+    sources = plans.find_sources(paths, fusion)
+    folder = (cache or CACHE).expanduser()
+    return dataset.build(sources, fusion, folder, classes=classes, track=track, workers=workers)
+
+
+def _summarise(found: Mapping[str, Any], say: Say) -> None:
+    for name, scored in found["subsets"].items():
+        accuracy, recall, nll = scored["accuracy"], scored["macro_recall"], scored["nll"]
+        say(f"{name:40} accuracy {accuracy:.3f}  macro recall {recall:.3f}  NLL {nll:.3f}")
+    drops = ", ".join(f"{name} {drop:.3f}" for name, drop in found["shuffle_drop"].items())
+    say(f"accuracy lost when shuffled: {drops}")

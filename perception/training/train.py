@@ -1,0 +1,238 @@
+"""`perception train`: from a configuration and sources to a checkpoint folder with an honest report."""
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import torch
+from pydantic import Field, ValidationError
+
+from perception import profile as profiles
+from perception.errors import ProfileError
+from perception.models.checkpoint import Head, config_hash
+from perception.models.fusion import FeatureFusion, ModelFusion
+from perception.profile import FusionConfig, Section
+from perception.training import dataset
+from perception.training.dataset import DataSource, SessionSource
+from perception.training.examples import Examples
+from perception.training.fit import FusionModel, History, TrainingConfig, fit
+from perception.training.media import media_sources
+
+CACHE: Final = Path("~/.cache/perception/features")
+
+
+class HeadPlan(Section):
+    """`[head]`: the head to train."""
+
+    kind: Literal["feature", "model"] = "feature"
+    head: Annotated[Literal["linear", "mlp", "gated"], Field(description="feature level")] = "mlp"
+    hidden: Annotated[int, Field(ge=1)] = 64
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    missing: Literal["drop", "zero", "mean", "predict", "token"] = "token"
+    modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    use_ages: bool = False
+    branch: Annotated[Literal["linear", "mlp"], Field(description="model level")] = "linear"
+    combine: Literal["pool", "head"] = "pool"
+
+
+class TrainPlan(Section):
+    """A training configuration, TOML. Encoders and windows are those of the profile."""
+
+    profile: Annotated[str, Field(description="name or file of the profile the head is for")]
+    classes: Annotated[tuple[str, ...], Field(description="default: all that occur in the labels")] = ()
+    track: Annotated[str, Field(description="label track")] = "truth"
+    validation: Annotated[float, Field(gt=0, lt=1, description="share of the sessions")] = 0.2
+    test: Annotated[float, Field(ge=0, lt=1, description="share of the sessions, looked at once")] = 0.2
+    seeds: Annotated[int, Field(ge=1, description="heads trained; the first is stored")] = 3
+    head: HeadPlan = HeadPlan()
+    training: TrainingConfig = TrainingConfig(input_dropout=0.35)
+
+
+def load_plan(path: Path) -> TrainPlan:
+    """Read a training configuration; ProfileError names file, key and what was expected."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return TrainPlan.model_validate(data)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ProfileError(f"{path}: not a training configuration: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()
+        )
+        raise ProfileError(f"{path}: {problems}") from error
+
+
+def fusion_of(name: str) -> FusionConfig:
+    """Return the fusion of a profile; ProfileError if it has none."""
+    fusion = profiles.load(name).fusion
+    if fusion is None:
+        raise ProfileError(f"{name}: has no [fusion] table, so there is nothing to train")
+    return fusion
+
+
+def find_sources(paths: Sequence[Path], fusion: FusionConfig) -> list[DataSource]:
+    """Return sessions (.mcap files, or all in a folder that holds some) and folders of ordinary media."""
+    sources: list[DataSource] = []
+    for path in paths:
+        sessions = sorted(path.rglob("*.mcap")) if path.is_dir() else [path]
+        if sessions:
+            sources += [SessionSource(file) for file in sessions]
+        else:
+            sources += media_sources(path, fusion)
+    return sources
+
+
+def branch_inputs(fusion: FusionConfig) -> dict[str, str]:
+    """Return the input that each branch reads."""
+    return {name: fusion.encoders[name].input for name in sorted(fusion.encoders)}
+
+
+def input_columns(inputs: Mapping[str, str]) -> torch.Tensor:
+    """Return the number of the input of each branch, (M,) int64."""
+    names = sorted(set(inputs.values()))
+    return torch.tensor([names.index(inputs[branch]) for branch in sorted(inputs)])
+
+
+def new_head(plan: HeadPlan, dims: Mapping[str, int], classes: Sequence[str], seed: int) -> Head:
+    """Return an untrained head."""
+    torch.manual_seed(seed)
+    if plan.kind == "model":
+        return ModelFusion(
+            dict(dims),
+            classes,
+            branch=plan.branch,
+            combine=plan.combine,
+            hidden=plan.hidden,
+            dropout=plan.dropout,
+            modality_dropout=plan.modality_dropout,
+        )
+    return FeatureFusion(
+        dict(dims),
+        classes,
+        head=plan.head,
+        hidden=plan.hidden,
+        dropout=plan.dropout,
+        missing=plan.missing,
+        modality_dropout=plan.modality_dropout,
+        use_ages=plan.use_ages,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Sessions apart: to learn from, to choose and calibrate on, to test on once."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+def split(data: Examples, plan: TrainPlan) -> Split:
+    """Split by source; without a test share, validation stands in for the test and the report says so."""
+    rest, test = dataset.holdout(data, plan.test, plan.training.seed) if plan.test else (data, None)
+    share = plan.validation / (1 - plan.test)
+    train, validation = dataset.holdout(rest, share, plan.training.seed)
+    return Split(train, validation, validation if test is None else test)
+
+
+def train_heads(
+    parts: Split,
+    plan: TrainPlan,
+    inputs: Mapping[str, str],
+    on_epoch: Callable[[int, History], None] = lambda epoch, history: None,
+    state_folder: Path | None = None,
+) -> list[FusionModel]:
+    """Train one head per seed.
+
+    Args:
+        parts: rows apart by session.
+        plan: what to train and how.
+        inputs: the input each branch reads.
+        on_epoch: told after each epoch.
+        state_folder: training states are kept here, and continued from.
+    """
+    dims = {name: parts.train.features[name].shape[1] for name in parts.train.branches}
+    models = []
+    for number in range(plan.seeds):
+        seed = plan.training.seed + number
+        model = FusionModel(new_head(plan.head, dims, parts.train.classes, seed))
+        state = None if state_folder is None else state_folder / f"seed-{seed}.state"
+        config = plan.training.model_copy(update={"seed": seed})
+        columns = input_columns(inputs)
+        fit(
+            model,
+            parts.train,
+            parts.validation,
+            config,
+            inputs=columns,
+            state_file=state,
+            on_epoch=on_epoch,
+        )
+        models.append(model)
+    return models
+
+
+CARD: Final = """---
+library_name: perception
+tags: [perception, sensor-fusion]
+---
+# Fusion head: {classes}
+
+Load it in a profile by `fusion.head.weights = "{folder}"`, or in Python by
+`perception.models.load_head("{folder}")`. It takes exactly the encoders it was trained with.
+
+| branch | features | input |
+|---|---|---|
+{branches}
+
+Trained on {train} windows of {train_sources} sources, chosen and calibrated on {validation} windows of
+{validation_sources}, tested once on {test} windows of {test_sources}; no source is in two of these.
+
+| inputs | accuracy | macro F1 | NLL | ECE |
+|---|---|---|---|---|
+{figures}
+
+Encoders' configuration hash `{encoders}`. Full report: `report.html`, `report.json`.
+"""
+
+
+def save(
+    folder: Path,
+    model: FusionModel,
+    parts: Split,
+    report: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    encoders: str,
+) -> None:
+    """Write the checkpoint folder: weights, configuration, model card."""
+    head = model.head
+    head.save_pretrained(folder)
+    branches = "\n".join(f"| {name} | {dim} | {inputs[name]} |" for name, dim in head.dims.items())
+    figures = "\n".join(
+        f"| {name} | {m['accuracy']:.3f} | {m['macro_f1']:.3f} | {m['nll']:.3f} | {m['ece']:.3f} |"
+        for name, m in report["subsets"].items()
+    )
+    card = CARD.format(
+        classes=", ".join(head.classes),
+        folder=folder,
+        branches=branches,
+        figures=figures,
+        encoders=encoders,
+        **{
+            key: value
+            for name in ("train", "validation", "test")
+            for key, value in {
+                name: len(getattr(parts, name)),
+                f"{name}_sources": len(set(getattr(parts, name).sources.tolist())),
+            }.items()
+        },
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def encoders_config_hash(fusion: FusionConfig) -> str:
+    """Return the hash of the configuration that a head depends on: windows and encoders."""
+    return config_hash(json.loads(fusion.model_dump_json(include={"hop_ms", "inputs", "encoders", "seed"})))

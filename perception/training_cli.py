@@ -1,0 +1,138 @@
+"""Commands for labels, training and evaluation; heavy imports happen when they run."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from perception.errors import PerceptionError
+
+_paths = click.argument("sources", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+_cache = click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where features are kept; default ~/.cache/perception/features.",
+)
+_workers = click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True)
+
+
+@click.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--sessions",
+    "sources",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Session file, folder of sessions, or folder of media with labels in names; repeat for more.",
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Checkpoint.")
+@_cache
+@_workers
+@click.option("--resume", is_flag=True, help="Go on where an interrupted training into OUT stopped.")
+def train(
+    config: Path, sources: tuple[Path, ...], out: Path, cache: Path | None, workers: int, resume: bool
+) -> None:
+    """Train the head that CONFIG describes, report on sessions it never saw, store a checkpoint."""
+    from perception.training import run
+
+    run.train(config, sources, out, cache=cache, workers=workers, resume=resume, say=click.echo)
+
+
+@click.command()
+@click.argument("head", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@_paths
+@click.option("--profile", "name", required=True, help="The profile the head runs in.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: HEAD itself.")
+@click.option("--track", default="truth", show_default=True, help="Label track.")
+@_cache
+@_workers
+def evaluate(
+    head: Path,
+    sources: tuple[Path, ...],
+    name: str,
+    out: Path | None,
+    track: str,
+    cache: Path | None,
+    workers: int,
+) -> None:
+    """Report on the checkpoint HEAD with SOURCES that it was not trained on."""
+    from perception.training import run
+
+    run.evaluate(head, sources, name, out or head, track=track, cache=cache, workers=workers, say=click.echo)
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--track", help="Only this track.")
+def labels(file: Path, track: str | None) -> int:
+    """List the labels of FILE (session, Audacity track, CSV or ELAN table); check overlaps and balance.
+
+    Exit code 1 if something is wrong with them.
+    """
+    from perception.training import labels as spans_of
+    from perception.training.dataset import SessionSource
+
+    spans = SessionSource(file).spans() if file.suffix == ".mcap" else spans_of.read(file)
+    origin_ns = min((span.start_ns for span in spans), default=0) if file.suffix == ".mcap" else 0
+    chosen = [span for span in spans if track in (None, span.track)]
+    if not chosen:
+        raise PerceptionError(f"{file}: no labels{f' in track {track}' if track else ''}")
+    for span in chosen:
+        times = f"{(span.start_ns - origin_ns) / 1e9:10.3f} {(span.end_ns - origin_ns) / 1e9:10.3f}"
+        click.echo(f"{times}  {span.track}  {span.name}")
+    found = spans_of.check(chosen)
+    for name, classes in found.seconds.items():
+        total = sum(classes.values())
+        for label, duration_s in sorted(classes.items(), key=lambda item: -item[1]):
+            count = found.counts[name][label]
+            click.echo(f"{name}: {label}: {count} spans, {duration_s:.1f} s, {duration_s / total:.0%}")
+    for problem in found.problems:
+        click.echo(f"perception: {file}: {problem}", err=True)
+    return 1 if found.problems else 0
+
+
+@click.command()
+@click.argument("classes", nargs=-1, required=True)
+@click.option("--track", default="truth", show_default=True)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0, min_open=True), help="Mark CLASS for so long, then end."
+)
+@click.option("--domain", metavar="NAME", help="Graph to join; default $PERCEPTION_DOMAIN or 'default'.")
+def mark(classes: tuple[str, ...], track: str, seconds: float | None, domain: str | None) -> None:
+    """Label what happens now, on label/TRACK, so that the recorder writes it into the session.
+
+    With --seconds, one CLASS is marked from now on for that long. Without, keys in this terminal mark:
+    1 the first of CLASSES, 2 the second, ...; space ends a mark, q ends.
+    """
+    from perception.training import mark as marking
+
+    if seconds is not None:
+        if len(classes) != 1:
+            raise click.UsageError("--seconds marks one class")
+        marking.mark_for(classes[0], seconds, track=track, domain=domain)
+    else:
+        marking.mark_by_keys(classes, track=track, domain=domain, say=click.echo)
+
+
+@click.command()
+@click.argument("name", type=click.Choice(["avmnist", "hwu64", "esc10", "grid"]))
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("benchmarks"))
+@click.option("--seeds", type=click.IntRange(min=1), help="Default: 5 for avmnist, 1 for the others.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+def benchmark(name: str, data: Path, out: Path, seeds: int | None, threads: int) -> None:
+    """Run a published or own benchmark on the data in --data; write tables to --out."""
+    import logging
+    from importlib import import_module
+
+    from perception.fusion.engine import use_threads
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    use_threads(threads)
+    module: Any = import_module(f"perception.training.benchmarks.{name}")
+    figures = module.run(data, out, seeds or (5 if name == "avmnist" else 1))
+    click.echo(figures.markdown())
+
+
+COMMANDS = (train, evaluate, labels, mark, benchmark)

@@ -1,0 +1,70 @@
+"""The bench: rounds interleaved, medians and spread, budgets as ratios, an earlier run as a baseline."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from perception.bench import features, report, transport
+from perception.bench.rounds import Figure, interleave
+from perception.cli import run
+from perception.errors import PerceptionError
+
+
+def figure(value: float) -> Figure:
+    return Figure(value, value, value, 1)
+
+
+def test_every_case_runs_once_per_round_in_turn() -> None:
+    order: list[str] = []
+
+    def case(name: str, values: list[float]) -> dict[str, float]:
+        order.append(name)
+        return {"us": values.pop(0)}
+
+    a, b = [3.0, 1.0, 2.0], [5.0, 5.0, 8.0]
+    figures = interleave({"a": lambda: case("a", a), "b": lambda: case("b", b)}, 3)
+    assert order == ["a", "b"] * 3
+    assert figures == {"a": {"us": Figure(2.0, 1.0, 3.0, 3)}, "b": {"us": Figure(5.0, 5.0, 8.0, 3)}}
+
+
+def test_a_ratio_over_its_budget_is_named() -> None:
+    limit, ours = "limit: numpy FFT of the same hops", "perception"
+    assert report.over_budget("features", {limit: {"us": figure(10)}, ours: {"us": figure(20)}}) == []
+    (line,) = report.over_budget("features", {limit: {"us": figure(10)}, ours: {"us": figure(90)}})
+    assert line == "perception / limit: numpy FFT of the same hops: us 9.00, at most 6.0 allowed"
+    assert report.over_budget("features", {ours: {"us": figure(90)}}) == []
+
+
+def test_only_a_doubling_counts_against_an_earlier_run(tmp_path: Path) -> None:
+    file = tmp_path / "before.json"
+    file.write_text(json.dumps(report.as_json("features", {"perception": {"us": figure(10)}})))
+    assert report.against("features", {"perception": {"us": figure(19)}}, file) == []
+    assert report.against("features", {"perception": {"us": figure(21)}}, file) == [
+        "perception: us 21, was 10"
+    ]
+    for kind, other in (("startup", file), ("features", tmp_path / "none.json")):
+        with pytest.raises(PerceptionError, match=f"no baseline of 'perception bench {kind}'"):
+            report.against(kind, {}, other)
+
+
+def test_a_message_crosses_from_process_to_process_on_every_lane() -> None:
+    cases = transport.cases(peers=False, seconds=0.2, sizes=("480p", "state"))
+    figures = interleave(cases, 1)
+    assert set(figures) >= {
+        "480p limit: memcpy",
+        "480p perception-loan",
+        "480p pyzmq",
+        "state perception-state",
+    }
+    assert all(row["p50_us"].median > 0 for row in figures.values())
+
+
+def test_features_are_measured_from_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "_REPEATS", 3)
+    file = tmp_path / "now.json"
+    run(["bench", "features", "--rounds", "1", "--json", str(file)])
+    assert "torchaudio, whole window" in capsys.readouterr().out
+    assert "perception" in json.loads(file.read_text())["features"]

@@ -1,0 +1,360 @@
+"""The lane: large payloads through shared memory, unchanging while held, nothing left behind by anyone."""
+
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perception.bus import codec, lane
+from perception.bus.host import HostClock, Runtime
+from perception.bus.publisher import Publisher
+from perception.bus.subscriber import Subscriber
+from perception.errors import BusError
+from perception.messages import CameraFrame, Header, Message, Payload
+
+WIDTH, HEIGHT = 320, 240
+SIZE = WIDTH * HEIGHT * 3
+FRAME = CameraFrame(stamp_ns=1, width=WIDTH, height=HEIGHT, encoding="bgr8")
+CAMERA = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from perception.bus.host import HostClock, Runtime
+from perception.bus.publisher import Publisher
+from perception.bus.subscriber import Subscriber
+from perception.messages import CameraFrame
+base = Path(sys.argv[1])
+place = {"runtime": Runtime(base=base), "clock": HostClock(base).now_ns}
+"""
+
+pytestmark = pytest.mark.skipif(lane.prefix() is None, reason="needs Linux")
+
+
+class Bus:
+    """A domain of its own with one camera."""
+
+    def __init__(self, base: Path) -> None:
+        self.runtime = Runtime(base=base)
+        self.clock = HostClock(base)
+
+    def publisher(self) -> Publisher:
+        return Publisher("camera/a", source="test", runtime=self.runtime, clock=self.clock.now_ns)
+
+    def subscriber(self, *patterns: str, **options: Any) -> Subscriber:
+        return Subscriber(
+            *(patterns or ("camera/a",)), runtime=self.runtime, clock=self.clock.now_ns, **options
+        )
+
+    def process(self, code: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", CAMERA + code, str(self.runtime.base)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def bus() -> Iterator[Bus]:
+    with tempfile.TemporaryDirectory(prefix="bus") as folder:
+        yield Bus(Path(folder))
+
+
+def filled(value: int) -> np.ndarray:
+    return np.full(SIZE, value % 251, np.uint8)
+
+
+def exchange(publisher: Publisher, subscriber: Subscriber, value: int) -> Message[Header]:
+    publisher.send(FRAME, filled(value))
+    message = subscriber.receive(5)
+    assert message is not None
+    assert bytes(message.payload) == bytes(filled(value))
+    return message
+
+
+def shared(payload: Payload) -> bool:
+    return isinstance(payload, memoryview) and isinstance(payload.obj, np.ndarray)
+
+
+def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "did not happen in time"
+        time.sleep(0.005)
+
+
+def rings() -> int:
+    """Shared memory that this process has open or mapped."""
+    gc.collect()
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").count("memfd:perception")
+    names = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
+    return maps + sum("memfd:perception" in os.readlink(name) for name in names if os.path.islink(name))
+
+
+# --- what is delivered ---
+
+
+def test_after_a_first_frame_pixels_are_read_where_the_publisher_put_them(bus: Bus) -> None:
+    with bus.publisher() as publisher, bus.subscriber() as subscriber:
+        assert publisher.wait_for_subscriber(5)
+        assert not shared(exchange(publisher, subscriber, 0).payload)
+        payload = exchange(publisher, subscriber, 1).payload
+        assert shared(payload)
+        assert memoryview(payload).readonly
+
+
+def test_a_frame_written_in_place_is_delivered(bus: Bus) -> None:
+    with bus.publisher() as publisher, bus.subscriber() as subscriber:
+        assert publisher.wait_for_subscriber(5)
+        for value in range(20):
+            loan = publisher.loan(SIZE)
+            np.frombuffer(loan.data, np.uint8)[:] = value
+            sent = publisher.send(FRAME, loan)
+            message = subscriber.receive(5)
+            assert message is not None
+            assert message.header == sent
+            assert bytes(message.payload) == bytes(filled(value))
+        assert loan.ring is not None
+        with pytest.raises(BusError, match="only once"):
+            publisher.send(FRAME, loan)
+
+
+def test_a_loan_reaches_readers_of_every_kind(bus: Bus) -> None:
+    with (
+        bus.publisher() as publisher,
+        bus.subscriber() as near,
+        zmq.Context() as context,
+        context.socket(zmq.SUB) as foreign,
+    ):
+        foreign.subscribe(b"")
+        foreign.connect(bus.runtime.ipc_endpoint("camera/a"))
+        eventually(lambda: publisher.subscribers == 2)
+        for value in range(4):
+            loan = publisher.loan(SIZE)
+            np.frombuffer(loan.data, np.uint8)[:] = value
+            publisher.send(FRAME, loan)
+            message = near.receive(5)
+            assert message is not None
+            assert bytes(message.payload) == bytes(filled(value))
+            topic, header, payload = foreign.recv_multipart()
+            assert (topic, payload) == (b"camera/a", bytes(filled(value)))
+            assert codec.decode([topic, header, payload], received_ns=0).header == message.header
+        assert not foreign.poll(50)
+
+
+def test_loans_that_are_dropped_or_go_to_nobody_are_given_back(bus: Bus) -> None:
+    with bus.publisher() as publisher, bus.subscriber() as subscriber:
+        assert publisher.wait_for_subscriber(5)
+        exchange(publisher, subscriber, 0)
+        for _ in range(100):
+            assert publisher.loan(SIZE).ring is not None
+        subscriber.close()
+        eventually(lambda: publisher.subscribers == 0)
+        assert publisher.loan(SIZE).ring is None
+        assert publisher.send(FRAME, publisher.loan(SIZE)).seq == 1
+
+
+def test_a_remote_reader_gets_the_pixels_inline(bus: Bus) -> None:
+    with (
+        Publisher(
+            "camera/a",
+            source="test",
+            runtime=bus.runtime,
+            clock=bus.clock.now_ns,
+            endpoint="tcp://127.0.0.1:*",
+        ) as publisher,
+        zmq.Context() as context,
+        context.socket(zmq.SUB) as remote,
+        bus.subscriber() as near,
+    ):
+        assert publisher.endpoint is not None
+        remote.subscribe(b"camera/")
+        remote.subscribe(b"~another-host/camera/")
+        remote.connect(publisher.endpoint)
+        eventually(lambda: publisher.subscribers == 2)
+        for value in range(3):
+            exchange(publisher, near, value)
+            assert remote.recv_multipart()[2] == bytes(filled(value))
+        assert not remote.poll(50)
+
+
+def test_small_payloads_and_growing_ones_arrive_too(bus: Bus) -> None:
+    with bus.publisher() as publisher, bus.subscriber() as subscriber:
+        assert publisher.wait_for_subscriber(5)
+        jpeg = CameraFrame(stamp_ns=1, width=9, height=9, encoding="jpeg")
+        for size in (3, lane.LANE_BYTES - 1, lane.LANE_BYTES, 70_000, 200_000, 90_000, 1 << 20, 3):
+            for _ in range(3):
+                publisher.send(jpeg, b"x" * size)
+                message = subscriber.receive(5)
+                assert message is not None
+                assert bytes(message.payload) == b"x" * size
+        assert subscriber.health()["camera/a"].lost == 0
+
+
+# --- what is held ---
+
+
+def test_a_payload_never_changes_while_it_is_held(bus: Bus) -> None:
+    with bus.publisher() as publisher, bus.subscriber() as subscriber, bus.subscriber() as other:
+        eventually(lambda: publisher.subscribers == 2)
+        held = []
+        for value in range(200):
+            held.append((value, exchange(publisher, subscriber, value).payload[100:]))
+            assert other.receive(5) is not None
+            if value % 3:
+                held.pop(value % len(held))
+            assert len(held) < 100
+        assert any(not shared(payload) for _, payload in held)
+        for value, payload in held:
+            assert bytes(payload) == bytes(filled(value)[100:])
+
+
+def test_a_reader_too_slow_for_the_ring_gets_no_old_slot_under_a_new_name(bus: Bus) -> None:
+    slow = """
+with Subscriber("camera/a", **place) as subscriber:
+    print("up", flush=True)
+    while (message := subscriber.receive(5)) and message.header.exposure_ns is None:
+        pixels = np.frombuffer(message.payload, np.uint8)
+        assert (pixels == message.header.seq % 251).all()
+        time.sleep(0.02)
+    health = subscriber.health()["camera/a"]
+    print(health.received, health.consumed + health.queued + sum(health.dropped.values()), health.lost)
+"""
+    with bus.publisher() as publisher, bus.process(slow) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "up\n"
+        assert publisher.wait_for_subscriber(5)
+        for value in range(300):
+            publisher.send(FRAME, filled(value))
+        last = FRAME.model_copy(update={"exposure_ns": 1})
+        eventually(lambda: publisher.send(last, filled(publisher.published)) and reader.poll() is not None)
+        received, accounted, lost = map(int, reader.stdout.readline().split())
+        assert received == accounted
+        assert received + lost <= publisher.published
+        assert received + lost > 300
+
+
+# --- crashes ---
+
+
+def test_a_killed_publisher_leaves_what_was_received_and_nothing_else(bus: Bus) -> None:
+    camera = """
+with Publisher("camera/a", source="victim", **place) as publisher:
+    publisher.wait_for_subscriber(5)
+    header = CameraFrame(stamp_ns=1, width=320, height=240, encoding="bgr8")
+    while True:
+        publisher.send(header, np.full(320 * 240 * 3, publisher.published % 251, np.uint8))
+        time.sleep(0.002)
+"""
+    before = rings()
+    with bus.subscriber() as subscriber:
+        with bus.process(camera) as victim:
+            payload: Payload = b""
+            while not shared(payload):
+                message = subscriber.receive(5)
+                assert message is not None
+                payload = message.payload
+            victim.kill()
+            victim.wait()
+        assert message is not None
+        assert bytes(payload) == bytes(filled(message.header.seq))
+        with bus.publisher() as publisher:
+            assert publisher.wait_for_subscriber(5)
+            publisher.send(FRAME, filled(7))
+            arrived = subscriber.receive(5)
+            while arrived is not None and arrived.header.source != publisher.source:
+                arrived = subscriber.receive(5)
+            assert arrived is not None
+            assert bytes(arrived.payload) == bytes(filled(7))
+    del publisher, subscriber, arrived
+    del payload, message
+    eventually(lambda: rings() == before)
+
+
+def test_a_killed_reader_gives_back_what_it_held(bus: Bus) -> None:
+    hoarder = """
+with Subscriber("camera/a", **place) as subscriber:
+    held = []
+    for message in subscriber:
+        held.append(message)
+        print("up" if isinstance(message.payload.obj, np.ndarray) else "", flush=True)
+"""
+    with bus.publisher() as publisher:
+        for _ in range(4):
+            with bus.process(hoarder) as reader:
+                assert reader.stdout is not None
+                assert publisher.wait_for_subscriber(10)
+                held = 0
+                while held < 16:
+                    publisher.send(FRAME, filled(publisher.published))
+                    held += reader.stdout.readline() == "up\n"
+                reader.kill()
+                reader.wait()
+            eventually(lambda: publisher.subscribers == 0)
+        with bus.subscriber() as subscriber:
+            assert publisher.wait_for_subscriber(5)
+            exchange(publisher, subscriber, 0)
+            loans = [publisher.loan(SIZE) for _ in range(32)]
+            assert all(loan.ring is not None for loan in loans)
+
+
+def test_the_only_frame_of_a_process_that_ends_at_once_arrives(bus: Bus) -> None:
+    with bus.subscriber() as subscriber:
+        with bus.publisher() as publisher:
+            assert publisher.wait_for_subscriber(5)
+            publisher.send(FRAME, filled(1))
+        message = subscriber.receive(5)
+        assert message is not None
+        assert bytes(message.payload) == bytes(filled(1))
+
+
+# --- what is not believed ---
+
+
+def test_a_ring_that_cannot_be_opened_sends_the_reader_back_to_the_socket(bus: Bus) -> None:
+    prefix = lane.prefix()
+    assert prefix is not None
+    header = codec.encode("camera/a", FRAME, filled(0))[1]
+    nowhere = lane.Place(process=1 << 30, descriptor=0, inode=1, stride=1 << 20)
+    with (
+        bus.runtime.claim("camera/a"),
+        zmq.Context() as context,
+        context.socket(zmq.XPUB) as foreign,
+        bus.subscriber() as subscriber,
+    ):
+        foreign.set(zmq.LINGER, 0)
+        foreign.bind(bus.runtime.ipc_endpoint("camera/a"))
+        assert [foreign.recv(), foreign.recv()] == [b"\1camera/a", b"\1" + prefix + b"camera/a"]
+        foreign.send_multipart([prefix + b"camera/a", header, b"no place"])
+        foreign.send_multipart([prefix + b"camera/a", header, bytes(filled(3)), nowhere.pack()])
+        message = subscriber.receive(5)
+        assert message is not None
+        assert bytes(message.payload) == bytes(filled(3))
+        assert foreign.recv() == b"\0" + prefix + b"camera/a"
+        assert subscriber.health()["camera/a"].dropped == {"overwritten": 1}
+
+
+@given(data=st.binary(max_size=64) | st.binary(min_size=44, max_size=44))
+def test_any_bytes_are_a_place_within_the_ring_or_none(data: bytes) -> None:
+    try:
+        place = lane.Place.unpack(data)
+    except ValueError:
+        return
+    assert place.size <= place.stride
+    assert place.pack() == data
+
+
+def test_another_file_is_not_taken_for_a_ring(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        file.truncate(4096 * 33)
+        status = os.fstat(file.fileno())
+        place = lane.Place(os.getpid(), file.fileno(), status.st_ino, 4096)
+        assert lane.open_ring(place) is None
+        assert lane.open_ring(place._replace(inode=0)) is None

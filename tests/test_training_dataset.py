@@ -1,0 +1,190 @@
+"""Datasets: windows and features of a session are the bytes a live head was given, computed once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from perception.devices.script import CLASSES
+from perception.devices.scripted import messages
+from perception.errors import SessionError
+from perception.fusion.core import FusionCore
+from perception.fusion.engine import build_engine
+from perception.messages import Header, Label, Message, TextCommand
+from perception.profile import (
+    CameraConfig,
+    EncoderConfig,
+    FusionConfig,
+    HeadConfig,
+    InputConfig,
+    MicrophoneConfig,
+    ScriptConfig,
+)
+from perception.session.writer import SessionWriter
+from perception.training import dataset
+from perception.training.dataset import SessionSource, build, folds, holdout
+from perception.training.examples import Examples
+from perception.training.labels import Span, from_messages
+from perception.training.media import media_sources
+
+CAMERA = CameraConfig(source="scripted", width=160, height=120, rate_hz=10)
+MICROPHONE = MicrophoneConfig(source="scripted")
+ENCODERS = {
+    "faces": EncoderConfig(input="camera", kind="faces"),
+    "markers": EncoderConfig(input="camera", kind="aruco"),
+    "motion": EncoderConfig(input="camera", kind="motion"),
+    "resnet": EncoderConfig(input="camera", kind="torchvision", weights="random"),
+    "level": EncoderConfig(input="microphone", kind="level"),
+    "mfcc": EncoderConfig(input="microphone", kind="mfcc"),
+    "voice": EncoderConfig(input="microphone", kind="silero"),
+    "vggish": EncoderConfig(input="microphone", kind="vggish", weights="random"),
+    "intent": EncoderConfig(
+        input="text", kind="tfidf", options={"intents": {"come": ["come here"], "stop": ["stop now"]}}
+    ),
+}
+CHEAP = {name: ENCODERS[name] for name in ("motion", "level", "intent")}
+
+
+def config(encoders: dict[str, EncoderConfig]) -> FusionConfig:
+    return FusionConfig(
+        device="cpu",
+        hop_ms=200,
+        inputs={
+            "camera": InputConfig(topic="camera/front"),
+            "microphone": InputConfig(topic="microphone/main"),
+            "text": InputConfig(topic="text/*"),
+        },
+        encoders=encoders,
+        head=HeadConfig(classes=CLASSES),
+    )
+
+
+def script(seconds: float, seed: int = 3) -> list[Message[Header]]:
+    return list(messages(ScriptConfig(seed=seed), CAMERA, MICROPHONE, seconds, origin_ns=10**18))
+
+
+def record(path: Path, stream: list[Message[Header]]) -> SessionSource:
+    with SessionWriter(path) as writer:
+        for message in stream:
+            writer.write(message)
+    return SessionSource(path)
+
+
+@dataclass(frozen=True)
+class Playing:
+    """A source of messages at hand."""
+
+    stream: tuple[Message[Header], ...]
+    name: str = "played"
+
+    def fingerprint(self) -> str:
+        return self.name
+
+    def messages(self) -> Iterator[Message[Header]]:
+        return iter(self.stream)
+
+    def recording(self) -> list[Message[Header]]:
+        return list(self.stream)
+
+    def spans(self) -> list[Span]:
+        return from_messages(m.header for m in self.stream if isinstance(m.header, Label))
+
+
+def test_dataset_features_are_the_live_bytes_for_every_encoder(tmp_path: Path) -> None:
+    stream = script(2.2)
+    said = TextCommand(stamp_ns=stream[40].header.stamp_ns + 1, text="come here", source="say#1")
+    stream.insert(41, Message("text/say", said, received_ns=stream[40].received_ns))
+    source = record(tmp_path / "a.mcap", stream)
+    fusion = config(ENCODERS)
+    core, engine = FusionCore(fusion), build_engine(fusion, clock=lambda: 0)
+    live = {}
+    for message in stream:
+        for window in core.push(message):
+            live[window.end_ns] = engine.tensors(window, engine.encode(window))
+    stored = dataset.encode(source, fusion)
+    row_of = {end_ns: row for row, end_ns in enumerate(stored["ends_ns"].tolist())}
+    assert live
+    assert live.keys() <= row_of.keys()
+    for end_ns, (features, present, ages_s) in live.items():
+        row = row_of[end_ns]
+        assert torch.equal(stored["present"][row], present[0])
+        assert torch.equal(stored["ages_s"][row], ages_s[0])
+        for name in ENCODERS:
+            kept = stored[f"feature.{name}"][row]
+            expected = features[name][0] if name in features else torch.zeros_like(kept)
+            assert kept.numpy().tobytes() == expected.numpy().tobytes(), name
+    assert stored["present"].any(dim=0).all()
+
+
+def test_features_are_computed_once_and_again_only_when_something_decisive_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [Playing(tuple(script(4.0, seed)), f"play {seed}") for seed in (3, 4)]
+    cache = tmp_path / "cache"
+    first = build(sources, config(CHEAP), cache, classes=CLASSES)
+    files = sorted(cache.iterdir())
+    stamps = [file.stat().st_mtime_ns for file in files]
+    again = build(sources, config(CHEAP), cache, classes=CLASSES)
+    assert sorted(cache.iterdir()) == files
+    assert [file.stat().st_mtime_ns for file in files] == stamps
+    assert torch.equal(first.labels, again.labels)
+    files[0].unlink()  # interrupted: only what is missing is made again
+    build(sources, config(CHEAP), cache, classes=CLASSES)
+    assert files[1].stat().st_mtime_ns == stamps[1]
+    other_head = config(CHEAP).model_copy(update={"head": HeadConfig(weights="random", classes=("x", "y"))})
+    build(sources, other_head, cache, classes=CLASSES)
+    assert sorted(cache.iterdir()) == files
+    build(sources, config(CHEAP).model_copy(update={"lateness_ms": 90.0}), cache, classes=CLASSES)
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_labels_come_from_the_recording_or_from_a_file_beside_it(tmp_path: Path) -> None:
+    source = record(tmp_path / "a.mcap", script(4.0))
+    recorded = source.spans()
+    assert {span.name for span in recorded} <= set(CLASSES)
+    (tmp_path / "a.labels.txt").write_text("0.5\t1.5\tleft\n2.0\t3.0\tright\n")
+    assert [span.name for span in source.spans()] == ["left", "right"]
+    examples = build([source], config(CHEAP), tmp_path / "cache")
+    assert examples.classes == ("left", "right")
+    assert examples.labels.bincount().tolist() == [5, 5]
+
+
+def test_no_label_no_examples_and_a_clear_word(tmp_path: Path) -> None:
+    with pytest.raises(SessionError, match="no sources"):
+        build([], config(CHEAP), tmp_path)
+    stream = tuple(m for m in script(2.0) if not isinstance(m.header, Label))
+    with pytest.raises(SessionError, match="0 classes"):
+        build([Playing(stream)], config(CHEAP), tmp_path)
+
+
+def test_sources_stay_together_in_every_split() -> None:
+    sources = torch.arange(10).repeat_interleave(7)
+    data = Examples.of({"a": torch.randn(70, 2)}, torch.arange(70) % 2, ("x", "y"), sources)
+    for left, right in [holdout(data, 0.3, 0), *folds(data, 5, 0)]:
+        assert len(left) + len(right) == 70
+        assert not set(left.sources.tolist()) & set(right.sources.tolist())
+    with pytest.raises(SessionError, match="windows of one session are too alike"):
+        holdout(data.rows(data.sources == 1), 0.3, 0)
+
+
+def test_a_folder_of_ordinary_media_is_a_data_set_labelled_by_its_names(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, frequency_hz in (("low", 200), ("high", 3000)):
+        (tmp_path / "media" / name).mkdir(parents=True)
+        for number, seconds in enumerate((0.4, 1.5)):
+            t = np.arange(round(22_050 * seconds)) / 22_050
+            sound = 0.3 * np.sin(2 * np.pi * frequency_hz * t) + 0.01 * rng.standard_normal(t.size)
+            soundfile.write(tmp_path / "media" / name / f"{number}.wav", sound, 22_050)
+    fusion = config({"mfcc": ENCODERS["mfcc"]})
+    sources = media_sources(tmp_path / "media", fusion)
+    assert [source.name for source in sources] == ["high/0.wav", "high/1.wav", "low/0.wav", "low/1.wav"]
+    examples = build(sources, fusion, tmp_path / "cache")
+    assert examples.classes == ("high", "low")
+    heard = examples.rows(examples.present[:, 0])
+    assert set(heard.sources.tolist()) == {0, 1, 2, 3}
+    means = [heard.features["mfcc"][heard.labels == label].mean(dim=0) for label in (0, 1)]
+    assert (means[0] - means[1]).norm() > 1

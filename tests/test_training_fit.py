@@ -1,0 +1,213 @@
+"""The training loop, imbalance, augmentation and metrics, on small problems whose answer is known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score
+
+from perception.models.fusion import FeatureFusion, ModelFusion
+from perception.models.pooling import ReliabilityPool
+from perception.training import augment, evaluate
+from perception.training.evaluate import metrics, probabilities
+from perception.training.examples import Examples
+from perception.training.fit import FusionModel, TrainingConfig, fit, hide_inputs, predict
+from perception.training.imbalance import (
+    REMEDIES,
+    ClassificationLoss,
+    Imbalance,
+    balanced_weights,
+    epoch_order,
+    long_tail,
+)
+from perception.training.networks import ConvEncoder
+
+CLASSES = ("a", "b", "c")
+INPUTS = {"eye": "camera", "ear": "microphone"}
+QUICK = TrainingConfig(epochs=25, batch=64, learning_rate=1e-2)
+
+
+def clusters(count: int = 240, seed: int = 0, spread: float = 0.6) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    centres = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    features = {
+        name: centres[labels] + spread * torch.randn(count, 2, generator=generator) for name in INPUTS
+    }
+    return Examples.of(features, labels, CLASSES, torch.arange(count) // 12)
+
+
+def trained(config: TrainingConfig = QUICK, **options: float) -> FusionModel:
+    torch.manual_seed(0)
+    model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES, **options))  # type: ignore[arg-type]
+    fit(model, clusters(), clusters(seed=1), config)
+    return model
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "rmsprop"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle", "plateau"])
+def test_every_optimiser_and_schedule_learns(optimiser: str, schedule: str) -> None:
+    config = QUICK.model_validate(
+        QUICK.model_dump() | {"optimiser": optimiser, "schedule": schedule, "epochs": 15}
+    )
+    test = clusters(seed=2)
+    assert metrics(test.labels.numpy(), probabilities(trained(config), test)).accuracy > 0.9
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    first, second = (trained(QUICK.model_copy(update={"epochs": 3})).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole = trained(QUICK.model_copy(update={"epochs": 6}), dropout=0.1)
+    state = tmp_path / "fit.state"
+    for epochs in (3, 6):
+        torch.manual_seed(0)
+        model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES, dropout=0.1))
+        config = QUICK.model_copy(update={"epochs": epochs})
+        fit(model, clusters(), clusters(seed=1), config, state_file=state)
+    expected, found = whole.state_dict(), model.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_modality_dropout_makes_each_input_enough_alone() -> None:
+    test = clusters(seed=2)
+    truth = test.labels.numpy()
+    model = trained(modality_dropout=0.5)
+    for kept in INPUTS:
+        assert metrics(truth, probabilities(model, test.only([kept]))).accuracy > 0.8
+
+
+def test_encoders_are_trained_with_the_head_and_never_see_what_is_absent() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(96) % 2
+    pictures = torch.randn(96, 1, 8, 8, generator=generator)
+    pictures[labels == 1, :, :4] += 2
+    data = Examples.of({"eye": pictures}, labels, ("a", "b"))
+    data.present[:8] = False
+    data.features["eye"][:8] = torch.nan
+    encoder = ConvEncoder(1, (4, 8), 8)
+    model = FusionModel(FeatureFusion({"eye": 8}, ("a", "b")), {"eye": encoder})
+    fit(model, data, data, QUICK.model_copy(update={"epochs": 8}))
+    assert torch.isfinite(predict(model, data)).all()
+    kept = data.rows(data.present[:, 0])
+    assert metrics(kept.labels.numpy(), probabilities(model, kept)).accuracy > 0.9
+
+
+def test_a_model_level_pool_is_calibrated_on_validation() -> None:
+    torch.manual_seed(0)
+    head = ModelFusion({"eye": 2, "ear": 2}, CLASSES)
+    fit(FusionModel(head), clusters(), clusters(seed=1), QUICK)
+    assert not torch.equal(head.pool.temperature, torch.ones(2))
+
+
+def test_hidden_inputs_hide_all_their_branches_but_never_everything() -> None:
+    present = torch.ones(500, 3, dtype=torch.bool)
+    shown = hide_inputs(present, torch.tensor([0, 0, 1]), 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(shown[:, 0], shown[:, 1])
+    assert shown.any(dim=1).all()
+    assert not shown.all(dim=0).any()
+
+
+def test_remedies_for_imbalance_do_what_they_say() -> None:
+    labels = torch.tensor([0] * 90 + [1] * 9 + [2])
+    weights = balanced_weights(labels, 3)
+    assert torch.allclose(weights * labels.bincount(), torch.full((3,), 100 / 3))
+    order = epoch_order(Imbalance(remedy="oversample"), labels, 3, torch.Generator().manual_seed(0))
+    assert labels[order].bincount().min() > 20
+    logits = torch.zeros(1, 3)
+    common, rare = (
+        ClassificationLoss(Imbalance(remedy="logit-adjustment"), labels, 3)(logits, torch.tensor([label]))
+        for label in (0, 2)
+    )
+    assert float(rare - common) == pytest.approx(np.log(90), rel=1e-5)
+    sure = torch.tensor([[5.0, 0.0, 0.0]])
+    focal, plain = (
+        ClassificationLoss(Imbalance(remedy=r), labels, 3)(sure, torch.tensor([0])) for r in ("focal", "none")
+    )
+    assert focal < 0.01 * plain
+    kept = long_tail(torch.arange(300) % 3, 3, 50, torch.Generator().manual_seed(0))
+    assert (torch.arange(300) % 3)[kept].bincount().tolist() == [100, 14, 2]
+    assert set(REMEDIES) == {"none", "weights", "oversample", "focal", "logit-adjustment"}
+
+
+def test_metrics_agree_with_their_definitions() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(3), 5000)
+    labels = np.array([rng.choice(3, p=row) for row in p])  # perfectly calibrated
+    scored = metrics(labels, p)
+    assert scored.ece < 0.03
+    assert scored.macro_recall == pytest.approx(balanced_accuracy_score(labels, p.argmax(axis=1)))
+    assert scored.nll == pytest.approx(-np.log(p[np.arange(5000), labels]).mean())
+    sure = np.eye(3)[p.argmax(axis=1)]
+    assert evaluate.expected_calibration_error(labels, sure) == pytest.approx(1 - scored.accuracy)
+
+
+def test_conformal_sets_cover_what_they_promise() -> None:
+    model, data = trained(), clusters(3000, seed=5, spread=1.2)
+    halves = [
+        (part.labels.numpy(), probabilities(model, part))
+        for part in (data.rows(torch.arange(1500)), data.rows(torch.arange(1500, 3000)))
+    ]
+    found = evaluate.conformal(halves[0], halves[1], alpha=0.1)
+    assert 0.87 < found.coverage < 0.93
+    assert 1 <= found.size < 3
+
+
+def deafened(data: Examples) -> Examples:
+    noise = torch.randn(len(data), 2, generator=torch.Generator().manual_seed(9))
+    return Examples.of(data.features | {"ear": noise}, data.labels, CLASSES)
+
+
+def test_a_shuffled_input_costs_only_a_head_that_uses_it() -> None:
+    model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES))
+    fit(model, deafened(clusters(960)), deafened(clusters(seed=1)), QUICK)
+    drops = evaluate.shuffle_drops(model, deafened(clusters(960, seed=2)), INPUTS)
+    assert drops["camera"] > 0.3
+    assert abs(drops["microphone"]) < 0.02
+    assert set(evaluate.by_subset(model, clusters(), INPUTS)) == {"camera+microphone", "camera", "microphone"}
+
+
+def test_a_delayed_input_is_older_and_never_from_another_session() -> None:
+    data = clusters(24)
+    late = augment.delayed(data, "eye", 2)
+    column = data.branches.index("eye")
+    assert torch.equal(late.features["eye"][2:12], data.features["eye"][:10])
+    assert late.present[:, column].tolist() == [False] * 2 + [True] * 10 + [False] * 2 + [True] * 10
+    assert late.present[:, 1 - column].all()
+    assert evaluate.delay_sweep(trained(), data, INPUTS, (0,))["camera"]["0"] > 0.8
+
+
+def test_noise_has_the_asked_ratio_and_augmentation_is_repeatable() -> None:
+    waves = torch.sin(torch.arange(8000) / 5).repeat(3, 1)
+    ratios = torch.tensor([20.0, 0.0, -10.0])
+    noisy = augment.with_noise(waves, ratios, torch.Generator().manual_seed(0))
+    power = (noisy - waves).square().mean(dim=1)
+    assert torch.allclose(10 * (waves.square().mean(dim=1) / power).log10(), ratios, atol=0.01)
+    pictures = torch.rand(6, 1, 20, 20)
+    for change in (augment.moved, augment.recoloured, augment.occluded):
+        first, second = (change(pictures, torch.Generator().manual_seed(1)) for _ in range(2))
+        assert first.shape == pictures.shape
+        assert torch.equal(first, second)
+        assert not torch.equal(first, pictures)
+
+
+def test_a_branch_that_looks_unreliable_loses_its_weight() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(900) % 3
+    truth = torch.nn.functional.one_hot(labels, 3).float()
+    noisy = torch.rand(900, generator=generator) < 0.5
+    wrong = torch.roll(truth, 1, dims=1)
+    good = 2 * truth + torch.randn(900, 3, generator=generator)
+    logits = torch.stack([torch.where(noisy[:, None], 6 * wrong, 6 * truth), good], dim=1)
+    quality = noisy.float()[:, None]
+    pool = ReliabilityPool(2, 1, 3)
+    present = torch.ones(900, 2, dtype=torch.bool)
+    pool.fit(logits, present, quality, labels)
+    weights = pool.weights(torch.tensor([[0.0], [1.0]]))
+    assert weights[0, 0] > 0.4
+    assert weights[1, 0] < 0.1
+    right = (pool(logits, present, quality).argmax(dim=1) == labels).float().mean()
+    assert right > (good.argmax(dim=1) == labels).float().mean()

@@ -1,0 +1,118 @@
+"""The commands: labels, train and evaluate on recorded sessions, down to a checkpoint a profile can load."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from perception.cli import run
+from perception.devices.scripted import messages
+from perception.errors import PerceptionError
+from perception.models.checkpoint import load_head
+from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
+from perception.session.writer import SessionWriter
+from perception.training.labels import Span
+from perception.training.mark import Marker
+
+PROFILE = """
+domain = "training-test"
+[fusion]
+hop_ms = 250
+device = "cpu"
+[fusion.inputs]
+camera = { topic = "camera/front" }
+microphone = { topic = "microphone/main" }
+[fusion.encoders]
+motion = { input = "camera", kind = "motion" }
+level = { input = "microphone", kind = "level" }
+[fusion.head]
+weights = "random"
+classes = ["a", "b"]
+"""
+PLAN = """
+profile = "{profile}"
+seeds = 2
+[head]
+use_ages = true
+[training]
+epochs = 6
+input_dropout = 0.3
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    (folder / "profile.toml").write_text(PROFILE)
+    (folder / "plan.toml").write_text(PLAN.format(profile=folder / "profile.toml"))
+    (folder / "sessions").mkdir()
+    camera = CameraConfig(source="scripted", width=160, height=120, rate_hz=8)
+    for seed in range(1, 6):
+        with SessionWriter(folder / "sessions" / f"play-{seed}.mcap") as writer:
+            script = ScriptConfig(seed=seed)
+            for message in messages(
+                script, camera, MicrophoneConfig(source="scripted"), 24.0, origin_ns=10**18
+            ):
+                writer.write(message)
+    return folder
+
+
+def command(*arguments: object) -> int:
+    return run([str(argument) for argument in arguments])
+
+
+def test_from_sessions_to_a_checkpoint_and_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--sessions", folder / "sessions", "--cache", folder / "cache", "--workers", 1)
+    assert command("train", folder / "plan.toml", *options, "--out", folder / "head") == 0
+    assert "camera+microphone" in capsys.readouterr().out
+    head = load_head(folder / "head")
+    assert head.branches == ("level", "motion")
+    report = json.loads((folder / "head" / "report.json").read_text())
+    assert set(report["subsets"]) == {"camera+microphone", "camera", "microphone"}
+    assert report["seeds"]["accuracy"]["n"] == 2
+    assert set(report["single"]) == {"camera", "microphone"}
+    assert {"coverage", "size"} <= set(report["conformal"]["camera"])
+    page = (folder / "head" / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    card = (folder / "head" / "README.md").read_text()
+    assert "no source is in two of these" in card
+    cached = sorted((folder / "cache").iterdir())
+    assert len(cached) == 5
+    arguments = (folder / "head", folder / "sessions", "--profile", folder / "profile.toml")
+    again = ("--out", folder / "again", "--cache", folder / "cache")
+    assert command("evaluate", *arguments, *again) == 0
+    assert sorted((folder / "cache").iterdir()) == cached
+    assert (folder / "again" / "report.html").exists()
+
+
+def test_labels_are_listed_and_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    session = next((folder / "sessions").glob("*.mcap"))
+    assert command("labels", session) in (0, 1)
+    assert "truth: " in capsys.readouterr().out
+    track = folder / "bad.txt"
+    track.write_text("0.0\t2.0\tleft\n1.0\t3.0\tright\n")
+    assert command("labels", track) == 1
+    assert "'left' at 0.00 s overlaps 'right' at 1.00 s" in capsys.readouterr().err
+
+
+def test_a_wrong_plan_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = folder / "wrong.toml"
+    plan.write_text('profile = "demo"\n[head]\nlayers = 3\n')
+    arguments = ("train", plan, "--sessions", folder / "sessions", "--out", folder / "x")
+    assert command(*arguments) == 2
+    assert "head.layers" in capsys.readouterr().err
+
+
+def test_keys_mark_spans() -> None:
+    marker = Marker(("left", "right"), "truth")
+    assert marker.press("1", 10) is None
+    assert marker.current == "left"
+    assert marker.press("x", 15) is None
+    assert marker.press("2", 20) == Span(10, 20, "left")
+    assert marker.press(" ", 30) == Span(20, 30, "right")
+    assert marker.press("q", 40) is None
+    with pytest.raises(PerceptionError, match="only 9 keys"):
+        Marker([str(n) for n in range(10)], "truth")
