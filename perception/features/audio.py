@@ -41,9 +41,9 @@ class AudioFrontEnd:
         """Return the waveform (samples,) and the log-mel (96, 64) that end with this window.
 
         The waveform ends as close to the window's end as the resampler can see, at most 1.6 ms before it
-        (3.3 ms where the device's rate is below 16 kHz) and exactly there at 16 kHz. The frames lie on the hop grid of the whole stream, so the last one ends
-        less than a hop, 10 ms, before the waveform does. In windows under 0.975 s, the frames for which there
-        is no room stand first and hold silence.
+        (3.3 ms where the device's rate is below 16 kHz) and exactly there at 16 kHz. The frames lie on the
+        hop grid of the whole stream, so the last one ends less than a hop, 10 ms, before the waveform does.
+        In windows under 0.975 s, the frames for which there is no room stand first and hold silence.
 
         Args:
             samples: float32 mono at the device's rate, exactly those of `[end_index - n, end_index)`.
