@@ -2,16 +2,17 @@
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import ProfileError
 from perception.fusion.core import FusionCore, Ledger
-from perception.messages import ClockTick, Header, Health, Message
+from perception.messages import ClockTick, Header, Health, Message, SwapRequest
 from perception.profile import Profile
 
 from .node import main
@@ -24,6 +25,7 @@ HEALTH_PERIOD_NS: Final = 1_000_000_000
 JOURNAL_PERIOD_NS: Final = 250_000_000
 JOURNAL_ENTRIES: Final = 512
 IDLE_S: Final = 0.1
+ItemT = TypeVar("ItemT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,12 @@ class Outputs:
     clock: Publisher
     journal: Publisher
     health: Publisher
+    head: Publisher
 
     def published(self) -> dict[str, int]:
         """Return the number of messages sent, by topic."""
-        return {out.topic: out.published for out in (self.state, self.clock, self.journal, self.health)}
+        outputs = (self.state, self.clock, self.journal, self.health, self.head)
+        return {out.topic: out.published for out in outputs}
 
 
 class FusionNode:
@@ -48,7 +52,12 @@ class FusionNode:
         self._compute = compute
         self._inbox = inbox
         self._out = outputs
-        self._ledger = Ledger(core, state_topic=outputs.state.topic, state_source=outputs.state.source)
+        self._ledger = Ledger(
+            core,
+            state_topic=outputs.state.topic,
+            state_source=outputs.state.source,
+            head=compute.swap.in_force.use(),
+        )
 
     def run(self, stopped: threading.Event, clock: Callable[[], int]) -> None:
         """Receive, cut and hand over until stopped; raise what stopped the models."""
@@ -57,12 +66,15 @@ class FusionNode:
         while not stopped.is_set() and self._compute.failure is None:
             deadline_ns = self._core.deadline_ns or clock()
             message = self._inbox.receive(min(IDLE_S, max(0.0, (deadline_ns - clock()) / 1e9)))
-            if message is not None:
+            if message is not None and isinstance(message.header, SwapRequest):
+                self._compute.swap.ask(message.header)
+            elif message is not None:
                 self._take(message)
             # what has already arrived goes first, unless it keeps coming for a whole hop
             if clock() >= deadline_ns + (0 if message is None else self._core.hop_ns):
                 self._tick(clock())
             now_ns = clock()
+            self._publish_heads(now_ns)
             if now_ns >= next_journal_ns or len(self._ledger.entries) >= JOURNAL_ENTRIES:
                 next_journal_ns = now_ns + JOURNAL_PERIOD_NS
                 self._publish_journal(now_ns)
@@ -70,6 +82,7 @@ class FusionNode:
                 next_health_ns = now_ns + HEALTH_PERIOD_NS
                 self._publish_health(now_ns)
         self._compute.stop()
+        self._publish_heads(clock())
         self._publish_journal(clock())
         self._publish_health(clock())
         if self._compute.failure is not None:
@@ -83,9 +96,13 @@ class FusionNode:
         tick = self._out.clock.send(ClockTick(stamp_ns=now_ns))
         self._take(Message(self._out.clock.topic, tick))
 
+    def _publish_heads(self, now_ns: int) -> None:
+        for status in _drained(self._compute.swap.told):
+            self._out.head.send(status.model_copy(update={"stamp_ns": now_ns}))
+
     def _publish_journal(self, now_ns: int) -> None:
-        shed = self._compute.shed
-        self._ledger.shed([shed.popleft() for _ in range(len(shed))])
+        self._ledger.shed(_drained(self._compute.shed))
+        self._ledger.switched(_drained(self._compute.swap.uses))
         if (journal := self._ledger.journal(now_ns)) is not None:
             self._out.journal.send(journal)
 
@@ -106,6 +123,11 @@ class FusionNode:
                 device=self._compute.engine.facts(),
             )
         )
+
+
+def _drained(queue: deque[ItemT]) -> list[ItemT]:
+    """Take what another thread has put there so far."""
+    return [queue.popleft() for _ in range(len(queue))]
 
 
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:
@@ -132,6 +154,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         publisher(f"clock/{name}") as ticks,
         publisher(f"journal/{name}") as journal,
         publisher(f"health/{name}") as health,
+        publisher(f"head/{name}") as head,
     ):
         # built when the outputs are there: a recorder has found them before the first message
         engine = build_engine(config, clock=clock)
@@ -139,6 +162,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         _LOG.info("ready on %s: %s", engine.device, ", ".join(engine.encoders))
         with Subscriber(
             *topics,
+            f"control/{name}",
             runtime=runtime,
             clock=clock,
             connect={topic: profile.connect[topic] for topic in topics if topic in profile.connect},
@@ -146,7 +170,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         ) as inbox:
             compute = Compute(engine, state.send, clock)
             compute.start()
-            FusionNode(core, compute, inbox, Outputs(state, ticks, journal, health)).run(stopped, clock)
+            FusionNode(core, compute, inbox, Outputs(state, ticks, journal, health, head)).run(stopped, clock)
 
 
 if __name__ == "__main__":

@@ -222,13 +222,51 @@ class CoreMark(Model):
     inputs: dict[str, InputMark] = {}
 
 
+class HeadUse(Model):
+    """A fusion head and where its reign begins."""
+
+    head_hash: Annotated[str, Field(description="of its configuration and weights")]
+    folder: Annotated[str, Field(description="where it was loaded from, empty if it was not")] = ""
+    from_tick: Annotated[int | None, Field(description="first tick it concluded, none: the first")] = None
+
+
 class Journal(Header):
     """What a fusion process took in, in which order, and which windows it shed."""
 
     entries: tuple[JournalEntry, ...]
     before: Annotated[CoreMark | None, Field(description="the core before the first entry")] = None
+    heads: Annotated[
+        tuple[HeadUse, ...], Field(description="in force before the first entry, then every change")
+    ] = ()
     state_topic: Annotated[str, Field(description="where the states of this core are published")] = ""
     state_source: Annotated[str, Field(description="their publisher and its incarnation")] = ""
+
+
+class SwapRequest(Header):
+    """Ask a fusion process for another head: try it beside the one in force, switch to it, or switch back."""
+
+    action: Literal["shadow", "go", "back"]
+    folder: Annotated[str, Field(max_length=4096, description="shadow: of the checkpoint, absolute")] = ""
+    head_hash: Annotated[str, Field(max_length=64, description="shadow, go: no other head will do")] = ""
+    ticks: Annotated[int, Field(ge=1, le=1_000_000, description="shadow: how many windows to compare")] = 50
+
+
+class Agreement(Model):
+    """How alike two heads concluded the same windows."""
+
+    ticks: Annotated[Count, Field(description="windows compared")] = 0
+    equal: Annotated[float, Field(description="share of them with the same label")] = 0.0
+    variation: Annotated[float, Field(description="mean total-variation distance of the probabilities")] = 0.0
+
+
+class HeadStatus(Header):
+    """What became of a request for another head."""
+
+    asked_by: Annotated[str, Field(description="source of the request")]
+    phase: Literal["shadow", "compared", "live", "refused"]
+    reason: Annotated[str, Field(description="why it is refused")] = ""
+    in_force: Annotated[HeadUse, Field(description="the head that concludes what is published")]
+    agreement: Annotated[Agreement, Field(description="of the head on trial with that one")] = Agreement()
 
 
 Payload = bytes | bytearray | memoryview

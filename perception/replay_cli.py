@@ -50,8 +50,15 @@ def replay(
 @click.command()
 @_FILE
 @click.option("--profile", help="Name or file of the profile it was recorded with, if it does not say.")
+@click.option(
+    "--head",
+    "heads",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of a head that was swapped in, if it lies elsewhere now; repeat for more.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
-def verify(file: Path, profile: str | None, as_json: bool) -> int:
+def verify(file: Path, profile: str | None, heads: tuple[Path, ...], as_json: bool) -> int:
     """Compute the states of the session FILE again and compare every byte with those recorded.
 
     Exit codes: 0 the same, 1 different, 2 cannot verify.
@@ -64,7 +71,7 @@ def verify(file: Path, profile: str | None, as_json: bool) -> int:
     from perception.session.verification import verify as run
 
     try:
-        verdict = run(file, load(profile) if profile else None)
+        verdict = run(file, load(profile) if profile else None, heads=heads)
     except PerceptionError as error:
         click.echo(f"cannot verify: {error}", err=True)
         return CANNOT_VERIFY

@@ -41,6 +41,8 @@ TOPICS: Final[dict[str, Topic]] = {
         Topic("health", messages.Health, "latest", 1, 0, "perception.Health"),
         Topic("clock", messages.ClockTick, "queue", 1024, 0, "perception.ClockTick"),
         Topic("journal", messages.Journal, "queue", 1024, 0, "perception.Journal"),
+        Topic("control", messages.SwapRequest, "queue", 64, 0, "perception.SwapRequest"),
+        Topic("head", messages.HeadStatus, "queue", 1024, 0, "perception.HeadStatus"),
     )
 }
 MAX_HEADER_BYTES: Final = 256 * 1024

@@ -1,13 +1,14 @@
 """A fusion that runs live on given messages, as its node does, and the recording of it. Nothing is faked."""
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from perception.fusion.compute import Compute
 from perception.fusion.core import FusionCore, Ledger
 from perception.fusion.engine import Engine, build_engine
-from perception.messages import ClockTick, FusedState, Header, Health, Message
+from perception.messages import ClockTick, FusedState, Header, Health, Message, SwapRequest
 from perception.models.encoder import Encoding
 from perception.profile import FusionConfig
 
@@ -46,18 +47,29 @@ class LiveRun:
         self._id = incarnation
         self._sent = {"state": 0, "clock": 0, "journal": 0}
         self._ledger = Ledger(
-            self._core, state_topic=f"state/{config.name}", state_source=f"fusion#state{incarnation}"
+            self._core,
+            state_topic=f"state/{config.name}",
+            state_source=f"fusion#state{incarnation}",
+            head=self._compute.swap.in_force.use(),
         )
         self.shed_share = 0.0
 
-    def run(self, arrivals: Sequence[Message[Header]]) -> list[Message[Header]]:
-        """Take messages at their arrival times; return the recording in order of arrival."""
+    def run(
+        self, arrivals: Sequence[Message[Header]], asks: Mapping[int, SwapRequest] | None = None
+    ) -> list[Message[Header]]:
+        """Take messages at their arrival times; return the recording in order of arrival.
+
+        `asks` are requests for other heads, by the number of the message before which they come; a head that
+        is asked for is loaded before that message is taken, however long it takes.
+        """
         self._origin = arrivals[0].received_ns, time.monotonic_ns()
         self._compute.start()
         self._tick()
         journal_ns = self._now_ns()
-        for message in arrivals:
+        for number, message in enumerate(arrivals):
             self._wait(message.received_ns)
+            if asks and number in asks:
+                self._ask(asks[number])
             if not message.topic.startswith("label/"):
                 self._take(message)
             if self._now_ns() >= journal_ns:
@@ -71,6 +83,12 @@ class LiveRun:
         concluded = self._sent["state"]
         self.shed_share = self._compute.shed_count / max(1, concluded + self._compute.shed_count)
         return sorted([*arrivals, *self.recorded], key=lambda message: message.received_ns)
+
+    def _ask(self, request: SwapRequest) -> None:
+        self._compute.swap.ask(request)
+        for thread in threading.enumerate():
+            if thread.name == "head loader":
+                thread.join()
 
     def _wait(self, until_ns: int) -> None:
         while (now_ns := self._now_ns()) < until_ns:
@@ -97,6 +115,8 @@ class LiveRun:
     def _publish_journal(self) -> None:
         shed = self._compute.shed
         self._ledger.shed([shed.popleft() for _ in range(len(shed))])
+        uses = self._compute.swap.uses
+        self._ledger.switched([uses.popleft() for _ in range(len(uses))])
         if (journal := self._ledger.journal(self._now_ns())) is not None:
             self._send("journal", journal)
 

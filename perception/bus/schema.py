@@ -59,6 +59,7 @@ def _examples() -> list[tuple[str, messages.Header, bytes]]:
     account = messages.InputHealth(
         received=9, consumed=7, queued=1, lost=2, dropped={"superseded": 1}, age_ms=12.5
     )
+    head = messages.HeadUse(head_hash="fade", folder="/srv/heads/8", from_tick=17_000_000_002)
     return [
         ("camera/front", camera, bytes.fromhex("0000ff00ff00")),
         ("camera/grey", grey, bytes(range(6))),
@@ -93,6 +94,25 @@ def _examples() -> list[tuple[str, messages.Header, bytes]]:
                     messages.JournalEntry(kind="input", topic="camera/front", source="camera#1", seq=41),
                     messages.JournalEntry(kind="shed", seq=17_000_000_001),
                 ),
+                heads=(messages.HeadUse(head_hash="bead", folder="/srv/heads/7"), head),
+            ),
+            b"",
+        ),
+        (
+            "control/fusion",
+            messages.SwapRequest(
+                **common, action="shadow", folder="/srv/heads/8", head_hash="fade", ticks=50
+            ),
+            b"",
+        ),
+        (
+            "head/fusion",
+            messages.HeadStatus(
+                **common,
+                asked_by="swap#00112233",
+                phase="live",
+                in_force=head,
+                agreement=messages.Agreement(ticks=50, equal=0.96, variation=0.0625),
             ),
             b"",
         ),

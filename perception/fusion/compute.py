@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from perception.fusion.core import Backlog
 from perception.fusion.engine import Engine
+from perception.fusion.swap import HeadSwap
 from perception.fusion.window import Window
 from perception.messages import FusedState
 
@@ -18,6 +19,7 @@ class Compute(threading.Thread):
     ) -> None:
         super().__init__(name="compute", daemon=True)
         self.engine = engine
+        self.swap = HeadSwap(engine)
         self.shed: deque[int] = deque()
         """Ticks shed and not yet journaled."""
         self.shed_count = 0
@@ -51,10 +53,12 @@ class Compute(threading.Thread):
             while (due := self._take()) is not None:
                 window, cut_ns, shed = due
                 self._note_shed(shed)
+                self.swap.before(window.tick)
                 state = self.engine.run(window, cut_ns=cut_ns, shed=len(shed))
                 started_ns = self._clock()
                 self._publish(state)
                 self.engine.note_published(self._clock() - started_ns)
+                self.swap.after(state.fused)
         except BaseException as error:
             self.failure = error
 

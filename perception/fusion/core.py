@@ -30,6 +30,7 @@ from perception.messages import (
     ClockTick,
     CoreMark,
     Header,
+    HeadUse,
     HeldInput,
     Journal,
     JournalEntry,
@@ -204,12 +205,16 @@ def _decisive_hash(config: FusionConfig) -> str:
 class Ledger:
     """Pushes messages into a core and keeps the journal of it. Pure."""
 
-    def __init__(self, core: FusionCore, *, state_topic: str, state_source: str) -> None:
-        """The states concluded from this core's windows are published as told."""
+    def __init__(
+        self, core: FusionCore, *, state_topic: str, state_source: str, head: HeadUse | None = None
+    ) -> None:
+        """The states concluded from this core's windows are published as told, by this head at first."""
         self.core = core
         self.entries: list[JournalEntry] = []
         """Not yet journaled."""
         self._states = {"state_topic": state_topic, "state_source": state_source}
+        self._heads = [] if head is None else [head]
+        self._switched = False
         self._before = core.mark()
 
     def push(self, message: Message[Header]) -> list[Window]:
@@ -223,11 +228,19 @@ class Ledger:
         """Note windows that were shed."""
         self.entries += [JournalEntry(kind="shed", seq=tick) for tick in ticks]
 
+    def switched(self, uses: Iterable[HeadUse]) -> None:
+        """Note heads that came into force."""
+        uses = list(uses)
+        self._heads += uses
+        self._switched |= bool(uses)
+
     def journal(self, now_ns: int) -> Journal | None:
         """Return what was noted since the journal before, None if nothing was."""
-        if not self.entries:
+        if not self.entries and not self._switched:
             return None
-        journal = Journal(stamp_ns=now_ns, entries=tuple(self.entries), before=self._before, **self._states)
+        noted = {"entries": tuple(self.entries), "before": self._before, "heads": tuple(self._heads)}
+        journal = Journal(stamp_ns=now_ns, **noted, **self._states)
+        self._heads, self._switched = self._heads[-1:], False
         self.entries.clear()
         self._before = self.core.mark()
         return journal

@@ -23,7 +23,7 @@ from perception.messages import (
     ModalityState,
     ModelInfo,
 )
-from perception.models.checkpoint import Head, build_head, config_hash
+from perception.models.checkpoint import Head, build_head, config_hash, head_hash
 from perception.models.encoder import AudioInput, EncoderInput, Encoding, ImageInput, TextInput
 from perception.models.registry import RegisteredEncoder, build_encoder
 from perception.models.weights import weights_hash
@@ -37,6 +37,10 @@ class _Cached:
     key: Hashable
     encoding: Encoding | None
     """None if the encoder could not use the input."""
+
+
+Shown = tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]
+"""What a head takes: features (1, dim) by encoder, presence (1, M), ages (1, M) in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +69,32 @@ class Engine:
         """Encoders by name; the head takes their features in the order of sorted names."""
         self.config = config
         self.encoders = dict(sorted(encoders.items()))
-        self.head = head
         self.device = device
         self.counts: Counter[str] = Counter()
-        self.info = ModelInfo(config_hash=config_hash(_decisive(config)), weights_hash=self._weights_hash())
+        self.encoders_hash = weights_hash(
+            {
+                f"{name}.{key}": value
+                for name, encoder in self.encoders.items()
+                for key, value in encoder.weights().items()
+            }
+        )
+        self._config_hash = config_hash(_decisive(config))
+        self.use(head)
         self._clock = clock
         self._readers = {name: InputReader(item) for name, item in config.inputs.items()}
         self._cache: dict[str, _Cached] = {}
         self._publish_ms = 0.0
 
-    def _weights_hash(self) -> str:
-        state = {f"head.{key}": value for key, value in self.head.state_dict().items()}
-        for name, encoder in self.encoders.items():
-            state |= {f"{name}.{key}": value for key, value in encoder.weights().items()}
-        return weights_hash(state)
+    @property
+    def dims(self) -> dict[str, int]:
+        """Features per encoder."""
+        return {name: encoder.dim for name, encoder in self.encoders.items()}
+
+    def use(self, head: Head) -> None:
+        """Conclude with this head from the next window on; it fits the encoders and is on their device."""
+        self.head = head
+        weights = config_hash({"encoders": self.encoders_hash, "head": head_hash(head)})
+        self.info = ModelInfo(config_hash=self._config_hash, weights_hash=weights)
 
     def facts(self) -> dict[str, str | float]:
         """Return what may change the last bits of a result besides weights and inputs."""
@@ -98,9 +114,16 @@ class Engine:
     def run(self, window: Window, *, cut_ns: int = 0, shed: int = 0) -> FusedState:
         """Conclude one window. Data that cannot be decoded counts as absent, reason `corrupt`."""
         began_ns = self._clock()
-        encoded = self.encode(window)
+        return self.conclude(window, self.encode(window), began_ns=began_ns, cut_ns=cut_ns, shed=shed)
+
+    @torch.inference_mode()
+    def conclude(
+        self, window: Window, encoded: Encoded, *, began_ns: int = 0, cut_ns: int = 0, shed: int = 0
+    ) -> FusedState:
+        """Run the head on what the encoders made of a window."""
         encoded_ns = self._clock()
-        fused = self._conclude(self.head(*self.tensors(window, encoded)))
+        self._shown = self.tensors(window, encoded)
+        fused = _conclusion(self.head, self._shown)
         ready_ns = self._clock()
         return FusedState(
             stamp_ns=window.end_ns,
@@ -154,10 +177,8 @@ class Engine:
             return None
         return encoding
 
-    def tensors(
-        self, window: Window, encoded: Encoded
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Return what the head takes: features (1, dim) by encoder, presence (1, M), ages (1, M) in s."""
+    def tensors(self, window: Window, encoded: Encoded) -> Shown:
+        """Return what the head takes."""
         features = {name: encoding.features[None] for name, encoding in encoded.encodings.items()}
         present = torch.tensor([[name in features for name in self.encoders]], device=self.device)
         ages_s = torch.tensor([[self._age_s(window, name) for name in self.encoders]], device=self.device)
@@ -176,17 +197,10 @@ class Engine:
                 self.counts[f"{name} corrupt"] += 1
         return inputs, corrupt
 
-    def _conclude(self, logits: torch.Tensor) -> Fused:
-        probabilities = torch.softmax(logits.double(), dim=1)[0].cpu().numpy()
-        best = int(probabilities.argmax())
-        positive = probabilities[probabilities > 0]
-        return Fused(
-            classes=self.head.classes,
-            probabilities=tuple(probabilities.tolist()),
-            label=self.head.classes[best],
-            confidence=float(probabilities[best]),
-            entropy=max(0.0, float(-(positive * np.log(positive)).sum())),
-        )
+    @torch.inference_mode()
+    def second_opinion(self, head: Head) -> Fused:
+        """Return what another head concludes from the window concluded last."""
+        return _conclusion(head, self._shown)
 
     def _age_s(self, window: Window, encoder: str) -> float:
         age_ns = window.inputs[self.config.encoders[encoder].input].age_ns
@@ -220,12 +234,29 @@ class Engine:
             "text": TextInput("warm up"),
         }
         for _ in range(repeats):
-            features = {
-                name: encoder(samples[encoder.modality]).features[None]
-                for name, encoder in self.encoders.items()
-            }
-            present = torch.ones(1, len(features), dtype=torch.bool, device=self.device)
-            self._conclude(self.head(features, present, torch.zeros(1, len(features), device=self.device)))
+            for encoder in self.encoders.values():
+                encoder(samples[encoder.modality])
+            self.warm_up_head(self.head)
+
+    @torch.inference_mode()
+    def warm_up_head(self, head: Head) -> None:
+        """Run a head on zeros; unlike all else here, any thread may."""
+        features = {name: torch.zeros(1, dim, device=self.device) for name, dim in self.dims.items()}
+        present = torch.ones(1, len(features), dtype=torch.bool, device=self.device)
+        _conclusion(head, (features, present, torch.zeros(1, len(features), device=self.device)))
+
+
+def _conclusion(head: Head, shown: Shown) -> Fused:
+    probabilities = torch.softmax(head(*shown).double(), dim=1)[0].cpu().numpy()
+    best = int(probabilities.argmax())
+    positive = probabilities[probabilities > 0]
+    return Fused(
+        classes=head.classes,
+        probabilities=tuple(probabilities.tolist()),
+        label=head.classes[best],
+        confidence=float(probabilities[best]),
+        entropy=max(0.0, float(-(positive * np.log(positive)).sum())),
+    )
 
 
 def kind_of(topic: str) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,17 @@ from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.weights import load_into, local_state, seeded, source_of, weights_hash
 from perception.profile import LAUNCH_DIR, HeadConfig
 
-__all__ = ["Head", "build_head", "check_branches", "config_hash", "load_head", "weights_hash"]
+__all__ = [
+    "Head",
+    "build_head",
+    "check_branches",
+    "check_classes",
+    "config_hash",
+    "head_folder",
+    "head_hash",
+    "load_head",
+    "weights_hash",
+]
 
 Head = FeatureFusion | ModelFusion
 KINDS: Final[dict[str, type[FeatureFusion] | type[ModelFusion]]] = {
@@ -62,7 +72,7 @@ def build_head(config: HeadConfig, dims: Mapping[str, int], *, device: torch.dev
         ProfileError: a random head lacks its classes, or the checkpoint's branches are not the encoders.
         WeightsError: see load_head.
     """
-    source, path = source_of(config.weights)
+    source, _ = source_of(config.weights)
     if source == "pretrained":
         raise ProfileError("fusion.head.weights: give a checkpoint folder or 'random'")
     if source == "random":
@@ -71,9 +81,28 @@ def build_head(config: HeadConfig, dims: Mapping[str, int], *, device: torch.dev
         with seeded(seed):
             head: Head = KINDS[config.kind](dict(dims), config.classes).eval()
     else:
-        head = load_head(path if path.exists() else LAUNCH_DIR / path)
+        head = load_head(head_folder(config))
         check_branches(head, dims)
     return head.requires_grad_(False).to(device)
+
+
+def head_folder(config: HeadConfig) -> str:
+    """Return where a profile's head lies, absolute; empty for a random one."""
+    source, path = source_of(config.weights)
+    return str((path if path.exists() else LAUNCH_DIR / path).absolute()) if source == "local" else ""
+
+
+def head_hash(head: Head) -> str:
+    """Return what identifies a head: the hash of its configuration, classes included, and its weights."""
+    return config_hash({"config": head.config, "weights": weights_hash(head.state_dict())})
+
+
+def check_classes(head: Head, classes: Sequence[str]) -> None:
+    """Raise ProfileError, naming both, unless these are the head's classes in its order."""
+    if head.classes != tuple(classes):
+        raise ProfileError(
+            f"its classes are {', '.join(head.classes)}; expected {', '.join(classes)}, in this order"
+        )
 
 
 def check_branches(head: Head, dims: Mapping[str, int]) -> None:

@@ -4,15 +4,18 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Final, Self
 
 import torch
 
-from perception.errors import ProfileError
+from perception.errors import ProfileError, WeightsError
 from perception.fusion.core import FusionCore
-from perception.fusion.engine import Engine, build_engine, use_threads
+from perception.fusion.engine import Encoded, Engine, build_engine, use_threads
 from perception.messages import FusedState, Journal
+from perception.models.checkpoint import Head, head_hash, load_head
 from perception.profile import FusionConfig, Profile, load
 from perception.session.compare import concluded
 from perception.session.cutting import Cut, cut_as_arrived, cut_as_journaled
@@ -34,11 +37,13 @@ def replay(
     Where the recording holds the journals of a fusion that was configured alike, its inputs are taken in
     the order of the live run, and what it shed is shed again: the states are those of the live run, byte
     for byte. States which the recording does not hold everything for are left out, such as the first
-    second of a recording that began in the middle. Without journals every window is concluded.
+    second of a recording that began in the middle, or whose head is not at hand any more. Without journals
+    every window is concluded.
 
     Args:
         source: a session file, or messages in recorded order.
-        profile: the one to fuse with, or its name; without it the one it was recorded with.
+        profile: the one to fuse with, or its name, with its own head for every window; without it the one it
+            was recorded with, and the heads that were swapped in.
         workers: how many engines share the work, each in a thread of its own; the states do not depend on it.
 
     Raises:
@@ -49,7 +54,7 @@ def replay(
     with Recording(source) as recording:
         config = fusion_of(load(profile) if isinstance(profile, str) else profile or recording.profile)
         known = survey_of(recording, config)
-        with Crew(config, known, workers) as crew:
+        with Crew(config, known, workers, heads=() if profile is None else None) as crew:
             seq = 0
             for step, state in crew.conclude(cuts(recording, config, known)):
                 if isinstance(step, Begin):
@@ -91,11 +96,51 @@ def cuts(recording: Recording, config: FusionConfig, known: Survey) -> Iterator[
     return cut_as_arrived(recording.messages("*"), config, on_clock=on_clock)
 
 
-class Crew:
-    """Engines that share the windows of a recording; what they conclude depends on the windows alone."""
+class Heads:
+    """The heads that a recording says concluded it, as far as they are at hand."""
 
-    def __init__(self, config: FusionConfig, known: Survey, workers: int | None = None) -> None:
+    def __init__(self, own: Head, known: Survey, folders: Iterable[Path | str] = ()) -> None:
+        """Look for them where the recording says they lay, and in `folders`; `own` is that of the profile."""
+        self._known = known
+        self._at_hand = {head_hash(own): own}
+        self._own = own
+        swapped = [use for uses in known.heads.values() for use in uses if use.from_tick is not None]
+        for folder in [*folders, *(use.folder for use in swapped if use.folder)]:
+            with suppress(WeightsError):
+                head = load_head(folder).requires_grad_(False)
+                self._at_hand.setdefault(head_hash(head), head)
+        self.missing = [use for use in swapped if use.head_hash not in self._at_hand]
+        """Heads swapped in while it was recorded that are nowhere now."""
+
+    def at(self, source: str, tick: int) -> Head | None:
+        """Return the head that concluded a window, None if it is not at hand.
+
+        The one that a fusion began with is the profile's, whatever its weights are now.
+        """
+        use = self._known.head_at(source, tick)
+        begun = use is None or use.from_tick is None
+        return self._at_hand.get(use.head_hash, self._own if begun else None) if use else self._own
+
+
+class Crew:
+    """Engines that share the windows of a recording; what they encode depends on the windows alone."""
+
+    def __init__(
+        self,
+        config: FusionConfig,
+        known: Survey,
+        workers: int | None = None,
+        *,
+        heads: Iterable[Path | str] | None = (),
+    ) -> None:
         """Build the engines, with the live run's device and threads where this machine has them.
+
+        Args:
+            config: the fusion.
+            known: what the journals tell.
+            workers: how many engines.
+            heads: folders of heads that were swapped in, besides where the recording says they lay. None: the
+                profile's head concludes every window.
 
         Raises:
             ProfileError, WeightsError: see `build_engine`.
@@ -113,19 +158,36 @@ class Crew:
         self.engines += [build_engine(like, clock=lambda: 0) for _ in range(workers - 1)]
         # torch keeps its number of threads by thread
         self._pools = [ThreadPoolExecutor(1, "engine", use_threads, (threads,)) for _ in self.engines]
+        self._threads = threads
+        engine = self.engines[0]
+        self.heads = Heads(engine.head, known if heads is not None else Survey(), heads or ())
 
     def conclude(self, told: Iterable[Told]) -> Iterator[tuple[Told, FusedState | None]]:
         """Yield everything in its order, each window that can be concluded with its state, seq 0."""
+        use_threads(self._threads)
         iterator = iter(told)
-        at_work: deque[Future[list[tuple[Told, FusedState | None]]]] = deque()
+        at_work: deque[Future[list[tuple[Told, Encoded | None]]]] = deque()
         for engine, pool in cycle(zip(self.engines, self._pools, strict=True)):
             batch = list(islice(iterator, _BATCH))
             if batch:
-                at_work.append(pool.submit(_conclude, engine, batch))
+                at_work.append(pool.submit(_encode, engine, batch))
             if not batch or len(at_work) > 2 * len(self.engines):
                 if not at_work:
                     return
-                yield from at_work.popleft().result()
+                for one, encoded in at_work.popleft().result():
+                    yield one, self._concluded(one, encoded)
+
+    def _concluded(self, one: Told, encoded: Encoded | None) -> FusedState | None:
+        """Heads conclude here, in the order of the windows; encoders, which cost more, ran in any."""
+        if not isinstance(one, Cut) or encoded is None:
+            return None
+        head = self.heads.at(one.source, one.window.tick)
+        if head is None:
+            return None
+        engine = self.engines[0]
+        if head is not engine.head:
+            engine.use(head.to(engine.device))
+        return concluded(engine.conclude(one.window, encoded, shed=one.shed))
 
     def close(self) -> None:
         """End the threads."""
@@ -139,11 +201,5 @@ class Crew:
         self.close()
 
 
-def _conclude(engine: Engine, batch: list[Told]) -> list[tuple[Told, FusedState | None]]:
-    return [
-        (
-            one,
-            concluded(engine.run(one.window, shed=one.shed)) if isinstance(one, Cut) and one.whole else None,
-        )
-        for one in batch
-    ]
+def _encode(engine: Engine, batch: list[Told]) -> list[tuple[Told, Encoded | None]]:
+    return [(one, engine.encode(one.window) if isinstance(one, Cut) and one.whole else None) for one in batch]

@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from perception.messages import CoreMark, Header, Health, HeldInput, Journal, JournalEntry, Message
+from perception.messages import (
+    CoreMark,
+    Header,
+    HeadUse,
+    Health,
+    HeldInput,
+    Journal,
+    JournalEntry,
+    Message,
+)
 
 PATIENCE_NS: Final = 10_000_000_000
 """An input that is not recorded so long after the journal that names it will not come any more."""
@@ -73,6 +82,8 @@ class Survey:
     """By the source of the states."""
     shed: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     """Ticks, likewise."""
+    heads: defaultdict[str, list[HeadUse]] = field(default_factory=lambda: defaultdict(list))
+    """Which head concluded from which tick on, likewise."""
     facts: dict[str, str | float] = field(default_factory=dict)
     """Device, threads and versions of the live run."""
 
@@ -80,11 +91,18 @@ class Survey:
         """Take note of a journal."""
         shed = (entry.seq for entry in journal.entries if entry.kind == "shed")
         self.shed[journal.state_source].update(shed)
+        heads = self.heads[journal.state_source]
+        heads += [use for use in journal.heads if use not in heads[-1:]]
         runs = self.runs[journal.state_source]
         if runs and runs[-1].last_seq + 1 == journal.seq:
             runs[-1].last_seq, runs[-1].end_ns = journal.seq, journal.stamp_ns
         else:
             runs.append(Run(journal.seq, journal.seq, journal.stamp_ns))
+
+    def head_at(self, source: str, tick: int) -> HeadUse | None:
+        """Return the head that concluded a window; None if the journals do not say."""
+        uses = reversed(self.heads[source])
+        return next((use for use in uses if use.from_tick is None or use.from_tick <= tick), None)
 
     def settled_ns(self, journal: Journal) -> int:
         """Return until when it is told, from this journal on and without a gap, which windows were shed."""

@@ -22,7 +22,7 @@ from perception.messages import AudioBlock, CameraFrame, Header, Message
 Messages = Iterable[Message[Header]]
 Apply = Callable[[Messages], Iterator[Message[Header]]]
 _INPUTS: Final = ("camera", "microphone", "text")
-_CONCLUDED: Final = ("journal", "state")
+_CONCLUDED: Final = ("journal", "state", "head")
 _FULL_SCALE: Final = {"s16": 32768.0, "f32": 1.0}
 _SAMPLE: Final = {"s16": "<i2", "f32": "<f4"}
 

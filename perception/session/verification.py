@@ -1,8 +1,9 @@
 """Does a recording follow from itself? Its states are computed again and compared, every byte: `verify`."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -80,13 +81,20 @@ class Verdict:
         yield from self.notes
 
 
-def verify(source: Source, profile: Profile | None = None, *, workers: int | None = None) -> Verdict:
+def verify(
+    source: Source,
+    profile: Profile | None = None,
+    *,
+    workers: int | None = None,
+    heads: Iterable[Path | str] = (),
+) -> Verdict:
     """Compute the states of a recording again and compare them with the recorded ones.
 
     Args:
         source: a session file, or messages in recorded order.
         profile: the one it was recorded with, if the file does not say.
         workers: as those of `replay`.
+        heads: folders of heads that were swapped in, besides where the recording says they lay.
 
     Raises:
         SessionError: the file cannot be read, or does not say its profile.
@@ -102,8 +110,13 @@ def verify(source: Source, profile: Profile | None = None, *, workers: int | Non
         elif (problem := _foreign_device(known)) is not None:
             verdict.obstacles.append(problem)
         else:
-            with Crew(config, known, workers) as crew:
-                comparison = _Comparison(recording, config, crew.engines[0].info, known, verdict)
+            with Crew(config, known, workers, heads=heads) as crew:
+                verdict.obstacles += [
+                    f"cannot verify from tick {use.from_tick}: head {use.head_hash[:12]} is not at hand, "
+                    f"neither in {use.folder} nor in a folder given by --head"
+                    for use in crew.heads.missing
+                ]
+                comparison = _Comparison(recording, config, known, verdict)
                 for step, state in crew.conclude(cuts(recording, config, known)):
                     comparison.take(step, state)
                 comparison.finish()
@@ -121,12 +134,10 @@ class _Comparison:
         self,
         recording: Recording,
         config: FusionConfig,
-        model: ModelInfo,
         known: Survey,
         verdict: Verdict,
     ) -> None:
         self._topic = f"state/{config.name}"
-        self._model = model
         self._known = known
         self._verdict = verdict
         self._states = recording.messages(self._topic)
@@ -190,8 +201,8 @@ class _Comparison:
             if self._first_seq is None:
                 self._first_seq = 0 if self._from_tick == 0 else state.seq - self._concluded
             if actual is None:
-                self._skip(self._reason)
-            elif (reason := self._obstacle(state)) is not None:
+                self._skip("their head is not at hand" if cut.whole else self._reason)
+            elif (reason := self._obstacle(state, actual.model)) is not None:
                 self._skip(reason)
             else:
                 self._judge(state, actual.model_copy(update={"seq": self._first_seq + self._concluded}))
@@ -199,11 +210,11 @@ class _Comparison:
         # what was concluded and not recorded counts too: the numbers tell
         self._concluded += 1
 
-    def _obstacle(self, state: FusedState) -> str | None:
+    def _obstacle(self, state: FusedState, model: ModelInfo) -> str | None:
         """Why a recorded state cannot be compared, None if it can."""
         if state.sent_ns > self._settled_ns:
             return "no journal tells what was shed for them"
-        return None if self._is_comparable(state.model) else "another model made them"
+        return None if self._is_comparable(state.model, model) else "another model made them"
 
     def _judge(self, state: FusedState, actual: FusedState) -> None:
         difference = first_difference(conclusion(state), conclusion(actual))
@@ -217,11 +228,11 @@ class _Comparison:
         if self._verdict.first is None:
             self._verdict.first = Divergence(self._topic, state.seq, state.tick, difference)
 
-    def _is_comparable(self, recorded: ModelInfo) -> bool:
-        if recorded == self._model:
+    def _is_comparable(self, recorded: ModelInfo, model: ModelInfo) -> bool:
+        if recorded == model:
             return True
         for name in ModelInfo.model_fields:
-            was, here = getattr(recorded, name), getattr(self._model, name)
+            was, here = getattr(recorded, name), getattr(model, name)
             text = f"the model's {name.replace('_', ' ')} was {was[:12]}…, here it is {here[:12]}…"
             if was != here and text not in self._verdict.obstacles:
                 self._verdict.obstacles.append(text)

@@ -20,7 +20,6 @@ from perception.errors import SessionError
 from perception.fusion.engine import Engine, build_engine, use_threads
 from perception.fusion.window import Window
 from perception.messages import Header, Label, Message
-from perception.models.weights import weights_hash
 from perception.profile import FusionConfig, HeadConfig
 from perception.session.cutting import Cut
 from perception.session.fusing import cuts, survey_of
@@ -145,13 +144,7 @@ def _fresh_engine(config: FusionConfig) -> Engine:
 
 def encoders_hash(config: FusionConfig) -> str:
     """Return the hash of the encoders' weights."""
-    engine = _built(headless(config).model_dump_json())
-    state = {
-        f"{name}.{entry}": value
-        for name, encoder in engine.encoders.items()
-        for entry, value in encoder.weights().items()
-    }
-    return weights_hash(state)
+    return _built(headless(config).model_dump_json()).encoders_hash
 
 
 def _decisive(config: FusionConfig) -> dict[str, Any]:

@@ -1,0 +1,152 @@
+"""`perception swap`: another head for a running fusion, first in shadow, then for real, and back."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+import click
+
+from perception.errors import PerceptionError
+
+if TYPE_CHECKING:
+    from perception.messages import HeadStatus
+
+_REACHED_S: Final = 5.0
+_SETTLE_S: Final = 0.3  # longer than a subscriber takes to reach a topic
+_ANSWER_S: Final = 60.0
+"""A large head on a slow disk takes its time to load."""
+
+
+@click.command()
+@click.argument("head", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--back", is_flag=True, help="Switch back to the head that was in force before.")
+@click.option("--node", default="fusion", show_default=True, help="Name of the fusion node.")
+@click.option("--domain", metavar="NAME", help="Graph to join; default $PERCEPTION_DOMAIN or 'default'.")
+@click.option(
+    "--after", "ticks", type=click.IntRange(1, 1_000_000), default=50, show_default=True,
+    help="Windows to compare the heads on before anything is switched.",
+)  # fmt: skip
+@click.option("--go", is_flag=True, help="Then switch without asking.")
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    help="Switch without asking if at least this share of the labels is equal, else end with code 1.",
+)
+@click.option("--hash", "expected", default="", help="Refuse a head whose hash does not begin so.")
+def swap(
+    head: Path | None,
+    back: bool,
+    node: str,
+    domain: str | None,
+    ticks: int,
+    go: bool,
+    min_agreement: float | None,
+    expected: str,
+) -> int:
+    """Load the checkpoint HEAD into a running fusion node without losing a tick.
+
+    Both heads conclude every window, and only the old one is published, until --after windows have been
+    compared. Then the new one takes over: when you say so, at once with --go, or with --min-agreement.
+    """
+    if back == (head is not None):
+        raise click.UsageError("give either HEAD or --back")
+    with _Line(node, domain) as line:
+        if head is None:
+            _say_live(line.ask_once(action="back"))
+            return 0
+        found = _hash(head, expected)
+        compared = _try_out(line, head, found, ticks)
+        share = compared.agreement.equal
+        click.echo(
+            f"shadow: {share:.1%} of {compared.agreement.ticks} labels equal, "
+            f"mean total-variation distance {compared.agreement.variation:.4f}"
+        )
+        if min_agreement is not None and share < min_agreement:
+            raise PerceptionError(f"not switched: agreement {share:.3f} is below {min_agreement}")
+        if not (go or min_agreement is not None or _confirmed()):
+            click.echo("not switched; --go switches after the comparison")
+            return 0
+        _say_live(line.ask_once(action="go", head_hash=found))
+    return 0
+
+
+def _hash(folder: Path, expected: str) -> str:
+    from perception.models.checkpoint import head_hash, load_head
+
+    found = head_hash(load_head(folder))
+    if not found.startswith(expected):
+        raise PerceptionError(f"{folder}: its hash is {found}, not {expected}…")
+    return found
+
+
+def _try_out(line: "_Line", head: Path, found: str, ticks: int) -> "HeadStatus":
+    from rich.console import Console
+    from rich.progress import Progress
+
+    answers = line.ask(action="shadow", folder=str(head.absolute()), head_hash=found, ticks=ticks)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("in shadow", total=ticks)
+        for status in answers:
+            progress.update(bar, completed=status.agreement.ticks)
+            if status.phase == "compared":
+                return status
+    raise AssertionError("answers end by an error only")
+
+
+def _confirmed() -> bool:
+    return sys.stdin.isatty() and click.confirm("switch to it?")
+
+
+def _say_live(status: "HeadStatus") -> None:
+    use = status.in_force
+    click.echo(f"live from tick {use.from_tick} on: head {use.head_hash[:12]} {use.folder}".rstrip())
+
+
+class _Line:
+    """Requests to one fusion node, and its answers."""
+
+    def __init__(self, node: str, domain: str | None) -> None:
+        from perception.bus.host import HostClock, Runtime
+        from perception.bus.publisher import Publisher
+        from perception.bus.subscriber import Subscriber
+
+        runtime, self._now_ns = Runtime(domain), HostClock().now_ns
+        self._node = f"fusion node '{node}' in domain '{runtime.domain}'"
+        if f"head/{node}" not in runtime.topics():
+            raise PerceptionError(f"no {self._node}; `perception nodes` shows those alive")
+        self._answers = Subscriber(f"head/{node}", runtime=runtime, clock=self._now_ns)
+        self._requests = Publisher(f"control/{node}", source="swap", runtime=runtime, clock=self._now_ns)
+        if not self._requests.wait_for_subscriber(_REACHED_S):
+            self.close()
+            raise PerceptionError(f"{self._node} does not listen yet: it is still loading its models")
+        time.sleep(_SETTLE_S)
+
+    def ask(self, **fields: object) -> "Iterator[HeadStatus]":
+        """Send a request; yield what it leads to. PerceptionError if it is refused or nothing comes."""
+        from perception.messages import HeadStatus, SwapRequest
+
+        request = self._requests.send(SwapRequest.model_validate({"stamp_ns": self._now_ns(), **fields}))
+        while (message := self._answers.receive(_ANSWER_S)) is not None:
+            status = message.header
+            if isinstance(status, HeadStatus) and status.asked_by == request.source:
+                if status.phase == "refused":
+                    raise PerceptionError(f"refused by the {self._node}: {status.reason}")
+                yield status
+        raise PerceptionError(f"no answer of the {self._node} within {_ANSWER_S:.0f} s")
+
+    def ask_once(self, **fields: object) -> "HeadStatus":
+        """Send a request that switches; return the answer to it."""
+        return next(status for status in self.ask(**fields) if status.phase == "live")
+
+    def close(self) -> None:
+        """Leave the bus."""
+        self._answers.close()
+        self._requests.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
