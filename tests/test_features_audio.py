@@ -4,8 +4,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from perception.features.audio import CONTEXT_NS, AudioFrontEnd
+from perception.features.audio import AudioFrontEnd
 from perception.features.logmel import log_mel
+from perception.features.window import CONTEXT_NS
 
 LENGTH_NS = 975_000_000
 RATES = [8000, 16000, 22050, 44100, 48000]

@@ -1,6 +1,7 @@
 """Log-mel frames: each once, on the absolute grid, equal to a batch and to independent references."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import numpy.typing as npt
@@ -102,6 +103,21 @@ def test_a_jump_starts_anew() -> None:
     np.testing.assert_array_equal(stream.frames(10_000, stream.end), log_mel(samples))
     with pytest.raises(ValueError, match="not held"):
         stream.frames(9_999, 10_001)
+
+
+def test_a_stream_under_way_allocates_next_to_nothing() -> None:
+    block, stream = tone_in_noise(1600), StreamingLogMel()
+    for number in range(20):
+        stream.push(number * block.size, block)
+    tracemalloc.start()
+    try:
+        for number in range(20, 120):
+            stream.push(number * block.size, block)
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert now < 1000
+    assert peak < 20_000  # the spectra alone of a block take 40,000
 
 
 def test_frames_are_copies() -> None:

@@ -9,24 +9,32 @@ from typing import Any, Final
 import numpy as np
 
 from perception.bench.rounds import Values
+from perception.features.audio import FRAMES, AudioFrontEnd
 from perception.features.logmel import VGGISH, StreamingLogMel
+from perception.features.resample import SincFilter
 
-_BLOCK: Final = VGGISH.rate_hz // 10
-_WINDOW: Final = 15_600
+_BLOCKS_PER_S: Final = 10
+_BLOCK: Final = VGGISH.rate_hz // _BLOCKS_PER_S
+_WINDOW: Final = VGGISH.window + (FRAMES - 1) * VGGISH.hop
+_DEVICE_HZ: Final = 48_000
 _REPEATS: Final = 200
 
 
 def cases(*, peers: bool) -> dict[str, Callable[[], Values]]:
     """Return what to measure, by name; peers only where they are installed."""
-    sound = np.random.default_rng(1).standard_normal(_WINDOW).astype(np.float32)
-    found: dict[str, Callable[[], Values]] = {
-        "limit: numpy FFT of the same hops": partial(_timed, _fft(sound)),
-        "perception": partial(_timed, _perception(sound[:_BLOCK])),
-        "torchaudio, whole window": partial(_timed, _torchaudio(sound)),
+    sound = np.random.default_rng(1).standard_normal(_DEVICE_HZ).astype(np.float32)
+    calls: dict[str, Callable[[], object]] = {
+        "limit: numpy FFT of the same hops": _fft(sound),
+        "perception": _log_mel(sound[:_BLOCK]),
+        "torchaudio, whole window": _torchaudio(sound[:_WINDOW]),
+        "perception from 48 kHz": _front_end(sound),
+        "torchaudio from 48 kHz, whole window": _torchaudio(sound, resampled=True),
     }
     if peers and importlib.util.find_spec("kaldi_native_fbank"):
-        found["kaldi-native-fbank"] = partial(_timed, _kaldi(sound[:_BLOCK]))
-    return found
+        calls["kaldi-native-fbank"] = _kaldi(sound[:_BLOCK])
+    if peers and importlib.util.find_spec("librosa"):
+        calls["librosa, whole window"] = _librosa(sound[:_WINDOW])
+    return {name: partial(_timed, call) for name, call in calls.items()}
 
 
 def _timed(call: Callable[[], object]) -> Values:
@@ -43,22 +51,43 @@ def _fft(sound: Any) -> Callable[[], object]:
     return lambda: np.fft.rfft(hops, VGGISH.fft)
 
 
-def _perception(block: Any) -> Callable[[], object]:
-    stream = StreamingLogMel()
+def _log_mel(block: Any) -> Callable[[], object]:
+    stream, index = StreamingLogMel(), 0
 
     def push() -> None:
-        stream.push(stream.end * VGGISH.hop + VGGISH.window - VGGISH.hop if stream.end else 0, block)
+        nonlocal index
+        stream.push(index, block)
+        index += block.size
 
-    stream.push(0, np.zeros(VGGISH.window, np.float32))
     return push
 
 
-def _torchaudio(sound: Any) -> Callable[[], object]:
+def _front_end(sound: Any) -> Callable[[], object]:
+    front_end = AudioFrontEnd(_DEVICE_HZ, _WINDOW * 1_000_000_000 // VGGISH.rate_hz)
+    index = sound.size
+
+    def update() -> None:
+        nonlocal index
+        index += _DEVICE_HZ // _BLOCKS_PER_S
+        front_end.update(sound, index)
+
+    return update
+
+
+def _torchaudio(sound: Any, *, resampled: bool = False) -> Callable[[], object]:
     import torch
-    from torchaudio.transforms import MelSpectrogram
+    from torchaudio.transforms import MelSpectrogram, Resample
 
     torch.set_num_threads(1)
-    window = torch.from_numpy(sound)
+    window, design = torch.from_numpy(sound), SincFilter()
+    resample = Resample(
+        _DEVICE_HZ,
+        VGGISH.rate_hz,
+        resampling_method="sinc_interp_kaiser",
+        lowpass_filter_width=design.zeros,
+        rolloff=design.rolloff,
+        beta=design.beta,
+    )
     mel = MelSpectrogram(
         VGGISH.rate_hz,
         n_fft=VGGISH.fft,
@@ -70,7 +99,11 @@ def _torchaudio(sound: Any) -> Callable[[], object]:
         power=1,
         center=False,
     )
-    return lambda: torch.log(mel(window) + VGGISH.log_offset)
+
+    def transform() -> None:
+        torch.log(mel(resample(window) if resampled else window) + VGGISH.log_offset)
+
+    return transform
 
 
 def _kaldi(block: Any) -> Callable[[], object]:
@@ -80,12 +113,36 @@ def _kaldi(block: Any) -> Callable[[], object]:
     options.frame_opts.dither = 0
     options.frame_opts.samp_freq = VGGISH.rate_hz
     options.mel_opts.num_bins = VGGISH.bands
-    bank, done = kaldi.OnlineFbank(options), [0]
+    bank, done = kaldi.OnlineFbank(options), 0
 
     def push() -> None:
+        nonlocal done
         bank.accept_waveform(VGGISH.rate_hz, block)
-        for number in range(done[0], bank.num_frames_ready):
+        for number in range(done, bank.num_frames_ready):
             bank.get_frame(number)
-        done[0] = bank.num_frames_ready
+        done = bank.num_frames_ready
 
     return push
+
+
+def _librosa(sound: Any) -> Callable[[], object]:
+    from librosa.feature import melspectrogram
+
+    def transform() -> None:
+        mel = melspectrogram(
+            y=sound,
+            sr=VGGISH.rate_hz,
+            n_fft=VGGISH.fft,
+            win_length=VGGISH.window,
+            hop_length=VGGISH.hop,
+            n_mels=VGGISH.bands,
+            fmin=VGGISH.low_hz,
+            fmax=VGGISH.high_hz,
+            power=1,
+            center=False,
+            htk=True,
+            norm=None,
+        )
+        np.log(mel + VGGISH.log_offset)
+
+    return transform

@@ -12,8 +12,6 @@ from perception.features.window import SampleRing, Samples
 RATE_HZ: Final = VGGISH.rate_hz
 FRAMES: Final = 96
 """Log-mel frames of one VGGish example; they span 15,600 samples, 0.975 s."""
-CONTEXT_NS: Final = 20_000_000
-"""Sound before an audio window that covers `AudioFrontEnd.context_ns` at any device rate from 8 kHz up."""
 _SILENCE: Final = math.log(VGGISH.log_offset)
 """A log-mel band without any sound."""
 
@@ -35,7 +33,7 @@ class AudioFrontEnd:
         reach = self._waveform_samples + VGGISH.hop
         samples = math.ceil(reach * rate_hz / RATE_HZ) + self._resampler.before + self._resampler.after
         self.context_ns = max(0, math.ceil((samples + 1) * 1e9 / rate_hz) - length_ns)
-        """How much sound before the nominal window `update` must be given too."""
+        """How much sound before the nominal window `update` must be given too; see `CONTEXT_NS`."""
 
     def update(self, samples: Samples, end_index: int, missing: int = 0) -> tuple[Samples, Frames]:
         """Return the waveform (samples,) and the log-mel (96, 64) that end with this window.

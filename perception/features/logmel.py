@@ -3,15 +3,15 @@
 Frame k covers the samples `[k * hop, k * hop + window)`, whatever blocks they arrived in.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
-
-from perception.features.window import ring_spans
 
 Real = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Frames = npt.NDArray[np.float32]
@@ -61,25 +61,28 @@ VGGISH: Final = LogMelConfig(16_000, 400, 160, 512, 64, 125.0, 7500.0)
 
 def log_mel(samples: Real, config: LogMelConfig = VGGISH) -> Frames:
     """Return all frames of `samples` as (frames, bands) float32; the first frame starts at sample 0."""
-    result = np.empty((config.count(samples.size), config.bands), np.float32)
-    if result.size:
-        transform = _Transform(config)
-        windows = np.lib.stride_tricks.sliding_window_view(samples, config.window)[:: config.hop]
-        for row in range(0, len(result), _ROWS):
-            result[row : row + _ROWS] = transform(windows[row : row + _ROWS])
-    return result
+    stream = StreamingLogMel(config, history=config.count(samples.size))
+    stream.push(0, samples)
+    return stream.frames(0, stream.end)
 
 
 class StreamingLogMel:
-    """Log-mel frames of a stream, computed as the samples come; the newest `history` frames are held."""
+    """Log-mel frames of a stream, computed as the samples come; the newest `history` frames are held.
+
+    Samples and frames are appended to buffers whose rest moves to the front when they are full, so that
+    both are read without a copy. What a new number of frames needs is allocated once.
+    """
 
     def __init__(self, config: LogMelConfig = VGGISH, history: int = 128) -> None:
         self.config = config
-        self._transform = _Transform(config)
-        self._frames = np.empty((max(history, _ROWS), config.bands), np.float32)
+        self._history = history
+        self._transforms: dict[int, _Transform] = {}
         self._samples = np.empty(config.window + (_ROWS - 1) * config.hop)
-        self._windows = np.lib.stride_tricks.sliding_window_view(self._samples, config.window)[:: config.hop]
-        self._filled = 0
+        self._windows = np.lib.stride_tricks.sliding_window_view(self._samples, config.window)
+        self._begin = self._filled = 0
+        """Where in `_samples` the next frame starts, and where the next sample goes."""
+        self._frames = np.empty((2 * history + _ROWS, config.bands), np.float32)
+        self._held = 0
         self._next = 0
         self.first = self.end = 0
         """Frames computed since the stream last started or jumped: `[first, end)`."""
@@ -88,87 +91,106 @@ class StreamingLogMel:
         """Take the samples from `start_index` on; any other index than the next starts anew there."""
         if start_index != self._next:
             self.first = self.end = -(-start_index // self.config.hop)
-            self._filled = 0
+            self._begin = self._filled = self._held = 0
         self._next = start_index + samples.size
         # after a start, samples before the first whole frame are not needed
-        offset = max(0, self.end * self.config.hop + self._filled - start_index)
+        offset = max(0, self.end * self.config.hop + self._filled - self._begin - start_index)
         while offset < samples.size:
-            taken = samples[offset : offset + self._samples.size - self._filled]
-            self._samples[self._filled : self._filled + taken.size] = taken
-            self._filled += taken.size
-            offset += taken.size
-            self._compute()
+            offset += self._append(samples[offset:])
+            if count := self.config.count(self._filled - self._begin):
+                self._compute(count)
 
     def frames(self, first: int, last: int) -> Frames:
         """Return a copy of the frames `[first, last)` as (frames, bands); ValueError if not held."""
-        if not max(self.first, self.end - len(self._frames)) <= first <= last <= self.end:
+        if not max(self.first, self.end - self._history) <= first <= last <= self.end:
             raise ValueError(f"log-mel frames [{first}, {last}) are not held")
-        result = np.empty((last - first, self.config.bands), np.float32)
-        for span, offset in ring_spans(first, last, len(self._frames)):
-            result[offset : offset + span.stop - span.start] = self._frames[span]
-        return result
+        return self._frames[self._held - self.end + first : self._held - self.end + last].copy()
 
-    def _compute(self) -> None:
-        count = self.config.count(self._filled)
-        if not count:
-            return
-        frames = self._transform(self._windows[:count])
-        for span, offset in ring_spans(self.end, self.end + count, len(self._frames)):
-            self._frames[span] = frames[offset : offset + span.stop - span.start]
+    def _append(self, samples: Real) -> int:
+        """Take as many samples as there is room for; return how many."""
+        if self._filled + samples.size > self._samples.size:
+            rest = self._filled - self._begin
+            self._samples[:rest] = self._samples[self._begin : self._filled]
+            self._begin, self._filled = 0, rest
+        taken = min(samples.size, self._samples.size - self._filled)
+        self._samples[self._filled : self._filled + taken] = samples[:taken]
+        self._filled += taken
+        return taken
+
+    def _compute(self, count: int) -> None:
+        if self._held + count > len(self._frames):
+            self._frames[: self._history] = self._frames[self._held - self._history : self._held]
+            self._held = self._history
+        if count not in self._transforms:
+            self._transforms[count] = _Transform(self.config, count)
+        stop = self._begin + count * self.config.hop
+        windows = self._windows[self._begin : stop : self.config.hop]
+        self._transforms[count](windows, out=self._frames[self._held : self._held + count])
+        self._begin = stop
+        self._held += count
         self.end += count
-        consumed = count * self.config.hop
-        self._samples[: self._filled - consumed] = self._samples[consumed : self._filled]
-        self._filled -= consumed
 
 
 class _Transform:
-    """Windows of samples to log-mel, float64 inside, in buffers of its own.
+    """A fixed number of windows to log-mel, in buffers of its own.
 
     Every step works on each row alone and in one order, so a row's result does not depend on how many are
     computed with it. A dense matrix product would not promise that: BLAS picks its kernel by shape.
+    The spectrum is float64: in float32, the rounding of a loud tone would be heard in the quiet bands.
     """
 
-    def __init__(self, config: LogMelConfig) -> None:
+    def __init__(self, config: LogMelConfig, rows: int) -> None:
+        bins = _bins(config)
+        hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.window) / config.window)
         self._power = config.power
-        self._log_offset = config.log_offset
-        self._triangles = _triangles(config)
-        self._hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.window) / config.window)
-        self._padded = np.zeros((_ROWS, config.fft))
-        self._spectrum = np.empty((_ROWS, config.fft // 2 + 1), np.complex128)
-        self._amplitudes = np.empty((config.fft // 2 + 1) * _ROWS)
+        self._padded = np.zeros((rows, config.fft))
+        self._framed = self._padded[:, : config.window]
+        self._hann = np.zeros_like(self._padded)
+        self._hann[:, : config.window] = hann
+        # per row: the real DC bin, then real and imaginary parts of the bins above, side by side
+        self._packed = np.empty_like(self._padded)
+        self._parts = self._packed[:, 2 * bins.start - 1 : 2 * bins.stop - 1]
+        self._spectrum = np.empty((rows, len(bins)), np.complex64)
+        self._spectrum_parts = self._spectrum.view(np.float32)
+        # a column per row: the sparse product would copy anything else; below them ones, for the offset
+        self._weighted = np.ones((len(bins) + 1, rows), np.float32)
+        self._amplitudes = self._weighted[:-1]
+        self._weights = _weights(config)
 
-    def __call__(self, windows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Return (rows, bands) for at most _ROWS windows of (rows, window)."""
-        rows = len(windows)
-        padded = self._padded[:rows]
-        # a column per row of windows, without gaps: the sparse product would copy anything else
-        amplitudes = self._amplitudes[: self._spectrum.shape[1] * rows].reshape(-1, rows)
-        np.multiply(windows, self._hann, out=padded[:, : self._hann.size])
-        # real and imaginary parts, side by side
-        parts = np.fft.rfft(padded, out=self._spectrum[:rows]).view(np.float64)
-        np.square(parts, out=parts)
-        np.add(parts[:, ::2].T, parts[:, 1::2].T, out=amplitudes)
-        if self._power == 1:
-            np.sqrt(amplitudes, out=amplitudes)
-        bands: npt.NDArray[np.float64] = self._triangles @ amplitudes
-        bands += self._log_offset
-        return np.log(bands, out=bands).T
+    def __call__(self, windows: npt.NDArray[np.float64], out: Frames) -> None:
+        """Turn (rows, window) into (rows, bands)."""
+        self._framed[:] = windows
+        np.multiply(self._padded, self._hann, out=self._padded)
+        cv2.dft(self._padded, self._packed, cv2.DFT_ROWS)
+        self._spectrum_parts[:] = self._parts
+        np.abs(self._spectrum, out=self._amplitudes.T)
+        if self._power == 2:
+            np.square(self._amplitudes, out=self._amplitudes)
+        np.log((self._weights @ self._weighted).T, out=out)
+
+
+def _bins(config: LogMelConfig) -> range:
+    """Return the FFT bins between `low_hz` and `high_hz`, at which all bands end: never DC or Nyquist's."""
+    first = math.floor(config.low_hz * config.fft / config.rate_hz) + 1
+    return range(first, math.ceil(config.high_hz * config.fft / config.rate_hz))
 
 
 @lru_cache(maxsize=16)
-def _triangles(config: LogMelConfig) -> scipy.sparse.csr_array:
-    """Return (bands, bins): what each FFT bin adds to each band. A bin lies in two triangles at most."""
+def _weights(config: LogMelConfig) -> scipy.sparse.csr_array:
+    """Return (bands, bins + 1): what each bin of `_bins` adds to each band, then the log offset.
+
+    A bin lies in two triangles at most.
+    """
     edges = np.linspace(_mel(config.low_hz), _mel(config.high_hz), config.bands + 2)
-    points = np.arange(config.fft // 2 + 1) * config.rate_hz / config.fft
+    points = np.array(_bins(config)) * config.rate_hz / config.fft
     if config.triangles == "mel":
         points = _mel(points)
     else:
         edges = 700.0 * np.expm1(edges / 1127.0)
     low, peak, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     sides = np.minimum((points - low) / (peak - low), (high - points) / (high - peak))
-    # the DC bin tells a converter's bias, nothing about sound
-    sides[:, 0] = 0
-    return scipy.sparse.csr_array(np.maximum(sides, 0))
+    offset = np.full((config.bands, 1), config.log_offset)
+    return scipy.sparse.csr_array(np.hstack([np.maximum(sides, 0), offset]), dtype=np.float32)
 
 
 def _mel(hz: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -14,8 +14,11 @@ import numpy.typing as npt
 
 from perception.features.window import Samples
 
+_FEW_PHASES: Final = 8
 _ROWS: Final = 256
-"""Outputs computed at once: their input windows stay in the cache."""
+"""Outputs computed at once where their windows must be copied: they stay in the cache."""
+_ROOM: Final = 8192
+"""Input samples taken at once."""
 _MAX_TAPS: Final = 1 << 23
 """64 MiB of filter."""
 
@@ -42,16 +45,21 @@ class Resampler:
     """
 
     def __init__(self, in_rate_hz: int, out_rate_hz: int, design: SincFilter = SincFilter()) -> None:
-        self._taps = _taps(in_rate_hz, out_rate_hz, design)
         divisor = math.gcd(in_rate_hz, out_rate_hz)
         self._up, self._down = out_rate_hz // divisor, in_rate_hz // divisor
-        self.after: int = self._taps.shape[1] // 2
+        self._taps = _taps(in_rate_hz, out_rate_hz, design)
+        self._offsets = np.arange(self._up) * self._down // self._up
+        taps = self._taps.shape[1]
+        self.after: int = taps // 2
         """How many input samples after an output's position, rounded down, it depends on."""
-        self.before: int = self._taps.shape[1] - 1 - self.after
+        self.before: int = taps - 1 - self.after
         """How many before it."""
+        self._held = np.empty(2 * taps + _ROOM)
+        self._windows = np.lib.stride_tricks.sliding_window_view(self._held, taps)
+        self._base = self._filled = 0
+        """Index of the first sample held, and how many are."""
         self._next: int | None = None
         self._output = 0
-        self._held = np.empty(0)
 
     def push(self, start_index: int, samples: npt.NDArray[Any]) -> tuple[int, Samples]:
         """Take the input from `start_index` on; return the index of the first new output, and the outputs.
@@ -59,16 +67,20 @@ class Resampler:
         An output comes as soon as the input `after` its position is there. Any other index than the next
         starts anew there: the first output is the first that has all its input.
         """
+        if self._up == self._down:
+            return start_index, np.asarray(samples, np.float32)
         if start_index != self._next:
-            self._held = np.empty(0)
+            self._base, self._filled = start_index, 0
             self._output = self.first(start_index)
-        first, stop = self._output, max(self._output, self.end(start_index + samples.size))
-        base = start_index - self._held.size
-        held = np.concatenate([self._held, samples])
-        outputs = self._interpolate(held, base, first, stop)
         self._next = start_index + samples.size
-        self._output = stop
-        self._held = held[max(0, self._position(stop) - self.before - base) :].copy()
+        first = self._output
+        outputs = np.empty(max(0, self.end(self._next) - first), np.float32)
+        offset = 0
+        while offset < samples.size:
+            offset += self._append(samples[offset:])
+            stop = max(self._output, self.end(self._base + self._filled))
+            self._interpolate(outputs[self._output - first : stop - first])
+            self._output = stop
         return first, outputs
 
     def first(self, start_index: int) -> int:
@@ -79,25 +91,45 @@ class Resampler:
         """Return one past the last output that depends on no input from `end_index` on."""
         return -(-(end_index - self.after) * self._up // self._down)
 
-    def _position(self, output: int) -> int:
-        return output * self._down // self._up
+    def _append(self, samples: npt.NDArray[Any]) -> int:
+        """Take as many samples as there is room for; return how many."""
+        if self._filled + samples.size > self._held.size:
+            needed = self._output * self._down // self._up - self.before
+            rest = self._held[max(0, needed - self._base) : self._filled]
+            self._base += self._filled - rest.size
+            self._filled = rest.size
+            self._held[: rest.size] = rest
+        taken = min(samples.size, self._held.size - self._filled)
+        self._held[self._filled : self._filled + taken] = samples[:taken]
+        self._filled += taken
+        return taken
 
-    def _interpolate(self, held: npt.NDArray[np.float64], base: int, first: int, stop: int) -> Samples:
-        outputs = np.empty(stop - first, np.float32)
-        if not outputs.size:
-            return outputs
-        if self._taps.size == 1:
-            outputs[:] = held
-            return outputs
-        windows = np.lib.stride_tricks.sliding_window_view(held, self._taps.shape[1])
-        for row in range(0, outputs.size, _ROWS):
-            # Python integers up to here: a product of sample index and rate may exceed 64 bits
-            position, phase = divmod((first + row) * self._down, self._up)
-            steps = phase + self._down * np.arange(min(_ROWS, outputs.size - row))
-            at, phases = np.divmod(steps, self._up)
-            near = windows[at + (position - self.before - base)]
-            outputs[row : row + _ROWS] = np.einsum("ij,ij->i", near, self._taps[phases])
-        return outputs
+    def _interpolate(self, outputs: Samples) -> None:
+        """Compute the next outputs, each as the dot product of its own row: no neighbour changes its bits.
+
+        With few phases, all outputs of one phase lie evenly in the samples; with many, a cycle at a time.
+        """
+        if self._up <= _FEW_PHASES:
+            for first in range(min(self._up, outputs.size)):
+                place, at = self._find(self._output + first)
+                alike = outputs[first :: self._up]
+                near = self._windows[at :: self._down][: alike.size]
+                np.vecdot(near, self._taps[place], out=alike)
+            return
+        done = 0
+        while done < outputs.size:
+            place, at = self._find(self._output + done)
+            stop = min(self._up, place + outputs.size - done, place + _ROWS)
+            offsets = self._offsets[place:stop] - self._offsets[place]
+            here = outputs[done : done + offsets.size]
+            np.vecdot(self._windows[at + offsets], self._taps[place:stop], out=here)
+            done += offsets.size
+
+    def _find(self, output: int) -> tuple[int, int]:
+        """Return the output's place in the cycle, and where in `_held` its window begins."""
+        # Python integers: a product of sample index and rate may exceed 64 bits
+        cycle, place = divmod(output, self._up)
+        return place, cycle * self._down + int(self._offsets[place]) - self.before - self._base
 
 
 def resample(
@@ -114,15 +146,17 @@ def resample(
 
 @lru_cache(maxsize=16)
 def _taps(in_rate_hz: int, out_rate_hz: int, design: SincFilter) -> npt.NDArray[np.float64]:
-    """Return (phases, taps): phase r weighs the input around a position r / phases past a sample."""
+    """Return (phases, taps): what weighs the input around each output of a cycle, in the outputs' order."""
     if in_rate_hz == out_rate_hz:
         return np.ones((1, 1))
-    phases = out_rate_hz // math.gcd(in_rate_hz, out_rate_hz)
+    divisor = math.gcd(in_rate_hz, out_rate_hz)
+    phases = out_rate_hz // divisor
     cutoff = min(1.0, out_rate_hz / in_rate_hz) * design.rolloff
     half_width = math.ceil(design.zeros / cutoff)
     if phases * 2 * half_width > _MAX_TAPS:
         raise ValueError(f"{in_rate_hz} Hz cannot be resampled to {out_rate_hz} Hz: no common divisor to use")
-    offsets = np.arange(1 - half_width, half_width + 1) - np.arange(phases)[:, None] / phases
+    past = np.arange(phases) * (in_rate_hz // divisor) % phases / phases  # how far past an input sample
+    offsets = np.arange(1 - half_width, half_width + 1) - past[:, None]
     crossings = np.clip(offsets * cutoff, -design.zeros, design.zeros)
     window = np.i0(design.beta * np.sqrt(1 - (crossings / design.zeros) ** 2)) / np.i0(design.beta)
     taps: npt.NDArray[np.float64] = np.sinc(crossings) * window * cutoff

@@ -5,12 +5,15 @@ window never depends on how the sound was cut into blocks.
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from perception.messages import AudioBlock, Payload
 
+CONTEXT_NS: Final = 20_000_000
+"""Sound before an audio window that covers `AudioFrontEnd.context_ns` at any device rate from 8 kHz up."""
 Samples = npt.NDArray[np.float32]
 
 

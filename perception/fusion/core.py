@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from perception.errors import ProfileError
-from perception.features.audio import CONTEXT_NS
+from perception.features.window import CONTEXT_NS
 from perception.fusion.streams import (
     MILLISECOND_NS,
     SECOND_NS,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
-from perception.features.audio import CONTEXT_NS
+from perception.features.window import CONTEXT_NS
 from perception.fusion.core import FusionCore
 from perception.fusion.streams import RESYNC_NS
 from perception.fusion.window import CameraSlice, TextSlice, Window
