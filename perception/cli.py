@@ -9,6 +9,7 @@ import click
 
 from perception.errors import PerceptionError
 from perception.replay_cli import replay, verify
+from perception.search_cli import search
 from perception.session_cli import record, session
 from perception.swap_cli import swap
 from perception.training_cli import COMMANDS as TRAINING_COMMANDS
@@ -216,7 +217,7 @@ def bench(
 
 
 session.add_command(verify)
-for command in (record, replay, session, swap, *TRAINING_COMMANDS):
+for command in (record, replay, session, swap, search, *TRAINING_COMMANDS):
     cli.add_command(command)
 
 

@@ -44,7 +44,7 @@ class TransformersTextEncoder:
         else:
             folder = folder if source == "local" else hub_folder(options.model, options.revision)
             model = load_transformer(folder, seed)
-            self._tokenizer = _tokenizer(folder)
+            self._tokenizer = load_tokenizer(folder)
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         model = getattr(model, "text_model", model)
@@ -70,7 +70,8 @@ class TransformersTextEncoder:
         return state
 
 
-def _tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a transformers folder; WeightsError if there is none that knows words."""
     from transformers import AutoTokenizer
 
     try:
@@ -91,6 +92,17 @@ def _random_bert(seed: int) -> tuple[Any, Any]:
     with seeded(seed):
         model = BertModel(BertConfig())
     return model, BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+
+
+def phrase_vectorizer() -> Any:
+    """Return TF-IDF over words and their pairs and over character n-grams, not fitted yet."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_union
+
+    return make_union(
+        TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True),
+        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True),
+    )
 
 
 class TfidfIntents:
@@ -124,18 +136,12 @@ class TfidfIntents:
     def __init__(
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.pipeline import make_union
-
         self._device = device
         self._threshold = options.threshold
         self.labels = (*(name for name in options.intents if name != OTHER), OTHER)
         phrases = [phrase for examples in options.intents.values() for phrase in examples]
         targets = [name for name, examples in options.intents.items() for _ in examples]
-        self._vectorizer = make_union(
-            TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True),
-            TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True),
-        )
+        self._vectorizer = phrase_vectorizer()
         self._examples = self._vectorizer.fit_transform(phrases)
         self._norms = np.sqrt(self._examples.multiply(self._examples).sum(axis=1)).A1
         self._coefficients, self._intercepts, self._classes = _fit(self._examples, targets)

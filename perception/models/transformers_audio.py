@@ -44,33 +44,34 @@ class TransformersAudioEncoder:
         else:
             folder = folder if source == "local" else hub_folder(options.model, options.revision)
             model = load_transformer(folder, seed)
-            self._processor = _feature_extractor(folder)
+            self._processor = load_feature_extractor(folder)
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         self._device, self._dtype = device, getattr(torch, options.dtype)
-        self._model = model.eval().requires_grad_(False).to(device, self._dtype)
-        self._encode = getattr(self._model, "get_audio_features", self._model)
-        self.dim = self._features(np.zeros(SAMPLE_RATE_HZ, np.float32)).numel()
+        self.model = model.eval().requires_grad_(False).to(device, self._dtype)
+        self._encode = getattr(self.model, "get_audio_features", self.model)
+        self.dim = self.features(np.zeros(SAMPLE_RATE_HZ, np.float32), SAMPLE_RATE_HZ).numel()
 
     def __call__(self, data: AudioInput, /) -> Encoding:
         """Encode the waveform."""
-        if not data.waveform.size or not np.isfinite(data.waveform).all():
-            raise ValueError("an audio model takes finite samples, at least one")
-        return Encoding(self._features(data.waveform))
+        return Encoding(self.features(data.waveform, SAMPLE_RATE_HZ))
 
     def weights(self) -> State:
         """Return the model's parameters and buffers."""
-        state: State = self._model.state_dict()
+        state: State = self.model.state_dict()
         return state
 
     @torch.no_grad()
-    def _features(self, waveform: npt.NDArray[np.float32]) -> torch.Tensor:
-        rate_hz = self._processor.sampling_rate
-        samples = resample(waveform, SAMPLE_RATE_HZ, rate_hz)
+    def features(self, waveform: npt.NDArray[np.float32], rate_hz: int) -> torch.Tensor:
+        """Encode (samples,) mono at any rate into (dim,); ValueError if there are none or not all finite."""
+        if not waveform.size or not np.isfinite(waveform).all():
+            raise ValueError("an audio model takes finite samples, at least one")
+        model_rate_hz = self._processor.sampling_rate
+        samples = resample(waveform, rate_hz, model_rate_hz)
         # CLAP's preprocessing cuts longer sound at a random place; the newest part is what counts here
         longest = getattr(self._processor, "nb_max_samples", None)
         samples = samples[-longest:] if longest else samples
-        inputs = self._processor(samples, sampling_rate=rate_hz, return_tensors="pt").to(self._device)
+        inputs = self._processor(samples, sampling_rate=model_rate_hz, return_tensors="pt").to(self._device)
         floats = {
             name: value.to(self._dtype) if value.is_floating_point() else value
             for name, value in inputs.items()
@@ -85,7 +86,8 @@ class TransformersAudioEncoder:
         return states.mean(dim=0)
 
 
-def _feature_extractor(folder: Path) -> Any:
+def load_feature_extractor(folder: Path) -> Any:
+    """Load the stored preprocessing of a transformers audio model; WeightsError if there is none."""
     from transformers import AutoFeatureExtractor
 
     try:

@@ -3,6 +3,7 @@
 import re
 from difflib import get_close_matches
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 import cv2
@@ -212,7 +213,7 @@ class TransformersVisionEncoder:
         else:
             folder = folder if source == "local" else hub_folder(options.model, options.revision)
             model = load_transformer(folder, seed, pooler=options.pooling == "pooler")
-            self._processor = _image_processor(folder)
+            self._processor = load_image_processor(folder)
         model = getattr(model, "vision_model", model)
         self._device, self._dtype = device, getattr(torch, options.dtype)
         self._model = model.eval().requires_grad_(False).to(device, self._dtype)
@@ -241,7 +242,8 @@ class TransformersVisionEncoder:
         return states.mean(dim=0) if states.ndim == 2 else states.mean(dim=(1, 2))
 
 
-def _image_processor(folder: Any) -> Any:
+def load_image_processor(folder: Path) -> Any:
+    """Load the stored preprocessing of a transformers vision model; WeightsError if there is none."""
     from transformers import AutoImageProcessor
 
     try:

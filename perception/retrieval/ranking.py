@@ -1,0 +1,68 @@
+"""From similarities to results, and what a ranking is worth. Pure numpy."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import average_precision_score
+
+Scores = npt.NDArray[np.float32]
+RECALL_AT: Final = (1, 5, 10)
+
+
+def best(
+    scores: Scores, stamps_ns: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], top: int, apart_ns: int
+) -> list[int]:
+    """Return the indices of at most `top` results, best first; of equal ones the first.
+
+    What lies less than `apart_ns` from a better one of the same group is left out: neighbours in time
+    are the same thing seen again.
+    """
+    chosen: list[int] = []
+    for index in np.argsort(-scores, kind="stable").tolist():
+        if len(chosen) == top:
+            break
+        same = [other for other in chosen if groups[other] == groups[index]]
+        if all(abs(int(stamps_ns[other]) - int(stamps_ns[index])) >= apart_ns for other in same):
+            chosen.append(index)
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """Of one query's ranking."""
+
+    relevant: int
+    count: int
+    average_precision: float
+    """Of all things there are, not thinned out in time."""
+    found_at: dict[int, bool]
+    """By k: whether there is a relevant one among the best k results as they are shown."""
+
+    @property
+    def chance(self) -> float:
+        """What average precision a random order is about worth: the share that is relevant."""
+        return self.relevant / self.count
+
+
+def worth(scores: Scores, relevant: npt.NDArray[np.bool_], results: Sequence[int]) -> Worth:
+    """Judge the ranking of (n,) scores by what is relevant (n,) bool, at least one, and its results."""
+    return Worth(
+        relevant=int(relevant.sum()),
+        count=len(relevant),
+        average_precision=float(average_precision_score(relevant, scores)),
+        found_at={k: bool(relevant[list(results[:k])].any()) for k in RECALL_AT},
+    )
+
+
+def mean(judged: Mapping[str, Worth]) -> dict[str, float]:
+    """Return mean average precision, its chance level, and recall@k: the share of queries found in k."""
+    rows = judged.values()
+    columns: dict[str, list[float]] = {
+        "mAP": [row.average_precision for row in rows],
+        "chance": [row.chance for row in rows],
+        **{f"recall@{k}": [row.found_at[k] for row in rows] for k in RECALL_AT},
+    }
+    return {name: float(np.mean(values)) for name, values in columns.items() if values}
