@@ -1,5 +1,6 @@
 """The fusion process: receives without ever waiting for compute, publishes one state per tick."""
 
+import gc
 import logging
 import threading
 from collections import deque
@@ -89,7 +90,10 @@ class FusionNode:
             raise self._compute.failure
 
     def _take(self, message: Message[Header]) -> None:
-        self._compute.offer(self._ledger.push(message))
+        windows = self._ledger.push(message)
+        if self._core.expects(message):
+            self._compute.engine.expect(message)
+        self._compute.offer(windows)
 
     def _tick(self, now_ns: int) -> None:
         """Move time by an input of our own, published so that a recording has it too."""
@@ -159,6 +163,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         # built when the outputs are there: a recorder has found them before the first message
         engine = build_engine(config, clock=clock)
         engine.warm_up()
+        gc.freeze()  # models stay for good: a full collection would look through them for a tenth of a second
         _LOG.info("ready on %s: %s", engine.device, ", ".join(engine.encoders))
         with Subscriber(
             *topics,

@@ -181,7 +181,7 @@ def new(folder: Path) -> None:
 
 
 @cli.command()
-@click.argument("kind", type=click.Choice(["transport", "features", "startup"]))
+@click.argument("kind", type=click.Choice(["transport", "features", "tick", "startup"]))
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--seconds", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Per case.")
 @click.option(
@@ -202,6 +202,10 @@ def bench(
         cases = transport.cases(peers=peers, seconds=seconds)
     elif kind == "features":
         cases = features.cases(peers=peers)
+    elif kind == "tick":
+        from perception.bench import tick  # it alone needs torch in this process
+
+        cases = tick.cases(seconds=seconds)
     else:
         cases = startup.cases()
     figures = interleave(cases, rounds, lambda text: click.echo(text, err=True))

@@ -33,7 +33,7 @@ def decode_samples(header: AudioBlock, payload: Payload) -> Samples:
     # float64 keeps the sum of huge but finite f32 channels finite
     mono = interleaved[:, 0] if header.channels == 1 else interleaved.mean(axis=1, dtype=np.float64)
     if header.format == "s16":
-        mono = mono / np.float32(32768)
+        return np.multiply(mono, np.float32(1 / 32768), dtype=np.float32)
     samples: Samples = mono.astype(np.float32)
     if not np.isfinite(samples).all():
         raise ValueError("samples are not finite")

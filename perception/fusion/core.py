@@ -11,7 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from perception.errors import ProfileError
 from perception.features.window import CONTEXT_NS
@@ -27,6 +27,7 @@ from perception.fusion.streams import (
 from perception.fusion.window import Window
 from perception.messages import (
     AudioBlock,
+    CameraFrame,
     ClockTick,
     CoreMark,
     Header,
@@ -116,6 +117,11 @@ class FusionCore:
             return []
         self._advance(message)
         return self._cut()
+
+    def expects(self, message: Message[Any]) -> TypeGuard[Message[CameraFrame]]:
+        """Whether the frame just pushed is likely the one that the window after it takes."""
+        streams = self._routes.get(message.topic, ())
+        return any(stream.expects(message) for stream in streams if isinstance(stream, CameraStream))
 
     def mark(self) -> CoreMark:
         """Return where this core stands, without pixels and samples."""

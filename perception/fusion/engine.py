@@ -17,9 +17,11 @@ from perception.fusion.reader import InputReader, Reading
 from perception.fusion.window import Window, WindowInput
 from perception.messages import (
     BranchState,
+    CameraFrame,
     Fused,
     FusedState,
     Latency,
+    Message,
     ModalityState,
     ModelInfo,
 )
@@ -110,6 +112,12 @@ class Engine:
         """Tell how long publishing a state took; the next state carries it."""
         self._publish_ms = took_ns / MILLISECOND_NS
 
+    def expect(self, message: Message[CameraFrame]) -> None:
+        """Begin to decode a frame that the next window will take; from the thread that receives."""
+        for name, item in self.config.inputs.items():
+            if item.topic == message.topic:
+                self._readers[name].expect(message)
+
     @torch.inference_mode()
     def run(self, window: Window, *, cut_ns: int = 0, shed: int = 0) -> FusedState:
         """Conclude one window. Data that cannot be decoded counts as absent, reason `corrupt`."""
@@ -172,7 +180,7 @@ class Engine:
         except ValueError:
             self.counts[f"{name} refused its input"] += 1
             return None
-        if not bool(torch.isfinite(encoding.features).all()):
+        if not np.isfinite(encoding.features.numpy(force=True)).all():
             self.counts[f"{name} not finite"] += 1
             return None
         return encoding

@@ -3,17 +3,13 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from perception.features.audio import AudioFrontEnd
-from perception.features.image import decode_frame
+from perception.features.image import Image
+from perception.fusion.decoder import FrameDecoder, identity
 from perception.fusion.window import AudioSlice, CameraSlice, Slice, TextSlice
 from perception.messages import CameraFrame, Message
 from perception.models.encoder import AudioInput, EncoderInput, ImageInput, TextInput
 from perception.profile import InputConfig
-
-Image = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +29,12 @@ class InputReader:
         self._length_ns = round(config.length_ms * 1e6)
         self._front_end: AudioFrontEnd | None = None
         self._rate_hz = 0
+        self._decoder = FrameDecoder()
         self._images: dict[Hashable, Image] = {}
+
+    def expect(self, message: Message[CameraFrame]) -> None:
+        """Begin to decode a frame that a window will take; from the thread that receives."""
+        self._decoder.expect(message)
 
     def read(self, data: Slice) -> Reading:
         """Decode or transform a slice. A previous frame that cannot be decoded counts as none.
@@ -60,21 +61,15 @@ class InputReader:
             if message is None:
                 continue
             try:
-                decoded[_identity(message)] = self._image(message)
+                decoded[identity(message)] = self._image(message)
             except ValueError:
                 if message is frame:
                     raise
         self._images = decoded
-        before = None if previous is None else _identity(previous)
-        image = ImageInput(decoded[_identity(frame)], decoded.get(before))
-        return Reading(image, _identity(frame), before)
+        before = None if previous is None else identity(previous)
+        image = ImageInput(decoded[identity(frame)], decoded.get(before))
+        return Reading(image, identity(frame), before)
 
     def _image(self, message: Message[CameraFrame]) -> Image:
-        identity = _identity(message)
-        if identity in self._images:
-            return self._images[identity]
-        return decode_frame(message.header, message.payload)
-
-
-def _identity(message: Message[CameraFrame]) -> Hashable:
-    return message.header.source, message.header.stamp_ns
+        held = self._images.get(identity(message))
+        return self._decoder.decode(message) if held is None else held

@@ -29,6 +29,8 @@ RESYNC_NS: Final = 50 * MILLISECOND_NS
 MAX_MISSING: Final = 0.1
 """A window with a larger lost share is absent; with a smaller one it is present, reason `gap`."""
 MAX_FRAMES: Final = 256
+EARLY: Final = 0.9
+"""A frame may come a little sooner than one period after the one before."""
 MAX_TEXTS: Final = 64
 
 
@@ -56,6 +58,14 @@ class CameraStream:
         """Take one frame; stamps rise."""
         self._frames.append(message)
         self.newest_ns = message.header.stamp_ns
+
+    def expects(self, message: Message[CameraFrame]) -> bool:
+        """Whether the next window will take this frame, as far as the rate of frames can tell."""
+        if not self._frames or self._frames[-1] is not message:
+            return False
+        before = self._frames[-2].header.stamp_ns if len(self._frames) > 1 else message.header.stamp_ns
+        stamp_ns = message.header.stamp_ns
+        return stamp_ns + (stamp_ns - before) * EARLY > -(-stamp_ns // self._hop_ns) * self._hop_ns
 
     def mark(self) -> InputMark:
         """Return which frames are held and which was used."""

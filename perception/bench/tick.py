@@ -1,0 +1,195 @@
+"""Where the time of a tick goes: everything around the models, beside the models alone.
+
+Scripted messages come at their own pace, as bytes from the wire. What a fusion process does in two threads
+is done here in one, so that each stage can be timed; frames are decoded in a thread of their own, as there.
+"""
+
+import gc
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import torch
+
+from perception.bench.rounds import Values
+from perception.bus import codec
+from perception.devices.scripted import messages
+from perception.features.image import decode_frame
+from perception.fusion.core import FusionCore
+from perception.fusion.engine import Engine, build_engine, use_threads
+from perception.fusion.window import Window
+from perception.messages import CameraFrame, Header, Message, Payload
+from perception.profile import FusionConfig, Profile, load
+
+PROFILES: Final = ("demo", "robot")
+STAGES: Final = ("receive", "cut", "read", "encode", "head", "state", "publish")
+SCRIPTED: Final = ("camera.front.source=scripted", "microphone.main.source=scripted")
+RANDOM: Final = "fusion.weights=random"
+_TOPICS: Final = ("camera/front", "microphone/main", "text/script")
+_HOP: Final = "fusion.hop_ms=100"
+_FILL_S: Final = 1.2
+"""Ticks before the microphone's first window is full tell nothing."""
+_COMMAND_S: Final = 3.0
+"""About when the script's first command comes."""
+_SAMPLE: Final = 10
+"""Ticks whose models are run alone."""
+
+Tick = dict[str, float]
+"""Microseconds by stage; `models` is all encoders and the head, `decode` what was done ahead."""
+
+
+def anywhere(name: str) -> tuple[str, ...]:
+    """Return what lets a shipped profile run without device and download; a model's cost stays the same."""
+    return SCRIPTED if name == "demo" else (*SCRIPTED, RANDOM)
+
+
+def cases(*, seconds: float, device: str = "cpu") -> dict[str, Callable[[], Values]]:
+    """Return what to measure: the ticks of each profile, and its models alone on some of them."""
+    found: dict[str, Callable[[], Values]] = {}
+    for name in PROFILES:
+        bench = TickBench(load(name, (*anywhere(name), _HOP, f"fusion.device={device}")), seconds)
+        found[f"{name} limit: models alone"] = bench.models_alone
+        found[name] = bench.ticks
+    return found
+
+
+class _Timed:
+    """A model that notes its calls and what they took."""
+
+    def __init__(self, inner: Any, calls: list[tuple[Any, tuple[Any, ...], int]]) -> None:
+        self._inner = inner
+        self._calls = calls
+
+    def __call__(self, *arguments: Any) -> Any:
+        begun_ns = time.perf_counter_ns()
+        result = self._inner(*arguments)
+        self._calls.append((self._inner, arguments, time.perf_counter_ns() - begun_ns))
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class TickBench:
+    """One profile's fusion process, and messages for it."""
+
+    def __init__(self, profile: Profile, seconds: float) -> None:
+        assert profile.fusion is not None
+        self._config: FusionConfig = profile.fusion
+        self._wires = list(_wires(profile, seconds))
+        self._calls: list[tuple[Any, tuple[Any, ...], int]] = []
+        self._times_ns: list[int] = []
+        self._alone: list[list[tuple[Any, tuple[Any, ...], int]]] = []
+        use_threads(self._config.threads)
+        engine: Any = build_engine(self._config, clock=self._clock)
+        engine.warm_up()
+        engine.encoders = {name: _Timed(encoder, self._calls) for name, encoder in engine.encoders.items()}
+        engine.head = _Timed(engine.head, self._calls)
+        self._engine: Engine = engine
+        gc.freeze()  # as the node does
+
+    def ticks(self) -> Values:
+        """Return medians of each stage and of what they add up to, in microseconds."""
+        ticks = list(self._run())
+        overhead = [sum(tick[name] for name in STAGES) for tick in ticks]
+        return {
+            "overhead_p50_us": statistics.median(overhead),
+            "overhead_p99_us": statistics.quantiles(overhead, n=100, method="inclusive")[98],
+            "p50_us": statistics.median(sum(tick.values()) - tick["decode"] for tick in ticks),
+            **{f"{name}_us": statistics.median(tick[name] for tick in ticks) for name in ticks[0]},
+        }
+
+    @torch.inference_mode()
+    def models_alone(self) -> Values:
+        """Run encoders and head on what they were given in some ticks, with nothing in between."""
+        if not self._alone:
+            list(self._run())
+        spent_us = []
+        for calls in self._alone:
+            begun_ns = time.perf_counter_ns()
+            for model, arguments, _ in calls:
+                model(*arguments)
+            spent_us.append((time.perf_counter_ns() - begun_ns) / 1e3)
+        return {"p50_us": statistics.median(spent_us)}
+
+    def _run(self) -> Iterator[Tick]:
+        core = FusionCore(self._config)
+        begun_ns, first_ns = time.perf_counter_ns(), self._wires[0][0]
+        received: defaultdict[str, float] = defaultdict(float)
+        for due_ns, parts in self._wires:
+            time.sleep(max(0, due_ns - first_ns - (time.perf_counter_ns() - begun_ns)) / 1e9)
+            for window in self._receive(core, parts, received):
+                tick = {**received, **self._conclude(window)}
+                received.clear()
+                if due_ns - first_ns > _FILL_S * 1e9:
+                    if len(self._alone) < _SAMPLE:
+                        self._alone.append(list(self._calls))
+                    yield {name: tick.get(name, 0.0) for name in (*STAGES, "models", "decode")}
+
+    def _receive(
+        self, core: FusionCore, parts: list[Payload], spent_us: defaultdict[str, float]
+    ) -> list[Window]:
+        """Do what the thread that receives does with one message."""
+        times_ns = [time.perf_counter_ns()]
+        message = codec.decode(parts, received_ns=0)
+        times_ns.append(time.perf_counter_ns())
+        windows = core.push(message)
+        if expected := core.expects(message):
+            self._engine.expect(message)
+        times_ns.append(time.perf_counter_ns())
+        spent_us["receive"] += (times_ns[1] - times_ns[0]) / 1e3
+        spent_us["cut"] += (times_ns[2] - times_ns[1]) / 1e3
+        if expected:
+            spent_us["decode"] += _decode_us(message)
+        return windows
+
+    def _conclude(self, window: Window) -> Tick:
+        """Do what the compute thread does with one window."""
+        self._calls.clear()
+        self._times_ns.clear()
+        state = self._engine.run(window)
+        concluded_ns = time.perf_counter_ns()
+        codec.encode(f"state/{self._config.name}", state)
+        published_ns = time.perf_counter_ns()
+        # the engine looks at the clock when it begins, around each encoder it runs, before and after the head
+        began_ns, *encoders_ns, encoded_ns, ready_ns = self._times_ns
+        *encoders, head = [spent_ns for _, _, spent_ns in self._calls]
+        read_ns = encoders_ns[0] if encoders_ns else encoded_ns
+        spent_ns = {
+            "read": read_ns - began_ns,
+            "encode": encoded_ns - read_ns - sum(encoders),
+            "head": ready_ns - encoded_ns - head,
+            "state": concluded_ns - ready_ns,
+            "publish": published_ns - concluded_ns,
+            "models": sum(encoders) + head,
+        }
+        return {name: spent / 1e3 for name, spent in spent_ns.items()}
+
+    def _clock(self) -> int:
+        self._times_ns.append(time.perf_counter_ns())
+        return self._times_ns[-1]
+
+
+def _wires(profile: Profile, seconds: float) -> Iterator[tuple[int, list[Payload]]]:
+    """Yield when each message comes, and its bytes."""
+    play = messages(
+        profile.script,
+        profile.camera["front"],
+        profile.microphone["main"],
+        _FILL_S + seconds,
+        start_s=_COMMAND_S,
+        topics=_TOPICS,
+    )
+    for message in play:
+        if message.topic in _TOPICS:
+            yield message.received_ns, list(codec.encode(message.topic, message.header, message.payload))
+
+
+def _decode_us(message: Message[Header]) -> float:
+    """Return what the decoder's thread spends on a frame."""
+    assert isinstance(message.header, CameraFrame)
+    begun_ns = time.perf_counter_ns()
+    decode_frame(message.header, message.payload)
+    return (time.perf_counter_ns() - begun_ns) / 1e3
