@@ -45,10 +45,12 @@ def anywhere(name: str) -> tuple[str, ...]:
     return SCRIPTED if name == "demo" else (*SCRIPTED, RANDOM)
 
 
-def cases(*, seconds: float, device: str = "cpu") -> dict[str, Callable[[], Values]]:
+def cases(
+    *, seconds: float, device: str = "cpu", profiles: tuple[str, ...] = PROFILES
+) -> dict[str, Callable[[], Values]]:
     """Return what to measure: the ticks of each profile, and its models alone on some of them."""
     found: dict[str, Callable[[], Values]] = {}
-    for name in PROFILES:
+    for name in profiles:
         bench = TickBench(load(name, (*anywhere(name), _HOP, f"fusion.device={device}")), seconds)
         found[f"{name} limit: models alone"] = bench.models_alone
         found[name] = bench.ticks
