@@ -33,7 +33,8 @@ def decode_samples(header: AudioBlock, payload: Payload) -> Samples:
     # float64 keeps the sum of huge but finite f32 channels finite
     mono = interleaved[:, 0] if header.channels == 1 else interleaved.mean(axis=1, dtype=np.float64)
     if header.format == "s16":
-        return np.multiply(mono, np.float32(1 / 32768), dtype=np.float32)
+        scaled: Samples = np.multiply(mono, np.float32(1 / 32768), dtype=np.float32)
+        return scaled
     samples: Samples = mono.astype(np.float32)
     if not np.isfinite(samples).all():
         raise ValueError("samples are not finite")
