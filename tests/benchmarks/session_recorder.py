@@ -1,16 +1,13 @@
 """The recorder under load: three 1080p JPEG cameras at 30 Hz and three microphones, all on this machine.
 
 Counts lost messages against what the publishers sent, and gives the recorder's CPU share and memory and
-the cost of writing against a plain copy of the file. With --kills it is instead killed at random moments,
-and every file must open after repair with at most a second lost.
+the cost of writing against a plain copy of the file.
 
     python -m tests.benchmarks.session_recorder --seconds 60
-    python -m tests.benchmarks.session_recorder --kills 50
 """
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -28,8 +25,7 @@ import psutil
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.messages import AudioBlock, CameraFrame, Header
-from perception.session import Session, read
-from perception.session.edit import repair
+from perception.session import Session
 
 CAMERAS, MICROPHONES = 3, 3
 WIDTH, HEIGHT, RATE_HZ = 1920, 1080, 30
@@ -163,54 +159,12 @@ def copy(source: Path, target: Path) -> float:
     return time.process_time() - before
 
 
-def kill(folder: Path, domain: str, times: int) -> None:
-    """Kill the recorder at random moments and look at what is left."""
-    runtime, clock = Runtime(domain), HostClock()
-    everyone = sources(runtime, clock)
-    for source in everyone:
-        source.start()
-    lost_s: list[float] = []
-    for number in range(times):
-        out, mended = folder / f"{number}.mcap", folder / f"{number}-mended.mcap"
-        recorder = start(folder, domain, out)
-        time.sleep(random.uniform(1.0, 4.0))
-        killed_ns = clock.now_ns()
-        recorder.send_signal(signal.SIGKILL)
-        recorder.wait()
-        repair(out, mended)
-        last_ns, gaps, count = 0, 0, 0
-        seqs: dict[str, int] = {}
-        for message in read(mended):
-            last_ns, count = message.received_ns, count + 1
-            gaps += message.header.seq != seqs.get(message.topic, message.header.seq - 1) + 1
-            seqs[message.topic] = message.header.seq
-        lost_s.append((killed_ns - last_ns) / 1e9)
-        with Session(mended) as session:
-            assert session.closed_properly
-            assert not session.damage
-        click.echo(f"{number}: {count} messages, {gaps} gaps, lost the last {lost_s[-1]:.3f} s")
-        for path in (out, mended):
-            os.unlink(path)
-    click.echo(f"{times} kills: lost at most {max(lost_s):.3f} s, on average {np.mean(lost_s):.3f} s")
-    for source in everyone:
-        source.stopped.set()
-        source.join()
-        source.out.close()
-
-
 @click.command()
 @click.option("--seconds", default=60.0)
-@click.option("--kills", default=0)
-@click.option("--seed", default=1)
-def main(seconds: float, kills: int, seed: int) -> None:
-    """Record under load, or kill."""
-    random.seed(seed)
+def main(seconds: float) -> None:
+    """Record under load."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        domain = f"bench{os.getpid()}"
-        if kills:
-            kill(Path(folder), domain, kills)
-        else:
-            load(Path(folder), domain, seconds)
+        load(Path(folder), f"bench{os.getpid()}", seconds)
 
 
 if __name__ == "__main__":

@@ -1,80 +1,96 @@
 """Live equals replay, on real processes: record a graph, verify it, replay it again and again.
 
-    python -m tests.benchmarks.verify_live --seconds 60
-    python -m tests.benchmarks.verify_live --seconds 60 --overload
+    python -m tests.benchmarks.verify_live --seconds 300
+    python -m tests.benchmarks.verify_live --seconds 300 --overload
+    python -m tests.benchmarks.verify_live --data ../shared/data
 
 With --overload, a network that takes longer than a hop makes the fusion shed windows, the camera is killed
 and restarted, and the microphone is stopped for some 0.4 s again and again, so that its sound comes late.
+With --data, camera and microphone play GRID clips one after the other, and each command is also a text.
 """
 
 import hashlib
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+import av
 import click
 
 from perception.bus.host import HostClock, Runtime
-from perception.launcher import Node, Supervisor, plan
-from perception.messages import FusedState
+from perception.launcher import Supervisor, plan
+from perception.messages import FusedState, Health
 from perception.profile import load
-from perception.session import fusing
+from perception.session import Session, fusing
 from perception.session.recording import Recording
 from perception.session.verification import verify
+from perception.training.benchmarks.grid_data import TICKS_PER_S
 
-SLOW = """
-[fusion.encoders.slow]
-input = "camera"
-kind = "torchvision"
-weights = "random"
-options = { model = "resnet50" }
+SLOW = (
+    'fusion.encoders.slow={ input="camera", kind="torchvision", weights="random", '
+    'options={ model="resnet50" } }',
+    'fusion.head={ weights="random", classes=["idle", "visitor", "talking", "call", "clap"] }',
+)
+"""A model beside the demo's that takes longer than a hop, and a head that takes its features in."""
+GRID = """
+domain = "grid"
+[camera.front]
+source = "{media}"
+[microphone.main]
+source = "{media}"
+[text.said]
+source = "{lines}"
+[fusion]
+base = "demo"
 """
-HEAD = '[fusion.head]\nweights = "random"\nclasses = ["idle", "visitor", "talking", "call", "clap"]\n'
 
 
-def profile_file(folder: Path, overload: bool, session: Path) -> Path:
-    """The demo with a random head, recorded, and slowed if asked."""
-    text = Path("launch/demo.toml").read_text(encoding="utf-8")
-    text = text.partition("[fusion.head]")[0] + HEAD + (SLOW if overload else "")
-    text += f'\n[recorder]\nout = "{session}"\n'
-    file = folder / "live.toml"
-    file.write_text(text, encoding="utf-8")
-    return file
+def grid_profile(data: Path, folder: Path, seconds: float) -> Path:
+    """Play clips for so long: all of them in one file, and what is said in them in another."""
+    clips, lines, at_s = [], [], 0.0
+    for clip in sorted((data / "grid").glob("*.mpg")):
+        if at_s >= seconds:
+            break
+        words = [line.split() for line in clip.with_suffix(".align").read_text().splitlines()]
+        said = [(int(end), word) for _, end, word in words if word not in ("sil", "sp")]
+        lines.append(f"{at_s + said[-1][0] / TICKS_PER_S:.3f}\t{' '.join(word for _, word in said)}\n")
+        clips.append(f"file '{clip.resolve()}'\n")
+        with av.open(str(clip)) as container:
+            at_s += (container.duration or 0) / 1e6
+    media, text, listing = (folder / name for name in ("grid.mkv", "grid.txt", "clips.txt"))
+    listing.write_text("".join(clips))
+    text.write_text("".join(lines))
+    joined = ("-f", "concat", "-safe", "0", "-i", str(listing))
+    encoded = ("-c:v", "mjpeg", "-q:v", "2", "-c:a", "pcm_s16le", str(media))
+    subprocess.run(("ffmpeg", "-loglevel", "error", *joined, *encoded), check=True)
+    profile = folder / "grid.toml"
+    profile.write_text(GRID.format(media=media, lines=text))
+    click.echo(f"{len(clips)} clips, {at_s:.1f} s")
+    return profile
 
 
-def recorder_of(nodes: tuple[Node, ...]) -> Node:
-    """A recorder beside these nodes, where the launcher plans none."""
-    like = next(node for node in nodes if node.name == "fusion")
-    command = tuple(part.replace("nodes.fusion", "nodes.recorder") for part in like.command)
-    return Node("recorder", command, like.environment, capture=False)
-
-
-def live(file: Path, seconds: float, overload: bool) -> None:
+def live(name: str, overrides: tuple[str, ...], seconds: float, overload: bool) -> None:
     """Run the graph, and let things go wrong in it."""
-    profile = load(str(file))
-    nodes = plan(profile, str(file), origin_ns=HostClock().now_ns())
-    if not any(node.name == "recorder" for node in nodes):
-        nodes = (*nodes, recorder_of(nodes))
+    nodes = plan(load(name, overrides), name, overrides, origin_ns=HostClock().now_ns())
     begun_s = time.monotonic()
     troubles = _troubles(seconds) if overload else iter(())
     trouble = next(troubles, None)
     with Supervisor(nodes) as supervisor:
         while (elapsed_s := time.monotonic() - begun_s) < seconds:
             supervisor.poll()
-            for name, line in supervisor.lines():
-                click.echo(f"  {name}: {line}")
+            for node, line in supervisor.lines():
+                click.echo(f"  {node}: {line}")
             if trouble is not None and elapsed_s >= trouble[0]:
                 with suppress(KeyError, ProcessLookupError):
                     trouble[1](supervisor.pids())
                 trouble = next(troubles, None)
             time.sleep(0.02)
-        supervisor.stop()
 
 
 def _troubles(seconds: float) -> Iterator[tuple[float, Callable[[dict[str, int]], None]]]:
@@ -90,71 +106,12 @@ def _troubles(seconds: float) -> Iterator[tuple[float, Callable[[dict[str, int]]
     return iter(sorted(moments, key=lambda moment: moment[0]))
 
 
-class Stopwatch:
-    """Time spent inside models."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def watch(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, its time counted."""
-
-        def timed(*arguments: Any) -> Any:
-            begun_s = time.perf_counter()
-            result = function(*arguments)
-            self.seconds += time.perf_counter() - begun_s
-            return result
-
-        return timed
-
-
-def speed(file: Path, workers: int) -> tuple[float, float, float, float]:
-    """Return seconds of session, of replay, inside the models, and of processor time in all."""
-    watch = Stopwatch()
-    with Recording(file) as recording:
-        config = fusing.fusion_of(recording.profile)
-        known = fusing.survey_of(recording, config)
-        with fusing.Crew(config, known, workers) as crew:
-            for engine in crew.engines:
-                engine.warm_up()
-                for name, encoder in engine.encoders.items():
-                    timed: Any = watch.watch(encoder)
-                    timed.uses_previous = getattr(encoder, "uses_previous", False)
-                    engine.encoders[name] = timed
-                engine.head.forward = watch.watch(engine.head.forward)  # type: ignore[method-assign]
-            begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
-            told = fusing.cuts(recording, config, fusing.survey_of(recording, config))
-            stamps = [state.stamp_ns for _, state in crew.conclude(told) if state is not None]
-            took_s, cpu_s = time.perf_counter() - begun_s, time.process_time() - begun_cpu_s
-            return (stamps[-1] - stamps[0]) / 1e9, took_s, watch.seconds, cpu_s
-
-
 def digest(states: Iterator[FusedState]) -> str:
     """Hash of all states, byte for byte."""
     whole = hashlib.sha256()
     for state in states:
         whole.update(state.model_dump_json().encode())
     return whole.hexdigest()[:16]
-
-
-@click.command()
-@click.option("--seconds", default=60.0)
-@click.option("--overload", is_flag=True)
-@click.option("--repeats", default=20)
-@click.option("--keep", type=click.Path(path_type=Path), help="Keep the session here.")
-@click.option("--session", type=click.Path(path_type=Path), help="Take this session instead of a live run.")
-def main(seconds: float, overload: bool, repeats: int, keep: Path | None, session: Path | None) -> None:
-    """Run, record, verify, repeat."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        file = session or folder / "live.mcap"
-        if session is None:
-            os.environ["XDG_RUNTIME_DIR"] = name
-            live(profile_file(folder, overload, file), seconds, overload)
-            Runtime("demo").sweep()
-        if keep:
-            shutil.copy(file, keep)
-        report(file, repeats)
 
 
 def report(file: Path, repeats: int) -> None:
@@ -165,18 +122,44 @@ def report(file: Path, repeats: int) -> None:
     click.echo("\n".join(verdict.lines()))
     with Recording(file) as recording:
         known = fusing.survey_of(recording, fusing.fusion_of(recording.profile))
+    with Session(file) as opened:
+        counts = opened.counts
+        account = [one.header for one in opened.messages(["health/fusion"]) if isinstance(one.header, Health)]
     shed = sum(len(ticks) for ticks in known.shed.values())
     share = shed / max(1, shed + verdict.states)
-    click.echo(f"exit code {verdict.exit_code}; {shed} windows shed, {share:.1%}; verify took {took_s:.1f} s")
-    for workers in (1, 2):
-        session_s, replay_s, models_s, cpu_s = speed(file, workers)
-        click.echo(
-            f"{workers} workers: {session_s:.1f} s of session in {replay_s:.2f} s: "
-            f"{session_s / replay_s:.1f} x real time, {replay_s / models_s:.3f} of the models' own "
-            f"{models_s:.2f} s; {cpu_s:.2f} s of processor time, load {os.getloadavg()[0]:.1f}"
-        )
+    click.echo(f"recorded {', '.join(f'{count} {topic}' for topic, count in counts.items())}")
+    click.echo(
+        f"exit code {verdict.exit_code}; {shed} windows shed, {share:.1%}; verify took {took_s:.1f} s "
+        f"at load {os.getloadavg()[0]:.1f}"
+    )
+    click.echo(f"the fusion's own account: {account[-1].counts if account else 'none'}")
     digests = {digest(fusing.replay(file)) for _ in range(repeats)}
     click.echo(f"{repeats} replays: {len(digests)} different results: {', '.join(digests)}")
+
+
+@click.command()
+@click.option("--seconds", default=60.0)
+@click.option("--overload", is_flag=True)
+@click.option("--data", type=click.Path(path_type=Path), help="Real clips in place of the demo's devices.")
+@click.option("--repeats", default=20)
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep the session here.")
+@click.option("--session", type=click.Path(path_type=Path), help="Take this session instead of a live run.")
+def main(
+    seconds: float, overload: bool, data: Path | None, repeats: int, keep: Path | None, session: Path | None
+) -> None:
+    """Run, record, verify, repeat."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = session or folder / "live.mcap"
+        if session is None:
+            os.environ["XDG_RUNTIME_DIR"] = name
+            profile = "demo" if data is None else str(grid_profile(data, folder, seconds))
+            overrides = (*(SLOW if overload else ()), f'recorder.out="{file}"')
+            live(profile, overrides, seconds, overload)
+            Runtime(load(profile).domain).sweep()
+        if keep:
+            shutil.copy(file, keep)
+        report(file, repeats)
 
 
 if __name__ == "__main__":
