@@ -135,6 +135,10 @@ class FusionConfig(Section):
     weights: Annotated[str, Field(description="of encoders that name none: 'pretrained' or 'random'")] = (
         "pretrained"
     )
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "auto"],
+        Field(description="of encoders whose options name none; auto measures at start and publishes it"),
+    ] = "float32"
     seed: Annotated[int, Field(description="of random weights")] = 0
     endpoint: str | None = None
     inputs: dict[str, InputConfig]

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 
 from perception.errors import ProfileError
-from perception.features.audio import RATE_HZ
-from perception.features.logmel import log_mel
 from perception.fusion.reader import InputReader, Reading
 from perception.fusion.window import Window, WindowInput
 from perception.messages import (
@@ -25,11 +23,13 @@ from perception.messages import (
     ModalityState,
     ModelInfo,
 )
+from perception.models import precision
 from perception.models.checkpoint import Head, build_head, config_hash, head_hash
-from perception.models.encoder import AudioInput, EncoderInput, Encoding, ImageInput, TextInput
+from perception.models.encoder import Encoding
+from perception.models.precision import noise
 from perception.models.registry import RegisteredEncoder, build_encoder
 from perception.models.weights import weights_hash
-from perception.profile import FusionConfig
+from perception.profile import EncoderConfig, FusionConfig
 
 MILLISECOND_NS: Final = 1e6
 
@@ -67,6 +67,7 @@ class Engine:
         *,
         device: torch.device,
         clock: Callable[[], int],
+        facts: Mapping[str, str | float] | None = None,
     ) -> None:
         """Encoders by name; the head takes their features in the order of sorted names."""
         self.config = config
@@ -83,6 +84,7 @@ class Engine:
         self._config_hash = config_hash(_decisive(config))
         self.use(head)
         self._clock = clock
+        self._facts = dict(facts or {})
         self._readers = {name: InputReader(item) for name, item in config.inputs.items()}
         self._cache: dict[str, _Cached] = {}
         self._publish_ms = 0.0
@@ -106,6 +108,7 @@ class Engine:
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "torch": torch.__version__,
             "opencv": cv2.__version__,
+            **self._facts,
         }
 
     def note_published(self, took_ns: int) -> None:
@@ -232,15 +235,7 @@ class Engine:
     @torch.inference_mode()
     def warm_up(self, image_size: tuple[int, int] = (640, 480), repeats: int = 2) -> None:
         """Run every encoder and the head on noise, so that the first real window is not the slow one."""
-        rng = np.random.default_rng(0)
-        width, height = image_size
-        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        sound = rng.standard_normal(round(0.975 * RATE_HZ)).astype(np.float32) * np.float32(0.1)
-        samples: dict[str, EncoderInput] = {
-            "camera": ImageInput(image, image[:, ::-1].copy()),
-            "microphone": AudioInput(sound, log_mel(sound)),
-            "text": TextInput("warm up"),
-        }
+        samples = noise(image_size=image_size)
         for _ in range(repeats):
             for encoder in self.encoders.values():
                 encoder(samples[encoder.modality])
@@ -289,7 +284,7 @@ def _receive_ms(window: Window) -> float:
 
 def _decisive(config: FusionConfig) -> dict[str, Any]:
     """All that decides a state besides weights and inputs: grid, inputs, encoders, head."""
-    return config.model_dump(mode="json", exclude={"endpoint", "device", "threads"})
+    return config.model_dump(mode="json", exclude={"endpoint", "device", "threads", "dtype"})
 
 
 def pick_device(name: str) -> torch.device:
@@ -317,13 +312,32 @@ def build_engine(config: FusionConfig, *, clock: Callable[[], int]) -> Engine:
     """
     device = pick_device(config.device)
     encoders: dict[str, RegisteredEncoder] = {}
+    fixed: dict[str, EncoderConfig] = {}
+    facts: precision.Facts = {}
     for name, item in sorted(config.encoders.items()):
-        topic = config.inputs[item.input].topic
-        chosen = item.model_copy(update={"weights": item.weights or config.weights})
-        encoder = build_encoder(name, chosen, device=device, seed=config.seed)
-        if encoder.modality != kind_of(topic):
-            raise ProfileError(f"fusion.encoders.{name}: '{item.kind}' takes {encoder.modality}, not {topic}")
-        encoders[name] = encoder
+
+        def build(item: EncoderConfig, name: str = name) -> RegisteredEncoder:
+            chosen = item.model_copy(update={"weights": item.weights or config.weights})
+            return build_encoder(name, chosen, device=device, seed=config.seed)
+
+        fixed[name], encoders[name], measured = _in_format(name, item, config.dtype, build)
+        facts |= measured
+        topic, modality = config.inputs[item.input].topic, encoders[name].modality
+        if modality != kind_of(topic):
+            raise ProfileError(f"fusion.encoders.{name}: '{item.kind}' takes {modality}, not {topic}")
     dims = {name: encoder.dim for name, encoder in encoders.items()}
     head = build_head(config.head, dims, device=device, seed=config.seed)
-    return Engine(config, encoders, head, device=device, clock=clock)
+    settled = config.model_copy(update={"encoders": fixed, "dtype": "float32"})
+    return Engine(settled, encoders, head, device=device, clock=clock, facts=facts)
+
+
+def _in_format(
+    name: str, config: EncoderConfig, dtype: str, build: Callable[[EncoderConfig], RegisteredEncoder]
+) -> tuple[EncoderConfig, RegisteredEncoder, precision.Facts]:
+    """Build an encoder in the number format of `[fusion] dtype`, unless its own options name one."""
+    if dtype == "float32" or not precision.leaves_open(config):
+        return config, build(config), {}
+    if dtype == "auto":
+        return precision.choose(name, config, build)
+    chosen = precision.computing_in(config, dtype)
+    return chosen, build(chosen), {precision.fact(name): dtype}

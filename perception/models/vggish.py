@@ -63,11 +63,11 @@ class VGGish(nn.Module):
         )
 
     def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """Map (N, 96, 64) log-mel frames to (N, 128)."""
-        maps = self.features(log_mel[:, None])  # (N, 512, 6, 4)
+        """Map (N, 96, 64) log-mel frames to (N, 128), both float32 whatever the weights are."""
+        maps = self.features(log_mel[:, None].to(next(self.parameters()).dtype))  # (N, 512, 6, 4)
         # the dense layers were trained on TensorFlow's order: channels last
         embedding: torch.Tensor = self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))
-        return embedding
+        return embedding.float()
 
 
 class Pca(nn.Module):

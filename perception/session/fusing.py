@@ -16,6 +16,7 @@ from perception.fusion.core import FusionCore
 from perception.fusion.engine import Encoded, Engine, build_engine, use_threads
 from perception.messages import FusedState, Journal
 from perception.models.checkpoint import Head, head_hash, load_head
+from perception.models.precision import as_published
 from perception.profile import FusionConfig, Profile, load
 from perception.session.compare import concluded
 from perception.session.cutting import Cut, cut_as_arrived, cut_as_journaled
@@ -150,11 +151,12 @@ class Crew:
         if device.startswith("cuda") and not torch.cuda.is_available():
             device = config.device
         use_threads(threads)
-        like = config.model_copy(update={"device": device})
+        like = as_published(config, known.facts).model_copy(update={"device": device})
         self.engines = [build_engine(like, clock=lambda: 0)]
         if workers is None:
             spare = (os.cpu_count() or 1) // torch.get_num_threads()
             workers = 1 if self.engines[0].device.type != "cpu" else max(1, min(_MAX_WORKERS, spare))
+        like = self.engines[0].config  # what was measured there holds for all
         self.engines += [build_engine(like, clock=lambda: 0) for _ in range(workers - 1)]
         # torch keeps its number of threads by thread
         self._pools = [ThreadPoolExecutor(1, "engine", use_threads, (threads,)) for _ in self.engines]

@@ -125,8 +125,13 @@ def _row(engine: Engine, window: Window) -> tuple[int, dict[str, torch.Tensor], 
 
 
 def headless(config: FusionConfig) -> FusionConfig:
-    """Return the fusion with any head at all: encoders do not depend on it."""
-    return config.model_copy(update={"head": HeadConfig(weights="random", classes=("a", "b"))})
+    """Return the fusion with any head at all: encoders do not depend on it.
+
+    A number format that would be measured is float32 here: features must not depend on how busy a machine is.
+    """
+    head = HeadConfig(weights="random", classes=("a", "b"))
+    dtype = "float32" if config.dtype == "auto" else config.dtype
+    return config.model_copy(update={"head": head, "dtype": dtype})
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,118 @@
+"""The number format an encoder computes in: as the profile says, or measured once where it says `auto`.
+
+What is measured once may come out differently the next time, so the choice is no part of a configuration
+that says `auto`: it is published among a node's device facts, and whoever computes again takes it from there.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+
+from perception.features.audio import RATE_HZ
+from perception.features.logmel import log_mel
+from perception.models.encoder import AudioInput, EncoderInput, ImageInput, TextInput
+from perception.models.registry import RegisteredEncoder, encoder_class
+from perception.profile import EncoderConfig, FusionConfig
+
+Dtype = Literal["float32", "bfloat16"]
+Facts = dict[str, str | float]
+MAX_ERROR: Final = 0.02
+"""Relative error of the features, |b - a| / |a|, up to which bfloat16 keeps the answer."""
+MIN_GAIN: Final = 1.1
+"""A smaller gain in time than this is noise."""
+_REPEATS: Final = 5
+_KEY: Final = "dtype"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One encoder in both formats on the same inputs, of its own kind of noise."""
+
+    error: float
+    """Relative error of bfloat16's features, the worst of all inputs."""
+    float32_ms: float
+    bfloat16_ms: float
+
+    @property
+    def choice(self) -> Dtype:
+        """The faster format that keeps the answer."""
+        gains = self.float32_ms >= MIN_GAIN * self.bfloat16_ms
+        return "bfloat16" if gains and self.error <= MAX_ERROR else "float32"
+
+    def facts(self, name: str) -> Facts:
+        """Return what to publish."""
+        return {
+            fact(name): self.choice,
+            f"{name} bfloat16 error": self.error,
+            f"{name} float32 ms": self.float32_ms,
+            f"{name} bfloat16 ms": self.bfloat16_ms,
+        }
+
+
+def fact(name: str) -> str:
+    """Return under which name an encoder's format is published."""
+    return f"{name} {_KEY}"
+
+
+def leaves_open(config: EncoderConfig) -> bool:
+    """Whether an encoder can compute in several formats and its options name none."""
+    return _KEY in encoder_class(config.kind).Options.model_fields and _KEY not in config.options
+
+
+def computing_in(config: EncoderConfig, dtype: str) -> EncoderConfig:
+    """Return the encoder in a format; float32 is what options mean that name none."""
+    if dtype == "float32":
+        return config
+    return config.model_copy(update={"options": {**config.options, _KEY: dtype}})
+
+
+def as_published(config: FusionConfig, facts: Mapping[str, str | float]) -> FusionConfig:
+    """Return the fusion in the formats that its process published; as it is if that is not known."""
+    left = [name for name, item in config.encoders.items() if leaves_open(item)]
+    if config.dtype == "float32" or not all(fact(name) in facts for name in left):
+        return config
+    settled = {name: computing_in(config.encoders[name], str(facts[fact(name)])) for name in left}
+    return config.model_copy(update={"encoders": {**config.encoders, **settled}, "dtype": "float32"})
+
+
+def compare(plain: RegisteredEncoder, short: RegisteredEncoder, repeats: int = _REPEATS) -> Trial:
+    """Run an encoder in float32 and in bfloat16, in turn, on noise."""
+    inputs = [noise(seed)[plain.modality] for seed in range(repeats)]
+    spent_ms: tuple[list[float], list[float]] = ([], [])
+    errors = []
+    for data in (inputs[0], *inputs):  # the first is to warm up
+        made = []
+        for encoder, spent in zip((plain, short), spent_ms, strict=True):
+            begun_ns = time.perf_counter_ns()
+            made.append(encoder(data).features.cpu())
+            spent.append((time.perf_counter_ns() - begun_ns) / 1e6)
+        errors.append(float((made[1] - made[0]).norm() / made[0].norm().clamp_min(1e-12)))
+    return Trial(max(errors), *(statistics.median(spent[1:]) for spent in spent_ms))
+
+
+def choose(
+    name: str, config: EncoderConfig, build: Callable[[EncoderConfig], RegisteredEncoder]
+) -> tuple[EncoderConfig, RegisteredEncoder, Facts]:
+    """Build an encoder in the format that is faster here and keeps the answer; say what was measured."""
+    plain, short_config = build(config), computing_in(config, "bfloat16")
+    short = build(short_config)
+    trial = compare(plain, short)
+    chosen = (short_config, short) if trial.choice == "bfloat16" else (config, plain)
+    return *chosen, trial.facts(name)
+
+
+def noise(seed: int = 0, image_size: tuple[int, int] = (640, 480)) -> dict[str, EncoderInput]:
+    """Return an input of each modality that looks like nothing; `image_size` is width, height in pixels."""
+    rng = np.random.default_rng(seed)
+    width, height = image_size
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    sound = rng.standard_normal(round(0.975 * RATE_HZ)).astype(np.float32) * np.float32(0.1)
+    return {
+        "camera": ImageInput(image, image[:, ::-1].copy()),
+        "microphone": AudioInput(sound, log_mel(sound)),
+        "text": TextInput(f"warm up {seed}"),
+    }
