@@ -181,16 +181,27 @@ def new(folder: Path) -> None:
 
 
 @cli.command()
-@click.argument("kind", type=click.Choice(["transport", "features", "tick", "startup"]))
+@click.argument("kind", type=click.Choice(["transport", "features", "tick", "pipeline", "startup"]))
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--seconds", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Per case.")
+@click.option(
+    "--hz", type=click.FloatRange(1, 100), default=10.0, show_default=True, help="Of tick and pipeline."
+)
+@click.option("--device", default="cpu", show_default=True, help="Of tick: cpu or cuda.")
 @click.option(
     "--peers", is_flag=True, help="Beside others, where installed: pip install 'perception[bench]'."
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here.")
 @click.option("--baseline", type=click.Path(path_type=Path), help="Fail if twice as slow as this --json.")
 def bench(
-    kind: str, rounds: int, seconds: float, peers: bool, json_file: Path | None, baseline: Path | None
+    kind: str,
+    rounds: int,
+    seconds: float,
+    hz: float,
+    device: str,
+    peers: bool,
+    json_file: Path | None,
+    baseline: Path | None,
 ) -> int:
     """Measure this machine: rounds interleaved, beside the physical limit; fails over budget."""
     import json
@@ -203,9 +214,13 @@ def bench(
     elif kind == "features":
         cases = features.cases(peers=peers)
     elif kind == "tick":
-        from perception.bench import tick  # it alone needs torch in this process
+        from perception.bench import tick  # not before it is asked for: it needs torch
 
-        cases = tick.cases(seconds=seconds)
+        cases = tick.cases(seconds=seconds, hz=hz, device=device)
+    elif kind == "pipeline":
+        from perception.bench import pipeline
+
+        cases = pipeline.cases(seconds=seconds, hz=hz)
     else:
         cases = startup.cases()
     figures = interleave(cases, rounds, lambda text: click.echo(text, err=True))

@@ -8,7 +8,7 @@ import gc
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -28,7 +28,6 @@ STAGES: Final = ("receive", "cut", "read", "encode", "head", "state", "publish")
 SCRIPTED: Final = ("camera.front.source=scripted", "microphone.main.source=scripted")
 RANDOM: Final = "fusion.weights=random"
 _TOPICS: Final = ("camera/front", "microphone/main", "text/script")
-_HOP: Final = "fusion.hop_ms=100"
 _FILL_S: Final = 1.2
 """Ticks before the microphone's first window is full tell nothing."""
 _COMMAND_S: Final = 3.0
@@ -46,12 +45,13 @@ def anywhere(name: str) -> tuple[str, ...]:
 
 
 def cases(
-    *, seconds: float, device: str = "cpu", profiles: tuple[str, ...] = PROFILES
+    *, seconds: float, hz: float = 10.0, device: str = "cpu", profiles: Sequence[str] = PROFILES
 ) -> dict[str, Callable[[], Values]]:
     """Return what to measure: the ticks of each profile, and its models alone on some of them."""
     found: dict[str, Callable[[], Values]] = {}
     for name in profiles:
-        bench = TickBench(load(name, (*anywhere(name), _HOP, f"fusion.device={device}")), seconds)
+        options = (*anywhere(name), f"fusion.hop_ms={1e3 / hz}", f"fusion.device={device}")
+        bench = TickBench(load(name, options), seconds)
         found[f"{name} limit: models alone"] = bench.models_alone
         found[name] = bench.ticks
     return found

@@ -1,0 +1,118 @@
+"""From capture to state in a whole graph of processes, beside its models alone.
+
+The time counts from a window's end, when the last of its data is captured, until its state is sent. A state
+says itself how long its window waited for data; what is left beside that and the models is the pipeline's.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from perception.bench.rounds import Values
+from perception.bench.tick import PROFILES, TickBench, anywhere
+from perception.bus.host import HostClock, Runtime
+from perception.bus.subscriber import Subscriber
+from perception.errors import PerceptionError
+from perception.messages import FusedState
+from perception.profile import load
+
+_CAPTURE: Final = ("camera.front.rate_hz=30", "text.script.source=scripted")
+_PATIENCE_S: Final = 120.0
+_STOP_S: Final = 15.0
+_CLOCKED: Final = ("camera", "microphone")
+_NS_PER_MS: Final = 1e6
+
+
+def cases(
+    *, seconds: float, hz: float = 10.0, profiles: Sequence[str] = PROFILES
+) -> dict[str, Callable[[], Values]]:
+    """Return what to measure: the graph of each profile, and its models alone."""
+    found: dict[str, Callable[[], Values]] = {}
+    for name in profiles:
+        options = (*anywhere(name), *_CAPTURE, f"fusion.hop_ms={1e3 / hz}")
+        bench = _Pipeline(name, options, seconds)
+        found[f"{name} limit: models alone"] = bench.models_alone
+        found[name] = bench.states
+    return found
+
+
+class _Pipeline:
+    """One profile's graph; the models alone are run first, with nothing beside them."""
+
+    def __init__(self, name: str, options: tuple[str, ...], seconds: float) -> None:
+        self._name = name
+        self._options = options
+        self._seconds = seconds
+        self._models_ms = 0.0
+
+    def models_alone(self) -> Values:
+        """Return what encoders and head take in a tick, in milliseconds."""
+        alone = TickBench(load(self._name, self._options), 1.0).models_alone()
+        self._models_ms = alone["p50_us"] / 1e3
+        return {"p50_ms": self._models_ms}
+
+    def states(self) -> Values:
+        """Return how long states took, in milliseconds, and how many came."""
+        with _graph(self._name, self._options) as inbox:
+            states = list(_states(inbox, self._seconds))
+        sent_ms = [(state.sent_ns - state.stamp_ns) / _NS_PER_MS for state in states]
+        align_ms = [state.latency.align_ms for state in states]
+        models_ms = [sum(s.latency.encoders_ms.values()) + s.latency.head_ms for s in states]
+        rest_ms = [
+            sent - align - models for sent, align, models in zip(sent_ms, align_ms, models_ms, strict=True)
+        ]
+        over_ms = [sent - align - self._models_ms for sent, align in zip(sent_ms, align_ms, strict=True)]
+        span_s = (states[-1].stamp_ns - states[0].stamp_ns) / 1e9
+        return {
+            "p50_ms": statistics.median(sent_ms),
+            "p95_ms": _p95(sent_ms),
+            "align_p50_ms": statistics.median(align_ms),
+            "align_p95_ms": _p95(align_ms),
+            "models_p50_ms": statistics.median(models_ms),
+            "rest_p95_ms": _p95(rest_ms),
+            "over_limit_p95_ms": _p95(over_ms),
+            "rate_hz": (len(states) - 1) / span_s,
+            "shed": float(sum(state.shed for state in states)),
+        }
+
+
+def _states(inbox: Subscriber, seconds: float) -> Iterator[FusedState]:
+    """Yield the states of so many seconds, from the first on that heard and saw something."""
+    deadline_s = time.monotonic() + _PATIENCE_S
+    begun = False
+    while (left_s := deadline_s - time.monotonic()) > 0:
+        message = inbox.receive(left_s)
+        if message is None or not isinstance(message.header, FusedState):
+            continue
+        state = message.header
+        if not begun and all(state.modalities[name].presence != "absent" for name in _CLOCKED):
+            begun, deadline_s = True, time.monotonic() + seconds
+        if begun:
+            yield state
+    if not begun:
+        raise PerceptionError(f"no whole state within {_PATIENCE_S:g} s; try perception doctor demo")
+
+
+@contextmanager
+def _graph(name: str, options: tuple[str, ...]) -> Iterator[Subscriber]:
+    """Start a profile's graph in a domain of its own."""
+    domain = f"bench-{name}"
+    arguments = [part for option in options for part in ("--set", option)]
+    command = [sys.executable, "-P", "-m", "perception", "up", name, "--domain", domain, *arguments]
+    with (
+        Subscriber("state/fused", runtime=Runtime(domain), clock=HostClock().now_ns) as inbox,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process,
+    ):
+        try:
+            yield inbox
+        finally:
+            process.terminate()
+            process.wait(_STOP_S)
+
+
+def _p95(values: list[float]) -> float:
+    return statistics.quantiles(values, n=20, method="inclusive")[18]
