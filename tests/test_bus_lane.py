@@ -1,12 +1,15 @@
 """The lane: large payloads through shared memory, unchanging while held, nothing left behind by anyone."""
 
+import copy
 import gc
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perception.bus import codec, lane
+from perception.bus import codec, datagram, lane
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
@@ -38,7 +41,9 @@ base = Path(sys.argv[1])
 place = {"runtime": Runtime(base=base), "clock": HostClock(base).now_ns}
 """
 
-pytestmark = pytest.mark.skipif(lane.prefix() is None, reason="needs Linux")
+UNIX = (socket.AF_UNIX, socket.SOCK_DGRAM)
+
+pytestmark = pytest.mark.skipif(not lane.carries("camera/a"), reason="needs Linux")
 
 
 class Bus:
@@ -101,13 +106,13 @@ def rings() -> int:
 # --- what is delivered ---
 
 
-def test_after_a_first_frame_pixels_are_read_where_the_publisher_put_them(bus: Bus) -> None:
+def test_pixels_are_read_where_the_publisher_put_them(bus: Bus) -> None:
     with bus.publisher() as publisher, bus.subscriber() as subscriber:
         assert publisher.wait_for_subscriber(5)
-        assert not shared(exchange(publisher, subscriber, 0).payload)
-        payload = exchange(publisher, subscriber, 1).payload
-        assert shared(payload)
-        assert memoryview(payload).readonly
+        for value in range(3):
+            payload = exchange(publisher, subscriber, value).payload
+            assert shared(payload)
+            assert memoryview(payload).readonly
 
 
 def test_a_frame_written_in_place_is_delivered(bus: Bus) -> None:
@@ -176,7 +181,7 @@ def test_a_remote_reader_gets_the_pixels_inline(bus: Bus) -> None:
     ):
         assert publisher.endpoint is not None
         remote.subscribe(b"camera/")
-        remote.subscribe(b"~another-host/camera/")
+        remote.subscribe(b"~0123456789abcdef/camera/")
         remote.connect(publisher.endpoint)
         eventually(lambda: publisher.subscribers == 2)
         for value in range(3):
@@ -239,6 +244,25 @@ with Subscriber("camera/a", **place) as subscriber:
         assert received == accounted
         assert received + lost <= publisher.published
         assert received + lost > 300
+
+
+def test_readers_who_hold_everything_cannot_use_up_the_ring(bus: Bus) -> None:
+    with ExitStack() as stack:
+        publisher = stack.enter_context(bus.publisher())
+        readers = [stack.enter_context(bus.subscriber()) for _ in range(3)]
+        eventually(lambda: publisher.subscribers == len(readers))
+        held = []
+        for value in range(60):
+            publisher.send(FRAME, filled(value))
+            for reader in readers:
+                message = reader.receive(5)
+                assert message is not None
+                if value % len(readers) == readers.index(reader):
+                    held.append((value, message.payload))
+        assert {shared(payload) for _, payload in held} == {True, False}
+        for value, payload in held:
+            assert bytes(payload) == bytes(filled(value))
+        assert all(reader.health()["camera/a"].consumed == 60 for reader in readers)
 
 
 # --- crashes ---
@@ -305,6 +329,21 @@ with Subscriber("camera/a", **place) as subscriber:
             assert all(loan.ring is not None for loan in loans)
 
 
+def test_a_killed_readers_socket_is_removed_by_the_next_reader(bus: Bus) -> None:
+    with bus.process(
+        'with Subscriber("camera/a", **place): print("up", flush=True); time.sleep(60)'
+    ) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "up\n"
+        reader.kill()
+    assert len(list(bus.runtime.directory.glob(".*.reader"))) == 1
+    with bus.subscriber() as first, bus.subscriber():
+        assert len(list(bus.runtime.directory.glob(".*.reader"))) == 2
+        first.close()
+        eventually(lambda: len(list(bus.runtime.directory.glob(".*.reader"))) == 1)
+    eventually(lambda: not list(bus.runtime.directory.glob(".*.reader")))
+
+
 def test_the_only_frame_of_a_process_that_ends_at_once_arrives(bus: Bus) -> None:
     with bus.subscriber() as subscriber:
         with bus.publisher() as publisher:
@@ -318,43 +357,73 @@ def test_the_only_frame_of_a_process_that_ends_at_once_arrives(bus: Bus) -> None
 # --- what is not believed ---
 
 
-def test_a_ring_that_cannot_be_opened_sends_the_reader_back_to_the_socket(bus: Bus) -> None:
-    prefix = lane.prefix()
-    assert prefix is not None
+def test_a_ring_that_cannot_be_opened_sends_the_reader_back_to_zeromq(bus: Bus, tmp_path: Path) -> None:
     header = codec.encode("camera/a", FRAME, filled(0))[1]
-    nowhere = lane.Place(process=1 << 30, descriptor=0, inode=1, stride=1 << 20)
     with (
         bus.runtime.claim("camera/a"),
         zmq.Context() as context,
         context.socket(zmq.XPUB) as foreign,
         bus.subscriber() as subscriber,
+        (tmp_path / "file").open("wb") as file,
     ):
         foreign.set(zmq.LINGER, 0)
         foreign.bind(bus.runtime.ipc_endpoint("camera/a"))
-        assert [foreign.recv(), foreign.recv()] == [b"\1camera/a", b"\1" + prefix + b"camera/a"]
-        foreign.send_multipart([prefix + b"camera/a", header, b"no place"])
-        foreign.send_multipart([prefix + b"camera/a", header, bytes(filled(3)), nowhere.pack()])
+        plain, asked = foreign.recv(), foreign.recv()
+        assert plain == b"\1camera/a"
+        assert asked.startswith(b"\1~")
+        assert asked.endswith(b"/camera/a")
+        near = datagram.Sender(datagram.path(bus.runtime.directory, asked[2:18]))
+        ring = lane.Ring(SIZE)
+        place = ring.commit(0, SIZE)
+        near.send(b"camera/a", header, (replaced(ring, file.fileno()), place))
+        assert foreign.recv() == b"\0" + asked[1:]
+        foreign.send_multipart([b"camera/a", header, bytes(filled(3))])
         message = subscriber.receive(5)
         assert message is not None
         assert bytes(message.payload) == bytes(filled(3))
-        assert foreign.recv() == b"\0" + prefix + b"camera/a"
         assert subscriber.health()["camera/a"].dropped == {"overwritten": 1}
+        near.close()
 
 
-@given(data=st.binary(max_size=64) | st.binary(min_size=44, max_size=44))
-def test_any_bytes_are_a_place_within_the_ring_or_none(data: bytes) -> None:
-    try:
-        place = lane.Place.unpack(data)
-    except ValueError:
-        return
-    assert place.size <= place.stride
-    assert place.pack() == data
+def replaced(ring: lane.Ring, file: int) -> lane.Ring:
+    other = copy.copy(ring)
+    other.file = file
+    return other
+
+
+@given(data=st.binary(max_size=64) | st.binary(min_size=42, max_size=80))
+def test_any_datagram_is_a_message_within_bounds_or_nothing(data: bytes) -> None:
+    with tempfile.TemporaryDirectory(prefix="bus") as folder, socket.socket(*UNIX) as sender:
+        receiver = datagram.Receiver(Path(folder))
+        sender.connect(str(datagram.path(Path(folder), receiver.name)))
+        sender.send(data)
+        message = receiver.receive()
+        if message is not None:
+            parts = message.topic + message.header + message.payload
+            assert data.endswith(parts)
+            assert len(parts) >= len(data) - 42
+            assert message.place is None or message.place.is_sound()
+        receiver.close()
+
+
+def test_a_file_that_comes_with_a_senseless_datagram_is_closed(tmp_path: Path) -> None:
+    receiver = datagram.Receiver(tmp_path)
+    with socket.socket(*UNIX) as sender, (tmp_path / "file").open("wb") as file:
+        sender.connect(str(datagram.path(tmp_path, receiver.name)))
+        before = os.listdir("/proc/self/fd")
+        for data in (b"", b"senseless", b"\xff" * 60):
+            socket.send_fds(sender, [data], [file.fileno()])
+            assert receiver.receive() is None
+        assert os.listdir("/proc/self/fd") == before
+    receiver.close()
 
 
 def test_another_file_is_not_taken_for_a_ring(tmp_path: Path) -> None:
-    with (tmp_path / "file").open("wb") as file:
+    with (tmp_path / "file").open("wb+") as file:
         file.truncate(4096 * 33)
         status = os.fstat(file.fileno())
-        place = lane.Place(os.getpid(), file.fileno(), status.st_ino, 4096)
-        assert lane.open_ring(place) is None
-        assert lane.open_ring(place._replace(inode=0)) is None
+        place = lane.Place(status.st_ino, 4096, 0, 1, 10)
+        with pytest.raises(OSError, match="Invalid argument"):  # cannot be sealed
+            lane.Reader(file.fileno(), place)
+        with pytest.raises(ValueError, match="no file of a ring"):
+            lane.Reader(file.fileno(), place._replace(inode=0))

@@ -274,6 +274,7 @@ base = Path(sys.argv[1])
 with Subscriber("camera/a", runtime=Runtime(base=base), clock=HostClock(base).now_ns) as subscriber:
     for message in subscriber:
         health = subscriber.health()["camera/a"]
+        print(end="up\\n" if health.consumed == 1 else "", flush=True)
         if message.header.exposure_ns == 1:
             print(health.received, health.lost, sum(health.dropped.values()), health.consumed)
             break
@@ -287,9 +288,12 @@ with Subscriber("camera/a", runtime=Runtime(base=base), clock=HostClock(base).no
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stopped,
     ):
         eventually(lambda: publisher.subscribers == 2, 15)
+        publisher.send(frame, image)
+        assert stopped.stdout is not None
+        assert stopped.stdout.readline() == "up\n"
         stopped.send_signal(signal.SIGSTOP)
         slowest_s = 0.0
-        for count in range(60):
+        for count in range(1, 60):
             began = time.monotonic()
             publisher.send(frame, image)
             slowest_s = max(slowest_s, time.monotonic() - began)
@@ -304,7 +308,6 @@ with Subscriber("camera/a", runtime=Runtime(base=base), clock=HostClock(base).no
             return stopped.poll() is not None
 
         eventually(finished, 15)
-        assert stopped.stdout is not None
         received, lost, dropped, consumed = map(int, stopped.stdout.read().split())
         assert lost + dropped > 40
         assert received == dropped + consumed

@@ -1,6 +1,7 @@
 """Messages to bytes and back: `[topic, msgpack map, payload?]`. Whatever the bytes, decoding is safe."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgpack
@@ -12,12 +13,9 @@ from perception.errors import BusError, MalformedMessageError
 from perception.messages import (
     AudioBlock,
     CameraFrame,
-    ClockTick,
     Header,
-    Label,
     Message,
     Payload,
-    TextCommand,
 )
 
 if TYPE_CHECKING:
@@ -36,8 +34,8 @@ _LIMITS: Final[dict[str, Any]] = {
     "max_bin_len": 0,
     "max_ext_len": 0,
 }
-_FLAT: Final = (CameraFrame, AudioBlock, TextCommand, Label, ClockTick)
-"""Headers of plain values only: packed as they are, which takes half the time."""
+_FIELDS: Final = attrgetter("__dict__")
+"""A model as msgpack gets it: half the time of `model_dump`, which copies everything first."""
 _PIXEL_BYTES: Final = {"bgr8": 3, "mono8": 1}
 _SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
 
@@ -60,8 +58,8 @@ def encode(topic: str, header: Header, payload: "Data" = b"") -> list[bytes | me
     data = _flat(topic, payload)
     _check_payload(topic, row, header, len(data))
     try:
-        packed: bytes = msgpack.packb(header.__dict__ if type(header) in _FLAT else header.model_dump())
-    except (ValueError, TypeError, OverflowError) as error:
+        packed: bytes = msgpack.packb(_FIELDS(header), default=_FIELDS)
+    except (ValueError, TypeError, OverflowError, AttributeError) as error:
         raise MalformedMessageError(f"{topic}: header cannot be packed: {error}") from error
     if len(packed) > topics.MAX_HEADER_BYTES:
         raise MalformedMessageError(

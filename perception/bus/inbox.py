@@ -24,7 +24,8 @@ class Inbox:
         """Take in a message and wake who waits."""
         with self._changed:
             self._mailbox.put(message)
-            self._wake()
+            if self.waiting or self._futures:
+                self._wake()
 
     def refuse(self, topic: str, reason: str = "malformed") -> None:
         """Count a message that cannot be used."""

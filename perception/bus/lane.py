@@ -1,98 +1,63 @@
-"""Large payloads between processes of one host: slots of shared memory, their place sent over ZeroMQ.
+"""Large payloads between processes of one host: slots of shared memory, their place sent to the readers.
 
-The memory has no name (`memfd_create`): a reader opens it through the publisher's entry in /proc, and the
-kernel frees it with the last process that has it, however that ended. A writer locks a slot while it
-fills it, a reader locks it, together with other readers, for as long as anything refers to the payload:
-a payload never changes while it can be seen. The kernel holds these locks too, and drops those of the dead.
-
-A reader asks for the lane by a second subscription, `~TAG/` before the topic; the tag says which host it is
-on. The publisher then sends that connection `[~TAG/topic, header, place]`, or, if the payload is small, no
-slot is free or readers are yet to open the ring, `[~TAG/topic, header, payload, place of the ring or b""]`.
+The memory has no name (`memfd_create`): a reader is given its file, and the kernel frees it with the last
+process that has it, however that ended. A writer locks a slot while it fills it, a reader locks it, together
+with other readers, for as long as anything refers to the payload: a payload never changes while it can be
+seen. The kernel holds these locks too, and drops those of the dead.
 """
 
-import contextlib
 import fcntl
-import hashlib
 import mmap
 import os
 import struct
 import sys
 import weakref
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from perception import topics
 from perception.errors import BusError
-from perception.messages import Payload
 
 LANE_BYTES: Final = 64 * 1024
-"""Payloads from this size on take the lane: below it a copy through the socket is cheaper."""
+"""Payloads from this size on take a slot: below it a copy through the socket is cheaper."""
+_SYSTEM: Final = sys.platform.startswith("linux") and sys.maxsize > 1 << 32
 _SLOTS: Final = 32
 _FIRST_SLOTS: Final = 8
 """At 60 Hz a message may wait 0.13 s for its reader; more are used when readers hold many."""
+_HELD: Final = 24
+"""Slots that readers may hold. What lies in the others they copy, so that holding cannot use up the ring."""
 _PINNED: Final = 16
-"""Slots one reader may hold; beyond them it copies, so that no reader can take them all."""
+"""Slots one reader may hold; beyond them it copies, so that it leaves some to the others."""
 _PAGE: Final = mmap.PAGESIZE
-_PLACE: Final = struct.Struct("<IIQQIQQ")
 _GENERATION: Final = struct.Struct("<Q")
 _GENERATION_STRIDE: Final = 64
 _LOCK: Final = struct.Struct("hhqqi4x")  # struct flock of fcntl(2) on 64-bit Linux
 _SEALS: Final = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW: a mapping never loses its pages
 
 
-@cache
-def prefix() -> bytes | None:
-    """Return what stands before a topic on this host's lane; None where the system has no such memory."""
-    if not sys.platform.startswith("linux") or sys.maxsize < 1 << 32:
-        return None
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
-        namespace = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        return None
-    host = boot + f"{namespace} {os.getuid()}".encode()
-    return b"~" + hashlib.blake2s(host, digest_size=8).hexdigest().encode() + b"/"
-
-
 def carries(beginning: str) -> bool:
-    """Return whether a topic that begins like this may have payloads for the lane."""
-    return any(
-        row.max_payload_bytes >= LANE_BYTES
-        and (f"{kind}/".startswith(beginning) or beginning.startswith(f"{kind}/"))
+    """Return whether topics that begin like this may be had by the lane: those where the newest is wanted.
+
+    A socket of the kernel holds some ten messages, too few for a topic that is queued.
+    """
+    return _SYSTEM and any(
+        row.policy == "latest" and (f"{kind}/".startswith(beginning) or beginning.startswith(f"{kind}/"))
         for kind, row in topics.TOPICS.items()
     )
 
 
 class Place(NamedTuple):
-    """Where a payload lies. `generation` 0 names only the ring, to be opened ahead of use."""
+    """Where a payload lies: in which file, laid out how, in which slot, and which of those it has held."""
 
-    process: int
-    descriptor: int
     inode: int
     stride: int
-    slot: int = 0
-    generation: int = 0
-    size: int = 0
+    slot: int
+    generation: int
+    size: int
 
-    def pack(self) -> bytes:
-        """Return the bytes that travel."""
-        return _PLACE.pack(*self)
-
-    @classmethod
-    def unpack(cls, data: Payload) -> "Place":
-        """Return the place that travelled; ValueError if it cannot be one."""
-        if len(data) != _PLACE.size:
-            raise ValueError("no place in a lane")
-        place = cls._make(_PLACE.unpack(data))
-        if place.slot >= _SLOTS or place.size > place.stride or place.stride % _PAGE:
-            raise ValueError("no place in a lane")
-        return place
-
-    @property
-    def ring(self) -> tuple[int, ...]:
-        """What tells rings apart."""
-        return self[:4]
+    def is_sound(self) -> bool:
+        """Return whether this can be a place in a ring."""
+        return self.slot < _SLOTS and self.size <= self.stride and self.stride % _PAGE == 0
 
     @property
     def offset(self) -> int:
@@ -108,30 +73,23 @@ class Ring:
         # Memory is taken up page by page when it is first used: a generous stride costs nothing.
         self.stride = max(_PAGE, 1 << (size - 1).bit_length())
         total = _PAGE + _SLOTS * self.stride
-        self._file = os.memfd_create("perception", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        weakref.finalize(self, os.close, self._file)  # not before the last loan is given back
-        os.ftruncate(self._file, total)
-        fcntl.fcntl(self._file, fcntl.F_ADD_SEALS, _SEALS)
-        self._memory = memoryview(mmap.mmap(self._file, total))
-        self._place = (os.getpid(), self._file, os.fstat(self._file).st_ino, self.stride)
+        self.file = os.memfd_create("perception", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        weakref.finalize(self, os.close, self.file)  # not before the last loan is given back
+        os.ftruncate(self.file, total)
+        fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, _SEALS)
+        self._memory = memoryview(mmap.mmap(self.file, total))
+        self._inode = os.fstat(self.file).st_ino
         self._allocated = [0] * _SLOTS
         self._filling: set[int] = set()
         self._active = _FIRST_SLOTS
-        self._next = 0
+        self._next = self._spare = 0
         self._generation = 0
-
-    @property
-    def place(self) -> Place:
-        """The ring itself."""
-        return Place(*self._place)
 
     def take(self, size: int) -> int | None:
         """Return a slot nobody reads, now locked for writing `size` bytes; None if there is none."""
         for tried in range(_SLOTS):
-            if tried >= self._active // 2 and self._active < _SLOTS:
-                self._next, self._active = self._active, self._active + 1
-            slot, self._next = self._next, (self._next + 1) % self._active
-            if slot not in self._filling and _lock(self._file, fcntl.F_WRLCK, slot):
+            slot = self._candidate(tried)
+            if slot not in self._filling and _lock(self.file, fcntl.F_WRLCK, slot):
                 return slot if self._back(slot, size) else None
         return None
 
@@ -145,19 +103,29 @@ class Ring:
         self._generation += 1
         _GENERATION.pack_into(self._memory, slot * _GENERATION_STRIDE, self._generation)
         self.release(slot)
-        return Place(*self._place, slot, self._generation, size)
+        return Place(self._inode, self.stride, slot, self._generation, size)
 
     def release(self, slot: int) -> None:
         """Give a slot taken back."""
         self._filling.discard(slot)
-        _lock(self._file, fcntl.F_UNLCK, slot)
+        _lock(self.file, fcntl.F_UNLCK, slot)
+
+    def _candidate(self, tried: int) -> int:
+        """Return the oldest slot; one not used before if many are in use; at last one to copy from."""
+        if tried >= _HELD:
+            self._spare = (self._spare + 1) % (_SLOTS - _HELD)
+            return _HELD + self._spare
+        if tried >= self._active // 2 and self._active < _HELD:
+            self._next, self._active = self._active, self._active + 1
+        slot, self._next = self._next, (self._next + 1) % self._active
+        return slot
 
     def _back(self, slot: int, size: int) -> bool:
         """Have real memory behind the slot: writing where there is none would end the process."""
         self._filling.add(slot)
         try:
             if size > self._allocated[slot]:
-                os.posix_fallocate(self._file, _PAGE + slot * self.stride, size)
+                os.posix_fallocate(self.file, _PAGE + slot * self.stride, size)
                 self._allocated[slot] = size
         except OSError:
             self.release(slot)
@@ -191,16 +159,16 @@ class Loan:
 class Reader:
     """One subscriber's side of one publisher's ring."""
 
-    def __init__(self, place: Place) -> None:
-        """Open the ring at `place`; OSError or ValueError if that cannot be done."""
-        self.ring = place.ring
-        self._stride = place.stride
-        self._file = os.open(f"/proc/{place.process}/fd/{place.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, file: int, place: Place) -> None:
+        """Open the ring of `place`, given its file; OSError or ValueError if that cannot be done."""
+        self.inode, self._stride = place.inode, place.stride
+        # Opened anew, for reading: locks belong to the opening, and the publisher's own would not count.
+        self._file = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
         total = _PAGE + _SLOTS * place.stride
         status = os.fstat(self._file)
         if (status.st_ino, status.st_size) != (place.inode, total):
-            raise ValueError("another file is where the ring was")
+            raise ValueError("no file of a ring")
         if fcntl.fcntl(self._file, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             raise ValueError("the ring could shrink while it is read")
         self._map = mmap.mmap(self._file, total, prot=mmap.PROT_READ)
@@ -210,6 +178,8 @@ class Reader:
         """Return the payload, unchanging while anything refers to it; None if its slot is used anew."""
         import numpy as np  # only who reads pixels needs it
 
+        if place.stride != self._stride:
+            return None
         # A lock that this reader holds already means another message: the slot cannot hold both.
         if place.slot in self._pinned or not _lock(self._file, fcntl.F_RDLCK, place.slot):
             return None
@@ -218,7 +188,7 @@ class Reader:
             self._release(place.slot)
             return None
         pixels: Any = np.frombuffer(self._map, np.uint8, place.size, place.offset)
-        if len(self._pinned) >= _PINNED:
+        if place.slot >= _HELD or len(self._pinned) >= _PINNED:
             copy = memoryview(pixels.tobytes())
             self._release(place.slot)
             return copy
@@ -232,13 +202,6 @@ class Reader:
 
     def _release(self, slot: int) -> None:
         _lock(self._file, fcntl.F_UNLCK, slot)
-
-
-def open_ring(place: Place) -> Reader | None:
-    """Return the ring at `place`; None if this process cannot have it."""
-    with contextlib.suppress(OSError, ValueError):
-        return Reader(place)
-    return None
 
 
 def _lock(file: int, kind: int, slot: int) -> bool:

@@ -1,72 +1,85 @@
-"""A subscriber's side of the lane: asks for it, opens rings, and gives it up where they cannot be opened."""
+"""A subscriber's side of the lane: asks for it, opens rings, and gives it up where they cannot be opened.
 
+A reader asks by a second subscription, `~NAME/` before the beginning of topics: its publishers find the
+socket of that name in the directory of their domain, unless they are on another host, and from then on send
+there and no longer through ZeroMQ.
+"""
+
+import contextlib
 import logging
+import os
+from pathlib import Path
 from typing import Final
 
 import zmq
 
 from perception.bus import lane
+from perception.bus.datagram import Datagram, Receiver
 from perception.messages import Payload
 
 _LOG: Final = logging.getLogger(__name__)
 
 
 class Lanes:
-    """The rings that one SUB socket's publishers have."""
+    """What one subscriber receives from publishers on its host."""
 
-    def __init__(self, socket: zmq.Socket[bytes], *, wanted: bool) -> None:
-        """Without `wanted`, all payloads come through the socket, which holds more than a ring has slots."""
+    def __init__(self, socket: zmq.Socket[bytes], directory: Path | None) -> None:
+        """Open in the directory of the domain; with None, all messages come through the ZeroMQ socket."""
         self._socket = socket
-        self._prefix = lane.prefix() if wanted else None
-        self._asked: list[bytes] = []
-        self._readers: dict[str, lane.Reader] = {}
+        self._asked: list[str] = []
+        self._readers: dict[bytes, lane.Reader] = {}
+        self.receiver: Receiver | None = None
+        if directory is not None:
+            with contextlib.suppress(OSError):
+                self.receiver = Receiver(directory)
 
     def subscribe(self, beginning: str) -> None:
         """Subscribe to all topics that begin so, through the lane where it is of use."""
         self._socket.subscribe(beginning)
-        if self._prefix is not None and lane.carries(beginning):
+        if self.receiver is not None and lane.carries(beginning):
             # ZeroMQ tells publishers in order of bytes, '~' after all letters, so that this one prevails
-            self._asked.append(self._prefix + beginning.encode())
+            self._asked.append(f"~{self.receiver.name}/{beginning}")
             self._socket.subscribe(self._asked[-1])
 
-    def strip(self, parts: list[Payload]) -> bool:
-        """Leave the bare topic as the first of `parts`; return whether the message came by the lane."""
-        if self._prefix is None or parts[0][:1] != b"~":
-            return False
-        parts[0] = parts[0][len(self._prefix) :]
-        return True
+    def receive(self) -> tuple[list[Payload], bool] | None:
+        """Return the parts of the message that came first, and whether its payload is there; None if none."""
+        datagram = self.receiver.receive() if self.receiver is not None else None
+        if datagram is None:
+            return None
+        parts: list[Payload] = [datagram.topic, datagram.header]
+        payload = self._payload(datagram)
+        if payload:
+            parts.append(payload)
+        return parts, payload is not None
 
-    def resolve(self, topic: str, parts: list[Payload]) -> bool:
-        """Put the payload where it belongs in `parts`; False if it has been overwritten meanwhile."""
-        if len(parts) not in (3, 4) or not len(parts[-1]):
-            del parts[3:]
-            return True
+    def close(self) -> None:
+        """Leave nothing behind."""
+        if self.receiver is not None:
+            self.receiver.close()
+
+    def _payload(self, datagram: Datagram) -> Payload | None:
+        if datagram.file is not None:
+            try:
+                self._open(datagram, datagram.file)
+            finally:
+                os.close(datagram.file)
+        if datagram.place is None:
+            return datagram.payload
+        reader = self._readers.get(datagram.topic)
+        return None if reader is None else reader.payload(datagram.place)
+
+    def _open(self, datagram: Datagram, file: int) -> None:
         try:
-            place = lane.Place.unpack(parts.pop())
-        except ValueError:
-            return False
-        reader = self._reader(topic, place)
-        if len(parts) == 3:
-            return True
-        payload = reader.payload(place) if reader is not None else None
-        if payload is None:
-            return False
-        parts.append(payload)
-        return True
+            if datagram.place is not None:
+                self._readers[datagram.topic] = lane.Reader(file, datagram.place)
+        except (OSError, ValueError):
+            self._readers.pop(datagram.topic, None)
+            self._give_up(datagram.topic)
 
-    def _reader(self, topic: str, place: lane.Place) -> lane.Reader | None:
-        reader = self._readers.get(topic)
-        if reader is None or reader.ring != place.ring:
-            reader = lane.open_ring(place)
-            if reader is None:
-                self._give_up(topic)
-            else:
-                self._readers[topic] = reader
-        return reader
-
-    def _give_up(self, topic: str) -> None:
+    def _give_up(self, topic: bytes) -> None:
         if self._asked:
-            _LOG.warning("%s: cannot open its shared memory; payloads come through the socket", topic)
+            name = topic.decode("utf-8", "replace")
+            _LOG.warning("%s: cannot open its shared memory; payloads come through the socket", name)
         for beginning in self._asked:
             self._socket.unsubscribe(beginning)
         self._asked.clear()

@@ -7,6 +7,7 @@ consumer waits, a thread does it, so that what has become old is dropped and cou
 import contextlib
 import logging
 import math
+import select
 import threading
 import time
 import weakref
@@ -33,10 +34,12 @@ _LOG: Final = logging.getLogger(__name__)
 _RESCAN_S: Final = 0.1
 _CLOSE_S: Final = 2.0
 _WAKE_S: Final = 0.05
-_AWAY_S: Final = 0.02
+_AWAY_S: Final = 0.04
 """So long after its last message a consumer counts as busy; ZeroMQ holds what comes till then."""
 _RECONNECT_MS: Final = 50
 _HEARTBEAT_MS: Final = 1000
+_EVENTS: Final = int(zmq.EVENTS)  # plain numbers: arithmetic of enums is slow
+_POLLIN: Final = int(zmq.POLLIN)
 _MOST_AT_ONCE: Final = 64
 _COPY_BELOW: Final = 4096
 _DEAD_AFTER_MS: Final = 5000  # one large frame may keep a slow link busy for seconds
@@ -81,9 +84,9 @@ class Subscriber:
             from perception.bus.keys import load  # costs a process that needs none 40 ms of imports
 
             pair = load(keys)
-        # the lane is for those who want the newest frame: who wants every one may fall behind its ring
-        newest = (policies or topics.TOPICS).get("camera", topics.TOPICS["camera"]).policy == "latest"
-        self._drain = _Drain(_checked(patterns), runtime, clock, remote, pair, self._inbox, lane=newest)
+        self._drain = _Drain(
+            _checked(patterns), runtime, clock, remote, pair, self._inbox, lane=_wants_newest(policies or {})
+        )
         thread = threading.Thread(target=self._drain.run, name=f"bus {' '.join(patterns)}", daemon=True)
         self._finalizer = weakref.finalize(self, _stop, self._inbox, thread)
         thread.start()
@@ -146,7 +149,15 @@ class _Drain:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._watch = Watch(self._socket)
-        self._lanes = Lanes(self._socket, wanted=lane)
+        self._lanes = Lanes(self._socket, runtime.directory if lane else None)
+        self._unread = True
+        """Whether to look at the ZeroMQ socket before waiting: it wakes only for what comes afterwards."""
+        self._poll = select.poll()
+        self._poll.register(self._socket.fd, select.POLLIN)
+        self._near = -1
+        if self._lanes.receiver is not None:
+            self._near = self._lanes.receiver.fileno()
+            self._poll.register(self._near, select.POLLIN)
         try:
             self._open()
         except BaseException:
@@ -161,12 +172,13 @@ class _Drain:
                 if self._inbox.waiting:
                     self._attended_s = time.monotonic()
                     self._inbox.wake()
-                if time.monotonic() - self._attended_s < _AWAY_S:
-                    closed.wait(_AWAY_S)
+                away_s = time.monotonic() - self._attended_s
+                if away_s < _AWAY_S:
+                    closed.wait(_AWAY_S - max(away_s, 0.0))
                 elif self._turn.acquire(timeout=_WAKE_S):
                     try:
                         self._scan_when_due()
-                        self._wait(_WAKE_S)
+                        self._take_in_what_comes(_WAKE_S)
                     finally:
                         self._turn.release()
         finally:
@@ -198,14 +210,15 @@ class _Drain:
         """Drain until there is a message to return."""
         self._attended_s = math.inf
         try:
-            if not self._socket.closed:
-                self._take_all()  # what has come meanwhile may supersede what waits
+            for _ in range(_MOST_AT_ONCE):  # what has come meanwhile may supersede what waits
+                if not self._take_in_what_comes(0):
+                    break
             while (message := self._inbox.take()) is None:
                 self._scan_when_due()
                 left_s = min(_WAKE_S, deadline_s - time.monotonic())
                 if left_s <= 0 or self._inbox.closed.is_set():
                     return None
-                self._wait(left_s)
+                self._take_in_what_comes(left_s)
             return message
         finally:
             self._attended_s = time.monotonic()
@@ -216,21 +229,28 @@ class _Drain:
             self._next_scan_s = now_s + _RESCAN_S
             self._scan()
 
-    def _wait(self, timeout_s: float) -> None:
-        """Take in one message as soon as it comes."""
-        if timeout_s < _WAKE_S and not zmq.zmq_poll([(self._socket, zmq.POLLIN)], math.ceil(timeout_s * 1e3)):
-            return
-        try:
-            self._take_in(self._socket.recv_multipart(copy=False))
-        except zmq.Again:
-            return
+    def _take_in_what_comes(self, timeout_s: float) -> bool:
+        """Wait for messages and take in some; return whether something came."""
+        if self._socket.closed:
+            return False
+        came = self._poll.poll(0 if self._unread else math.ceil(timeout_s * 1e3))
+        for descriptor, _ in came:
+            if descriptor != self._near:
+                self._unread = True
+            elif (arrival := self._lanes.receive()) is not None:
+                self._take_in(*arrival)
+        if self._unread:
+            self._unread = self._take_in_from_socket()
+        return bool(came)
 
-    def _take_all(self) -> None:
-        """Take in what has come."""
+    def _take_in_from_socket(self) -> bool:
+        """Take in what ZeroMQ has; return whether there may be more."""
         for _ in range(_MOST_AT_ONCE):
-            if not int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
-                return
-            self._take_in(self._socket.recv_multipart(copy=False))
+            if not int(self._socket.get(_EVENTS)) & _POLLIN:
+                return False
+            frames = self._socket.recv_multipart(copy=False)
+            self._take_in([frame.buffer if len(frame) > _COPY_BELOW else frame.bytes for frame in frames])
+        return True
 
     def _open(self) -> None:
         self._socket.set(zmq.LINGER, 0)
@@ -268,6 +288,7 @@ class _Drain:
             self._inbox.expect(topic)
 
     def _connect(self, topic: str, endpoint: str) -> None:
+        self._unread = True
         if endpoint in self._endpoints:
             return  # two topics of one publisher
         remote = topic in self._remote
@@ -286,15 +307,14 @@ class _Drain:
             for pattern in self._patterns
         )
 
-    def _take_in(self, frames: list[zmq.Frame]) -> None:
+    def _take_in(self, parts: list[Payload], complete: bool = True) -> None:
         received_ns = self._clock()
-        parts: list[Payload] = [frame.buffer if len(frame) > _COPY_BELOW else frame.bytes for frame in frames]
-        on_lane = self._lanes.strip(parts)
         topic = bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]).decode("utf-8", "replace")
         if topic not in self._topics:
             return  # ZeroMQ matches beginnings: camera/a also lets camera/ab through
-        if on_lane and not self._lanes.resolve(topic, parts):
+        if not complete:
             self._inbox.refuse(topic, "overwritten")
+            self._unread = True  # the lane may have been given up, which uses the socket
             return
         try:
             self._inbox.put(codec.decode(parts, received_ns=received_ns))
@@ -308,6 +328,7 @@ class _Drain:
             _LOG.warning("%s", text)
 
     def _close(self) -> None:
+        self._lanes.close()
         self._watch.close()
         self._context.destroy(linger=0)
 
@@ -329,6 +350,15 @@ def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
     if not patterns:
         raise BusError("nothing to subscribe to; name at least one topic, such as state/fused")
     return patterns
+
+
+def _wants_newest(policies: Mapping[str, topics.Topic]) -> bool:
+    """Return whether the lane may be used: who wants every message would find too little room there."""
+    return all(
+        policies.get(kind, row).policy == "latest"
+        for kind, row in topics.TOPICS.items()
+        if row.policy == "latest"
+    )
 
 
 def _rows(patterns: tuple[str, ...]) -> list[topics.Topic]:
