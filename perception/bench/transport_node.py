@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import resource
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +19,8 @@ from typing import Any, Final
 import numpy as np
 
 WARM_UP: Final = 30
-STAMP: Final = 8
-"""Bytes at the beginning of every payload: when it was sent, CLOCK_MONOTONIC in ns."""
+_STAMP: Final = struct.Struct("<q")
+"""At the beginning of every payload: when it was sent, CLOCK_MONOTONIC in ns."""
 SILENT_S: Final = 10.0
 
 Emit = Callable[[], None]
@@ -84,12 +85,11 @@ def _cpu_s() -> float:
 
 
 def _stamp(payload: Any) -> None:
-    payload[:STAMP] = np.frombuffer(time.monotonic_ns().to_bytes(STAMP, "little"), np.uint8)
+    _STAMP.pack_into(payload, 0, time.monotonic_ns())
 
 
 def _read(payload: Any) -> tuple[int, int]:
-    view = memoryview(payload).cast("B")
-    return int.from_bytes(view[:STAMP], "little"), len(view)
+    return _STAMP.unpack_from(payload)[0], len(payload)
 
 
 class Perception:
@@ -124,7 +124,7 @@ class Perception:
 
             def lend() -> None:
                 loan = publisher.loan(self.size)
-                _stamp(np.frombuffer(loan.data, np.uint8))
+                _stamp(loan.data)
                 publisher.send(header, loan)
 
             yield lend if self.lent else copy
@@ -165,7 +165,7 @@ class State(Perception):
             publisher.wait_for_subscriber(SILENT_S)
 
             def emit() -> None:
-                publisher.send(state, time.monotonic_ns().to_bytes(STAMP, "little"))
+                publisher.send(state, _STAMP.pack(time.monotonic_ns()))
 
             yield emit
 
@@ -248,7 +248,7 @@ class Dora:
 
         def lend() -> None:
             with self.node.send_output_raw("frame", self.size) as buffer:
-                _stamp(np.frombuffer(buffer, np.uint8))
+                _stamp(buffer)
 
         yield lend if self.lent else copy
 
@@ -259,7 +259,7 @@ class Dora:
         def frames() -> Frames:
             while (event := self.node.next(timeout=SILENT_S)) is not None:
                 if event["type"] == "INPUT":
-                    yield _read(event["value"].to_numpy())
+                    yield _read(event["value"].buffers()[1])
                 elif event["type"] in ("STOP", "ERROR"):
                     return
 

@@ -1,5 +1,6 @@
 """Who listens to one topic, and whether by the lane or through ZeroMQ."""
 
+import select
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,10 @@ class Audience:
         socket.set(zmq.XPUB_MANUAL, 1)
         socket.set(zmq.MAXMSGSIZE, _MAX_NOTE_BYTES)
         self._socket = socket
+        self._notes = select.poll()
+        self._notes.register(int(socket.get(zmq.FD)), select.POLLIN)
+        self.used = True
+        """Whether the socket has been used since `update`: then it may hide that there are notes."""
         self._topic = topic.encode()
         self._directory = directory
         self._carried = lane.carries(topic)
@@ -37,6 +42,9 @@ class Audience:
 
     def update(self) -> None:
         """Take in what readers have sent since the last call."""
+        if not self.used and not self._notes.poll(0):  # a fifth of the time of asking ZeroMQ
+            return
+        self.used = False
         while not self._socket.closed and int(self._socket.get(_EVENTS)) & _POLLIN:
             note = self._socket.recv()
             if note[:1] not in (b"\0", b"\1"):

@@ -1,6 +1,7 @@
 """Messages to bytes and back: `[topic, msgpack map, payload?]`. Whatever the bytes, decoding is safe."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -40,13 +41,16 @@ _PIXEL_BYTES: Final = {"bgr8": 3, "mono8": 1}
 _SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
 
 
-def encode(topic: str, header: Header, payload: "Data" = b"") -> list[bytes | memoryview]:
+def encode(
+    topic: str, header: Header, payload: "Data" = b"", stamp: Mapping[str, int | str] | None = None
+) -> list[bytes | memoryview]:
     """Return the parts of a message on the wire.
 
     Args:
         topic: such as `camera/front`.
         header: of the topic's message type.
         payload: bytes or a C-contiguous array; it is not copied, so it must not change until it is sent.
+        stamp: fields that replace those of the header.
 
     Raises:
         BusError: `topic` is not a topic.
@@ -58,7 +62,7 @@ def encode(topic: str, header: Header, payload: "Data" = b"") -> list[bytes | me
     data = _flat(topic, payload)
     _check_payload(topic, row, header, len(data))
     try:
-        packed: bytes = msgpack.packb(_FIELDS(header), default=_FIELDS)
+        packed: bytes = msgpack.packb({**_FIELDS(header), **(stamp or {})}, default=_FIELDS)
     except (ValueError, TypeError, OverflowError, AttributeError) as error:
         raise MalformedMessageError(f"{topic}: header cannot be packed: {error}") from error
     if len(packed) > topics.MAX_HEADER_BYTES:
@@ -73,11 +77,7 @@ def decode(parts: Sequence[Payload], *, received_ns: int) -> Message[Header]:
     """Return the message in `parts`; MalformedMessageError says in one line what is wrong with them."""
     if len(parts) not in (2, 3):
         raise MalformedMessageError(f"a message has 2 or 3 parts, not {len(parts)}")
-    topic = _topic(parts[0])
-    try:
-        row = topics.lookup(topic)
-    except BusError as error:
-        raise MalformedMessageError(str(error)) from error
+    topic, row = _topic(bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]))
     header = _header(topic, row, parts[1])
     payload = parts[2] if len(parts) == 3 else b""
     _check_payload(topic, row, header, len(payload))
@@ -92,13 +92,17 @@ def describe(error: ValidationError) -> str:
     )
 
 
-def _topic(part: Payload) -> str:
+@lru_cache(maxsize=256)
+def _topic(part: bytes) -> tuple[str, topics.Topic]:
     if len(part) > topics.MAX_TOPIC_LENGTH:
-        raise MalformedMessageError(f"a topic of {len(part)} bytes")
+        raise MalformedMessageError(f"a topic of over {topics.MAX_TOPIC_LENGTH} bytes")
     try:
-        return bytes(part).decode()
+        topic = part.decode()
+        return topic, topics.lookup(topic)
     except UnicodeDecodeError as error:
         raise MalformedMessageError("the topic is not UTF-8") from error
+    except BusError as error:
+        raise MalformedMessageError(str(error)) from error
 
 
 def _header(topic: str, row: topics.Topic, part: Payload) -> Header:
@@ -113,7 +117,7 @@ def _header(topic: str, row: topics.Topic, part: Payload) -> Header:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise MalformedMessageError(f"{topic}: header is not msgpack within limits: {reason}") from error
     try:
-        return row.message.model_validate(data, strict=True)
+        return row.message.__pydantic_validator__.validate_python(data, strict=True)  # type: ignore[no-any-return]
     except ValidationError as error:
         raise MalformedMessageError(f"{topic}: {describe(error)}") from error
 
@@ -123,20 +127,18 @@ def _check_payload(topic: str, row: topics.Topic, header: Header, size: int) -> 
         raise MalformedMessageError(
             f"{topic}: payload of {size} bytes; at most {row.max_payload_bytes} are allowed"
         )
-    expected = _payload_bytes(header)
-    if expected is not None and size != expected:
+    if isinstance(header, CameraFrame):
+        if not size:
+            raise MalformedMessageError(f"{topic}: empty {header.encoding} frame")
+        if header.encoding == "jpeg":
+            return
+        expected = header.width * header.height * _PIXEL_BYTES[header.encoding]
+    elif isinstance(header, AudioBlock):
+        expected = header.samples * header.channels * _SAMPLE_BYTES[header.format]
+    else:
+        return
+    if size != expected:
         raise MalformedMessageError(f"{topic}: payload of {size} bytes where the header says {expected}")
-    if isinstance(header, CameraFrame) and not size:
-        raise MalformedMessageError(f"{topic}: empty {header.encoding} frame")
-
-
-def _payload_bytes(header: Header) -> int | None:
-    """Return the size the header promises, None if it makes no promise."""
-    if isinstance(header, CameraFrame) and header.encoding != "jpeg":
-        return header.width * header.height * _PIXEL_BYTES[header.encoding]
-    if isinstance(header, AudioBlock):
-        return header.samples * header.channels * _SAMPLE_BYTES[header.format]
-    return None
 
 
 def _flat(topic: str, payload: Any) -> memoryview:

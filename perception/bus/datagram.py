@@ -9,15 +9,14 @@ where it lies, and the first datagram that needs a ring brings the ring's file a
 it can be opened even if its publisher has ended meanwhile.
 """
 
-import array
-import contextlib
 import os
 import re
 import secrets
 import socket
 import struct
+import sys
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from perception import topics
 from perception.bus import lane
@@ -29,19 +28,16 @@ _HEAD: Final = struct.Struct("<HI QQIQQ")
 _LARGEST: Final = _HEAD.size + topics.MAX_TOPIC_LENGTH + topics.MAX_HEADER_BYTES + lane.LANE_BYTES
 _SEND_BUFFER: Final = 212_992  # the system's usual most; it doubles the figure, which takes the largest
 _FILE: Final = struct.calcsize("i")
+_ANCILLARY: Final = socket.CMSG_SPACE(_FILE)
+_TRUNCATED: Final = int(socket.MSG_TRUNC)
 _NOWHERE: Final = Place(0, 0, 0, 0, 0)
 
 
-class Datagram(NamedTuple):
-    """One message as it arrived."""
-
-    topic: bytes
-    header: bytes
-    payload: bytes
-    place: Place | None
-    """Where the payload is if it is in shared memory."""
-    file: int | None
-    """Descriptor of the ring's file, to be closed by who takes the datagram."""
+def pack(topic: bytes, header: Payload, payload: Payload | Place) -> bytes:
+    """Return a message as it travels; the payload is either bytes or where it lies."""
+    if isinstance(payload, Place):
+        return b"".join((_HEAD.pack(len(topic), len(header), *payload), topic, header))
+    return b"".join((_HEAD.pack(len(topic), len(header), *_NOWHERE), topic, header, payload))
 
 
 class Sender:
@@ -56,21 +52,19 @@ class Sender:
         except OSError:
             self._socket.close()
             raise
+        self._send = self._socket.send
         self._given: Ring | None = None
 
-    def send(self, topic: Payload, header: Payload, payload: Payload | tuple[Ring, Place]) -> None:
-        """Send one message; the payload is either bytes or where it lies."""
-        ring, place = payload if isinstance(payload, tuple) else (None, _NOWHERE)
-        parts = [_HEAD.pack(len(topic), len(header), *place), topic, header]
-        if not isinstance(payload, tuple):
-            parts.append(payload)
-        with contextlib.suppress(OSError):  # full, or its process has just ended
+    def send(self, message: bytes, ring: Ring | None) -> None:
+        """Send one message; `ring` is where its payload lies, None if in the message."""
+        try:
             if ring is None or ring is self._given:
-                self._socket.sendmsg(parts)
+                self._send(message)
             else:
-                file = array.array("i", [ring.file])
-                self._socket.sendmsg(parts, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, file)])
+                socket.send_fds(self._socket, [message], [ring.file])
                 self._given = ring
+        except OSError:
+            return  # full, or its process has just ended
 
     def close(self) -> None:
         """Disconnect."""
@@ -93,33 +87,34 @@ class Receiver:
             self._socket.close()
             raise
         self._buffer = memoryview(bytearray(_LARGEST))
+        self._receive = self._socket.recvmsg_into
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
         return self._socket.fileno()
 
-    def receive(self) -> Datagram | None:
-        """Return what has come first; None if nothing has, or nothing that makes sense."""
+    def receive(self) -> tuple[list[bytes], Place | None, int | None] | None:
+        """Return what has come first; None if nothing has, or nothing that makes sense.
+
+        Returns:
+            topic, header and, if it is not empty, payload; the place of a payload in shared memory; and the
+            descriptor of a file that came along, to be closed by who gets it.
+        """
         try:
-            size, ancillary, flags, _ = self._socket.recvmsg_into(
-                [self._buffer], socket.CMSG_SPACE(_FILE), socket.MSG_CMSG_CLOEXEC
-            )
+            size, ancillary, flags, _ = self._receive((self._buffer,), _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
-        file = int.from_bytes(ancillary[0][2][:_FILE], "little", signed=True) if ancillary else None
-        if size >= _HEAD.size and not flags & socket.MSG_TRUNC:
-            topic_bytes, header_bytes, *where = _HEAD.unpack_from(self._buffer)
-            place = Place(*where)
-            begins, ends = _HEAD.size + topic_bytes, _HEAD.size + topic_bytes + header_bytes
-            if ends <= size and (place == _NOWHERE or (place.is_sound() and ends == size)):
-                data = self._buffer
-                return Datagram(
-                    bytes(data[_HEAD.size : begins]),
-                    bytes(data[begins:ends]),
-                    bytes(data[ends:size]),
-                    None if place == _NOWHERE else place,
-                    file,
-                )
+        file = int.from_bytes(ancillary[0][2][:_FILE], sys.byteorder) if ancillary else None
+        if size >= _HEAD.size and not flags & _TRUNCATED:
+            topic_bytes, header_bytes, *place = _HEAD.unpack_from(self._buffer)
+            begins = _HEAD.size + topic_bytes
+            ends = begins + header_bytes
+            if ends <= size:
+                data = self._buffer[:size]
+                parts = [bytes(data[_HEAD.size : begins]), bytes(data[begins:ends])]
+                if ends < size:
+                    parts.append(bytes(data[ends:]))
+                return parts, Place._make(place) if place[0] else None, file
         if file is not None:
             os.close(file)
         return None

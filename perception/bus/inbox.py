@@ -14,7 +14,8 @@ class Inbox:
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._futures: set[asyncio.Future[None]] = set()
         self.closed = threading.Event()
         self.waiting = 0
@@ -22,30 +23,30 @@ class Inbox:
 
     def put(self, message: Message[Header]) -> None:
         """Take in a message and wake who waits."""
-        with self._changed:
+        with self._lock:
             self._mailbox.put(message)
             if self.waiting or self._futures:
                 self._wake()
 
     def refuse(self, topic: str, reason: str = "malformed") -> None:
         """Count a message that cannot be used."""
-        with self._changed:
+        with self._lock:
             self._mailbox.refuse(topic, reason)
 
     def expect(self, topic: str) -> None:
         """Keep an account of `topic`, even if nothing arrives."""
-        with self._changed:
+        with self._lock:
             self._mailbox.expect(topic)
 
     def close(self) -> None:
         """Let everyone who waits, now or later, get None."""
-        with self._changed:
+        with self._lock:
             self.closed.set()
             self._wake()
 
     def take(self) -> Message[Header] | None:
         """Return the next message, None if none is there or the inbox is closed."""
-        with self._changed:
+        with self._lock:
             return None if self.closed.is_set() else self._mailbox.take()
 
     def wait(self, timeout_s: float | None, vain: Callable[[], bool]) -> None:
@@ -68,7 +69,7 @@ class Inbox:
     async def take_async(self) -> Message[Header] | None:
         """Return the next message without blocking the event loop, None once closed."""
         while True:
-            with self._changed:
+            with self._lock:
                 if self.closed.is_set():
                     return None
                 message = self._mailbox.take()
@@ -79,12 +80,12 @@ class Inbox:
             try:
                 await future
             finally:
-                with self._changed:
+                with self._lock:
                     self._futures.discard(future)
 
     def health(self, now_ns: int) -> dict[str, InputHealth]:
         """Return the accounts by topic; ages are measured at `now_ns`."""
-        with self._changed:
+        with self._lock:
             return self._mailbox.health(now_ns)
 
     def _wake(self) -> None:

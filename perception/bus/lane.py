@@ -12,7 +12,7 @@ import os
 import struct
 import sys
 import weakref
-from functools import cache, partial
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from perception import topics
@@ -29,9 +29,20 @@ _HELD: Final = 24
 _PINNED: Final = 16
 """Slots one reader may hold; beyond them it copies, so that it leaves some to the others."""
 _PAGE: Final = mmap.PAGESIZE
-_GENERATION: Final = struct.Struct("<Q")
-_GENERATION_STRIDE: Final = 64
-_LOCK: Final = struct.Struct("hhqqi4x")  # struct flock of fcntl(2) on 64-bit Linux
+_WORDS: Final = 8
+"""Eight-byte words between the generations of two slots, which so lie on lines of the cache of their own."""
+
+
+def _locks(kind: int) -> tuple[bytes, ...]:
+    # struct flock of fcntl(2) on 64-bit Linux, a byte per slot
+    return tuple(struct.pack("hhqqi4x", kind, os.SEEK_SET, slot, 1, 0) for slot in range(_SLOTS))
+
+
+# Of the open file, not of the process: two subscribers of one process are two readers.
+_SET_LOCK: Final = fcntl.F_OFD_SETLK if _SYSTEM else 0
+_WRITE: Final = _locks(fcntl.F_WRLCK)
+_READ: Final = _locks(fcntl.F_RDLCK)
+_UNLOCK: Final = _locks(fcntl.F_UNLCK)
 _SEALS: Final = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW: a mapping never loses its pages
 
 
@@ -55,15 +66,6 @@ class Place(NamedTuple):
     generation: int
     size: int
 
-    def is_sound(self) -> bool:
-        """Return whether this can be a place in a ring."""
-        return self.slot < _SLOTS and self.size <= self.stride and self.stride % _PAGE == 0
-
-    @property
-    def offset(self) -> int:
-        """Byte at which the slot begins."""
-        return _PAGE + self.slot * self.stride
-
 
 class Ring:
     """The writer's side: slots of `stride` bytes, the oldest that nobody reads is used next."""
@@ -78,6 +80,7 @@ class Ring:
         os.ftruncate(self.file, total)
         fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, _SEALS)
         self._memory = memoryview(mmap.mmap(self.file, total))
+        self._generations = self._memory[:_PAGE].cast("Q")
         self._inode = os.fstat(self.file).st_ino
         self._allocated = [0] * _SLOTS
         self._filling: set[int] = set()
@@ -89,7 +92,7 @@ class Ring:
         """Return a slot nobody reads, now locked for writing `size` bytes; None if there is none."""
         for tried in range(_SLOTS):
             slot = self._candidate(tried)
-            if slot not in self._filling and _lock(self.file, fcntl.F_WRLCK, slot):
+            if slot not in self._filling and _lock(self.file, _WRITE[slot]):
                 return slot if self._back(slot, size) else None
         return None
 
@@ -101,14 +104,14 @@ class Ring:
     def commit(self, slot: int, size: int) -> Place:
         """Let readers have a slot that has been filled."""
         self._generation += 1
-        _GENERATION.pack_into(self._memory, slot * _GENERATION_STRIDE, self._generation)
+        self._generations[slot * _WORDS] = self._generation
         self.release(slot)
         return Place(self._inode, self.stride, slot, self._generation, size)
 
     def release(self, slot: int) -> None:
         """Give a slot taken back."""
         self._filling.discard(slot)
-        _lock(self.file, fcntl.F_UNLCK, slot)
+        _lock(self.file, _UNLOCK[slot])
 
     def _candidate(self, tried: int) -> int:
         """Return the oldest slot; one not used before if many are in use; at last one to copy from."""
@@ -130,7 +133,7 @@ class Ring:
         except OSError:
             self.release(slot)
             return False
-        _GENERATION.pack_into(self._memory, slot * _GENERATION_STRIDE, 0)
+        self._generations[slot * _WORDS] = 0
         return True
 
 
@@ -161,59 +164,53 @@ class Reader:
 
     def __init__(self, file: int, place: Place) -> None:
         """Open the ring of `place`, given its file; OSError or ValueError if that cannot be done."""
-        self.inode, self._stride = place.inode, place.stride
+        import numpy as np  # only who reads pixels needs it
+
+        self._ring = place[:2]
         # Opened anew, for reading: locks belong to the opening, and the publisher's own would not count.
         self._file = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
         total = _PAGE + _SLOTS * place.stride
         status = os.fstat(self._file)
-        if (status.st_ino, status.st_size) != (place.inode, total):
+        if place.stride % _PAGE or (status.st_ino, status.st_size) != (place.inode, total):
             raise ValueError("no file of a ring")
         if fcntl.fcntl(self._file, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             raise ValueError("the ring could shrink while it is read")
-        self._map = mmap.mmap(self._file, total, prot=mmap.PROT_READ)
+        memory = mmap.mmap(self._file, total, prot=mmap.PROT_READ)
+        self._generations = memoryview(memory)[:_PAGE].cast("Q")
+        self._bytes: Any = np.frombuffer(memory, np.uint8)
         self._pinned: dict[int, weakref.ref[Any]] = {}
 
     def payload(self, place: Place) -> memoryview | None:
         """Return the payload, unchanging while anything refers to it; None if its slot is used anew."""
-        import numpy as np  # only who reads pixels needs it
-
-        if place.stride != self._stride:
+        inode, stride, slot, generation, size = place
+        if (inode, stride) != self._ring or slot >= _SLOTS or size > stride:
             return None
         # A lock that this reader holds already means another message: the slot cannot hold both.
-        if place.slot in self._pinned or not _lock(self._file, fcntl.F_RDLCK, place.slot):
+        if slot in self._pinned or not _lock(self._file, _READ[slot]):
             return None
-        (generation,) = _GENERATION.unpack_from(self._map, place.slot * _GENERATION_STRIDE)
-        if generation != place.generation:
-            self._release(place.slot)
+        if self._generations[slot * _WORDS] != generation:
+            _lock(self._file, _UNLOCK[slot])
             return None
-        pixels: Any = np.frombuffer(self._map, np.uint8, place.size, place.offset)
-        if place.slot >= _HELD or len(self._pinned) >= _PINNED:
+        start = _PAGE + slot * stride
+        pixels = self._bytes[start : start + size]
+        if slot >= _HELD or len(self._pinned) >= _PINNED:
             copy = memoryview(pixels.tobytes())
-            self._release(place.slot)
+            _lock(self._file, _UNLOCK[slot])
             return copy
         # If this reader goes first, the lock goes with the mapping, which the payload holds.
-        self._pinned[place.slot] = weakref.ref(pixels, partial(self._unpin, place.slot))
+        self._pinned[slot] = weakref.ref(pixels, partial(self._unpin, slot))
         return memoryview(pixels)
 
     def _unpin(self, slot: int, _: object) -> None:
         del self._pinned[slot]
-        self._release(slot)
-
-    def _release(self, slot: int) -> None:
-        _lock(self._file, fcntl.F_UNLCK, slot)
+        _lock(self._file, _UNLOCK[slot])
 
 
-def _lock(file: int, kind: int, slot: int) -> bool:
+def _lock(file: int, request: bytes) -> bool:
     """Lock or unlock a slot without waiting; return whether that succeeded."""
     try:
-        fcntl.fcntl(file, fcntl.F_OFD_SETLK, _locks(kind)[slot])
+        fcntl.fcntl(file, _SET_LOCK, request)
     except OSError:
         return False
     return True
-
-
-@cache
-def _locks(kind: int) -> tuple[bytes, ...]:
-    # Of the open file, not of the process: two subscribers of one process are two readers.
-    return tuple(_LOCK.pack(kind, os.SEEK_SET, slot, 1, 0) for slot in range(_SLOTS))

@@ -14,8 +14,7 @@ from typing import Final
 import zmq
 
 from perception.bus import lane
-from perception.bus.datagram import Datagram, Receiver
-from perception.messages import Payload
+from perception.bus.datagram import Receiver
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -41,40 +40,34 @@ class Lanes:
             self._asked.append(f"~{self.receiver.name}/{beginning}")
             self._socket.subscribe(self._asked[-1])
 
-    def receive(self) -> tuple[list[Payload], bool] | None:
+    def receive(self) -> tuple[list[bytes | memoryview], bool] | None:
         """Return the parts of the message that came first, and whether its payload is there; None if none."""
         datagram = self.receiver.receive() if self.receiver is not None else None
         if datagram is None:
             return None
-        parts: list[Payload] = [datagram.topic, datagram.header]
-        payload = self._payload(datagram)
-        if payload:
-            parts.append(payload)
-        return parts, payload is not None
+        parts, place, file = datagram
+        if file is not None:
+            self._open(parts[0], place, file)
+        if place is None:
+            return [*parts], True
+        reader = self._readers.get(parts[0])
+        payload = None if reader is None else reader.payload(place)
+        return ([*parts], False) if payload is None else ([*parts, payload], True)
 
     def close(self) -> None:
         """Leave nothing behind."""
         if self.receiver is not None:
             self.receiver.close()
 
-    def _payload(self, datagram: Datagram) -> Payload | None:
-        if datagram.file is not None:
-            try:
-                self._open(datagram, datagram.file)
-            finally:
-                os.close(datagram.file)
-        if datagram.place is None:
-            return datagram.payload
-        reader = self._readers.get(datagram.topic)
-        return None if reader is None else reader.payload(datagram.place)
-
-    def _open(self, datagram: Datagram, file: int) -> None:
+    def _open(self, topic: bytes, place: lane.Place | None, file: int) -> None:
         try:
-            if datagram.place is not None:
-                self._readers[datagram.topic] = lane.Reader(file, datagram.place)
+            if place is not None:
+                self._readers[topic] = lane.Reader(file, place)
         except (OSError, ValueError):
-            self._readers.pop(datagram.topic, None)
-            self._give_up(datagram.topic)
+            self._readers.pop(topic, None)
+            self._give_up(topic)
+        finally:
+            os.close(file)
 
     def _give_up(self, topic: bytes) -> None:
         if self._asked:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 import zmq
 
 from perception import topics
-from perception.bus import codec, endpoints, lane
+from perception.bus import codec, datagram, endpoints, lane
 from perception.bus.audience import Audience
 from perception.bus.host import Runtime
 from perception.errors import BusError
@@ -58,6 +58,7 @@ class Publisher:
             BusError: the topic is published already, the endpoint is busy, malformed or unsafe.
         """
         self.topic = topic
+        self._topic = topic.encode()
         self.source = f"{source}#{secrets.token_hex(4)}"
         self._clock = clock
         self._published = 0
@@ -106,6 +107,7 @@ class Publisher:
                     return True
                 if self._socket.closed or time.monotonic() >= deadline:
                     return False
+                self._audience.used = True
                 self._socket.poll(_POLL_MS)
 
     def loan(self, size: int) -> lane.Loan:
@@ -136,9 +138,12 @@ class Publisher:
             loan, data = (payload, payload.data) if isinstance(payload, lane.Loan) else (None, payload)
             if loan is None:
                 self._audience.update()
-            stamped = header.__copy__()  # a fifth of the time of `model_copy(update=...)`
-            stamped.__dict__.update(seq=self._published, sent_ns=self._clock(), source=self.source)
-            parts = codec.encode(self.topic, stamped, data)
+            stamp: dict[str, int | str] = {
+                "seq": self._published,
+                "sent_ns": self._clock(),
+                "source": self.source,
+            }
+            parts = codec.encode(self.topic, header, data, stamp)
             if loan is not None:
                 loan.spend()
             if self._audience.near:
@@ -148,7 +153,9 @@ class Publisher:
             if loan is not None and loan.ring is not None and not self._audience.near:
                 loan.ring.release(loan.slot)
             self._published += 1
-            return stamped
+        stamped = header.__copy__()  # a fifth of the time of `model_copy(update=...)`
+        stamped.__dict__.update(stamp)
+        return stamped
 
     def close(self) -> None:
         """Send what is still on its way, for a second at most, and give the topic back."""
@@ -190,6 +197,7 @@ class Publisher:
         self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def _send(self, parts: Sequence[bytes | memoryview]) -> None:
+        self._audience.used = True
         small = len(parts) < 3 or len(parts[2]) < _COPY_BELOW_BYTES
         self._socket.send_multipart(parts, copy=small)
 
@@ -199,26 +207,27 @@ class Publisher:
         return [*parts[:2], *map(bytes, parts[2:])]  # ZeroMQ would read the slot after it has been lent anew
 
     def _send_near(self, parts: list[bytes | memoryview], loan: lane.Loan | None) -> None:
-        payload = self._placed(memoryview(parts[2]), loan) if len(parts) > 2 else b""
+        ring, payload = self._placed(parts[2], loan) if len(parts) > 2 else (None, b"")
         if payload is not None:
+            message = datagram.pack(self._topic, parts[1], payload)
             for sender in self._audience.near.values():
-                sender.send(parts[0], parts[1], payload)
+                sender.send(message, ring)
         elif not self._crowded:
             self._crowded = True
             _LOG.warning("%s: no shared memory left; readers on this host miss messages", self.topic)
 
     def _placed(
         self, payload: Payload, loan: lane.Loan | None
-    ) -> "Payload | tuple[lane.Ring, lane.Place] | None":
-        """Return the payload, or where it lies if it is large; None if there is no room for it."""
+    ) -> tuple[lane.Ring | None, Payload | lane.Place | None]:
+        """Return a small payload as it is, of a large one where it lies, None if there is no room for it."""
         if loan is not None and loan.ring is not None:
-            return loan.ring, loan.ring.commit(loan.slot, len(loan.data))
+            return loan.ring, loan.ring.commit(loan.slot, len(payload))
         if len(payload) < lane.LANE_BYTES:
-            return payload
+            return None, payload
         ring = self._ring_for(len(payload))
         slot = ring.take(len(payload)) if ring is not None else None
         if ring is None or slot is None:
-            return None
+            return None, None
         ring.memory(slot, len(payload))[:] = payload
         return ring, ring.commit(slot, len(payload))
 

@@ -11,7 +11,7 @@ import select
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -153,7 +153,7 @@ class _Drain:
         self._unread = True
         """Whether to look at the ZeroMQ socket before waiting: it wakes only for what comes afterwards."""
         self._poll = select.poll()
-        self._poll.register(self._socket.fd, select.POLLIN)
+        self._poll.register(int(self._socket.get(zmq.FD)), select.POLLIN)
         self._near = -1
         if self._lanes.receiver is not None:
             self._near = self._lanes.receiver.fileno()
@@ -307,20 +307,24 @@ class _Drain:
             for pattern in self._patterns
         )
 
-    def _take_in(self, parts: list[Payload], complete: bool = True) -> None:
-        received_ns = self._clock()
-        topic = bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]).decode("utf-8", "replace")
-        if topic not in self._topics:
-            return  # ZeroMQ matches beginnings: camera/a also lets camera/ab through
-        if not complete:
-            self._inbox.refuse(topic, "overwritten")
-            self._unread = True  # the lane may have been given up, which uses the socket
-            return
+    def _take_in(self, parts: Sequence[Payload], complete: bool = True) -> None:
         try:
-            self._inbox.put(codec.decode(parts, received_ns=received_ns))
+            if complete:
+                message = codec.decode(parts, received_ns=self._clock())
+                if (
+                    message.topic in self._topics
+                ):  # ZeroMQ matches beginnings: camera/a lets camera/ab through
+                    self._inbox.put(message)
+                return
+            reason, complaint = "overwritten", None
+            self._unread = True  # the lane may have been given up, which uses the socket
         except MalformedMessageError as error:
-            self._inbox.refuse(topic)
-            self._complain(topic, f"refused a message: {error}; further ones are only counted")
+            reason, complaint = "malformed", f"refused a message: {error}; further ones are only counted"
+        topic = bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]).decode("utf-8", "replace")
+        if topic in self._topics:
+            self._inbox.refuse(topic, reason)
+            if complaint is not None:
+                self._complain(topic, complaint)
 
     def _complain(self, topic: str, text: str) -> None:
         if topic not in self._complained:

@@ -1,7 +1,12 @@
 """Watches a socket's connections for those that ZeroMQ gives up for good."""
 
+from typing import Final
+
 import zmq
 from zmq.utils.monitor import recv_monitor_message
+
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
 
 
 class Watch:
@@ -19,7 +24,7 @@ class Watch:
     def given_up(self) -> set[str]:
         """Return the endpoints that were down at the call before and that nobody has retried since."""
         before = self._down.copy()
-        while self._events.poll(0):
+        while int(self._events.get(_EVENTS)) & _POLLIN:
             event = recv_monitor_message(self._events)
             endpoint = event["endpoint"].decode()
             if event["event"] == zmq.EVENT_DISCONNECTED:
