@@ -161,10 +161,15 @@ def as_html(report: Mapping[str, Any], title: str) -> str:
         (f"Conformal sets for {1 - ALPHA:.0%} coverage, a threshold per set", _table(report["conformal"])),
         (f"Cost: {report['parameters']} parameters, {report['head_ms_per_tick']:.2f} ms per tick", ""),
     ]
-    body = "\n".join(f"<h2>{html.escape(head)}</h2>\n{content}" for head, content in sections[1:])
+    return page(title, sections[0][0], dict(sections[1:]))
+
+
+def page(title: str, intro: str, sections: Mapping[str, str]) -> str:
+    """Return a page that needs no other file: title and intro are text, sections HTML by their heads."""
+    body = "\n".join(f"<h2>{html.escape(head)}</h2>\n{content}" for head, content in sections.items())
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(sections[0][0])}</p>{body}</html>\n"
+        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>{body}</html>\n"
     )
 
 
@@ -199,7 +204,7 @@ def _curves(curves: Mapping[str, Mapping[str, float]], label: str) -> str:
         axes.plot([float(x) for x in points], list(points.values()), marker="o", label=name)
     axes.set(xlabel=label, ylabel="accuracy", ylim=(0, 1.02))
     axes.legend()
-    return _svg(figure)
+    return svg(figure)
 
 
 def _calibration(bins: Sequence[Mapping[str, float]]) -> str:
@@ -208,10 +213,11 @@ def _calibration(bins: Sequence[Mapping[str, float]]) -> str:
     axes.plot([0, 1], [0, 1], linestyle=":", color="grey")
     axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    return _svg(figure)
+    return svg(figure)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """Return a figure as an element of a page."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

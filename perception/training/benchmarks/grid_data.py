@@ -36,6 +36,11 @@ class Clip:
     waveform: npt.NDArray[np.float32]
     """(samples,) mono at 16 kHz."""
 
+    @property
+    def spoken(self) -> list[tuple[float, float, str]]:
+        """The words without the silences."""
+        return [word for word in self.words if word[2] not in ("sil", "sp")]
+
 
 def load(data: Path, workers: int = 1) -> list[Clip]:
     """Read every clip of a folder, in the order of names; PerceptionError if there are none."""

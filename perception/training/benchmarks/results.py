@@ -1,18 +1,27 @@
-"""Figures of benchmarks over seeds or folds: collected as they come, printed as tables, kept as JSON."""
+"""Figures of benchmarks over seeds or folds: collected as they come, told in tables and plots."""
 
+import html
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from perception.training.evaluate import spread
+from perception.training.report import page, svg
 
 
 class Figures:
-    """Values by (table, row, column), one per seed or fold."""
+    """Values by (table, row, column), one per seed or fold.
 
-    def __init__(self) -> None:
+    Args:
+        scales: factor of a table's figures where they are printed, 100 unless named.
+    """
+
+    def __init__(self, scales: Mapping[str, float] | None = None) -> None:
+        self._scales = scales or {}
         self._values: defaultdict[str, dict[str, dict[str, list[float]]]] = defaultdict(dict)
 
     def add(self, table: str, row: str, column: str, value: float) -> None:
@@ -37,28 +46,42 @@ class Figures:
             for table, rows in self._values.items()
         }
 
-    def table(self, name: str, columns: Sequence[str] | None = None, scale: float = 100) -> str:
-        """Return a table as Markdown, `mean +- standard deviation`."""
+    def rendered(self, name: str) -> list[list[str]]:
+        """Return a table as texts, its heads first; cells are `mean +- standard deviation`."""
         rows = self._values[name]
-        heads = list(columns or dict.fromkeys(column for cells in rows.values() for column in cells))
-        lines = [f"| {name} | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-        for row, cells in rows.items():
-            texts = [_cell(cells.get(column), scale) for column in heads]
-            lines.append(f"| {row} | {' | '.join(texts)} |")
-        return "\n".join(lines)
+        scale = self._scales.get(name, 100)
+        heads = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+        lines = [[row, *(_cell(cells.get(column), scale) for column in heads)] for row, cells in rows.items()]
+        return [[name, *heads], *lines]
 
     def markdown(self) -> str:
         """Return every table."""
-        return "\n\n".join(self.table(name) for name in self._values)
+        return "\n\n".join(_as_markdown(self.rendered(name)) for name in self._values)
 
-    def save(self, folder: Path, name: str, about: dict[str, Any]) -> Path:
-        """Write `name.json` and `name.md` into the folder; return the former."""
+    def save(
+        self, folder: Path, name: str, about: dict[str, Any], plots: Mapping[str, Figure] | None = None
+    ) -> Path:
+        """Write `name.json`, `name.md` and the page `name.html` into the folder; return the first."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.md").write_text(self.markdown() + "\n", encoding="utf-8")
+        sections = {title: svg(figure) for title, figure in (plots or {}).items()}
+        sections |= {table: _as_html(self.rendered(table)) for table in self._values}
+        intro = f"Accuracies and other figures times 100. {json.dumps(about)}"
+        (folder / f"{name}.html").write_text(page(name, intro, sections), encoding="utf-8")
         file = folder / f"{name}.json"
         text = json.dumps({"about": about, "tables": self.as_json()}, indent=1)
         file.write_text(text + "\n", encoding="utf-8")
         return file
+
+
+def _as_markdown(lines: Sequence[Sequence[str]]) -> str:
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([rows[0], f"|{'---|' * len(lines[0])}", *rows[1:]])
+
+
+def _as_html(lines: Sequence[Sequence[str]]) -> str:
+    rows = ["".join(f"<td>{html.escape(text)}</td>" for text in line) for line in lines]
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
 def _cell(values: list[float] | None, scale: float) -> str:

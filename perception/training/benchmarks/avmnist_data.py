@@ -1,0 +1,124 @@
+"""Pictures and sounds of avMNIST, the rebuild of SMIL's set (Ma et al. 2021): 1,500 pairs of a digit.
+
+1,050 pairs to train on, 450 to test; spoken digits with an index under 15 are test. Both halves of the
+pictures come out of MNIST's training part, disjoint.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import soundfile
+import torch
+import torch.nn.functional as F
+
+from perception.errors import PerceptionError
+from perception.training import augment
+from perception.training.examples import Examples
+
+CLASSES: Final = tuple(str(digit) for digit in range(10))
+SPEAKERS: Final = ("jackson", "nicolas", "theo")
+TEST_BELOW: Final = 15
+TRAIN_PICTURES, TEST_PICTURES, VALIDATION_PER_CLASS = 105, 45, 10
+RATE_HZ: Final = 8000
+SAMPLES: Final = 7808
+"""Of one utterance, cut or padded; 96 log-mel frames at 16 kHz."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Pictures and sounds of one part."""
+
+    images: torch.Tensor
+    """(N, 1, 28, 28) in [0, 1]."""
+    waveforms: torch.Tensor
+    """(N, SAMPLES) at 8 kHz."""
+    labels: torch.Tensor
+
+
+def load(data: Path, seed: int) -> tuple[Pairs, Pairs]:
+    """Return training and test pairs; the seed decides who is paired with whom.
+
+    Args:
+        data: holds `mnist/mnist-train.npz` and `fsdd/DIGIT_SPEAKER_INDEX.wav`.
+        seed: of the pairing.
+
+    Raises:
+        PerceptionError: the data is not there.
+    """
+    try:
+        with np.load(data / "mnist" / "mnist-train.npz") as archive:
+            pictures, digits = archive["train_x"], archive["train_y"]
+        sounds = {
+            name: [
+                _utterance(data / "fsdd" / f"{digit}_{speaker}_{index}.wav")
+                for digit in range(10)
+                for speaker in SPEAKERS
+                for index in numbers
+            ]
+            for name, numbers in {"train": range(TEST_BELOW, 50), "test": range(TEST_BELOW)}.items()
+        }
+    except (OSError, KeyError, soundfile.LibsndfileError) as error:
+        raise PerceptionError(f"{data}: no avmnist data there: {error}") from error
+    rng = np.random.default_rng(seed)
+    parts = []
+    for name, per_class in (("train", TRAIN_PICTURES), ("test", TEST_PICTURES)):
+        chosen = []
+        for digit in range(10):
+            rows = np.flatnonzero(digits == digit)
+            rows = rows[:per_class] if name == "train" else rows[-per_class:]
+            chosen.append(rng.permutation(rows))
+        images = torch.from_numpy(pictures[np.concatenate(chosen)]).float()[:, None] / 255
+        labels = torch.arange(10).repeat_interleave(per_class)
+        parts.append(Pairs(images, torch.from_numpy(np.stack(sounds[name])), labels))
+    return parts[0], parts[1]
+
+
+def _utterance(path: Path) -> Any:
+    samples, rate_hz = soundfile.read(path, dtype="float32")
+    if rate_hz != RATE_HZ:
+        raise PerceptionError(f"{path}: {rate_hz} Hz, expected {RATE_HZ}")
+    return np.pad(samples[:SAMPLES], (0, max(0, SAMPLES - len(samples))))
+
+
+def noises(pairs: Pairs) -> dict[str, Pairs]:
+    """Return the pairs under each disturbance."""
+    generator = torch.Generator().manual_seed(0)
+    images, waves = pairs.images, pairs.waveforms
+    disturbed = {
+        f"white {snr_db} dB": replace(
+            pairs,
+            waveforms=augment.with_noise(waves, torch.full((len(waves),), float(snr_db)), generator),
+        )
+        for snr_db in (20, 10, 5, 0, -5)
+    }
+    gaussian = (images + 0.5 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+    disturbed |= {
+        "gaussian 0.5": replace(pairs, images=gaussian),
+        "blur 5x5": replace(pairs, images=F.avg_pool2d(images, 5, 1, 2)),
+        "occlusion 0.5": replace(pairs, images=augment.occluded(images, generator, 0.5, 1.0)),
+        "darkness 0.3": replace(pairs, images=images * 0.3),
+    }
+    return disturbed
+
+
+def split(data: Examples, seed: int) -> tuple[Examples, Examples]:
+    """Keep 10 pairs per class for validation."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(data), generator=generator)
+    held = torch.cat([order[data.labels[order] == digit][:VALIDATION_PER_CLASS] for digit in range(10)])
+    mask = torch.zeros(len(data), dtype=torch.bool)
+    mask[held] = True
+    return data.rows(~mask), data.rows(mask)
+
+
+def thinned(data: Examples, rate: float, seed: int) -> Examples:
+    """Keep the sound of a share of the pairs of each class."""
+    generator = torch.Generator().manual_seed(seed)
+    present = data.present.clone()
+    for digit in range(10):
+        rows = torch.nonzero(data.labels == digit).squeeze(1)
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        present[rows[max(1, round(rate * len(rows))) :], data.branches.index("audio")] = False
+    return replace(data, present=present)

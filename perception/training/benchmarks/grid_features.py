@@ -1,0 +1,137 @@
+"""What the experts of the GRID benchmark look at: one word heard and seen, under noise and out of step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import torch
+from scipy.ndimage import uniform_filter1d
+
+from perception.features.logmel import log_mel
+from perception.training.augment import with_noise
+from perception.training.benchmarks.grid_data import FRAME_RATE_HZ, Clip
+
+SNRS_DB: Final = (np.inf, 20.0, 15.0, 10.0, 5.0, 0.0, -5.0, -10.0)
+OFFSETS_S: Final = tuple(round(-0.4 + 0.1 * step, 1) for step in range(9))
+LAGS_S: Final = tuple(round(-0.8 + 0.1 * step, 1) for step in range(17))
+"""Every sum of two offsets: the one the video has, and the one by which it is moved to look for the word."""
+NOISE_SEEDS: Final = (0, 1)
+"""Of the noise for training, and of that for calibration and tests."""
+MARGIN_S: Final = 0.06
+"""Before and after the word."""
+STEPS: Final = 10
+PICTURE: Final = (32, 20)
+SMOOTHED: Final = 5
+"""Frames of 10 ms over which energy is averaged: noise evens out, and STEPS moments miss less of the word."""
+CONTEXT: Final = np.arange(-20, 21, 5)
+"""Frames of sound around each picture from which its mouth is predicted, 0.2 s to both sides."""
+BANDS: Final = 16
+AROUND_S: Final = 0.15
+"""Of the whole command, looked at before its first and after its last word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Features of one slot of all clips, under every disturbance."""
+
+    audio: Mapping[tuple[float, int], Any]
+    """By SNR in dB and noise seed: (N, D), the word; the last column is the noise floor."""
+    video: Mapping[float, Any]
+    """By offset in s, over LAGS_S: (N, D), the word."""
+    labels: Any
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """Sound and mouth over a whole command, 25 moments per second, from which their offset is told."""
+
+    sound: Mapping[tuple[float, int], Sequence[Any]]
+    """By SNR in dB and noise seed, per clip: (moments, D)."""
+    mouth: Sequence[Any]
+    """Per clip: (frames, 640), the clip's mean removed."""
+    moments_s: Sequence[Any]
+    """Per clip: (moments,)."""
+
+
+def features(clips: Sequence[Clip], slots: Mapping[str, int]) -> tuple[Course, dict[str, Material]]:
+    """Compute all features of all clips."""
+    conditions = [(snr_db, seed) for snr_db in SNRS_DB for seed in NOISE_SEEDS]
+    moments = [_moments(clip) for clip in clips]
+    sound: dict[tuple[float, int], list[Any]] = {}
+    audio: dict[str, dict[tuple[float, int], Any]] = {name: {} for name in slots}
+    for snr_db, seed in conditions:
+        frames = [bands_of(clip, snr_db, 1000 * seed + number) for number, clip in enumerate(clips)]
+        sound[snr_db, seed] = [context(f, at) for f, at in zip(frames, moments, strict=True)]
+        for name, slot in slots.items():
+            words = [heard(f, clip, slot) for f, clip in zip(frames, clips, strict=True)]
+            audio[name][snr_db, seed] = np.stack(words)
+    pictures = [pictures_of(clip) for clip in clips]
+    mouths = [(p - p.mean(axis=0)).reshape(len(p), -1).astype(np.float32) for p in pictures]
+    materials = {}
+    for name, slot in slots.items():
+        spoken = [clip.spoken[slot][2] for clip in clips]
+        classes, labels = np.unique(spoken, return_inverse=True)
+        video = {
+            lag_s: np.stack([seen(clip, p, slot, lag_s) for clip, p in zip(clips, pictures, strict=True)])
+            for lag_s in LAGS_S
+        }
+        materials[name] = Material(audio[name], video, labels, tuple(classes))
+    return Course(sound, mouths, moments), materials
+
+
+def bands_of(clip: Clip, snr_db: float, seed: int) -> Any:
+    """Return the clip's smoothed log-mel frames, 100 per second, in white noise."""
+    wave = torch.from_numpy(clip.waveform)[None]
+    if np.isfinite(snr_db):
+        wave = with_noise(wave, torch.tensor([snr_db]), torch.Generator().manual_seed(seed))
+    energy = np.exp(log_mel(wave[0].numpy()))
+    return np.log(uniform_filter1d(energy, SMOOTHED, axis=0))
+
+
+def heard(frames: Any, clip: Clip, slot: int) -> Any:
+    """Return log-mel bands at STEPS moments of the word, then the clip's noise floor."""
+    at = _word_moments(clip, slot) * 100 - 1.25
+    floor = np.quantile(frames, 0.1, axis=0).mean(keepdims=True)
+    return np.concatenate([interpolated(frames, at).ravel(), floor]).astype(np.float32)
+
+
+def context(frames: Any, moments_s: Any) -> Any:
+    """Return how far the sound around each moment stands above the noise, then the noise floor."""
+    floor = np.quantile(frames, 0.1, axis=0)
+    above = np.maximum(frames - floor, 0).reshape(len(frames), BANDS, -1).mean(axis=2)
+    at = moments_s * 100 - 1.25
+    around = [interpolated(above, at + step) for step in CONTEXT]
+    return np.concatenate([*around, np.full((len(at), 1), floor.mean())], axis=1).astype(np.float32)
+
+
+def pictures_of(clip: Clip) -> Any:
+    """Return small pictures of the mouth without their brightness and contrast, (frames, 20, 32)."""
+    pictures = clip.mouth.astype(np.float32)
+    pictures = (pictures - pictures.mean(axis=(1, 2), keepdims=True)) / pictures.std()
+    return np.stack([cv2.resize(p, PICTURE, interpolation=cv2.INTER_AREA) for p in pictures])
+
+
+def seen(clip: Clip, small: Any, slot: int, offset_s: float) -> Any:
+    """Return the mouth at STEPS moments of the word, with video `offset_s` late against the sound."""
+    at = _word_moments(clip, slot) - offset_s
+    return interpolated(small, at * FRAME_RATE_HZ - 0.5).reshape(-1).astype(np.float32)
+
+
+def _word_moments(clip: Clip, slot: int) -> Any:
+    start_s, end_s, _ = clip.spoken[slot]
+    return np.linspace(start_s - MARGIN_S, end_s + MARGIN_S, STEPS)
+
+
+def _moments(clip: Clip) -> Any:
+    return np.arange(clip.spoken[0][0] - AROUND_S, clip.spoken[-1][1] + AROUND_S, 1 / FRAME_RATE_HZ)
+
+
+def interpolated(values: Any, at: Any) -> Any:
+    """Return values (T, ...) at fractional places of any shape; beyond the ends, the ends."""
+    at = np.clip(at, 0, len(values) - 1.001)
+    whole = at.astype(int)
+    part = (at - whole).reshape(*at.shape, *(1,) * (values.ndim - 1))
+    return values[whole] * (1 - part) + values[whole + 1] * part

@@ -1,0 +1,136 @@
+"""The benchmarks' own pieces, on small made-up data; the sets themselves are not needed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from perception.cli import run
+from perception.training.benchmarks import avmnist, avmnist_data, grid
+from perception.training.benchmarks.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured
+from perception.training.benchmarks.grid_data import FRAME_RATE_HZ
+from perception.training.benchmarks.grid_experts import Synchroniser
+from perception.training.benchmarks.grid_features import LAGS_S, OFFSETS_S, SNRS_DB, Course, interpolated
+from perception.training.benchmarks.results import Figures
+from perception.training.imbalance import Imbalance
+
+
+def pairs(per_class: int = 12) -> avmnist_data.Pairs:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(10).repeat_interleave(per_class)
+    images = torch.rand(len(labels), 1, 28, 28, generator=generator)
+    return avmnist_data.Pairs(images, torch.randn(len(labels), avmnist_data.SAMPLES) / 10, labels)
+
+
+def test_figures_tell_mean_and_deviation_over_runs(tmp_path: Path) -> None:
+    figures = Figures({"cost": 1})
+    figures.add("accuracy", "head", "both", 0.8)
+    figures.add("accuracy", "head", "both", 0.9)
+    figures.add("cost", "head", "parameters", 1200)
+    assert figures.rendered("accuracy") == [["accuracy", "both"], ["head", "85.00 +- 7.07"]]
+    assert figures.rendered("cost")[1] == ["head", "1200.00"]
+    file = figures.save(tmp_path, "toy", {"seeds": 2}, {"a curve": Figure()})
+    assert json.loads(file.read_text())["tables"]["accuracy"]["head"]["both"]["values"] == [0.8, 0.9]
+    page = (tmp_path / "toy.html").read_text()
+    assert "85.00 +- 7.07" in page
+    assert "<svg" in page
+    assert "| head | 85.00 +- 7.07 |" in (tmp_path / "toy.md").read_text()
+
+
+@pytest.mark.parametrize("recipe", [OURS, SMIL], ids=lambda recipe: recipe.name)
+def test_a_recipe_trains_encoders_once_and_finds_them_again(recipe: Recipe, tmp_path: Path) -> None:
+    examples = recipe.examples(pairs(2))
+    quick = recipe.training.model_copy(update={"epochs": 1})
+    short = Recipe(recipe.name, recipe.pictures_of_sound, recipe.encoder, quick, recipe.disturbances)
+    first = {branch: short.trained(tmp_path, "all", branch, examples, 0) for branch in avmnist.INPUTS}
+    again = {branch: short.trained(tmp_path, "all", branch, examples, 0) for branch in avmnist.INPUTS}
+    assert len(list(tmp_path.iterdir())) == 2
+    features, same = featured(first, examples).features, featured(again, examples).features
+    assert {name: x.shape for name, x in features.items()} == {"audio": (20, DIM), "image": (20, DIM)}
+    assert all(torch.equal(features[name], same[name]) for name in features)
+    short.trained(tmp_path, "all", "image", examples, 0, Imbalance(remedy="weights"))
+    assert len(list(tmp_path.iterdir())) == 3, "another remedy is another encoder"
+
+
+def test_parts_are_even_and_sound_is_kept_for_the_share_asked_for() -> None:
+    examples = OURS.examples(pairs(20))
+    kept = avmnist_data.thinned(examples, 0.1, 0).present
+    assert kept[:, examples.branches.index("audio")].sum() == 20
+    assert kept[:, examples.branches.index("image")].all()
+    train, validation = avmnist_data.split(examples, 0)
+    assert torch.bincount(train.labels).tolist() == [10] * 10
+    assert torch.bincount(validation.labels).tolist() == [10] * 10
+
+
+@pytest.mark.parametrize("strategy", avmnist.STRATEGIES)
+def test_every_strategy_of_the_table_makes_a_head(strategy: str) -> None:
+    head = avmnist.head_of(strategy).eval()
+    told = head(
+        {"audio": torch.zeros(2, DIM), "image": torch.zeros(2, DIM)}, torch.tensor([[True, False]] * 2)
+    )
+    assert told.shape == (2, 10)
+
+
+def test_values_between_moments_are_interpolated_and_the_ends_go_on() -> None:
+    values = np.array([[0.0], [1.0], [4.0]])
+    at = np.array([[0.5, 1.5], [-3.0, 9.0]])
+    assert interpolated(values, at)[..., 0] == pytest.approx(np.array([[0.5, 2.5], [0.0, 4.0]]), abs=0.01)
+
+
+def test_the_synchroniser_finds_how_late_the_video_is() -> None:
+    rng = np.random.default_rng(0)
+    mouths, sounds, moments = [], [], []
+    for _ in range(24):
+        motion = np.cumsum(rng.normal(size=(75, 8)), axis=0)
+        motion -= motion.mean(axis=0)
+        at_s = np.arange(0.9, 2.0, 1 / FRAME_RATE_HZ)
+        mouths.append(motion.astype(np.float32))
+        moments.append(at_s)
+        heard = interpolated(motion, at_s * FRAME_RATE_HZ - 0.5)
+        sounds.append((heard + rng.normal(size=heard.shape) / 5).astype(np.float32))
+    course = Course({(snr_db, seed): sounds for snr_db in SNRS_DB for seed in (0, 1)}, mouths, moments)
+    fits = Synchroniser().fit(course, np.arange(18))(course, np.arange(18, 24), 0.0, 1)
+    for offset_s in OFFSETS_S:
+        shifts = [LAGS_S.index(round(offset_s + shift, 1)) for shift in OFFSETS_S]
+        found = np.asarray(OFFSETS_S)[fits[:, shifts].argmax(axis=1)]
+        assert found == pytest.approx(np.full(6, -offset_s))
+
+
+def test_a_gain_comes_with_its_interval_over_clips() -> None:
+    better = np.array([True] * 9 + [False])
+    assert grid.paired_gain(better, better) == (0, 0, 0)
+    gain, low, high = grid.paired_gain(better, np.array([False] * 5 + [True] * 5))
+    assert gain == pytest.approx(0.4)
+    assert low < 0.4 < high
+
+
+def test_hwu64_is_a_command_that_writes_its_tables(tmp_path: Path) -> None:
+    phrases = {"lights": "turn the {} light on", "music": "play some {} music", "alarm": "wake me at {}"}
+    fillers = ("red", "blue", "kitchen", "loud", "seven", "noon", "bedroom", "soft", "nine", "old")
+    for part, count in (("train", 10), ("test", 3)):
+        examples: list[dict[str, Any]] = [
+            {"text": phrase.format(filler), "intent": intent}
+            for intent, phrase in phrases.items()
+            for filler in fillers[:count]
+        ]
+        told = json.dumps({"rasa_nlu_data": {"common_examples": examples}})
+        (tmp_path / f"{part}_fold1.json").write_text(told)
+    out = tmp_path / "out"
+    assert run(["benchmark", "hwu64", "--data", str(tmp_path), "--out", str(out)]) == 0
+    test = json.loads((out / "hwu64.json").read_text())["tables"]["hwu64, test fold 1"]
+    chosen = next(iter(test))
+    assert test[chosen]["accuracy"]["mean"] == 1
+    assert "majority class" in test
+    assert {file.suffix for file in out.iterdir()} == {".json", ".md", ".html"}
+
+
+@pytest.mark.parametrize("name", ["avmnist", "esc10", "hwu64", "grid"])
+def test_a_folder_without_the_data_is_told_in_one_line(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["benchmark", name, "--data", str(tmp_path), "--out", str(tmp_path)]) != 0
+    assert str(tmp_path) in capsys.readouterr().err
