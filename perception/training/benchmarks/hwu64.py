@@ -144,7 +144,8 @@ def run(data: Path, out: Path, seeds: int = 1) -> Figures:
     told = []
     for name in names:
         model = classifiers()[name].fit(texts, labels)
-        told.append(softmax(model.decision_function(test_texts) / temperatures[name], axis=1))
+        decisions = model.decision_function(test_texts).astype(float)
+        told.append(softmax(decisions / temperatures[name], axis=1))
     scored = metrics(truth, np.mean(told, axis=0))
     row = " + ".join(names)
     for column in ("accuracy", "macro_recall", "macro_precision", "macro_f1", "nll", "ece"):
@@ -168,7 +169,7 @@ def choose(
         for name, pipeline in classifiers().items():
             decisions = cross_val_predict(pipeline, texts, labels, cv=folds, method="decision_function")
             temperatures[name] = temperature(decisions, labels)
-            told[name] = softmax(decisions / temperatures[name], axis=1)
+            told[name] = softmax(decisions.astype(float) / temperatures[name], axis=1)
         for names in subsets(list(told)):
             scored = metrics(labels, np.mean([told[name] for name in names], axis=0))
             right.setdefault(names, []).append(scored.accuracy)
