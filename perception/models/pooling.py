@@ -113,14 +113,19 @@ class ReliabilityPool(nn.Module):
         qualities: Q, figures per window.
         classes: C.
         hidden: width of the gate's hidden layer; 0 for a linear gate.
+        doubt: probability with which a branch is taken to know nothing; it bounds what one branch, sure of
+            itself where it was never trained, can do even at a small weight.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     log_prior: torch.Tensor
 
-    def __init__(self, branches: int, qualities: int, classes: int, hidden: int = 0) -> None:
+    def __init__(
+        self, branches: int, qualities: int, classes: int, hidden: int = 0, doubt: float = 0.0
+    ) -> None:
         super().__init__()
+        self.doubt = doubt
         last = nn.Linear(hidden or qualities, branches)
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, math.log(math.expm1(1.0)))  # softplus of this is 1
@@ -137,6 +142,8 @@ class ReliabilityPool(nn.Module):
     def forward(self, logits: torch.Tensor, present: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
         """Pool logits (B, M, C) of the branches present (B, M) into log-probabilities (B, C)."""
         log_p = F.log_softmax(_known(logits, present), dim=-1)
+        if self.doubt:
+            log_p = torch.logaddexp(log_p + math.log1p(-self.doubt), self.log_prior + math.log(self.doubt))
         w = self.weights(quality) * present.to(log_p.dtype)
         excess = w.sum(dim=1, keepdim=True) - 1
         return F.log_softmax((w[:, :, None] * log_p).sum(dim=1) - excess * self.log_prior, dim=-1)

@@ -30,6 +30,7 @@ SPLIT_SEED: Final = 2026
 """Designs were compared on other splits of the same clips; this one was kept for the figures."""
 IN_STEP_COPIES: Final = 8
 """How often windows in step are fitted on, against once for every other offset."""
+DOUBT: Final = 0.03
 DRAWS: Final = 2000
 PAIR: Final = ("audio", "video")
 PRODUCT: Final = "product of experts, trained without noise"
@@ -75,7 +76,7 @@ def fit_pools(told: Sequence[tuple[Experts, Any]], labels: Any, classes: int) ->
     fixed.fit_temperatures(clean, both, clean_labels)
     fixed.fit_weights(clean, both, clean_labels)
     scores, quality = torch.cat(mixed), torch.cat(qualities)
-    gated = ReliabilityPool(len(BRANCHES), quality.shape[1], classes).double()
+    gated = ReliabilityPool(len(BRANCHES), quality.shape[1], classes, doubt=DOUBT).double()
     present = torch.ones(scores.shape[:2], dtype=torch.bool)
     gated.fit(scores, present, quality, torch.cat(truths), len(clean))
     return fixed, gated
