@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 
-from perception.models.pooling import LogLinearPool
+from perception.models.pooling import LogLinearPool, ReliabilityPool
 
 PRIOR = np.array([0.7, 0.2, 0.1])
 
@@ -112,3 +112,15 @@ def test_fitting_stays_finite_on_separable_data_and_leaves_a_branch_never_seen_a
     assert fitted.temperature[2] == 1
     assert fitted.weight[2].item() == pytest.approx(1, abs=1e-4)
     assert (fitted(logits, present).argmax(dim=1) == labels).all()
+
+
+def test_doubt_bounds_what_a_branch_can_do_that_is_wrongly_sure() -> None:
+    logits = torch.tensor([[[500.0, 0.0, 0.0], [0.0, 6.0, 0.0]]])
+    present, quality = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 1)
+    odds = []
+    for doubt in (0.0, 0.1):
+        log_p = ReliabilityPool(2, 1, 3, doubt=doubt)(logits, present, quality)
+        assert log_p.exp().sum().item() == pytest.approx(1)
+        odds.append((log_p[0, 0] - log_p[0, 1]).item())
+    assert odds[0] > 400
+    assert odds[1] < 1
