@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +16,7 @@ from perception.fusion.core import FusionCore
 from perception.fusion.engine import Engine, build_engine, pick_device
 from perception.fusion.window import CameraSlice, Window
 from perception.messages import FusedState, Latency
+from perception.models.encoder import ImageInput
 from perception.profile import (
     CameraConfig,
     EncoderConfig,
@@ -161,3 +165,54 @@ def test_asking_for_cuda_without_it_is_one_clear_error() -> None:
     with pytest.raises(ProfileError, match="sees no CUDA device"):
         pick_device("cuda")
     assert pick_device("auto") == torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def two_cameras() -> Engine:
+    resnet = EncoderConfig(input="left", kind="torchvision", weights="random", options={"size": 64})
+    both = {name: resnet.model_copy(update={"input": name}) for name in ("left", "right")}
+    inputs = {name: InputConfig(topic=f"camera/{name}") for name in both}
+    return build_engine(
+        FusionConfig(inputs=inputs, encoders=both, head=HeadConfig(classes=CLASSES)), clock=lambda: 0
+    )
+
+
+def seen_by_two(window: Window, before: Window) -> Window:
+    """The frames of one camera for two, the second of them a tick behind."""
+    inputs = {
+        name: replace(one.inputs["camera"], topic=f"camera/{name}")
+        for name, one in (("left", window), ("right", before))
+    }
+    return replace(window, inputs=inputs)
+
+
+def test_encoders_that_differ_only_in_their_input_are_one_model(two_cameras: Engine) -> None:
+    assert two_cameras.encoders["left"] is two_cameras.encoders["right"]
+
+
+def test_one_pass_for_all_cameras_gives_what_a_pass_for_each_does(
+    two_cameras: Engine, windows: list[Window]
+) -> None:
+    built = two_cameras
+    together = Engine(
+        built.config, built.encoders, built.head, device=built.device, clock=lambda: 0, batched=True
+    )
+    for before, window in pairwise(windows[15:18]):
+        seen = seen_by_two(window, before)
+        single, batched = built.encode(seen).encodings, together.encode(seen).encodings
+        assert single.keys() == batched.keys() == {"left", "right"}
+        for name, encoding in single.items():
+            torch.testing.assert_close(batched[name].features, encoding.features, rtol=1e-4, atol=1e-4)
+
+
+def test_in_one_pass_a_frame_does_not_depend_on_what_stands_beside_it(two_cameras: Engine) -> None:
+    """Which others are there differs between a live run and its replay, where windows were shed."""
+    encoder: Any = two_cameras.encoders["left"]
+    rng = np.random.default_rng(1)
+    first, second = (ImageInput(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)) for _ in range(2))
+    elongated = ImageInput(np.zeros((8, 800, 3), np.uint8))
+    expected = encoder.encode_batch([first, second])[1]
+    for beside in (None, second, elongated):
+        other, same = encoder.encode_batch([beside, second])
+        assert (other is None) == (beside is not second)
+        assert torch.equal(same.features, expected.features)

@@ -104,6 +104,17 @@ def test_only_what_was_trained_has_weights(encoders: dict[str, Any], kind: str) 
     assert bool(encoders[kind].weights()) == (kind in ("vggish", "silero"))
 
 
+def test_vggish_encodes_several_microphones_in_one_pass(encoders: dict[str, Any]) -> None:
+    encoder = encoders["vggish"]
+    heard = sound(noise())
+    broken = AudioInput(heard.waveform, np.full((96, 64), np.nan, np.float32))
+    first, nothing, refused, last = encoder.encode_batch([heard, None, broken, heard])
+    assert nothing is refused is None
+    alone = encoder(heard).features
+    torch.testing.assert_close(first.features, alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(last.features, alone, rtol=1e-4, atol=1e-4)
+
+
 def test_vggish_encodes_the_log_mel_frames(encoders: dict[str, Any], vggish: VGGish) -> None:
     data = sound(noise())
     expected = vggish(torch.tensor(data.log_mel)[None])[0]

@@ -49,7 +49,7 @@ def picture(height: int = 120, width: int = 160) -> Image:
 @pytest.mark.parametrize("source", ["tensor", "pillow"])
 def test_preprocessing_is_torchvisions_to_within_one_grey_level(shape: tuple[int, int], source: str) -> None:
     image = picture(*shape)
-    ours = to_model_input(image, 224, CPU)
+    ours = to_model_input(ImageInput(image), 224, CPU)
     reference = ImageClassification(crop_size=224)
     theirs = reference(Pillow.fromarray(image[:, :, ::-1].copy()) if source == "pillow" else rgb(image))
     assert ours.shape == (1, 3, 224, 224)
@@ -60,12 +60,12 @@ def test_preprocessing_is_torchvisions_to_within_one_grey_level(shape: tuple[int
 
 def test_a_frame_too_elongated_or_no_image_is_refused_and_a_read_only_one_taken() -> None:
     with pytest.raises(ValueError, match="too elongated"):
-        to_model_input(np.zeros((4, 400, 3), np.uint8), 224, CPU)
+        to_model_input(ImageInput(np.zeros((4, 400, 3), np.uint8)), 224, CPU)
     with pytest.raises(ValueError, match="not a BGR image"):
-        to_model_input(np.zeros((40, 40), np.uint8), 224, CPU)
+        to_model_input(ImageInput(np.zeros((40, 40), np.uint8)), 224, CPU)
     image = picture()
     image.flags.writeable = False
-    assert to_model_input(image, 32, CPU).shape == (1, 3, 32, 32)
+    assert to_model_input(ImageInput(image), 32, CPU).shape == (1, 3, 32, 32)
 
 
 def test_resnet18_gives_the_pooled_features_and_the_classes_of_the_same_weights(tmp_path: Path) -> None:

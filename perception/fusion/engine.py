@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from perception.messages import (
 )
 from perception.models import precision
 from perception.models.checkpoint import Head, build_head, config_hash, head_hash
+from perception.models.device import Forward, Lanes, Span
 from perception.models.encoder import Encoding
 from perception.models.precision import noise
 from perception.models.registry import RegisteredEncoder, build_encoder
@@ -68,8 +69,13 @@ class Engine:
         device: torch.device,
         clock: Callable[[], int],
         facts: Mapping[str, str | float] | None = None,
+        batched: bool | None = None,
     ) -> None:
-        """Encoders by name; the head takes their features in the order of sorted names."""
+        """Encoders by name; the head takes their features in the order of sorted names.
+
+        `batched`: whether inputs of one encoder are encoded in one pass; on CUDA if not said. A CPU gains
+        nothing by it, and a pass of several has other last bits than one of one.
+        """
         self.config = config
         self.encoders = dict(sorted(encoders.items()))
         self.device = device
@@ -85,6 +91,9 @@ class Engine:
         self.use(head)
         self._clock = clock
         self._facts = dict(facts or {})
+        self._lanes = Lanes(device, clock)
+        batched = device.type == "cuda" if batched is None else batched
+        self._groups = _groups(self.encoders, batched=batched)
         self._readers = {name: InputReader(item) for name, item in config.inputs.items()}
         self._cache: dict[str, _Cached] = {}
         self._publish_ms = 0.0
@@ -160,27 +169,50 @@ class Engine:
 
         An encoder that cannot use its input, or makes features of it that are not finite, is left out.
         """
-        inputs, corrupt = self._read(window)
-        encodings: dict[str, Encoding] = {}
-        took_ms = dict.fromkeys(self.encoders, 0.0)
-        for name, encoder in self.encoders.items():
-            reading = inputs.get(self.config.encoders[name].input)
-            if reading is None:
+        readings, corrupt = self._read(window)
+        inputs = {
+            name: readings[item.input]
+            for name, item in self.config.encoders.items()
+            if item.input in readings
+        }
+        keys = {name: self._key(name, reading) for name, reading in inputs.items()}
+        stale = {name for name, key in keys.items() if key != getattr(self._cache.get(name), "key", None)}
+        launched: dict[str, Encoding | None] = {}
+        spans: dict[str, Span] = {}
+        for modality, names in self._groups:
+            changed = stale.intersection(names)
+            if not changed:
                 continue
-            key = (reading.key, reading.previous_key if getattr(encoder, "uses_previous", False) else None)
-            cached = self._cache.get(name)
-            if cached is None or cached.key != key:
-                started_ns = self._clock()
-                cached = self._cache[name] = _Cached(key, self._run_encoder(name, reading))
-                took_ms[name] = (self._clock() - started_ns) / MILLISECOND_NS
-            if cached.encoding is not None:
-                encodings[name] = cached.encoding
-        return Encoded(encodings, corrupt, took_ms)
+            with self._lanes.beside(modality) as span:
+                made = self._launch(names, inputs)
+            launched |= {name: made[name] for name in changed}
+            spans |= dict.fromkeys(changed, span)
+        self._lanes.join()
+        for name, encoding in launched.items():
+            self._cache[name] = _Cached(keys[name], self._checked(name, encoding))
+        encodings = {name: self._cache[name].encoding for name in self.encoders if name in inputs}
+        known = {name: encoding for name, encoding in encodings.items() if encoding is not None}
+        took_ms = {name: spans[name].ms if name in spans else 0.0 for name in self.encoders}
+        return Encoded(known, corrupt, took_ms)
 
-    def _run_encoder(self, name: str, reading: Reading) -> Encoding | None:
+    def _key(self, name: str, reading: Reading) -> Hashable:
+        uses_previous = getattr(self.encoders[name], "uses_previous", False)
+        return reading.key, reading.previous_key if uses_previous else None
+
+    def _launch(self, names: Sequence[str], inputs: Mapping[str, Reading]) -> dict[str, Encoding | None]:
+        """Encode what there is for encoders of one model; on CUDA this only begins it."""
+        encoder: Any = self.encoders[names[0]]
+        if len(names) > 1:
+            batch = [inputs[name].data if name in inputs else None for name in names]
+            return dict(zip(names, encoder.encode_batch(batch), strict=True))
         try:
-            encoding = self.encoders[name](reading.data)
+            return {names[0]: encoder(inputs[names[0]].data)}
         except ValueError:
+            return {names[0]: None}
+
+    def _checked(self, name: str, encoding: Encoding | None) -> Encoding | None:
+        """Leave out and count what is of no use; this waits for the device."""
+        if encoding is None:
             self.counts[f"{name} refused its input"] += 1
             return None
         if not np.isfinite(encoding.features.numpy(force=True)).all():
@@ -236,10 +268,17 @@ class Engine:
     def warm_up(self, image_size: tuple[int, int] = (640, 480), repeats: int = 2) -> None:
         """Run every encoder and the head on noise, so that the first real window is not the slow one."""
         samples = noise(image_size=image_size)
+        inputs = {name: Reading(samples[one.modality], None) for name, one in self.encoders.items()}
         for _ in range(repeats):
-            for encoder in self.encoders.values():
-                encoder(samples[encoder.modality])
+            for modality, names in self._groups:
+                with self._lanes.beside(modality):
+                    self._launch(names, inputs)
+            self._lanes.join()
             self.warm_up_head(self.head)
+        for _, names in self._groups:
+            forward: Forward | None = getattr(self.encoders[names[0]], "forward", None)
+            if forward is not None and forward.capture_last():
+                self._facts |= dict.fromkeys((f"{name} graph" for name in names), "captured")
 
     @torch.inference_mode()
     def warm_up_head(self, head: Head) -> None:
@@ -260,6 +299,15 @@ def _conclusion(head: Head, shown: Shown) -> Fused:
         confidence=float(probabilities[best]),
         entropy=max(0.0, float(-(positive * np.log(positive)).sum())),
     )
+
+
+def _groups(encoders: Mapping[str, RegisteredEncoder], *, batched: bool) -> list[tuple[str, tuple[str, ...]]]:
+    """Return modality and names of encoders that run in one pass: those of one model, if it can."""
+    groups: dict[Hashable, list[str]] = {}
+    for name, encoder in encoders.items():
+        together = batched and hasattr(encoder, "encode_batch")
+        groups.setdefault(id(encoder) if together else name, []).append(name)
+    return [(encoders[names[0]].modality, tuple(names)) for names in groups.values()]
 
 
 def kind_of(topic: str) -> str:
@@ -314,30 +362,36 @@ def build_engine(config: FusionConfig, *, clock: Callable[[], int]) -> Engine:
     encoders: dict[str, RegisteredEncoder] = {}
     fixed: dict[str, EncoderConfig] = {}
     facts: precision.Facts = {}
+    alike: dict[str, tuple[EncoderConfig, RegisteredEncoder, precision.Facts]] = {}
     for name, item in sorted(config.encoders.items()):
 
         def build(item: EncoderConfig, name: str = name) -> RegisteredEncoder:
             chosen = item.model_copy(update={"weights": item.weights or config.weights})
             return build_encoder(name, chosen, device=device, seed=config.seed)
 
-        fixed[name], encoders[name], measured = _in_format(name, item, config.dtype, build)
-        facts |= measured
+        # encoders that differ in nothing but their input are one model
+        same = item.model_dump_json(exclude={"input"})
+        if same not in alike:
+            alike[same] = _in_format(item, config.dtype, build)
+        settled, encoders[name], measured = alike[same]
+        fixed[name] = settled.model_copy(update={"input": item.input})
+        facts |= {f"{name} {key}": value for key, value in measured.items()}
         topic, modality = config.inputs[item.input].topic, encoders[name].modality
         if modality != kind_of(topic):
             raise ProfileError(f"fusion.encoders.{name}: '{item.kind}' takes {modality}, not {topic}")
     dims = {name: encoder.dim for name, encoder in encoders.items()}
     head = build_head(config.head, dims, device=device, seed=config.seed)
-    settled = config.model_copy(update={"encoders": fixed, "dtype": "float32"})
-    return Engine(settled, encoders, head, device=device, clock=clock, facts=facts)
+    known = config.model_copy(update={"encoders": fixed, "dtype": "float32"})
+    return Engine(known, encoders, head, device=device, clock=clock, facts=facts)
 
 
 def _in_format(
-    name: str, config: EncoderConfig, dtype: str, build: Callable[[EncoderConfig], RegisteredEncoder]
+    config: EncoderConfig, dtype: str, build: Callable[[EncoderConfig], RegisteredEncoder]
 ) -> tuple[EncoderConfig, RegisteredEncoder, precision.Facts]:
     """Build an encoder in the number format of `[fusion] dtype`, unless its own options name one."""
     if dtype == "float32" or not precision.leaves_open(config):
         return config, build(config), {}
     if dtype == "auto":
-        return precision.choose(name, config, build)
+        return precision.choose(config, build)
     chosen = precision.computing_in(config, dtype)
-    return chosen, build(chosen), {precision.fact(name): dtype}
+    return chosen, build(chosen), {precision.DTYPE: dtype}

@@ -1,5 +1,7 @@
 """Audio encoders: VGGish, MFCC statistics, Silero's voice activity, level."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -12,6 +14,7 @@ from torch import nn
 from perception.errors import ProfileError
 from perception.features.mfcc import mfcc
 from perception.messages import BranchState
+from perception.models.device import Forward, upload
 from perception.models.encoder import AudioInput, Encoding
 from perception.models.silero import SileroNetwork, load_silero, packaged_file
 from perception.models.vggish import EMBEDDING, PRETRAINED_URL, Pca, load_pca, load_vggish, random_vggish
@@ -66,14 +69,23 @@ class VggishEncoder:
         pca = self._post_processing(options, state)
         self._model = nn.Sequential(model, *pca).eval().requires_grad_(False).to(device)
         self._device = device
+        self.forward = Forward("vggish", lambda log_mel: (self._model(log_mel).float(),), device=device)
 
-    @torch.no_grad()
     def __call__(self, data: AudioInput, /) -> Encoding:
         """Encode the log-mel frames. With `pca-8bit` the features are 0 to 255, as in AudioSet's release."""
-        if data.log_mel.shape != (96, 64) or not np.isfinite(data.log_mel).all():
-            raise ValueError(f"VGGish takes (96, 64) finite log-mel frames, not {data.log_mel.shape}")
-        log_mel = torch.tensor(data.log_mel, dtype=torch.float32, device=self._device)
-        return Encoding(self._model(log_mel[None])[0].float())
+        (features,) = self.forward(upload(_frames(data)[None], self._device))
+        return Encoding(features[0])
+
+    def encode_batch(self, batch: Sequence[AudioInput | None]) -> list[Encoding | None]:
+        """Encode the windows of several microphones in one pass, always as large as the batch."""
+        rows = np.zeros((len(batch), 96, 64), np.float32)
+        usable = [False] * len(batch)
+        for at, data in enumerate(batch):
+            with suppress(ValueError):
+                if data is not None:
+                    rows[at], usable[at] = _frames(data), True
+        (features,) = self.forward(upload(rows, self._device))
+        return [Encoding(row) if known else None for row, known in zip(features, usable, strict=True)]
 
     def weights(self) -> State:
         """Return the network's weights, and those of the post-processing if there is one."""
@@ -89,6 +101,12 @@ class VggishEncoder:
         if state is not None and "pproc.pca_matrix" in state:
             return [load_pca(state, quantise=quantise)]
         raise ProfileError(f"postprocess = '{options.postprocess}' needs option pca: vggish_pca_params.npz")
+
+
+def _frames(data: AudioInput) -> Samples:
+    if data.log_mel.shape != (96, 64) or not np.isfinite(data.log_mel).all():
+        raise ValueError(f"VGGish takes (96, 64) finite log-mel frames, not {data.log_mel.shape}")
+    return np.asarray(data.log_mel, np.float32)
 
 
 class MfccStatistics:

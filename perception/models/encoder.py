@@ -1,7 +1,8 @@
 """What an encoder takes and gives: one modality of a window in, a feature vector out."""
 
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,13 @@ class ImageInput:
     image: npt.NDArray[np.uint8]
     """(height, width, 3) BGR."""
     previous: npt.NDArray[np.uint8] | None = None
+    _made: dict[Hashable, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    def shared(self, key: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return what several encoders make of the frame alike, made once; nobody writes to it."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +49,35 @@ EncoderInput = ImageInput | AudioInput | TextInput
 InputT = TypeVar("InputT", bound=EncoderInput, contravariant=True)
 
 
-@dataclass(frozen=True, slots=True)
+Branch = BranchState | Callable[[], BranchState]
+_SILENT: Final = BranchState()
+
+
 class Encoding:
     """An encoder's result."""
 
-    features: torch.Tensor
-    """(dim,) float32 on the encoder's device."""
-    branch: BranchState = BranchState()
-    """Labels, scores and boxes of its own, where it has them."""
+    __slots__ = ("_branch", "features")
+
+    def __init__(self, features: torch.Tensor, branch: Branch = _SILENT) -> None:
+        """`branch` may be a function: it is called when asked for, and may wait for the device."""
+        self.features = features
+        """(dim,) float32 on the encoder's device."""
+        self._branch = branch
+
+    @property
+    def branch(self) -> BranchState:
+        """Labels, scores and boxes of its own, where it has them."""
+        if not isinstance(self._branch, BranchState):
+            self._branch = self._branch()
+        return self._branch
 
 
 class Encoder(Protocol[InputT]):
     """Stateless: the same input gives the same bytes, whatever came before.
 
     An encoder that looks at `ImageInput.previous` says so by an attribute `uses_previous = True`: the
-    others are not run again for an unchanged frame.
+    others are not run again for an unchanged frame. One that can encode several inputs in one pass has
+    `encode_batch`, which takes and returns None where there is no input, or no use for it.
     """
 
     dim: int

@@ -25,7 +25,7 @@ MAX_ERROR: Final = 0.02
 MIN_GAIN: Final = 1.1
 """A smaller gain in time than this is noise."""
 _REPEATS: Final = 5
-_KEY: Final = "dtype"
+DTYPE: Final = "dtype"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,31 +43,31 @@ class Trial:
         gains = self.float32_ms >= MIN_GAIN * self.bfloat16_ms
         return "bfloat16" if gains and self.error <= MAX_ERROR else "float32"
 
-    def facts(self, name: str) -> Facts:
-        """Return what to publish."""
+    def facts(self) -> Facts:
+        """Return what to publish of the encoder."""
         return {
-            fact(name): self.choice,
-            f"{name} bfloat16 error": self.error,
-            f"{name} float32 ms": self.float32_ms,
-            f"{name} bfloat16 ms": self.bfloat16_ms,
+            DTYPE: self.choice,
+            "bfloat16 error": self.error,
+            "float32 ms": self.float32_ms,
+            "bfloat16 ms": self.bfloat16_ms,
         }
 
 
 def fact(name: str) -> str:
     """Return under which name an encoder's format is published."""
-    return f"{name} {_KEY}"
+    return f"{name} {DTYPE}"
 
 
 def leaves_open(config: EncoderConfig) -> bool:
     """Whether an encoder can compute in several formats and its options name none."""
-    return _KEY in encoder_class(config.kind).Options.model_fields and _KEY not in config.options
+    return DTYPE in encoder_class(config.kind).Options.model_fields and DTYPE not in config.options
 
 
 def computing_in(config: EncoderConfig, dtype: str) -> EncoderConfig:
     """Return the encoder in a format; float32 is what options mean that name none."""
     if dtype == "float32":
         return config
-    return config.model_copy(update={"options": {**config.options, _KEY: dtype}})
+    return config.model_copy(update={"options": {**config.options, DTYPE: dtype}})
 
 
 def as_published(config: FusionConfig, facts: Mapping[str, str | float]) -> FusionConfig:
@@ -95,14 +95,14 @@ def compare(plain: RegisteredEncoder, short: RegisteredEncoder, repeats: int = _
 
 
 def choose(
-    name: str, config: EncoderConfig, build: Callable[[EncoderConfig], RegisteredEncoder]
+    config: EncoderConfig, build: Callable[[EncoderConfig], RegisteredEncoder]
 ) -> tuple[EncoderConfig, RegisteredEncoder, Facts]:
     """Build an encoder in the format that is faster here and keeps the answer; say what was measured."""
     plain, short_config = build(config), computing_in(config, "bfloat16")
     short = build(short_config)
     trial = compare(plain, short)
     chosen = (short_config, short) if trial.choice == "bfloat16" else (config, plain)
-    return *chosen, trial.facts(name)
+    return *chosen, trial.facts()
 
 
 def noise(seed: int = 0, image_size: tuple[int, int] = (640, 480)) -> dict[str, EncoderInput]:

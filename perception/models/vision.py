@@ -1,8 +1,9 @@
 """Vision encoders: any torchvision classifier, any transformers vision model."""
 
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -16,8 +17,9 @@ from torchvision.transforms.v2 import functional as transforms
 
 from perception.errors import WeightsError
 from perception.messages import BranchState
+from perception.models.device import Forward, upload
 from perception.models.encoder import Encoding, ImageInput
-from perception.models.images import Image, check_bgr
+from perception.models.images import check_bgr
 from perception.models.weights import (
     State,
     hub_folder,
@@ -37,7 +39,7 @@ MAX_ASPECT: Final = 16
 
 
 def to_model_input(
-    image: Image,
+    data: ImageInput,
     size: int,
     device: torch.device,
     *,
@@ -53,7 +55,7 @@ def to_model_input(
     1 / 255 / std, and a quarter of one on average: the two round the resized pixels differently.
 
     Args:
-        image: (height, width, 3) uint8 BGR.
+        data: the frame; encoders that prepare it alike share the work.
         size: side of the centre crop.
         device: of the model.
         resize: the short side before the crop; 256/224 of `size` if not given.
@@ -61,15 +63,30 @@ def to_model_input(
         std: likewise.
         interpolation: bilinear or bicubic.
     """
-    height, width = check_bgr(image).shape[:2]
+    height, width = check_bgr(data.image).shape[:2]
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise ValueError(f"a frame of {width}x{height} is too elongated for an image model")
-    rgb = torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).to(device)
     short_side = resize or round(size * 256 / 224)
-    pixels = transforms.resize(rgb.permute(2, 0, 1)[None], [short_side], interpolation, antialias=True)
-    pixels = transforms.center_crop(pixels, [size, size])
-    scale, offset = _normalisation(mean, std, device)
-    return torch.addcmul(offset, pixels.float(), scale)
+
+    def prepare() -> torch.Tensor:
+        rgb = rgb_on_device(data, device)[None]
+        pixels = transforms.resize(rgb, [short_side], interpolation, antialias=True)
+        pixels = transforms.center_crop(pixels, [size, size])
+        scale, offset = _normalisation(mean, std, device)
+        return torch.addcmul(offset, pixels.float(), scale)
+
+    return data.shared((size, short_side, mean, std, interpolation, device), prepare)
+
+
+def rgb_on_device(data: ImageInput, device: torch.device) -> torch.Tensor:
+    """Return the frame as (3, height, width) uint8 RGB on the device, where it goes only once."""
+
+    def convert() -> torch.Tensor:
+        if device.type == "cpu":
+            return torch.from_numpy(cv2.cvtColor(data.image, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)
+        return upload(data.image, device).flip(-1).permute(2, 0, 1)
+
+    return data.shared(device, convert)
 
 
 @lru_cache(maxsize=16)
@@ -128,16 +145,38 @@ class TorchvisionEncoder:
         self._device, self._dtype = device, getattr(torch, options.dtype)
         self._model = model.eval().requires_grad_(False).to(device, self._dtype)
         self._model.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
+        self.forward = Forward(options.model, self._infer, device=device)
         self._last_input = torch.empty(0)
         last = _last_layer(model)
         last.register_forward_pre_hook(self._keep)
         self.dim = last.in_features if isinstance(last, nn.Linear) else last.in_channels
 
-    @torch.no_grad()
     def __call__(self, data: ImageInput, /) -> Encoding:
         """Encode the newest frame."""
-        pixels = to_model_input(
-            data.image,
+        features, logits = self.forward(self._pixels(data))
+        return Encoding(features[0], lambda: self._best(logits[0]))
+
+    def encode_batch(self, batch: Sequence[ImageInput | None]) -> list[Encoding | None]:
+        """Encode the newest frames of several cameras in one pass.
+
+        It is always as large as the batch, so a frame's bits do not depend on which others are there.
+        """
+        empty = torch.zeros(1, 3, self._size, self._size, device=self._device)
+        rows: list[torch.Tensor | None] = []
+        for data in batch:
+            try:
+                rows.append(None if data is None else self._pixels(data))
+            except ValueError:
+                rows.append(None)
+        features, logits = self.forward(torch.cat([empty if row is None else row for row in rows]))
+        return [
+            None if row is None else Encoding(features[at], partial(self._best, logits[at]))
+            for at, row in enumerate(rows)
+        ]
+
+    def _pixels(self, data: ImageInput) -> torch.Tensor:
+        return to_model_input(
+            data,
             self._size,
             self._device,
             resize=self._short_side,
@@ -145,11 +184,14 @@ class TorchvisionEncoder:
             std=tuple(self._preset.std),
             interpolation=self._preset.interpolation,
         )
+
+    def _infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map (N, 3, size, size) to features (N, dim) and logits (N, classes), both float32."""
         logits = self._model(pixels.to(self._dtype, memory_format=torch.channels_last))
         features = self._last_input.float()
         if features.ndim == 4:  # SqueezeNet classifies per position
             features = features.mean(dim=(2, 3))
-        return Encoding(features[0], self._best(logits[0].float()))
+        return features, logits.float()
 
     def weights(self) -> State:
         """Return the classifier's parameters and buffers."""
@@ -222,8 +264,8 @@ class TransformersVisionEncoder:
 
     def __call__(self, data: ImageInput, /) -> Encoding:
         """Encode the newest frame."""
-        rgb = torch.from_numpy(cv2.cvtColor(check_bgr(data.image), cv2.COLOR_BGR2RGB))
-        return Encoding(self._features(rgb.to(self._device).permute(2, 0, 1)))
+        check_bgr(data.image)
+        return Encoding(self._features(rgb_on_device(data, self._device)))
 
     def weights(self) -> State:
         """Return the model's parameters and buffers."""

@@ -158,6 +158,8 @@ class Crew:
             workers = 1 if self.engines[0].device.type != "cpu" else max(1, min(_MAX_WORKERS, spare))
         like = self.engines[0].config  # what was measured there holds for all
         self.engines += [build_engine(like, clock=lambda: 0) for _ in range(workers - 1)]
+        if self.engines[0].device.type == "cuda":
+            self.engines[0].warm_up()  # so that it computes by graphs as the live one did
         # torch keeps its number of threads by thread
         self._pools = [ThreadPoolExecutor(1, "engine", use_threads, (threads,)) for _ in self.engines]
         self._threads = threads

@@ -1,0 +1,187 @@
+"""How models run on a device. On a CPU everything here is a plain call, so who uses it has one path.
+
+On CUDA, encoders of different modalities run beside each other, each on a stream of its own, and a forward
+pass of fixed shape is captured once as a CUDA graph: replayed, it costs one launch instead of hundreds.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_LOG: Final = logging.getLogger(__name__)
+GRAPH_TOLERANCE: Final = 1e-3
+"""How far a replayed graph may be from the plain call, relative to the largest value of the result."""
+_WARM_UPS: Final = 3
+"""Calls before a capture, in which cuDNN and cuBLAS take their workspaces."""
+
+Tensors = tuple[torch.Tensor, ...]
+Function = Callable[..., Tensors]
+
+
+Capture = Callable[[Function, Tensors], Function]
+"""Records a function's work on inputs of one shape, and gives what repeats it on others."""
+
+
+class CudaGraph:
+    """A function's kernels, captured with their memory: inputs are copied in, results copied out."""
+
+    def __init__(self, function: Function, inputs: Tensors) -> None:
+        with torch.inference_mode():
+            self._inputs = tuple(tensor.clone() for tensor in inputs)
+        here = torch.cuda.current_stream()
+        beside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(here)
+        with torch.cuda.stream(beside):
+            for _ in range(_WARM_UPS):
+                function(*self._inputs)
+        here.wait_stream(beside)
+        self._graph = torch.cuda.CUDAGraph()
+        # on the stream of the warm-up: what libraries keep per stream is there
+        with torch.cuda.graph(self._graph, stream=beside):
+            self._outputs = function(*self._inputs)
+
+    def __call__(self, *inputs: torch.Tensor) -> Tensors:
+        """Repeat it; the results are the caller's."""
+        with torch.inference_mode():  # in which alone these may be written to
+            for own, given in zip(self._inputs, inputs, strict=True):
+                own.copy_(given, non_blocking=True)
+        self._graph.replay()
+        return tuple(output.clone() for output in self._outputs)
+
+
+class Forward:
+    """A forward pass: called as it is, or replayed where it was captured for inputs of that shape."""
+
+    def __init__(
+        self, name: str, function: Function, *, device: torch.device, capture: Capture = CudaGraph
+    ) -> None:
+        self.name = name
+        self._function = function
+        self._on_cuda = device.type == "cuda"
+        self._capture = capture
+        self._captured: dict[tuple[torch.Size, ...], Function] = {}
+        self._last: Tensors = ()
+
+    @torch.no_grad()
+    def __call__(self, *inputs: torch.Tensor) -> Tensors:
+        """Return the function's results."""
+        self._last = inputs if self._on_cuda and not self._captured else ()
+        repeat = self._captured.get(_shapes(inputs), self._function)
+        return repeat(*inputs)
+
+    def capture_last(self) -> bool:
+        """Capture it for the shape of the last call; without CUDA, nothing happens and it is False."""
+        last, self._last = self._last, ()
+        return bool(last) and self.captured(*last)
+
+    @torch.no_grad()
+    def captured(self, *inputs: torch.Tensor) -> bool:
+        """Capture it for inputs of this shape; return whether that works and gives the same as the call.
+
+        Where it does not, the plain call stays in use, and the log says why.
+        """
+        try:
+            repeat = self._capture(self._function, inputs)
+            error = _error(repeat(*inputs), self._function(*inputs))
+        except RuntimeError as failure:
+            reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+            _LOG.warning("%s runs without a CUDA graph: %s", self.name, reason)
+            return False
+        if not error <= GRAPH_TOLERANCE:
+            _LOG.warning("%s runs without a CUDA graph: its results are %.2g apart", self.name, error)
+            return False
+        self._captured[_shapes(inputs)] = repeat
+        return True
+
+
+def _shapes(inputs: Tensors) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape for tensor in inputs)
+
+
+def _error(found: Tensors, expected: Tensors) -> float:
+    """Return the largest difference, relative to the largest value expected; NaN if there is one."""
+    pairs = zip(found, expected, strict=True)
+    return max(
+        float((one.float() - other.float()).abs().max() / other.float().abs().max().clamp_min(1e-6))
+        for one, other in pairs
+    )
+
+
+class Span:
+    """When some work on a device began and ended."""
+
+    def __init__(self, clock: Callable[[], int], *, on_cuda: bool) -> None:
+        self._clock = clock
+        self._times_ns: list[int] = []
+        count = 2 if on_cuda else 0
+        self._events: list[Any] = [torch.cuda.Event(enable_timing=True) for _ in range(count)]  # type: ignore[no-untyped-call]
+
+    def note(self) -> None:
+        """Note the beginning, then the end, on the stream in use."""
+        if self._events:
+            self._events[len(self._times_ns)].record()
+        self._times_ns.append(self._clock())
+
+    @property
+    def ms(self) -> float:
+        """How long it took; on CUDA only to be asked for when the device is done."""
+        if self._events:
+            return float(self._events[0].elapsed_time(self._events[1]))
+        return (self._times_ns[1] - self._times_ns[0]) / 1e6
+
+
+class Lanes:
+    """Streams of a CUDA device, one per modality; on a CPU the thread itself.
+
+    Memory is safe without more ado because every tick ends with its results on the host: before anything is
+    freed or written again, the device is done with it.
+    """
+
+    def __init__(self, device: torch.device, clock: Callable[[], int]) -> None:
+        self._device = device
+        self._clock = clock
+        self._on_cuda = device.type == "cuda"
+        self._streams: dict[str, Any] = {}
+
+    @contextmanager
+    def beside(self, modality: str) -> Iterator[Span]:
+        """Run what is launched inside on the modality's stream, after what was launched before."""
+        span = Span(self._clock, on_cuda=self._on_cuda)
+        if not self._on_cuda:
+            span.note()
+            yield span
+            span.note()
+            return
+        if modality not in self._streams:
+            self._streams[modality] = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream = self._streams[modality]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            span.note()
+            yield span
+            span.note()
+
+    def join(self) -> None:
+        """Let what is launched from here on come after all of it; the host does not wait."""
+        for stream in self._streams.values():
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+
+
+def upload(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Return an array on the device; to CUDA it goes from pinned memory, and the host does not wait.
+
+    On a CPU the tensor shares the array's memory where it can be written to.
+    """
+    if device.type == "cuda":
+        staged = torch.empty(array.shape, dtype=_DTYPES[array.dtype.type], pin_memory=True)
+        staged.numpy()[...] = array
+        return staged.to(device, non_blocking=True)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+_DTYPES: Final[dict[Any, torch.dtype]] = {np.uint8: torch.uint8, np.float32: torch.float32}
