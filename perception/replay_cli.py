@@ -17,7 +17,12 @@ _FILE = click.argument("file", type=click.Path(path_type=Path))
     "--from", "start_s", type=click.FloatRange(min=0), default=0.0, help="Seconds into the session."
 )
 @click.option("--to", "end_s", type=click.FloatRange(min=0), help="Seconds into the session.")
-@click.option("--topics", multiple=True, help="Such as camera/*; default: all but what a fusion makes.")
+@click.option(
+    "--topics",
+    metavar="PATTERN",
+    multiple=True,
+    help="Such as 'camera/*'; may be repeated. Default: all but what a fusion makes.",
+)
 @click.option("--keep-stamps", is_flag=True, help="Publish the stamps as recorded; else it happens now.")
 @click.option("--domain", metavar="NAME", help="Graph to join; default $PERCEPTION_DOMAIN or 'default'.")
 def replay(
@@ -39,7 +44,7 @@ def replay(
         keep_stamps=keep_stamps,
         start_s=start_s,
         end_s=end_s,
-        topics=tuple(name for text in topics for name in text.split(",")) or RAW_TOPICS,
+        topics=topics or RAW_TOPICS,
     )
     with keyboard() as keys:
         published = play(file, playback, domain=domain, keys=keys)

@@ -227,6 +227,12 @@ def test_a_video_with_sound_and_subtitles_becomes_a_session(tmp_path: Path) -> N
         assert session.metadata["imported"]["subtitles"] == str(tmp_path / "clip.srt")
 
 
+def test_an_import_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"none\.srt"):
+        list(import_media.read(clip(tmp_path), tmp_path / "s.mcap", tmp_path / "none.srt"))
+    assert not (tmp_path / "s.mcap").exists()
+
+
 def test_what_is_no_video_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video" * 100)
     with pytest.raises(DeviceError, match="cannot be opened"):

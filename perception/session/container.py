@@ -29,7 +29,6 @@ CHUNK: Final = struct.Struct("<QQQII")
 MAX_CHUNK_BYTES: Final = 160 << 20
 """Holds the largest message that the bus lets through after whatever else a chunk has by then."""
 MAX_RECORD_BYTES: Final = MAX_CHUNK_BYTES + RECORD.size + CHUNK.size + 16
-COMPRESSIONS: Final = ("", "lz4", "zstd")
 
 
 class DamageError(Exception):

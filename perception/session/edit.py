@@ -6,7 +6,7 @@ from pathlib import Path
 
 from perception.errors import SessionError
 from perception.session.reader import Session
-from perception.session.writer import SessionWriter
+from perception.session.writer import whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,12 @@ def _copy(
     source: Path, target: Path, topics: Sequence[str], start_s: float | None, end_s: float | None
 ) -> Copied:
     with Session(source) as session:
-        chosen = session.records(topics, session.at_ns(start_s), session.at_ns(end_s))
-        with SessionWriter(target) as writer:
+        with whole(target) as writer:
             for name, value in session.metadata.items():
                 writer.add_metadata(name, value)
-            for record in chosen:
+            for record in session.records(topics, session.at_ns(start_s), session.at_ns(end_s)):
                 writer.copy(record)
-        if not writer.counts:
-            target.unlink()
-            raise SessionError(
-                f"{source}: nothing to write: {'; '.join(session.damage) or 'no such messages'}"
-            )
+            if not writer.counts:
+                reason = "; ".join(session.damage) or "no such messages"
+                raise SessionError(f"{source}: nothing to write: {reason}")
         return Copied(writer.counts.total(), writer.bytes_written, session.damage)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from perception.messages import AudioBlock, CameraFrame, FusedState
+from perception.messages import AudioBlock, CameraFrame, FusedState, Header
 from perception.session.lerobot_tables import Statistics, TableFile, write_episodes, write_tasks
 from perception.session.moments import Moment, inputs_of, moments
 from perception.session.reader import Session
@@ -123,20 +123,26 @@ def write(
 def _layout(session: Session, topics: Sequence[str], fps: int) -> _Layout:
     films, sounds = {}, {}
     for topic in inputs_of(session, topics, "camera"):
-        header = next(session.messages([topic])).header
+        header = _first(session, topic)
         if isinstance(header, CameraFrame):
             # The encoder takes even sizes only.
             size = (max(header.height & ~1, 2), max(header.width & ~1, 2))
             films[f"observation.images.{_name(topic)}"] = (topic, *size)
     for topic in inputs_of(session, topics, "microphone"):
-        header = next(session.messages([topic])).header
+        header = _first(session, topic)
         if isinstance(header, AudioBlock):
             sounds[f"observation.audio.{_name(topic)}"] = (topic, header.rate_hz, header.rate_hz // fps)
     classes: tuple[str, ...] = ()
     for topic in inputs_of(session, topics, "state")[:1]:
-        header = next(session.messages([topic])).header
+        header = _first(session, topic)
         classes = header.fused.classes if isinstance(header, FusedState) else ()
     return _Layout(fps, films, sounds, classes)
+
+
+def _first(session: Session, topic: str) -> Header | None:
+    """Return the first message of a topic that is intact."""
+    message = next(session.messages([topic]), None)
+    return None if message is None else message.header
 
 
 def _row(moment: Moment, layout: _Layout, number: int, tasks: dict[str, int]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from perception.devices.wire import block_message, frame_message, text_message
 from perception.errors import DeviceError, MalformedMessageError
 from perception.messages import Header, Message, Payload
 from perception.profile import CameraConfig, MicrophoneConfig
-from perception.session.writer import SessionWriter
+from perception.session.writer import whole
 
 _SECOND_NS: Final = 1_000_000_000
 _SOURCE: Final = "video#import"
@@ -62,7 +62,7 @@ def read(source: Path, target: Path, subtitles: Path | None = None) -> Iterator[
     if not streams:
         raise DeviceError(f"{source}: has neither picture nor sound")
     sent: Counter[str] = Counter()
-    with SessionWriter(target) as writer:
+    with whole(target) as writer:
         writer.add_metadata(
             "imported", {"from": str(source), "kind": "video", "subtitles": words and str(words)}
         )

@@ -65,7 +65,7 @@ class Session:
         except DamageError as error:
             self.close()
             raise SessionError(f"{self.path}: {error}") from error
-        self._damage = Counter(self._index.damage)
+        self._damage = dict.fromkeys(self._index.damage)
         self._spans = sorted(self._index.spans, key=lambda span: span.start_ns)
 
     @property
@@ -76,7 +76,7 @@ class Session:
     @property
     def damage(self) -> list[str]:
         """What was found damaged so far, one line each; complete once everything has been read."""
-        return [text if count == 1 else f"{text} ({count} times)" for text, count in self._damage.items()]
+        return list(self._damage)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class Session:
 
     def _note(self, text: str) -> None:
         if len(self._damage) < _MAX_DAMAGE:
-            self._damage[text] += 1
+            self._damage[text] = None
 
 
 def message(record: Record) -> Message[Header]:

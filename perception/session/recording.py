@@ -1,41 +1,40 @@
 """A recording to replay: a session file, or messages at hand."""
 
 from collections.abc import Iterable, Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Self
 
 from perception.errors import SessionError
 from perception.messages import Header, Message
 from perception.profile import Profile, parse
-from perception.session.reader import Session
+from perception.session.reader import Session, matches
 
 Source = Path | str | Iterable[Message[Header]]
 """A session file, or messages in their order: those are gone through several times."""
 
 
 class Recording:
-    """Either kind of source, opened."""
+    """Either kind of source, opened; all its messages, as often as they are gone through."""
 
     def __init__(self, source: Source) -> None:
         """Open a file; SessionError if that fails."""
-        self.name = str(source) if isinstance(source, str | Path) else "messages"
-        self._session = Session(source) if isinstance(source, str | Path) else None
+        self.name = "messages"
+        self._session: Session | None = None
         self._messages: Iterable[Message[Header]] = ()
-        if not isinstance(source, str | Path):
+        if isinstance(source, str | Path):
+            self.name, self._session = str(source), Session(source)
+        else:
             # an iterator would be empty the second time
             self._messages = list(source) if isinstance(source, Iterator) else source
+
+    def __iter__(self) -> Iterator[Message[Header]]:
+        return self.messages("*")
 
     def messages(self, *topics: str) -> Iterator[Message[Header]]:
         """Yield what matches one of the patterns, in recorded order."""
         if self._session is not None:
             return self._session.messages(topics)
-        return (one for one in self._messages if any(fnmatchcase(one.topic, topic) for topic in topics))
-
-    @property
-    def everything(self) -> Iterable[Message[Header]]:
-        """All messages, to be gone through as often as wanted."""
-        return _Everything(self)
+        return (one for one in self._messages if matches(one.topic, topics))
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -65,11 +64,3 @@ class Recording:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-class _Everything:
-    def __init__(self, recording: Recording) -> None:
-        self._recording = recording
-
-    def __iter__(self) -> Iterator[Message[Header]]:
-        return self._recording.messages("*")

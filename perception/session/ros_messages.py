@@ -15,7 +15,7 @@ from rosbags.typesys.store import Typestore
 from perception import topics
 from perception.bus import codec
 from perception.errors import BusError, MalformedMessageError
-from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand
+from perception.messages import AudioBlock, CameraFrame, Header, Journal, Message, TextCommand
 
 COMPRESSED: Final = "sensor_msgs/msg/CompressedImage"
 IMAGE: Final = "sensor_msgs/msg/Image"
@@ -184,6 +184,8 @@ class Decoder:
                 case "audio_common_msgs/msg/AudioDataStamped":
                     return self._sound(message.audio.data.tobytes(), stamp_ns)
             kind = topics.lookup(self.topic).message
+            if kind is Journal:
+                raise UnusableError("it tells of publishers, and a bag keeps none")
             if kind is TextCommand:
                 return TextCommand(stamp_ns=stamp_ns, text=message.data), b""
             return kind.model_validate_json(message.data), b""

@@ -14,7 +14,7 @@ from perception.errors import SessionError
 from perception.messages import AudioBlock
 from perception.session import ros_messages as ros
 from perception.session.reader import Session
-from perception.session.writer import SessionWriter
+from perception.session.writer import whole
 
 _BAG_VERSION: Final = 9
 
@@ -61,7 +61,7 @@ def read(source: Path, target: Path) -> Iterator[str]:
             if not decoders:
                 types = ", ".join(sorted({connection.msgtype for connection in bag.connections}))
                 raise SessionError(f"{source}: no camera, sound or text in it; it holds {types or 'nothing'}")
-            with SessionWriter(target) as writer:
+            with whole(target) as writer:
                 writer.add_metadata("imported", {"from": str(source), "kind": "rosbag"})
                 wanted = [one for one in bag.connections if (one.topic, one.msgtype) in decoders]
                 for connection, time_ns, data in bag.messages(wanted):

@@ -127,7 +127,7 @@ def _replayed(wanted: _Wanted) -> "tuple[FusedState, ...]":
         profile = recording.profile if wanted.profile is None else load(wanted.profile)
         if not wanted.perturbations:
             return tuple(replay(wanted.path, profile))
-        return tuple(replay(Perturbed(recording.everything, *wanted.perturbations), profile))
+        return tuple(replay(Perturbed(recording, *wanted.perturbations), profile))
 
 
 def _plain(state: "FusedState") -> dict[str, Any]:

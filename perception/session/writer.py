@@ -3,7 +3,8 @@
 import json
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -254,6 +255,17 @@ class SessionWriter:
         crc = zlib.crc32(summary + _footer(start, offset, 0)[:-4])
         end = _footer(start, offset, crc) + container.MAGIC
         return _serialised(records.DataEnd(0)) + summary + end
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[SessionWriter]:
+    """Write a session that is there in the end whole or not at all; SessionError as of `SessionWriter`."""
+    with SessionWriter(path) as writer:
+        try:
+            yield writer
+        except BaseException:
+            path.unlink()
+            raise
 
 
 def _footer(summary_start: int, offset_start: int, crc: int) -> bytes:
