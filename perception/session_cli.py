@@ -4,16 +4,20 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
-from perception.errors import SessionError
+from perception.errors import PerceptionError, SessionError
+
+if TYPE_CHECKING:
+    from perception.profile import RecorderConfig
 
 DIFFERENT: Final = 1
 """Exit code of `session diff` when there is a difference."""
 _BAGS: Final = (".mcap", ".db3", ".bag")
 
+_above_zero: Final = click.FloatRange(min=0, min_open=True)
 _file = click.argument("file", type=click.Path(path_type=Path))
 _target = click.argument("target", type=click.Path(path_type=Path))
 _topics = click.option(
@@ -203,8 +207,10 @@ def import_(source: Path, target: Path, subtitles: Path | None) -> None:
 @click.command()
 @click.argument("profile", required=False)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after this long.")
+@click.option("--seconds", type=_above_zero, help="Stop after this long.")
 @click.option("--topics", metavar="PATTERN", multiple=True, help="Record what runs: '*', 'camera/*' ...")
+@click.option("--split-mb", type=_above_zero, help="Begin another file at this size.")
+@click.option("--split-minutes", type=_above_zero, help="Begin another file after this long.")
 @click.option("--domain", metavar="NAME", help="Graph to launch or join.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a profile key.")
 def record(
@@ -212,6 +218,8 @@ def record(
     out: Path,
     seconds: float | None,
     topics: tuple[str, ...],
+    split_mb: float | None,
+    split_minutes: float | None,
     domain: str | None,
     overrides: tuple[str, ...],
 ) -> int:
@@ -221,56 +229,59 @@ def record(
     if profile is None:
         if overrides:
             raise SessionError("--set changes a profile: give one to launch, or leave --set out")
-        return _join(topics or ("*",), out, seconds, domain)
+        from perception.profile import RecorderConfig
+
+        config = RecorderConfig(topics=topics or ("*",), split_mb=split_mb, split_minutes=split_minutes)
+        return _join(config, out, seconds, domain)
     from perception.up import run
 
-    settings: dict[str, object] = {"record": True, "recorder.out": str(out)}
-    if topics:
-        settings["recorder.topics"] = list(topics)
-    if domain is not None:
-        settings["domain"] = domain
-    # JSON strings, lists and booleans are TOML too.
-    given = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
+    settings = {
+        "record": True,
+        "recorder.out": str(out).replace("%", "%%"),
+        "recorder.topics": list(topics) or None,
+        "recorder.split_mb": split_mb,
+        "recorder.split_minutes": split_minutes,
+        "domain": domain,
+    }
+    # JSON strings, lists, numbers and booleans are TOML too.
+    given = (f"{key}={json.dumps(value)}" for key, value in settings.items() if value is not None)
     return run(profile, (*overrides, *given), seconds=seconds, json_file=None)
 
 
-def _join(topics: tuple[str, ...], out: Path, seconds: float | None, domain: str | None) -> int:
-    import signal
+def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: str | None) -> int:
     import time
 
     from perception.bus.host import HostClock, Runtime
     from perception.bus.subscriber import Subscriber
-    from perception.profile import RecorderConfig
     from perception.session.recorder import EVERY_MESSAGE, Recorder, describe
     from perception.session.recorder import record as run
+    from perception.up import stop_requests
 
-    clock = HostClock()
-    stops: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: stops.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    clock, runtime = HostClock(), Runtime(domain)
     end_s = time.monotonic() + seconds if seconds else float("inf")
-    try:
-        with (
-            Recorder(out, RecorderConfig(), describe(None, clock.to_host_ns(0))) as recorder,
-            Subscriber(
-                *topics, runtime=Runtime(domain), clock=clock.now_ns, policies=EVERY_MESSAGE
-            ) as subscriber,
-        ):
-            click.echo(f"recording {', '.join(topics)} to {out}; Ctrl-C ends it", err=True)
-            run(
-                subscriber,
-                recorder,
-                clock=clock.now_ns,
-                stopped=lambda: bool(stops) or time.monotonic() >= end_s,
-            )
-            accounts = subscriber.health()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with (
+        stop_requests() as requests,
+        Recorder(out, config, describe(None, clock.to_host_ns(0))) as recorder,
+        Subscriber(*config.topics, runtime=runtime, clock=clock.now_ns, policies=EVERY_MESSAGE) as subscriber,
+    ):
+        click.echo(f"recording {', '.join(config.topics)} to {recorder.path}; Ctrl-C ends it", err=True)
+        run(
+            subscriber,
+            recorder,
+            clock=clock.now_ns,
+            stopped=lambda: bool(requests) or time.monotonic() >= end_s,
+        )
+        accounts = subscriber.health()
+    if not recorder.counts["messages"]:
+        recorder.path.unlink()
+        raise PerceptionError(
+            f"nobody published {', '.join(config.topics)} in domain '{runtime.domain}'; "
+            "perception nodes shows who is alive"
+        )
     lost = sum(account.lost + sum(account.dropped.values()) for account in accounts.values())
-    click.echo(f"{out}: {recorder.counts['messages']} messages of {len(accounts)} topics, {lost} lost")
+    click.echo(
+        f"{recorder.path}: {recorder.counts['messages']} messages of {len(accounts)} topics, {lost} lost"
+    )
     if recorder.full:
         raise SessionError(f"recording stopped: {recorder.full}")
     return 0

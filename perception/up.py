@@ -49,7 +49,7 @@ def run(
     summary, board = _summary(profile, started_ns), Board()
     with (
         DomainLock(runtime.base / f".{profile.domain}.up.lock", profile.domain) as lock,
-        _stop_requests() as requests,
+        stop_requests() as requests,
     ):
         runtime.sweep()
         with Subscriber(
@@ -115,7 +115,7 @@ class _Watch:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[list[int]]:
+def stop_requests() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying from them, so that the nodes are stopped first."""
     requests: list[int] = []
     before = {

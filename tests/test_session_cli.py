@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
-from perception.errors import SessionError
+from perception.errors import PerceptionError, SessionError
 from perception.messages import TextCommand
 from perception.session import Session, SessionWriter
 from perception.session_cli import record, session
@@ -92,6 +92,15 @@ def test_record_refuses_to_overwrite_and_to_guess(path: Path, tmp_path: Path) ->
         invoke(record, "demo", "--out", path)
     with pytest.raises(SessionError, match="--set"):
         invoke(record, "--topics", "*", "--set", "a=1", "--out", tmp_path / "n.mcap")
+
+
+def test_a_recording_of_nothing_is_no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with pytest.raises(PerceptionError, match="nobody published text/none in domain 'rec'"):
+        invoke(
+            record, "--topics", "text/none", "--domain", "rec", "--seconds", 0.1, "--out", tmp_path / "n.mcap"
+        )
+    assert not list(tmp_path.glob("*.mcap"))
 
 
 def test_record_joins_what_runs_until_told_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
