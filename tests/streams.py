@@ -4,15 +4,38 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from perception.devices.scripted import messages
 from perception.fusion.core import FusionCore
 from perception.fusion.window import Window
 from perception.messages import AudioBlock, CameraFrame, ClockTick, Header, Message, TextCommand
-from perception.profile import EncoderConfig, FusionConfig, HeadConfig, InputConfig
+from perception.profile import (
+    CameraConfig,
+    EncoderConfig,
+    FusionConfig,
+    HeadConfig,
+    InputConfig,
+    MicrophoneConfig,
+    ScriptConfig,
+)
 
 SECOND_NS = 1_000_000_000
 MS = 1_000_000
 START_NS = 1_700_000_000 * SECOND_NS
 CAMERA, MICROPHONE, TEXT = "camera/front", "microphone/main", "text/terminal"
+
+
+Stream = list[Message[Header]]
+
+
+def of(stream: Stream, topic: str) -> Stream:
+    return [one for one in stream if one.topic == topic]
+
+
+def scripted_room() -> Stream:
+    """Four seconds of the scripted devices, in order of arrival."""
+    camera = CameraConfig(source="scripted", width=160, height=120, rate_hz=20)
+    microphone = MicrophoneConfig(source="scripted")
+    return list(messages(ScriptConfig(seed=3), camera, microphone, 4.0, origin_ns=START_NS))
 
 
 def config(**changes: object) -> FusionConfig:

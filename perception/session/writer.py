@@ -1,4 +1,9 @@
-"""Write a session: one MCAP file that viewers open and that loses at most half a second if killed."""
+"""Write a session: one MCAP file that viewers open and that loses at most half a second if killed.
+
+The chunks are made here: the writer of `mcap` needs 1.1 times the processor time for frames of 400 kB (0.8
+times for 1 kB), that of `foxglove-sdk` 0.76 times (0.58), but it knows neither sequence numbers nor times of
+publication and compresses all channels alike, JPEG included.
+"""
 
 import json
 import zlib

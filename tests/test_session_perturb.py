@@ -1,0 +1,123 @@
+"""What can go wrong with the inputs of a recording, each alone and combined."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from perception.features.window import decode_samples
+from perception.messages import AudioBlock, CameraFrame, Message
+from perception.session.perturb import (
+    Perturbation,
+    Perturbed,
+    delay,
+    drift,
+    drop,
+    freeze,
+    noise,
+    stamp_leap,
+    without,
+)
+from tests.streams import CAMERA, MICROPHONE, MS, SECOND_NS, START_NS, Stream, clock_tick, of, scripted_room
+
+
+@pytest.fixture(scope="module")
+def recording() -> Stream:
+    return scripted_room()
+
+
+def apply(stream: Stream, *perturbations: Perturbation) -> Stream:
+    result = list(Perturbed(stream, *perturbations))
+    assert result == list(Perturbed(stream, *perturbations))
+    arrivals = [one.received_ns for one in result]
+    assert arrivals == sorted(arrivals)
+    return result
+
+
+def test_without_loses_a_stream_for_a_while(recording: Stream) -> None:
+    left = of(apply(recording, without("camera", from_s=1.0, to_s=2.0)), CAMERA)
+    assert {one.header.stamp_ns for one in of(recording, CAMERA)} - {one.header.stamp_ns for one in left} == {
+        START_NS + SECOND_NS + k * 50 * MS for k in range(20)
+    }
+    assert not of(apply(recording, without("camera")), CAMERA)
+    assert apply(recording, without("camera/rear")) == recording
+
+
+def test_delay_moves_arrivals_and_not_stamps(recording: Stream) -> None:
+    result = apply(recording, delay("microphone", ms=150))
+    before, after = of(recording, MICROPHONE), of(result, MICROPHONE)
+    assert [one.header for one in before] == [one.header for one in after]
+    assert {b.received_ns - a.received_ns for a, b in zip(before, after, strict=True)} == {150 * MS}
+    assert of(result, CAMERA) == of(recording, CAMERA)
+    with pytest.raises(ValueError, match="nothing arrives before"):
+        delay("microphone", ms=-1)
+
+
+def test_drop_loses_single_messages_and_each_topic_for_itself(recording: Stream) -> None:
+    both = apply(recording, drop(rate=0.1, seed=1))
+    alone = apply(recording, drop(rate=0.1, seed=1, topic="camera"))
+    assert of(both, CAMERA) == of(alone, CAMERA)
+    assert 0.02 < 1 - len(of(both, MICROPHONE)) / len(of(recording, MICROPHONE)) < 0.25
+    assert both != apply(recording, drop(rate=0.1, seed=2))
+
+
+def test_drift_lets_the_same_samples_take_less_time(recording: Stream) -> None:
+    result = of(apply(recording, drift(ppm=10_000)), MICROPHONE)
+    stamps = [one.header.stamp_ns for one in result]
+    assert (stamps[-1] - stamps[0]) * 1.01 == pytest.approx(
+        of(recording, MICROPHONE)[-1].header.stamp_ns - stamps[0], abs=2
+    )
+    indices = [one.header.sample_index for one in result if isinstance(one.header, AudioBlock)]
+    assert indices == [512 * k for k in range(len(result))]
+    apply(recording, drift(ppm=-10_000))
+
+
+@pytest.mark.parametrize("form", ["s16", "f32"])
+def test_noise_has_the_power_asked_for(form: str) -> None:
+    rng = np.random.default_rng(0)
+    stream: Stream = []
+    for k in range(40):
+        samples = 0.05 * rng.standard_normal((512, 2))
+        scaled = samples * 32768 if form == "s16" else samples
+        header = AudioBlock(
+            stamp_ns=k * 32 * MS, sample_index=512 * k, samples=512, rate_hz=16_000, channels=2,
+            format="s16" if form == "s16" else "f32",
+        )  # fmt: skip
+        data = scaled.astype("<i2" if form == "s16" else "<f4").tobytes()
+        stream.append(Message(MICROPHONE, header, data, k * 32 * MS))
+
+    def sound(of: Stream) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+        return np.concatenate(
+            [decode_samples(m.header, m.payload) for m in of if isinstance(m.header, AudioBlock)]
+        )
+
+    added = sound(apply(stream, noise(snr_db=5))) - sound(stream)
+    # both channels are averaged here, signal and noise alike
+    assert 10 * np.log10(np.square(sound(stream)).mean() / np.square(added).mean()) == pytest.approx(
+        5, abs=0.2
+    )
+    half = apply([one for one in stream if one.header.seq % 2 == 0], noise(snr_db=5))
+    assert [one.header for one in half] == [one.header for one in stream]
+
+
+def test_freeze_repeats_the_picture_while_time_goes_on(recording: Stream) -> None:
+    result = of(apply(recording, freeze("camera", from_s=1.0)), CAMERA)
+    assert [one.header.stamp_ns for one in result] == [one.header.stamp_ns for one in of(recording, CAMERA)]
+    assert len({bytes(one.payload) for one in result[20:]}) == 1
+    assert all(isinstance(one.header, CameraFrame) for one in result)
+
+
+def test_a_stamp_leaps_and_the_next_is_right_again(recording: Stream) -> None:
+    result = of(apply(recording, stamp_leap("camera", ms=5000, at_s=1.0, count=2)), CAMERA)
+    off = [b.header.stamp_ns - a.header.stamp_ns for a, b in zip(of(recording, CAMERA), result, strict=True)]
+    assert Counter(off) == {0: len(off) - 2, 5 * SECOND_NS: 2}
+
+
+def test_perturbations_combine_and_leave_out_what_was_concluded(recording: Stream) -> None:
+    both = apply(recording, delay("microphone", ms=50), drop(rate=0.5, seed=3, topic="microphone"))
+    assert 0 < len(of(both, MICROPHONE)) < len(of(recording, MICROPHONE))
+    concluded = replace(clock_tick(START_NS), topic="state/fused")
+    assert apply([concluded, *recording]) == recording
+    assert delay("microphone", ms=5) == delay("microphone", ms=5) != delay("microphone", ms=6)
+    assert str(drop(rate=0.1, seed=1)) == "drop(rate=0.1, seed=1, topic='*')"
