@@ -18,6 +18,7 @@ from perception.models.encoder import Encoding, ImageInput
 from perception.models.images import Image, check_bgr
 from perception.profile import Section
 
+Grey = np.typing.NDArray[np.float32]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 MAX_OVERLAP: Final = 0.3
 """Intersection over union above which two detections are one face."""
@@ -185,13 +186,15 @@ class Motion:
     ) -> None:
         self._options = options
         self._device = device
+        self._prepared: tuple[Image, Grey] | None = None
 
     def __call__(self, data: ImageInput, /) -> Encoding:
         """Compare the two frames; with no previous one of the same shape nothing moved."""
         image, previous = check_bgr(data.image), data.previous
         if previous is None or previous.shape != image.shape:
             return self._encoding([0.0, 0.0, *NOWHERE])
-        change = self._prepare(image) - self._prepare(check_bgr(previous))
+        before = self._prepare(check_bgr(previous))
+        change = self._prepare(image) - before
         change = np.abs(change - np.median(change))
         moved = (change > self._options.threshold).astype(np.uint8)
         fraction, mean = float(moved.mean()), float(change.mean()) / 255
@@ -209,12 +212,17 @@ class Motion:
         """None."""
         return {}
 
-    def _prepare(self, image: Image) -> np.typing.NDArray[np.float32]:
+    def _prepare(self, image: Image) -> Grey:
+        """Shrink and blur a frame, once: the newest of one window is the previous of the next."""
+        if self._prepared is not None and self._prepared[0] is image:
+            return self._prepared[1]
         width = min(self._options.width, image.shape[1])
         height = max(1, round(image.shape[0] * width / image.shape[1]))
         small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
-        return cv2.GaussianBlur(grey, (0, 0), self._options.blur).astype(np.float32)
+        blurred = cv2.GaussianBlur(grey, (0, 0), self._options.blur).astype(np.float32)
+        self._prepared = image, blurred
+        return blurred
 
     def _encoding(self, features: list[float], boxes: tuple[Box, ...] = ()) -> Encoding:
         branch = BranchState(labels=("motion",), scores=(features[0],), boxes=boxes)
