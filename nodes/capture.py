@@ -5,19 +5,21 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
-from perception.devices.device import Device, DeviceReport
 from perception.errors import MalformedMessageError, ProfileError
 from perception.messages import Health
 from perception.profile import Profile
 
+if TYPE_CHECKING:
+    from perception.devices.device import Device, DeviceReport
+
 _HEALTH_NS: Final = 1_000_000_000
 _QUIET_NS: Final = 3_000_000_000
 _READ_S: Final = 0.1
-_SETTLE_S: Final = 0.3
+_SETTLE_NS: Final = 300_000_000
 """All who listen have found a publisher after this: what one of them hears first, a recorder hears too."""
 _LEAD_NS: Final = 500_000_000  # so that a file's beginning is not over before it is opened
 log = logging.getLogger("perception")
@@ -35,6 +37,8 @@ class Check(Protocol):
 class CaptureNode:
     """One capture process: its profile, clock and publishers.
 
+    Make the publishers first, then import and open the device: meanwhile those who listen find them.
+
     Args:
         kind: `camera`, `microphone` or `text`.
         name: which of the profile's devices of that kind.
@@ -51,9 +55,12 @@ class CaptureNode:
         self.origin_ns = int(origin) if origin.isdecimal() else self.clock() + _LEAD_NS
         self._runtime = Runtime(profile.domain)
         self._publishers: list[Publisher] = []
+        self._bound_ns = 0
+        """When the last publisher was made."""
         self._counts: Counter[str] = Counter()
         self._stopped = stopped
         self._status = "ok"
+        self._health_output = self.publisher(f"health/{kind}-{name}")
 
     def section(self, sections: Mapping[str, SectionT]) -> SectionT:
         """Return the profile's section of this device; ProfileError if there is none."""
@@ -73,10 +80,11 @@ class CaptureNode:
             insecure=self.profile.insecure,
         )
         self._publishers.append(publisher)
+        self._bound_ns = self.clock()
         return publisher
 
     def run(
-        self, device: Device[ItemT], publish: Callable[[ItemT], None], check: Check | None = None
+        self, device: "Device[ItemT]", publish: Callable[[ItemT], None], check: Check | None = None
     ) -> None:
         """Publish what the device delivers until it ends or the node is stopped.
 
@@ -85,9 +93,7 @@ class CaptureNode:
             publish: sends one item; a MalformedMessageError refuses only that item.
             check: of a device that always delivers: its verdict, and a warning when nothing comes.
         """
-        outputs = tuple(self._publishers)
-        health = self.publisher(f"health/{self.kind}-{self.name}")
-        self._stopped.wait(_SETTLE_S)
+        self._stopped.wait(max(0, self._bound_ns + _SETTLE_NS - self.clock()) / 1e9)
         reported_ns = self.clock()
         heard_ns = max(reported_ns, self.origin_ns)
         ended = ""
@@ -103,11 +109,11 @@ class CaptureNode:
             if now_ns - reported_ns >= _HEALTH_NS or ended:
                 reported_ns = now_ns
                 quiet = check is not None and now_ns - heard_ns > _QUIET_NS
-                health.send(self._health(device.report(), check, quiet, ended, outputs))
+                self._report(device.report(), check, quiet, ended)
         if ended:
             log.info("%s-%s: %s", self.kind, self.name, ended)
         else:
-            health.send(self._health(device.report(), check, False, "stopped", outputs))
+            self._report(device.report(), check, False, "stopped")
 
     def __enter__(self) -> Self:
         return self
@@ -124,14 +130,7 @@ class CaptureNode:
                 log.warning("%s-%s: refused: %s", self.kind, self.name, error)
             self._counts["refused"] += 1
 
-    def _health(
-        self,
-        report: DeviceReport,
-        check: Check | None,
-        quiet: bool,
-        ended: str,
-        outputs: tuple[Publisher, ...],
-    ) -> Health:
+    def _report(self, report: "DeviceReport", check: Check | None, quiet: bool, ended: str) -> None:
         status, reason = report.status, report.reason
         if status == "ok" and quiet:
             status, reason = "lost", "nothing comes from the device"
@@ -140,12 +139,13 @@ class CaptureNode:
         if status != self._status:
             log.warning("%s-%s: %s", self.kind, self.name, f"{status}: {reason}" if reason else status)
             self._status = status
-        return Health(
+        health = Health(
             stamp_ns=self.clock(),
             node=f"{self.kind}-{self.name}",
             status=status,
             reason=reason or ended,
-            outputs={publisher.topic: publisher.published for publisher in outputs},
+            outputs={output.topic: output.published for output in self._publishers[1:]},
             counts=report.counts | self._counts,
             device=report.facts | (check.facts if check is not None else {}),
         )
+        self._health_output.send(health)

@@ -5,9 +5,6 @@ A scripted source knows the truth as well, and publishes it on `label/truth`.
 
 import threading
 
-from perception.devices.device import CapturedLabel, CapturedText
-from perception.devices.text import open_text
-from perception.devices.wire import label_message, text_message
 from perception.profile import Profile
 
 from .capture import CaptureNode
@@ -18,16 +15,20 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
     """Publish lines until the source ends or the node is stopped."""
     with CaptureNode("text", name, profile, stopped) as node:
         config = node.section(profile.text)
+        lines = node.publisher(f"text/{name}", config.endpoint)
+        truth = node.publisher("label/truth") if config.source == "scripted" else None
+        # numpy loads while readers find the publishers
+        from perception.devices.device import CapturedLabel, CapturedText
+        from perception.devices.text import open_text
+        from perception.devices.wire import label_message, text_message
+
+        def publish(item: CapturedText | CapturedLabel) -> None:
+            if isinstance(item, CapturedText):
+                lines.send(text_message(item, config.language))
+            elif truth is not None:
+                truth.send(label_message(item))
+
         with open_text(config, profile.script, clock=node.clock, origin_ns=node.origin_ns) as source:
-            lines = node.publisher(f"text/{name}", config.endpoint)
-            truth = node.publisher("label/truth") if config.source == "scripted" else None
-
-            def publish(item: CapturedText | CapturedLabel) -> None:
-                if isinstance(item, CapturedText):
-                    lines.send(text_message(item, config.language))
-                elif truth is not None:
-                    truth.send(label_message(item))
-
             node.run(source, publish)
 
 

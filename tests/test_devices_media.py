@@ -8,7 +8,8 @@ import numpy.typing as npt
 import pytest
 from av.video.frame import VideoFrame
 
-from perception.devices.media import Sound, Track, is_file_name, without_password
+from perception.devices.device import is_file_name
+from perception.devices.media import Sound, Track, without_password
 from perception.errors import DeviceError
 from tests.media import FRAME_HZ, RATE_HZ, grey, noise, write_clip, write_wav
 

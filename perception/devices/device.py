@@ -1,10 +1,13 @@
 """What every capture device looks like to its node: open, read with a time limit, close."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+Samples = npt.NDArray[np.int16] | npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,7 @@ class CapturedFrame:
 class CapturedBlock:
     """Consecutive samples and the moment of the first."""
 
-    samples: npt.NDArray[np.int16] | npt.NDArray[np.float32]
+    samples: Samples
     """(samples, channels)."""
     stamp_ns: int
     sample_index: int
@@ -74,3 +77,8 @@ class Device(Protocol[Captured]):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+def is_file_name(source: str) -> bool:
+    """Return whether a source names a file rather than a device: it has a folder or a suffix."""
+    return "/" in source or re.search(r"\.[A-Za-z0-9]{2,4}$", source) is not None

@@ -7,13 +7,13 @@ from typing import Final, Generic, Literal, TypeVar
 
 import av
 import numpy as np
-import numpy.typing as npt
 from av.audio.frame import AudioFrame
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import VideoFrame
 
+from perception.devices.device import Samples
 from perception.errors import DeviceError
 
 OPEN_TIMEOUT_S: Final = 5.0
@@ -23,12 +23,6 @@ _US_PER_S: Final = 1_000_000
 _HOLE_S: Final = 0.02
 
 FrameT = TypeVar("FrameT", VideoFrame, AudioFrame)
-Samples = npt.NDArray[np.int16] | npt.NDArray[np.float32]
-
-
-def is_file_name(source: str) -> bool:
-    """Return whether a source names a file rather than a device: it has a folder or a suffix."""
-    return "/" in source or re.search(r"\.[A-Za-z0-9]{2,4}$", source) is not None
 
 
 def open_container(source: str, options: dict[str, str] | None = None) -> InputContainer:

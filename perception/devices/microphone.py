@@ -10,8 +10,7 @@ from typing import Any, Final, Literal, Self
 import numpy as np
 
 from perception.clock import LossDetector, SampleClock, device_to_host_ns
-from perception.devices.device import CapturedBlock, Device, DeviceReport
-from perception.devices.media import Samples, Sound, is_file_name
+from perception.devices.device import CapturedBlock, Device, DeviceReport, Samples, is_file_name
 from perception.errors import DeviceError
 from perception.profile import MicrophoneConfig, ScriptConfig
 
@@ -243,6 +242,8 @@ class FileMicrophone:
     """A file's sound, played from `origin_ns` on, paced by its own sample counter: no drift, no gap."""
 
     def __init__(self, config: MicrophoneConfig, *, clock: Clock, origin_ns: int) -> None:
+        from perception.devices.media import Sound  # loads FFmpeg, which a live microphone does without
+
         self._config = config
         self._clock = clock
         self._origin_ns = origin_ns
