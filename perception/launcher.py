@@ -72,14 +72,14 @@ def plan(
         environment = shared | {"OMP_NUM_THREADS": "1"}
         return Node(f"{kind}-{name}", command(kind, "--name", name), environment, terminal=terminal)
 
-    nodes = [Node("recorder", command("recorder"), shared, capture=False)] if profile.recording else []
+    # first what takes longest: torch loads while all others start
+    nodes = [Node("fusion", command("fusion"), shared, capture=False)] if profile.fusion else []
+    nodes += [Node("recorder", command("recorder"), shared, capture=False)] if profile.recording else []
     nodes += [capture("camera", name) for name in profile.camera]
     nodes += [capture("microphone", name) for name in profile.microphone]
     nodes += [capture("text", name, text.source == "terminal") for name, text in profile.text.items()]
     if profile.replay:
         nodes.append(Node("replayer", command("replayer"), shared | {"OMP_NUM_THREADS": "1"}))
-    if profile.fusion:
-        nodes.append(Node("fusion", command("fusion"), shared, capture=False))
     if all(node.name == "recorder" for node in nodes):
         raise ProfileError(
             f"{profile_name}: nothing to start; declare a camera, microphone, text, replay or fusion"

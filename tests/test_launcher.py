@@ -52,21 +52,21 @@ def test_each_stream_of_a_profile_is_one_process_started_by_name() -> None:
         origin_ns=42,
     )
     assert [node.name for node in nodes] == [
+        "fusion",
         "camera-front",
         "camera-rear",
         "microphone-head",
         "text-console",
-        "fusion",
     ]
     module, options = "perception.nodes.camera", ("--set", "fusion.hop_ms=200")
-    assert nodes[0].command == (
+    assert nodes[1].command == (
         *(sys.executable, "-P", "-m", module, "robot.toml", "--name", "front"),
         *options,
     )
-    assert nodes[4].command == (sys.executable, "-P", "-m", "perception.nodes.fusion", "robot.toml", *options)
+    assert nodes[0].command == (sys.executable, "-P", "-m", "perception.nodes.fusion", "robot.toml", *options)
     assert {node.environment["PERCEPTION_ORIGIN_NS"] for node in nodes} == {"42"}
-    assert [node.environment.get("OMP_NUM_THREADS") for node in nodes] == ["1"] * 4 + [None]
-    assert [node.capture for node in nodes] == [True] * 4 + [False]
+    assert [node.environment.get("OMP_NUM_THREADS") for node in nodes] == [None] + ["1"] * 4
+    assert [node.capture for node in nodes] == [False] + [True] * 4
 
 
 def test_only_the_text_node_that_reads_the_terminal_gets_it() -> None:

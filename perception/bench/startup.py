@@ -1,9 +1,10 @@
-"""How soon a graph says something: first state of the demo, first frame and memory of a camera process."""
+"""How soon a graph says something: first state of the demo, first frame and memory of its camera process."""
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -12,21 +13,22 @@ from perception.bench.rounds import Values
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
 from perception.errors import PerceptionError
+from perception.launcher import plan
+from perception.profile import load
 
+_PROFILE: Final = "demo"
+_CAMERA: Final = "camera-front"
 _PATIENCE_S: Final = 60.0
 _SETTLE_S: Final = 2.0
-_HEAD: Final = ("--set", "fusion.head.weights=random", "--set", 'fusion.head.classes=["idle", "attend"]')
-"""So that it can be measured before a head has been trained; what a head costs is not seen here."""
 _STOP_S: Final = 10.0
 
 
 def cases(domain: str = "bench") -> dict[str, Callable[[], Values]]:
-    """Return what to measure, by name; both run in `domain`, from `launch/demo.toml`."""
-    override = ("--set", f'domain="{domain}"')
+    """Return what to measure, by name; all run the shipped demo as it is, in `domain`."""
     return {
         "limit: python and torch": _imports,
         "demo": lambda: _demo(domain),
-        "camera": lambda: _camera(domain, override),
+        "camera": lambda: _camera(domain),
     }
 
 
@@ -38,17 +40,20 @@ def _imports() -> Values:
 
 
 def _demo(domain: str) -> Values:
-    with (
-        _listening(domain, "state/fused") as subscriber,
-        _running("perception", "up", "demo", *_HEAD, "--domain", domain) as (_, begun_s),
-    ):
+    command = (sys.executable, "-P", "-m", "perception", "up", _PROFILE, "--domain", domain)
+    with _listening(domain, "state/fused") as subscriber, _running(command) as (_, begun_s):
         return {"seconds": _first_s(subscriber, begun_s)}
 
 
-def _camera(domain: str, override: tuple[str, ...]) -> Values:
+def _camera(domain: str) -> Values:
+    """Run the camera of the demo as its launcher does."""
+    overrides = (f'domain="{domain}"',)
+    now_ns = HostClock().now_ns()
+    nodes = {node.name: node for node in plan(load(_PROFILE), _PROFILE, overrides, origin_ns=now_ns)}
+    camera = nodes[_CAMERA]
     with (
         _listening(domain, "camera/front") as subscriber,
-        _running("perception.nodes.camera", "demo", "--name", "front", *override) as (process, begun_s),
+        _running(camera.command, camera.environment) as (process, begun_s),
     ):
         seconds = _first_s(subscriber, begun_s)
         time.sleep(_SETTLE_S)
@@ -60,13 +65,16 @@ def _listening(domain: str, topic: str) -> Subscriber:
 
 
 @contextmanager
-def _running(module: str, *arguments: str) -> Iterator[tuple["subprocess.Popen[bytes]", float]]:
+def _running(
+    command: tuple[str, ...], environment: Mapping[str, str] | None = None
+) -> Iterator[tuple["subprocess.Popen[bytes]", float]]:
     begun_s = time.monotonic()
     with subprocess.Popen(
-        [sys.executable, "-P", "-m", module, *arguments],
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=os.environ | dict(environment or {}),
     ) as process:
         try:
             yield process, begun_s

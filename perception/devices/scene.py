@@ -32,7 +32,7 @@ class Scene:
         self.script = script
         self.size = (width, height)
         self._faces = [_photo(f"face-{number}.jpg") for number in range(len(HEADS))]
-        self._rooms = [self._draw_room(number) for number in range(ROOMS)]
+        self._room = lru_cache(maxsize=ROOMS)(self._draw_room)
         self._person = lru_cache(maxsize=4)(self._draw_person)
         self._card = lru_cache(maxsize=2)(self._draw_card)
         # Wider than the picture: a new offset per frame makes the grain move.
@@ -43,7 +43,7 @@ class Scene:
     def at(self, t_ns: int) -> Image:
         """Return the picture at `t_ns` of script time: (height, width, 3) BGR, a fresh array."""
         segment = self.script.at(t_ns)
-        image = self._rooms[segment.room].copy()
+        image = self._room(segment.room).copy()
         shown = self._shown(segment, t_ns)
         for thing in segment.things:
             if not thing.in_front:
