@@ -181,7 +181,7 @@ def new(folder: Path) -> None:
 
 
 @cli.command()
-@click.argument("kind", type=click.Choice(["transport", "features", "tick", "pipeline", "startup"]))
+@click.argument("kind", type=click.Choice(["transport", "features", "tick", "pipeline", "startup", "scale"]))
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--seconds", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Per case.")
 @click.option(
@@ -221,10 +221,16 @@ def bench(
         from perception.bench import pipeline
 
         cases = pipeline.cases(seconds=seconds, hz=hz)
+    elif kind == "scale":
+        from perception.bench import scale
+
+        cases = scale.cases(seconds=seconds)
     else:
         cases = startup.cases()
     figures = interleave(cases, rounds, lambda text: click.echo(text, err=True))
     click.echo(report.as_text(figures))
+    for line in report.straight_lines(kind, figures):
+        click.echo(line)
     if json_file is not None:
         json_file.write_text(json.dumps(report.as_json(kind, figures), indent=1) + "\n", encoding="utf-8")
     complaints = report.over_budget(kind, figures)

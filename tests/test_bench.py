@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from perception.bench import features, report, transport
+from perception.bench import features, report, scale, transport
 from perception.bench.rounds import Figure, interleave
 from perception.cli import run
 from perception.errors import PerceptionError
@@ -34,6 +34,21 @@ def test_a_ratio_over_its_budget_is_named() -> None:
     (line,) = report.over_budget("features", {limit: {"us": figure(10)}, ours: {"us": figure(90)}})
     assert line == "perception / limit: numpy FFT of the same hops: us 9.00, at most 6.0 allowed"
     assert report.over_budget("features", {ours: {"us": figure(90)}}) == []
+
+
+def test_what_should_grow_in_proportion_is_held_against_a_straight_line() -> None:
+    even = {f"cameras {count}": {"cpu_pct": figure(2 + 3 * count)} for count in (1, 2, 4, 8)}
+    assert report.straight_lines("scale", even) == ["cameras: cpu_pct = 2 + 3 n, points up to 0.0% off"]
+    assert report.over_budget("scale", even) == []
+    (line,) = report.over_budget("scale", even | {"cameras 8": {"cpu_pct": figure(60)}})
+    assert line.startswith("cameras: cpu_pct")
+    assert line.endswith("at most 15% allowed")
+
+
+def test_a_publisher_is_measured_with_as_many_readers_as_asked_for() -> None:
+    found = scale.cases(seconds=0.5)["subscribers 8"]()
+    assert found["received"] == 1.0
+    assert found["cpu_us"] > 0
 
 
 def test_only_a_doubling_counts_against_an_earlier_run(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Figures to read, to keep, and to hold against budgets and against an earlier run."""
 
 import json
+import statistics
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,34 @@ from perception.errors import PerceptionError
 
 _SLACK: Final = 2.0
 """Against an earlier run only a doubling counts: the machine may be busier now."""
+_FEWEST: Final = 2
+"""Points through which every line goes."""
 Figures = Mapping[str, Mapping[str, Figure]]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The straight line of least squares through what was measured along some number."""
+
+    along: str
+    quantity: str
+    base: float
+    slope: float
+    deviation: float
+    """The largest distance of a point from the line, as a part of what the line says."""
+
+    @classmethod
+    def through(cls, along: str, quantity: str, points: Sequence[tuple[int, float]]) -> "Line":
+        """Fit (number, value) points."""
+        slope, base = statistics.linear_regression(*zip(*points, strict=True))
+        deviation = max(abs(value / (base + slope * number) - 1) for number, value in points)
+        return cls(along, quantity, base, slope, deviation)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.along}: {self.quantity} = {self.base:.3g} + {self.slope:.3g} n, "
+            f"points up to {self.deviation:.1%} off"
+        )
 
 
 def as_text(figures: Figures) -> str:
@@ -32,16 +60,42 @@ def as_json(kind: str, figures: Figures) -> dict[str, Any]:
 
 
 def over_budget(kind: str, figures: Figures) -> list[str]:
-    """Return a line for every ratio of `budgets.toml` that this run exceeds."""
-    budgets = tomllib.loads(files("perception.bench").joinpath("budgets.toml").read_text("utf-8"))
+    """Return a line for every ratio or deviation of `budgets.toml` that this run exceeds."""
     lines = []
-    for budget in budgets.get(kind, []):
-        of, to, quantity = budget["of"], budget["to"], budget["quantity"]
-        if of in figures and to in figures:
+    for budget in _budgets(kind):
+        if "along" in budget:
+            line = _line(budget, figures)
+            if line is not None and line.deviation > budget["most"]:
+                lines.append(f"{line}; at most {budget['most']:.0%} allowed")
+        elif (of := budget["of"]) in figures and (to := budget["to"]) in figures:
+            quantity = budget["quantity"]
             ratio = figures[of][quantity].median / figures[to][quantity].median
             if ratio > budget["most"]:
                 lines.append(f"{of} / {to}: {quantity} {ratio:.2f}, at most {budget['most']} allowed")
     return lines
+
+
+def straight_lines(kind: str, figures: Figures) -> list[str]:
+    """Return a line of text for every quantity that should grow in proportion: what it grows by."""
+    lines = [_line(budget, figures) for budget in _budgets(kind) if "along" in budget]
+    return [str(line) for line in lines if line is not None]
+
+
+def _budgets(kind: str) -> list[dict[str, Any]]:
+    text = files("perception.bench").joinpath("budgets.toml").read_text("utf-8")
+    found: list[dict[str, Any]] = tomllib.loads(text).get(kind, [])
+    return found
+
+
+def _line(budget: Mapping[str, Any], figures: Figures) -> Line | None:
+    """Fit the medians of all cases `along N`; None if there are fewer than three."""
+    along, quantity = budget["along"], budget["quantity"]
+    points = [
+        (int(number), row[quantity].median)
+        for name, _, number, row in ((*case.partition(f"{along} "), row) for case, row in figures.items())
+        if not name and number.isdecimal()
+    ]
+    return Line.through(along, quantity, points) if len(points) > _FEWEST else None
 
 
 def against(kind: str, figures: Figures, baseline: Path) -> list[str]:
