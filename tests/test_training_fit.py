@@ -1,5 +1,6 @@
 """The training loop, imbalance, augmentation and metrics, on small problems whose answer is known."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
+from perception.errors import PerceptionError
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.pooling import ReliabilityPool
 from perception.training import augment, evaluate
@@ -70,6 +72,33 @@ def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(tmp_path: Path) -> Non
         fit(model, clusters(), clusters(seed=1), config, state_file=state)
     expected, found = whole.state_dict(), model.state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "fit.state"
+    quick = QUICK.model_copy(update={"epochs": 2})
+
+    def go_on(data: Examples, config: TrainingConfig, hidden: int = 8) -> None:
+        model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES, head="mlp", hidden=hidden))
+        fit(model, data, clusters(seed=1), config, state_file=state)
+
+    go_on(clusters(), quick)
+    for other in (
+        (clusters(), quick.model_copy(update={"learning_rate": 0.1})),
+        (clusters(120), quick),
+        (clusters(), quick, 16),
+    ):
+        with pytest.raises(PerceptionError, match=r"fit\.state: of a training with another configuration"):
+            go_on(*other)
+    go_on(clusters(), quick.model_copy(update={"epochs": 3}))
+
+
+def test_a_fit_that_never_had_a_finite_loss_is_an_error() -> None:
+    data = clusters()
+    broken = dataclasses.replace(data, features=data.features | {"eye": torch.full((240, 2), torch.nan)})
+    model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES))
+    with pytest.raises(PerceptionError, match="no epoch had a finite loss"):
+        fit(model, broken, broken, QUICK)
 
 
 def test_modality_dropout_makes_each_input_enough_alone() -> None:
@@ -154,6 +183,26 @@ def test_conformal_sets_cover_what_they_promise() -> None:
     found = evaluate.conformal(halves[0], halves[1], alpha=0.1)
     assert 0.87 < found.coverage < 0.93
     assert 1 <= found.size < 3
+
+
+def test_a_conformal_set_of_constant_probabilities_holds_what_is_as_likely_as_the_threshold() -> None:
+    p = np.tile([0.3, 0.7], (100, 1))
+    labels = np.arange(100) % 10 // 7  # 7 of 10 are the rarer class
+    found = evaluate.conformal((labels, p), (labels, p), alpha=0.1)
+    assert (found.threshold, found.coverage, found.size) == (0.3, 1.0, 2.0)
+
+
+def test_too_few_rows_promise_nothing_but_sets_of_everything() -> None:
+    p = np.tile([0.9, 0.1], (5, 1))
+    found = evaluate.conformal((np.zeros(5, int), p), (np.ones(5, int), p), alpha=0.1)
+    assert (found.coverage, found.size) == (1.0, 2.0)
+
+
+def test_sessions_of_the_same_name_are_scored_apart() -> None:
+    data = Examples.of({"eye": torch.zeros(4, 2)}, torch.tensor([0, 1, 0, 1]), CLASSES, torch.arange(4) // 2)
+    data = dataclasses.replace(data, names=("kitchen", "kitchen"))
+    scored = evaluate.by_source(data.labels.numpy(), np.tile([0.8, 0.2], (4, 1)), data)
+    assert {name: one.count for name, one in scored.items()} == {"kitchen #0": 2, "kitchen #1": 2}
 
 
 def deafened(data: Examples) -> Examples:

@@ -120,12 +120,14 @@ def by_subset(model: FusionModel, data: Examples, inputs: Mapping[str, str]) -> 
 
 
 def by_source(labels: Labels, p: Probabilities, data: Examples) -> dict[str, Metrics]:
-    """Score each session or file for itself."""
+    """Score each session or file for itself; of several with the same name, each by its number too."""
     sources = data.sources.numpy()
-    return {
-        data.names[source]: metrics(labels[sources == source], p[sources == source])
-        for source in np.unique(sources)
-    }
+    scored = {}
+    for source in np.unique(sources).tolist():
+        name = data.names[source]
+        unique = name if data.names.count(name) == 1 else f"{name} #{source}"
+        scored[unique] = metrics(labels[sources == source], p[sources == source])
+    return scored
 
 
 def shuffle_drops(
@@ -200,7 +202,7 @@ class Conformal:
     """Split conformal prediction sets (Angelopoulos & Bates 2021) for one set of inputs."""
 
     threshold: float
-    """A class belongs to the set if its probability is at least this."""
+    """A class belongs to the set if its probability is at least this; 0 if so few rows promise nothing."""
     coverage: float
     size: float
     rows: int
@@ -215,9 +217,9 @@ def conformal(
     not, so calibrate on whole sessions that are not in the test.
     """
     labels, p = calibration
-    scores = 1 - p[np.arange(len(labels)), labels]
-    level = min(1.0, np.ceil((len(labels) + 1) * (1 - alpha)) / len(labels))
-    threshold = 1 - float(np.quantile(scores, level, method="higher"))
+    likeliest_first = np.sort(p[np.arange(len(labels)), labels])[::-1]
+    rank = int(np.ceil((len(labels) + 1) * (1 - alpha)))
+    threshold = float(likeliest_first[rank - 1]) if rank <= len(labels) else 0.0
     truth, told = test
     sets = told >= threshold
     covered = sets[np.arange(len(truth)), truth]

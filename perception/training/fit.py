@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from perception.models.checkpoint import Head
+from perception.errors import PerceptionError
+from perception.models.checkpoint import Head, config_hash, weights_hash
 from perception.models.fusion import ModelFusion
 from perception.profile import Section
 from perception.training.examples import Examples
@@ -131,6 +132,9 @@ def fit(
         augment: changes a batch before it is used.
         state_file: written after each epoch and, where it exists, continued from.
         on_epoch: told after each epoch.
+
+    Raises:
+        PerceptionError: no epoch had a finite loss, or `state_file` is of another training.
     """
     generator = torch.Generator().manual_seed(config.seed)
     torch.manual_seed(config.seed)
@@ -179,6 +183,7 @@ class _Run:
             else None
         )
         self._hidden = hide_inputs(validation.present, inputs, 1.0, generator)
+        self._identity = _identity(model, (train, validation), config)
         self._optimiser = _optimiser(model, config)
         steps = -(-len(train) // config.batch)
         self._schedule = _schedule(self._optimiser, config, steps)
@@ -234,6 +239,11 @@ class _Run:
 
     def finish(self) -> None:
         """Go back to the best epoch and calibrate."""
+        if self.history.best_epoch < 0:
+            raise PerceptionError(
+                "no epoch had a finite loss on validation; lower training.learning_rate, and look for "
+                "features that are not finite"
+            )
         self.model.load_state_dict(self._best)
         self.model.eval()
         if isinstance(self.model.head, ModelFusion) and self.model.head.head is None:
@@ -242,6 +252,7 @@ class _Run:
     def save(self, file: Path, epochs: int) -> None:
         """Write everything the next epoch depends on, whole or not at all."""
         state = {
+            "of": self._identity,
             "epochs": epochs,
             "model": self.model.state_dict(),
             "best": self._best,
@@ -262,6 +273,11 @@ class _Run:
         if not file.exists():
             return 0
         state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        if state.get("of") != self._identity:
+            raise PerceptionError(
+                f"{file}: of a training with another configuration, head or other sessions; go back to "
+                "those, or remove it to start anew"
+            )
         self.model.load_state_dict(state["model"])
         self._best, self._best_loss, self.waited = state["best"], state["best_loss"], state["waited"]
         self._optimiser.load_state_dict(state["optimiser"])
@@ -294,6 +310,18 @@ def calibrate(model: FusionModel, validation: Examples) -> None:
     assert isinstance(head, ModelFusion)
     data = validation.to(next(model.parameters()).device)
     head.calibrate(model.encode(data.features, data.present), data.present, data.labels)
+
+
+def _identity(model: FusionModel, parts: Sequence[Examples], config: TrainingConfig) -> str:
+    """Return the hash of what a stored state belongs to; it may go on for more epochs."""
+    rows = {
+        f"{number}.{name}": getattr(part, name)
+        for number, part in enumerate(parts)
+        for name in ("labels", "sources", "ends_ns", "present")
+    }
+    shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
+    plan = config.model_dump(mode="json", exclude={"epochs"})
+    return config_hash({"rows": weights_hash(rows), "shapes": shapes, "config": plan})
 
 
 def fit_prior(head: Head, labels: torch.Tensor) -> None:
