@@ -161,6 +161,24 @@ def test_no_label_no_examples_and_a_clear_word(tmp_path: Path) -> None:
         build([Playing(stream)], config(CHEAP), tmp_path)
 
 
+def test_a_copy_of_a_session_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = record(tmp_path / "a.mcap", script(4.0))
+    (tmp_path / "copy.mcap").write_bytes(source.path.read_bytes())
+    copies = [source, SessionSource(tmp_path / "copy.mcap"), source]
+    once = build([source], config(CHEAP), tmp_path / "cache", classes=CLASSES)
+    assert len(build(copies, config(CHEAP), tmp_path / "cache", classes=CLASSES)) == len(once)
+    assert "copy: left out, a copy of a source before it" in caplog.text
+    (tmp_path / "copy.labels.txt").write_text(f"0\t9\t{CLASSES[0]}\n")
+    relabelled = build(copies[:2], config(CHEAP), tmp_path / "cache", classes=CLASSES)
+    assert len(relabelled) > len(once)
+
+
+def test_a_split_leaves_something_on_both_sides() -> None:
+    data = Examples.of({"a": torch.zeros(3, 1)}, torch.arange(3), ("x", "y", "z"))
+    rest, taken = holdout(data, 0.99, 0)
+    assert (len(rest), len(taken)) == (1, 2)
+
+
 def test_sources_stay_together_in_every_split() -> None:
     sources = torch.arange(10).repeat_interleave(7)
     data = Examples.of({"a": torch.randn(70, 2)}, torch.arange(70) % 2, ("x", "y"), sources)

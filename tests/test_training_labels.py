@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +47,7 @@ def test_elan_exports(tmp_path: Path, text: str) -> None:
         ("1.0\t2.0\n", "line 1.*has no class"),
         ("1\t2\ta\n3\t2\tb\n", "line 2.*ends before it starts"),
         ("1\t2\ta\nx\t2\tb\n", "line 2: not a span"),
+        ("1\t2\ta\n\\\t100\t200\n\n3\t2\tb\n", "line 4.*ends before it starts"),
         ("what is this\n", "line 1: expected"),
     ],
 )
@@ -76,6 +78,8 @@ def test_messages_marks_and_paths_become_spans() -> None:
 
 def test_overlaps_empty_spans_and_imbalance_are_told() -> None:
     second = SECOND_NS
+    long = labels.check([Span(0, 9, "a"), Span(1, 2, "b"), Span(5, 6, "c")]).problems
+    assert [problem.split("'")[3] for problem in long if "overlaps" in problem] == ["b", "c"]
     found = labels.check(
         [Span(0, 60 * second, "a"), Span(59 * second, 61 * second, "b"), Span(70, 80, "c", "other")]
     )
@@ -87,4 +91,7 @@ def test_overlaps_empty_spans_and_imbalance_are_told() -> None:
 
 def test_the_class_in_force() -> None:
     track = [Span(0, 10, "a"), Span(5, 8, "b"), Span(0, 99, "x", "other")]
-    assert [labels.name_at(track, at) for at in (0, 5, 8, 10)] == ["a", "b", "a", None]
+    times_ns = np.array([0, 5, 8, 10])
+    assert labels.indices_at(track, times_ns, ("a", "b")).tolist() == [0, 1, 0, -1]
+    assert labels.indices_at(track, times_ns, ("b",)).tolist() == [-1, 0, -1, -1]
+    assert labels.indices_at([], times_ns, ("b",)).tolist() == [-1] * 4

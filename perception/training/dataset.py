@@ -5,6 +5,7 @@ features the very bytes a live head is given, its labels come from the source it
 """
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from sklearn.model_selection import GroupKFold, GroupShuffleSplit
 
 from perception.errors import SessionError
-from perception.fusion.engine import Engine, build_engine, use_threads
+from perception.fusion.engine import Engine, build_engine, pick_device, use_threads
 from perception.fusion.window import Window
 from perception.messages import Header, Label, Message
 from perception.profile import FusionConfig, HeadConfig
@@ -84,8 +85,12 @@ class SessionSource:
         if file is None:
             recorded = read(self.path, ["label/*"])
             return label_files.from_messages(m.header for m in recorded if isinstance(m.header, Label))
-        origin_ns = next(read(self.path)).header.stamp_ns
+        origin_ns = self.origin_ns()
         return [span.at(origin_ns) for span in label_files.read(file)]
+
+    def origin_ns(self) -> int:
+        """Return where times in a label file count from: the session's first message; 0 if it has none."""
+        return next((message.header.stamp_ns for message in read(self.path)), 0)
 
 
 def encode(source: DataSource, config: FusionConfig) -> dict[str, torch.Tensor]:
@@ -179,13 +184,13 @@ def build(
     """Return the labelled windows of all sources, encoding what is not yet in the cache.
 
     Args:
-        sources: each stays together in every split.
+        sources: each stays together in every split; a copy of one counts once.
         config: windows and encoders; its head does not matter.
         folder: of the cache.
         classes: names in the order of the labels; without them all that occur, sorted. Windows of other
             classes are left out.
         track: of the labels.
-        workers: processes that encode.
+        workers: processes that encode; on a GPU it is always this one.
 
     Raises:
         SessionError: there are no sources, or no label covers any window.
@@ -194,7 +199,8 @@ def build(
         raise SessionError("no sources to learn from; give sessions or folders of media")
     encoders = encoders_hash(config)
     work = partial(cached, config=config, folder=folder, encoders=encoders)
-    if workers > 1 and len(sources) > 1:
+    # a forked process cannot use CUDA again
+    if workers > 1 and len(sources) > 1 and pick_device(config.device).type == "cpu":
         with ProcessPoolExecutor(workers) as pool:
             keys = list(pool.map(work, sources))
     else:
@@ -204,10 +210,14 @@ def build(
     if len(chosen) < 2:
         raise SessionError(f"labels of track '{track}' name {len(chosen)} classes; a head needs two or more")
     cache = Cache(folder)
-    parts = [
-        _labelled(cache, name, source, each, chosen, track)
-        for name, source, each in zip(keys, sources, spans, strict=True)
-    ]
+    parts = []
+    seen: set[tuple[str, tuple[Span, ...]]] = set()
+    for name, source, each in zip(keys, sources, spans, strict=True):
+        if (name, tuple(each)) in seen:  # else it could be on both sides of a split
+            _LOG.warning("%s: left out, a copy of a source before it", source.name)
+            continue
+        seen.add((name, tuple(each)))
+        parts.append(_labelled(cache, name, source, each, chosen, track))
     examples = Examples.concatenate(parts)
     if not len(examples):
         raise SessionError("no window has a label; do the labels belong to these sessions?")
@@ -222,10 +232,7 @@ def _labelled(
         raise SessionError(
             f"{cache.folder}: features of {source.name} are damaged; remove {name}.safetensors"
         )
-    found = [label_files.name_at(spans, end_ns, track) for end_ns in tensors["ends_ns"].tolist()]
-    index = torch.tensor(
-        [classes.index(label) if label in classes else -1 for label in found], dtype=torch.int64
-    )
+    index = torch.from_numpy(label_files.indices_at(spans, tensors["ends_ns"].numpy(), classes, track))
     kept = index >= 0
     features = {
         entry.removeprefix("feature."): values
@@ -252,7 +259,9 @@ def holdout(data: Examples, share: float, seed: int) -> tuple[Examples, Examples
         SessionError: there is only one source.
     """
     _needs_sources(data, 2)
-    splitter = GroupShuffleSplit(1, test_size=share, random_state=seed)
+    count = len(set(data.sources.tolist()))
+    taken = min(math.ceil(share * count), count - 1)
+    splitter = GroupShuffleSplit(1, test_size=taken, random_state=seed)
     first, second = next(splitter.split(np.zeros(len(data)), groups=data.sources.numpy()))
     return data.rows(torch.from_numpy(first)), data.rows(torch.from_numpy(second))
 

@@ -12,9 +12,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from perception.errors import SessionError
 from perception.messages import Label
 
+Times = npt.NDArray[np.int64]
 SECOND_NS: Final = 1_000_000_000
 DEFAULT_TRACK: Final = "truth"
 _START: Final = ("begin time - ss.msec", "begin time", "start_s", "start", "begin")
@@ -75,16 +79,20 @@ def read(file: Path) -> list[Span]:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SessionError(f"{file}: cannot be read: {error}") from error
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("\\")]
-    if not lines:
+    numbered = enumerate(text.splitlines(), 1)
+    kept = {number: line for number, line in numbered if line.strip() and not line.startswith("\\")}
+    if not kept:
         return []
+    numbers, lines = list(kept), list(kept.values())
     delimiter = "\t" if "\t" in lines[0] else ";" if ";" in lines[0] else ","
     rows = list(csv.reader(lines, delimiter=delimiter))
     columns = _columns(rows[0])
     if columns is not None:
-        return sorted(_span(file, number, row, columns) for number, row in enumerate(rows[1:], 2))
-    guessed = _guess(file, rows[0])
-    return sorted(_span(file, number, row, guessed) for number, row in enumerate(rows, 1))
+        numbers, rows = numbers[1:], rows[1:]
+    else:
+        columns = _guess(file, rows[0])
+    # a quoted line break, which no label needs, makes fewer rows than lines
+    return sorted(_span(file, number, row, columns) for number, row in zip(numbers, rows, strict=False))
 
 
 _Columns = tuple[int, int, int, int | None]
@@ -209,17 +217,33 @@ def check(spans: Iterable[Span], imbalance: float = 10.0) -> Findings:
 
 
 def _overlaps(track: Sequence[Span]) -> list[str]:
+    """Tell what is wrong with the sorted spans of one track; of those before it, the longest is compared."""
     problems = []
-    for first, second in pairwise(track):
-        where = f"{first.track}: '{first.name}' at {first.start_ns / SECOND_NS:.2f} s"
-        if second.start_ns < first.end_ns:
-            problems.append(f"{where} overlaps '{second.name}' at {second.start_ns / SECOND_NS:.2f} s")
-        if first.end_ns <= first.start_ns:
-            problems.append(f"{where} is empty")
+    longest: Span | None = None
+    for span in track:
+        if longest is not None and span.start_ns < longest.end_ns:
+            problems.append(f"{_where(longest)} overlaps '{span.name}' at {span.start_ns / SECOND_NS:.2f} s")
+        if span.end_ns <= span.start_ns:
+            problems.append(f"{_where(span)} is empty")
+        if longest is None or span.end_ns > longest.end_ns:
+            longest = span
     return problems
 
 
-def name_at(spans: Sequence[Span], time_ns: int, track: str = DEFAULT_TRACK) -> str | None:
-    """Return the class in force at a time, None if there is none; of overlapping spans the latest counts."""
-    within = [span for span in spans if span.track == track and span.start_ns <= time_ns < span.end_ns]
-    return max(within).name if within else None
+def _where(span: Span) -> str:
+    return f"{span.track}: '{span.name}' at {span.start_ns / SECOND_NS:.2f} s"
+
+
+def indices_at(
+    spans: Iterable[Span], times_ns: Times, classes: Sequence[str], track: str = DEFAULT_TRACK
+) -> Times:
+    """Return which of `classes` is in force at each time (n,), -1 where none is or it is none of them.
+
+    Of overlapping spans the latest counts.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    found = np.full(len(times_ns), -1, np.int64)
+    for span in sorted(spans):
+        if span.track == track:
+            found[(times_ns >= span.start_ns) & (times_ns < span.end_ns)] = numbers.get(span.name, -1)
+    return found

@@ -31,7 +31,6 @@ def train(
     say: Say,
 ) -> None:
     """Train, report and store; see the command."""
-    use_threads(0)
     plan = plans.load_plan(config)
     fusion = plans.fusion_of(plan.profile)
     data = _build(paths, fusion, plan.classes, plan.track, cache, workers)
@@ -89,7 +88,6 @@ def evaluate(
     say: Say,
 ) -> None:
     """Report on a stored head; see the command. Half of the sessions choose the conformal thresholds."""
-    use_threads(0)
     fusion = plans.fusion_of(name)
     head = load_head(folder)
     data = _build(paths, fusion, head.classes, track, cache, workers)
@@ -111,7 +109,9 @@ def _build(
 ) -> Examples:
     sources = plans.find_sources(paths, fusion)
     folder = (cache or CACHE).expanduser()
-    return dataset.build(sources, fusion, folder, classes=classes, track=track, workers=workers)
+    examples = dataset.build(sources, fusion, folder, classes=classes, track=track, workers=workers)
+    use_threads(0)  # encoding leaves each process one
+    return examples
 
 
 def _summarise(found: Mapping[str, Any], say: Say) -> None:
