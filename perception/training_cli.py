@@ -73,14 +73,16 @@ def labels(file: Path, track: str | None) -> int:
     from perception.training import labels as spans_of
     from perception.training.dataset import SessionSource
 
-    spans = SessionSource(file).spans() if file.suffix == ".mcap" else spans_of.read(file)
-    origin_ns = min((span.start_ns for span in spans), default=0) if file.suffix == ".mcap" else 0
+    if file.suffix == ".mcap":
+        session = SessionSource(file)
+        spans = [span.at(-session.origin_ns()) for span in session.spans()]
+    else:
+        spans = spans_of.read(file)
     chosen = [span for span in spans if track in (None, span.track)]
     if not chosen:
         raise PerceptionError(f"{file}: no labels{f' in track {track}' if track else ''}")
     for span in chosen:
-        times = f"{(span.start_ns - origin_ns) / 1e9:10.3f} {(span.end_ns - origin_ns) / 1e9:10.3f}"
-        click.echo(f"{times}  {span.track}  {span.name}")
+        click.echo(f"{span.start_ns / 1e9:10.3f} {span.end_ns / 1e9:10.3f}  {span.track}  {span.name}")
     found = spans_of.check(chosen)
     for name, classes in found.seconds.items():
         total = sum(classes.values())

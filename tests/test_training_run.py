@@ -8,6 +8,7 @@ import pytest
 from perception.cli import run
 from perception.devices.scripted import messages
 from perception.errors import PerceptionError
+from perception.messages import Label, Message, TextCommand
 from perception.models.checkpoint import load_head
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from perception.session.writer import SessionWriter
@@ -88,6 +89,36 @@ def test_from_sessions_to_a_checkpoint_and_a_report(folder: Path, capsys: pytest
     assert (folder / "again" / "report.html").exists()
 
 
+def test_without_a_test_share_report_and_card_say_that_the_figures_flatter(folder: Path) -> None:
+    text = PLAN.format(profile=folder / "profile.toml").replace("seeds = 2", "seeds = 1\ntest = 0.0")
+    (folder / "untested.toml").write_text(text)
+    options = ("--sessions", folder / "sessions", "--cache", folder / "cache", "--workers", 1)
+    assert command("train", folder / "untested.toml", *options, "--out", folder / "untested") == 0
+    page = (folder / "untested" / "report.html").read_text()
+    assert "it flatters" in page
+    assert "never saw" not in page
+    card = (folder / "untested" / "README.md").read_text()
+    assert "they flatter" in card
+    assert "tested once" not in card
+
+
+def test_labels_are_timed_from_the_beginning_of_a_session(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with SessionWriter(tmp_path / "s.mcap") as writer:
+        for seq, (start_s, end_s) in enumerate([(10, 14), (13, 15)]):
+            start_ns, end_ns = (10**18 + s * 10**9 for s in (start_s, end_s))
+            if seq == 0:
+                said = TextCommand(stamp_ns=10**18, source="t#1", text="go")
+                writer.write(Message("text/say", said, received_ns=10**18))
+            span = Label(stamp_ns=start_ns, source="l#1", seq=seq, start_ns=start_ns, end_ns=end_ns, name="a")
+            writer.write(Message("label/truth", span, received_ns=end_ns))
+    assert command("labels", tmp_path / "s.mcap") == 1
+    told = capsys.readouterr()
+    assert "    10.000     14.000  truth  a" in told.out
+    assert "'a' at 10.00 s overlaps 'a' at 13.00 s" in told.err
+
+
 def test_labels_are_listed_and_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     session = next((folder / "sessions").glob("*.mcap"))
     assert command("labels", session) in (0, 1)
@@ -100,10 +131,11 @@ def test_labels_are_listed_and_checked(folder: Path, capsys: pytest.CaptureFixtu
 
 def test_a_wrong_plan_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = folder / "wrong.toml"
-    plan.write_text('profile = "demo"\n[head]\nlayers = 3\n')
     arguments = ("train", plan, "--sessions", folder / "sessions", "--out", folder / "x")
-    assert command(*arguments) == 2
-    assert "head.layers" in capsys.readouterr().err
+    for text, problem in (("[head]\nlayers = 3", "head.layers"), ("test = 0.8", "no sessions to train on")):
+        plan.write_text(f'profile = "demo"\n{text}\n')
+        assert command(*arguments) == 2
+        assert problem in capsys.readouterr().err
 
 
 def test_keys_mark_spans() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from perception import profile as profiles
 from perception.errors import ProfileError
@@ -50,6 +50,12 @@ class TrainPlan(Section):
     head: HeadPlan = HeadPlan()
     training: TrainingConfig = TrainingConfig(input_dropout=0.35)
 
+    @model_validator(mode="after")
+    def _leaves_something_to_learn_from(self) -> "TrainPlan":
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test together leave no sessions to train on")
+        return self
+
 
 def load_plan(path: Path) -> TrainPlan:
     """Read a training configuration; ProfileError names file, key and what was expected."""
@@ -60,7 +66,7 @@ def load_plan(path: Path) -> TrainPlan:
         raise ProfileError(f"{path}: not a training configuration: {error}") from error
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()
+            f"{'.'.join(map(str, detail['loc'])) or 'plan'}: {detail['msg']}" for detail in error.errors()
         )
         raise ProfileError(f"{path}: {problems}") from error
 
@@ -189,7 +195,7 @@ Load it in a profile by `fusion.head.weights = "{folder}"`, or in Python by
 {branches}
 
 Trained on {train} windows of {train_sources} sources, chosen and calibrated on {validation} windows of
-{validation_sources}, tested once on {test} windows of {test_sources}; no source is in two of these.
+{validation_sources}, {tested}
 
 | inputs | accuracy | macro F1 | NLL | ECE |
 |---|---|---|---|---|
@@ -215,15 +221,20 @@ def save(
         f"| {name} | {m['accuracy']:.3f} | {m['macro_f1']:.3f} | {m['nll']:.3f} | {m['ece']:.3f} |"
         for name, m in report["subsets"].items()
     )
+    test_sources = len(set(parts.test.sources.tolist()))
+    tested = f"tested once on {len(parts.test)} windows of {test_sources}; no source is in two of these."
+    if parts.test is parts.validation:
+        tested = "which the figures below are of, too, as no share was kept for a test: they flatter."
     card = CARD.format(
         classes=", ".join(head.classes),
         folder=folder,
         branches=branches,
         figures=figures,
         encoders=encoders,
+        tested=tested,
         **{
             key: value
-            for name in ("train", "validation", "test")
+            for name in ("train", "validation")
             for key, value in {
                 name: len(getattr(parts, name)),
                 f"{name}_sources": len(set(getattr(parts, name).sources.tolist())),
