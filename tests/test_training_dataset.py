@@ -1,7 +1,7 @@
 """Datasets: windows and features of a session are the bytes a live head was given, computed once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +159,27 @@ def test_no_label_no_examples_and_a_clear_word(tmp_path: Path) -> None:
     stream = tuple(m for m in script(2.0) if not isinstance(m.header, Label))
     with pytest.raises(SessionError, match="0 classes"):
         build([Playing(stream)], config(CHEAP), tmp_path)
+
+
+@dataclass(frozen=True)
+class Film(Playing):
+    """A source whose messages are made one by one."""
+
+    made: list[Message[Header]] = field(default_factory=list)
+
+    def recording(self) -> Iterator[Message[Header]]:  # type: ignore[override]
+        for message in self.stream:
+            self.made.append(message)
+            yield message
+
+
+def test_what_is_played_from_a_file_is_not_held_in_memory() -> None:
+    film = Film(tuple(script(6.0)))
+    played = dataset.windows(film, config(CHEAP))
+    next(played)
+    assert len(film.made) < len(film.stream) / 2
+    ends_ns = [window.end_ns for window in dataset.windows(Playing(film.stream), config(CHEAP))]
+    assert [window.end_ns for window in played] == ends_ns[1:]
 
 
 def test_a_copy_of_a_session_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

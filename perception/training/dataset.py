@@ -22,7 +22,7 @@ from perception.fusion.engine import Engine, build_engine, pick_device, use_thre
 from perception.fusion.window import Window
 from perception.messages import Header, Label, Message
 from perception.profile import FusionConfig, HeadConfig
-from perception.session.cutting import Cut
+from perception.session.cutting import Cut, cut_as_arrived
 from perception.session.fusing import cuts, survey_of
 from perception.session.reader import read
 from perception.session.recording import Recording
@@ -50,7 +50,7 @@ class DataSource(Protocol):
         """Yield its messages in order of arrival."""
 
     def recording(self) -> Path | Iterable[Message[Header]]:
-        """Return what its windows are cut from: a session file, or the messages."""
+        """Return what its windows are cut from: a session file, or messages; an iterator has no journals."""
 
     def spans(self) -> list[Span]:
         """Return its labels in event time."""
@@ -119,7 +119,12 @@ def encode(source: DataSource, config: FusionConfig) -> dict[str, torch.Tensor]:
 
 def windows(source: DataSource, config: FusionConfig) -> Iterator[Window]:
     """Cut a source: in the order a live fusion took it in where that is known, else as it arrived."""
-    with Recording(source.recording()) as recording:
+    messages = source.recording()
+    if isinstance(messages, Iterator):  # gone through once: a film is not held in memory
+        for cut in cut_as_arrived(messages, config, on_clock=False):
+            yield cut.window
+        return
+    with Recording(messages) as recording:
         for step in cuts(recording, config, survey_of(recording, config)):
             if isinstance(step, Cut) and step.whole:
                 yield step.window
