@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from perception.cli import run
-from perception.training.benchmarks import avmnist, avmnist_data, grid
+from perception.training.benchmarks import avmnist, avmnist_data, esc10, grid
 from perception.training.benchmarks.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured
 from perception.training.benchmarks.grid_data import FRAME_RATE_HZ
 from perception.training.benchmarks.grid_experts import Synchroniser
@@ -106,6 +106,16 @@ def test_a_gain_comes_with_its_interval_over_clips() -> None:
     gain, low, high = grid.paired_gain(better, np.array([False] * 5 + [True] * 5))
     assert gain == pytest.approx(0.4)
     assert low < 0.4 < high
+
+
+def test_the_kind_right_most_often_over_all_folds_is_chosen_and_the_less_surprised_of_equals() -> None:
+    sure, unsure, wrong = [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]
+    first = {"steady": [unsure, unsure], "bold": [sure, sure], "lucky": [sure, sure]}
+    second = {"steady": [unsure, unsure], "bold": [sure, sure], "lucky": [sure, wrong]}
+    parts = [(np.array([0, 0]), {kind: np.array(p) for kind, p in told.items()}) for told in (first, second)]
+    assert esc10.best_kind(parts) == "bold"
+    del parts[0][1]["bold"], parts[1][1]["bold"]
+    assert esc10.best_kind(parts) == "steady"
 
 
 def test_hwu64_is_a_command_that_writes_its_tables(tmp_path: Path) -> None:

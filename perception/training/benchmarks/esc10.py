@@ -183,10 +183,11 @@ def choose(examples: Examples, folds: Any, seed: int) -> dict[int, str]:
             said = {name: predict(held) for name, predict in kinds.items()}
             told[test].append((held.labels.numpy(), said))
         _LOG.info("heads without folds %d and %d told these", *pair)
-    return {fold: _best(parts) for fold, parts in told.items()}
+    return {fold: best_kind(parts) for fold, parts in told.items()}
 
 
-def _best(parts: Sequence[tuple[Any, dict[str, Any]]]) -> str:
+def best_kind(parts: Sequence[tuple[Any, dict[str, Any]]]) -> str:
+    """Return the kind right most often over all parts (labels, probabilities by kind), then of least NLL."""
     truth = np.concatenate([labels for labels, _ in parts])
     scored = {name: metrics(truth, np.concatenate([said[name] for _, said in parts])) for name in parts[0][1]}
     return max(scored, key=lambda name: (scored[name].accuracy, -scored[name].nll))
