@@ -3,7 +3,8 @@
     python -m tests.benchmarks.soak robot --minutes 5 --set fusion.weights=random \
         --set camera.front.source=scripted --set microphone.main.source=scripted
 
-One line a minute: rate, latency, sheds, messages queued in the fusion process, memory of each process.
+One line a minute: rate, latency, sheds, messages queued in the fusion process, memory and open files of
+each process; at the end what has grown since the second minute, while caches filled in the first.
 """
 
 import argparse
@@ -43,12 +44,17 @@ class Minute:
     def line(self, processes: list[psutil.Process]) -> str:
         span_s = (self.stamps_ns[-1] - self.stamps_ns[0]) / 1e9
         quantiles = statistics.quantiles(self.total_ms, n=100)
-        memory = ", ".join(f"{node_of(p)} {p.memory_info().rss / 2**20:.0f}" for p in processes)
+        held = ", ".join(f"{name} {mib:.0f}/{files}" for name, (mib, files) in held_by(processes).items())
         return (
             f"{(len(self.stamps_ns) - 1) / span_s:6.3f} Hz  end->sent p50 {quantiles[49]:6.1f} "
             f"p95 {quantiles[94]:6.1f} p99 {quantiles[98]:6.1f} ms  shed {self.shed}  "
-            f"queued {self.queued}  MiB: {memory}"
+            f"queued {self.queued}  MiB/files: {held}"
         )
+
+
+def held_by(processes: list[psutil.Process]) -> dict[str, tuple[float, int]]:
+    """Return by node its resident memory in MiB and its open files."""
+    return {node_of(one): (one.memory_info().rss / 2**20, one.num_fds()) for one in processes}
 
 
 def node_of(process: psutil.Process) -> str:
@@ -76,12 +82,17 @@ def main() -> None:
                     sys.exit(graph.returncode)
             launcher = psutil.Process(graph.pid)
             processes = [launcher, *launcher.children(recursive=True)]
-            for _ in range(arguments.minutes):
+            begun = held_by(processes)
+            for number in range(arguments.minutes):
                 minute = Minute(time.monotonic())
                 while time.monotonic() < minute.begun_s + 60:
                     if (message := inbox.receive(1.0)) is not None:
                         minute.take(message)
                 print(minute.line(processes), flush=True)
+                if number == 0:
+                    begun = held_by(processes)
+            for name, (mib, files) in held_by(processes).items():
+                print(f"{name}: {mib - begun[name][0]:+.1f} MiB, {files - begun[name][1]:+d} files")
     finally:
         graph.terminate()
         graph.wait(30)
