@@ -1,11 +1,10 @@
 """Figures of the scripted devices: `python tests/benchmarks/scripted_devices.py [--minutes N] [--seed N]`.
 
-Prints class shares, cost of picture and sound, what OpenCV's face and marker detectors find in the
-scene, and the memory that a camera process needs.
+Prints class shares, cost of picture and sound, and what OpenCV's face and marker detectors find in the
+scene. What memory a camera process needs: `perception bench startup`.
 """
 
 import argparse
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -84,7 +83,6 @@ def main() -> None:
     options = parser.parse_args()
     cv2.setNumThreads(1)
     seconds = options.minutes * 60
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     script = Script(ScriptConfig(seed=options.seed, noise=options.noise))
     scene = Scene(script, 640, 480)
     shares(script, 3600)
@@ -95,8 +93,6 @@ def main() -> None:
         figures = cost(partial(block_of, track, block), seconds * 125 // 4)
         load = (time.process_time() - begun) / seconds
         print(f"sound {rate_hz:6} Hz  ", f"{figures}; {load:.2%} of a core")
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print("memory           ", f"{rss / 1e6:.0f} MB, of which {(rss - before) / 1e6:.0f} MB scene and sound")
     detections(script, scene, seconds)
 
 
