@@ -3,6 +3,7 @@
 import threading
 from typing import TYPE_CHECKING
 
+from perception.bus.lane import Loan
 from perception.profile import Profile
 
 from .capture import CaptureNode
@@ -26,9 +27,12 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
 
         def publish(frame: "CapturedFrame") -> None:
             check.update(frame)
-            frames.send(*frame_message(frame, config))
+            header, payload = frame_message(frame, config)
+            frames.send(header, frame.lent if isinstance(frame.lent, Loan) else payload)
 
-        with open_camera(config, profile.script, clock=node.clock, origin_ns=node.origin_ns) as camera:
+        with open_camera(
+            config, profile.script, clock=node.clock, origin_ns=node.origin_ns, lend=frames.loan
+        ) as camera:
             node.run(camera, publish, check)
 
 

@@ -2,15 +2,18 @@
 
 import threading
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from perception.devices.camera import driver_stamp_ns, open_camera
+from perception.devices.camera import DeviceSource, driver_stamp_ns, open_camera
 from perception.devices.device import CapturedFrame, Device
 from perception.devices.grabber import RateLimit
+from perception.devices.wire import frame_message
 from perception.errors import DeviceError
 from perception.profile import CameraConfig, ScriptConfig
 from tests.media import HEIGHT, WIDTH, grey, write_clip
@@ -138,6 +141,54 @@ def test_a_file_without_a_single_whole_frame_is_refused_at_the_start(tmp_path: P
     path.write_bytes(data[: data.index(b"\xff\xd8\xff")])
     with pytest.raises(DeviceError, match=r"a\.mkv: no video can be decoded; is the file damaged\?"):
         camera_on(str(path))
+
+
+@dataclass
+class Memory:
+    data: memoryview
+
+
+@pytest.mark.parametrize("encoding", ["bgr8", "mono8"])
+@pytest.mark.parametrize("width", [WIDTH, WIDTH // 2])
+def test_a_device_writes_raw_frames_where_they_are_published_from(
+    tmp_path: Path, encoding: str, width: int
+) -> None:
+    path = str(write_clip(tmp_path / "a.mkv", [grey(20 * number) for number in range(4)]))
+    sizes: list[int] = []
+
+    def lend(size: int) -> Memory:
+        sizes.append(size)
+        return Memory(memoryview(bytearray(size)))
+
+    options = {"source": path, "width": width, "height": HEIGHT, "encoding": encoding}
+    config = CameraConfig.model_validate(options)
+    lending, plain = (
+        DeviceSource(path, config, clock=time.monotonic_ns, lend=way, open_device=cv2.VideoCapture)
+        for way in (lend, None)
+    )
+    for _ in range(4):
+        written, copied = lending.read(), plain.read()
+        assert isinstance(written.lent, Memory)
+        assert np.shares_memory(written.image, np.frombuffer(written.lent.data, np.uint8))
+        assert frame_message(written, config)[1] == written.lent.data
+        assert bytes(written.lent.data) == bytes(frame_message(copied, config)[1])
+    assert set(sizes) == {width * HEIGHT * (3 if encoding == "bgr8" else 1)}
+    for source in (lending, plain):
+        source.close()
+
+
+def test_a_device_asks_for_no_memory_for_jpeg(tmp_path: Path) -> None:
+    path = str(write_clip(tmp_path / "a.mkv", [grey(9)]))
+    config = CameraConfig.model_validate({"source": path, "width": WIDTH, "height": HEIGHT})
+    source = DeviceSource(
+        path,
+        config,
+        clock=time.monotonic_ns,
+        lend=lambda _: pytest.fail("asked"),
+        open_device=cv2.VideoCapture,
+    )
+    assert source.read().lent is None
+    source.close()
 
 
 def test_a_drivers_buffer_time_is_mapped_to_the_host_clock() -> None:

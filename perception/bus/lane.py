@@ -110,8 +110,8 @@ class Ring:
 
     def release(self, slot: int) -> None:
         """Give a slot taken back."""
+        _lock(self.file, _UNLOCK[slot])  # first: once it is not being filled, another thread may lock it
         self._filling.discard(slot)
-        _lock(self.file, _UNLOCK[slot])
 
     def _candidate(self, tried: int) -> int:
         """Return the oldest slot; one not used before if many are in use; at last one to copy from."""

@@ -1,5 +1,6 @@
 """Cameras: opens whichever a profile names, and those of this machine, through OpenCV."""
 
+import math
 import os
 import sys
 import threading
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from perception.devices.device import CapturedFrame, Device, is_file_name
+from perception.devices.device import CapturedFrame, Device, Lend, is_file_name
 from perception.devices.grabber import FrameSource, Grabber
 from perception.errors import DeviceError
 from perception.profile import CameraConfig, ScriptConfig
@@ -23,7 +24,7 @@ _MAX_DRIVER_AGE_NS: Final = 1_000_000_000
 
 
 def open_camera(
-    config: CameraConfig, script: ScriptConfig, *, clock: Clock, origin_ns: int
+    config: CameraConfig, script: ScriptConfig, *, clock: Clock, origin_ns: int, lend: Lend | None = None
 ) -> Device[CapturedFrame]:
     """Open the camera a profile names.
 
@@ -32,6 +33,7 @@ def open_camera(
         script: what a scripted camera plays.
         clock: host time in ns.
         origin_ns: host time at which a script or file starts.
+        lend: gives memory for raw frames, which a device's are then written to instead of copied.
 
     Raises:
         DeviceError: there is no such device, file or stream.
@@ -44,7 +46,7 @@ def open_camera(
 
     def open_source(stop: threading.Event) -> FrameSource:
         if isinstance(source, int) or source.startswith("/dev/"):
-            return DeviceSource(source, config, clock=clock)
+            return DeviceSource(source, config, clock=clock, lend=lend)
         from perception.devices.video import FileSource, StreamSource  # loads FFmpeg
 
         if "://" in source:
@@ -68,12 +70,16 @@ class DeviceSource:
         *,
         clock: Clock,
         monotonic: Clock = time.monotonic_ns,
+        lend: Lend | None = None,
+        open_device: Callable[..., cv2.VideoCapture] | None = None,
     ) -> None:
         self._name = str(source)
         self._size = (config.width, config.height)
         self._clock = clock
         self._monotonic = monotonic
-        self._capture = _open_device(source)
+        self._lend = lend if config.encoding != "jpeg" else None
+        self._shape = (config.height, config.width, 3)[: 2 if config.encoding == "mono8" else 3]
+        self._capture = (open_device or _open_device)(source)
         # Most cameras reach their rate at full size only as MJPEG; those without it keep their format.
         self._capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
         self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, config.width)
@@ -91,11 +97,17 @@ class DeviceSource:
         grabbed = self._capture.grab()
         host_ns, monotonic_ns = self._clock(), self._monotonic()
         stamp_ns = driver_stamp_ns(self._capture.get(cv2.CAP_PROP_POS_MSEC), monotonic_ns, host_ns)
-        decoded, image = self._capture.retrieve() if grabbed else (False, None)
+        lent = self._lend(math.prod(self._shape)) if grabbed and self._lend is not None else None
+        target = None if lent is None else np.frombuffer(lent.data, np.uint8).reshape(self._shape)
+        decoded, image = self._capture.retrieve(_if_colour(target)) if grabbed else (False, None)
         if not decoded or image is None:
             raise DeviceError(f"{self._name}: stopped delivering frames")
         self.facts["stamps"] = "arrival" if stamp_ns is None else "driver"
-        return CapturedFrame(fit(image, self._size), host_ns if stamp_ns is None else stamp_ns)
+        if target is None:
+            target = fit(image, self._size)
+        elif not np.shares_memory(image, target):
+            _write(image.astype(np.uint8, copy=False), target)
+        return CapturedFrame(target, host_ns if stamp_ns is None else stamp_ns, lent=lent)
 
     def close(self) -> None:
         """Release the device."""
@@ -139,6 +151,21 @@ def _found() -> str:
     by_id = sorted(str(path) for path in Path("/dev/v4l/by-id").glob("*"))
     names = by_id or sorted(str(path) for path in Path("/dev").glob("video[0-9]*"))
     return f"found: {', '.join(names)}" if names else "no camera is connected to this machine"
+
+
+def _if_colour(target: Image | None) -> Image | None:
+    return target if target is not None and target.ndim == 3 else None
+
+
+def _write(image: Image, target: Image) -> None:
+    """Write a BGR image of any size to `target`, grey if that is."""
+    size = (target.shape[1], target.shape[0])
+    if target.ndim == 2:
+        cv2.cvtColor(fit(image, size), cv2.COLOR_BGR2GRAY, dst=target)
+    elif image.shape == target.shape:
+        np.copyto(target, image)
+    else:
+        cv2.resize(image, size, dst=target, interpolation=cv2.INTER_AREA)
 
 
 def fit(image: npt.NDArray[np.generic], size: tuple[int, int]) -> Image:

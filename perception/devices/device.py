@@ -1,6 +1,7 @@
 """What every capture device looks like to its node: open, read with a time limit, close."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self, TypeVar
 
@@ -8,6 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 Samples = npt.NDArray[np.int16] | npt.NDArray[np.float32]
+
+
+class Lent(Protocol):
+    """Memory of who publishes, to be written to until it is published."""
+
+    data: memoryview
+
+
+Lend = Callable[[int], Lent]
+"""Returns memory of so many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +29,8 @@ class CapturedFrame:
     """(height, width, 3) BGR or (height, width) grey, owned by the receiver."""
     stamp_ns: int
     exposure_ns: int | None = None
+    lent: object = None
+    """What `Lend` returned, if `image` lies there, as it is to be published."""
 
 
 @dataclass(frozen=True, slots=True)
