@@ -23,7 +23,7 @@ RATE_HZ: Final = 60.0
 _DORA: Final = {"DORA_NODE_SHM_POOL_SIZE": str(256 << 20)}  # its default pool holds one 1080p frame
 _LIMIT_S: Final = 60.0
 _OURS: Final = ("perception", "perception-loan")
-_PEERS: Final = {"dora": "dora", "dora-loan": "dora"}
+_PEERS: Final = {"dora": "dora", "dora-loan": "dora", "zenoh": "zenoh", "iceoryx2": "iceoryx2"}
 _NODE: Final = ("-P", "-m", "perception.bench.transport_node")
 
 

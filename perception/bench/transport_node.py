@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import resource
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,14 +17,21 @@ from typing import Any, Final
 
 import numpy as np
 
-WARM_UP: Final = 30
-_STAMP: Final = struct.Struct("<q")
-"""At the beginning of every payload: when it was sent, CLOCK_MONOTONIC in ns."""
-SILENT_S: Final = 10.0
+from perception.bench.transport_peers import (
+    SILENT_S,
+    STAMP,
+    Dora,
+    DoraLoan,
+    Emit,
+    Frames,
+    Iceoryx,
+    Pyzmq,
+    Zenoh,
+    read,
+    stamp,
+)
 
-Emit = Callable[[], None]
-Frames = Iterator[tuple[int, int]]
-"""(moment sent, size) of each message received; ends when nothing comes any more."""
+WARM_UP: Final = 30
 
 
 def main() -> None:
@@ -84,14 +90,6 @@ def _cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _stamp(payload: Any) -> None:
-    _STAMP.pack_into(payload, 0, time.monotonic_ns())
-
-
-def _read(payload: Any) -> tuple[int, int]:
-    return _STAMP.unpack_from(payload)[0], len(payload)
-
-
 class Perception:
     """This project's bus, the payload copied by `send`."""
 
@@ -119,12 +117,12 @@ class Perception:
             publisher.wait_for_subscriber(SILENT_S)
 
             def copy() -> None:
-                _stamp(image)
+                stamp(image)
                 publisher.send(header, image)
 
             def lend() -> None:
                 loan = publisher.loan(self.size)
-                _stamp(loan.data)
+                stamp(loan.data)
                 publisher.send(header, loan)
 
             yield lend if self.lent else copy
@@ -138,7 +136,7 @@ class Perception:
 
             def frames() -> Frames:
                 while message := subscriber.receive(SILENT_S):
-                    yield _read(message.payload)
+                    yield read(message.payload)
 
             yield frames()
 
@@ -165,7 +163,7 @@ class State(Perception):
             publisher.wait_for_subscriber(SILENT_S)
 
             def emit() -> None:
-                publisher.send(state, _STAMP.pack(time.monotonic_ns()))
+                publisher.send(state, STAMP.pack(time.monotonic_ns()))
 
             yield emit
 
@@ -178,98 +176,9 @@ class State(Perception):
 
             def frames() -> Frames:
                 while message := subscriber.receive(SILENT_S):
-                    yield _read(message.payload)
+                    yield read(message.payload)
 
             yield frames()
-
-
-class Pyzmq:
-    """Plain pyzmq over ipc: multipart, payload not copied."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.size = arguments.size
-        self.endpoint = f"ipc://{arguments.where}/pyzmq"
-
-    @contextmanager
-    def sending(self) -> Iterator[Emit]:
-        """Yield what sends one message."""
-        import zmq
-
-        # a new image each time, as a camera has: ZeroMQ still reads the one before
-        with zmq.Context() as context, context.socket(zmq.XPUB) as socket:
-            socket.bind(self.endpoint)
-            socket.poll(int(SILENT_S * 1e3))
-            images: list[Any] = [np.zeros(self.size, np.uint8) for _ in range(8)]
-
-            def emit() -> None:
-                images.append(images.pop(0))
-                _stamp(images[0])
-                socket.send_multipart([b"camera", b"header", images[0]], copy=self.size < 65536)
-
-            yield emit
-
-    @contextmanager
-    def receiving(self) -> Iterator[Frames]:
-        """Yield what comes."""
-        import zmq
-
-        with zmq.Context() as context, context.socket(zmq.SUB) as socket:
-            socket.subscribe(b"")
-            socket.connect(self.endpoint)
-
-            def frames() -> Frames:
-                while socket.poll(int(SILENT_S * 1e3)):
-                    yield _read(socket.recv_multipart(copy=False)[2].buffer)
-
-            yield frames()
-
-
-class Dora:
-    """dora-rs, a node each, started by `dora run`."""
-
-    lent = False
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        import dora
-
-        self.size = arguments.size
-        self.node: Any = dora.Node()
-
-    @contextmanager
-    def sending(self) -> Iterator[Emit]:
-        """Yield what sends one message."""
-        import pyarrow as pa
-
-        image = np.zeros(self.size, np.uint8)
-
-        def copy() -> None:
-            _stamp(image)
-            self.node.send_output("frame", pa.array(image))
-
-        def lend() -> None:
-            with self.node.send_output_raw("frame", self.size) as buffer:
-                _stamp(buffer)
-
-        yield lend if self.lent else copy
-
-    @contextmanager
-    def receiving(self) -> Iterator[Frames]:
-        """Yield what comes."""
-
-        def frames() -> Frames:
-            while (event := self.node.next(timeout=SILENT_S)) is not None:
-                if event["type"] == "INPUT":
-                    yield _read(event["value"].buffers()[1])
-                elif event["type"] in ("STOP", "ERROR"):
-                    return
-
-        yield frames()
-
-
-class DoraLoan(Dora):
-    """The same, the payload written in place."""
-
-    lent = True
 
 
 CASES: Final[dict[str, Callable[[argparse.Namespace], Any]]] = {
@@ -279,6 +188,8 @@ CASES: Final[dict[str, Callable[[argparse.Namespace], Any]]] = {
     "pyzmq": Pyzmq,
     "dora": Dora,
     "dora-loan": DoraLoan,
+    "zenoh": Zenoh,
+    "iceoryx2": Iceoryx,
 }
 
 if __name__ == "__main__":
