@@ -35,7 +35,7 @@ _RESCAN_S: Final = 0.1
 _CLOSE_S: Final = 2.0
 _WAKE_S: Final = 0.05
 _AWAY_S: Final = 0.04
-"""So long after its last message a consumer counts as busy; ZeroMQ holds what comes till then."""
+"""So long after its last message a consumer counts as busy; a socket holds ten datagrams till then."""
 _RECONNECT_MS: Final = 50
 _HEARTBEAT_MS: Final = 1000
 _EVENTS: Final = int(zmq.EVENTS)  # plain numbers: arithmetic of enums is slow
