@@ -214,9 +214,14 @@ def bench(
     elif kind == "features":
         cases = features.cases(peers=peers)
     elif kind == "tick":
-        from perception.bench import tick  # not before it is asked for: it needs torch
+        from perception.bench import tick, tick_device  # not before they are asked for: they need torch
 
-        cases = tick.cases(seconds=seconds, hz=hz, device=device)
+        on_device = device != "cpu"
+        cases = (
+            tick_device.cases(device=device, seconds=seconds)
+            if on_device
+            else tick.cases(seconds=seconds, hz=hz)
+        )
     elif kind == "pipeline":
         from perception.bench import pipeline
 

@@ -45,16 +45,29 @@ def anywhere(name: str) -> tuple[str, ...]:
 
 
 def cases(
-    *, seconds: float, hz: float = 10.0, device: str = "cpu", profiles: Sequence[str] = PROFILES
+    *, seconds: float, hz: float = 10.0, profiles: Sequence[str] = PROFILES
 ) -> dict[str, Callable[[], Values]]:
     """Return what to measure: the ticks of each profile, and its models alone on some of them."""
     found: dict[str, Callable[[], Values]] = {}
     for name in profiles:
-        options = (*anywhere(name), f"fusion.hop_ms={1e3 / hz}", f"fusion.device={device}")
+        options = (*anywhere(name), f"fusion.hop_ms={1e3 / hz}", "fusion.device=cpu")
         bench = TickBench(load(name, options), seconds)
         found[f"{name} limit: models alone"] = bench.models_alone
         found[name] = bench.ticks
     return found
+
+
+def scripted(profile: Profile, seconds: float) -> Iterator[Message[Header]]:
+    """Yield what camera, microphone and text of a profile say, with the time before the first whole window."""
+    play = messages(
+        profile.script,
+        profile.camera["front"],
+        profile.microphone["main"],
+        _FILL_S + seconds,
+        start_s=_COMMAND_S,
+        topics=_TOPICS,
+    )
+    return (message for message in play if message.topic in _TOPICS)
 
 
 class _Timed:
@@ -80,7 +93,10 @@ class TickBench:
     def __init__(self, profile: Profile, seconds: float) -> None:
         assert profile.fusion is not None
         self._config: FusionConfig = profile.fusion
-        self._wires = list(_wires(profile, seconds))
+        self._wires: list[tuple[int, list[Payload]]] = [
+            (message.received_ns, list(codec.encode(message.topic, message.header, message.payload)))
+            for message in scripted(profile, seconds)
+        ]
         self._calls: list[tuple[Any, tuple[Any, ...], int]] = []
         self._times_ns: list[int] = []
         self._alone: list[list[tuple[Any, tuple[Any, ...], int]]] = []
@@ -172,21 +188,6 @@ class TickBench:
     def _clock(self) -> int:
         self._times_ns.append(time.perf_counter_ns())
         return self._times_ns[-1]
-
-
-def _wires(profile: Profile, seconds: float) -> Iterator[tuple[int, list[Payload]]]:
-    """Yield when each message comes, and its bytes."""
-    play = messages(
-        profile.script,
-        profile.camera["front"],
-        profile.microphone["main"],
-        _FILL_S + seconds,
-        start_s=_COMMAND_S,
-        topics=_TOPICS,
-    )
-    for message in play:
-        if message.topic in _TOPICS:
-            yield message.received_ns, list(codec.encode(message.topic, message.header, message.payload))
 
 
 def _decode_us(message: Message[Header]) -> float:
