@@ -216,12 +216,8 @@ def bench(
     elif kind == "tick":
         from perception.bench import tick, tick_device  # not before they are asked for: they need torch
 
-        on_device = device != "cpu"
-        cases = (
-            tick_device.cases(device=device, seconds=seconds)
-            if on_device
-            else tick.cases(seconds=seconds, hz=hz)
-        )
+        on_cpu = device == "cpu"
+        cases = tick.cases(seconds=seconds, hz=hz) if on_cpu else tick_device.cases(device, seconds)
     elif kind == "pipeline":
         from perception.bench import pipeline
 

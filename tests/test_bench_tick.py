@@ -1,9 +1,13 @@
 """The tick bench: every stage is timed, and what is around the models adds up."""
 
+from collections import Counter
+
 import pytest
+import torch
 
 from perception.bench import tick, tick_device
 from perception.bench.rounds import interleave
+from perception.profile import FusionConfig, load
 
 
 def test_every_stage_of_a_tick_is_timed_beside_the_models_alone() -> None:
@@ -15,17 +19,20 @@ def test_every_stage_of_a_tick_is_timed_beside_the_models_alone() -> None:
     assert row["overhead_p50_us"].median <= row["p50_us"].median
 
 
-def test_on_a_device_the_trio_is_measured_beside_a_plain_loop_and_the_cpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(tick_device, "CAMERAS", 2)
-    monkeypatch.setattr(tick_device, "MICROPHONES", 1)
-    figures = interleave(tick_device.cases(device="cpu", seconds=1.2), 1)
-    assert set(figures) == {
-        "trio",
-        "trio, plain eager loop",
-        "2 cameras, 1 microphones",
-        "trio against the cpu",
-    }
-    assert figures["trio against the cpu"]["error"].median == 0
-    assert figures["trio"]["per_second"].median > 0
+def test_many_cameras_and_microphones_have_the_trios_encoders() -> None:
+    config = load("robot").fusion
+    assert config is not None
+    many = tick_device.many_of(config)
+    kinds = Counter(item.topic.partition("/")[0] for item in many.inputs.values())
+    assert kinds == {"camera": tick_device.CAMERAS, "microphone": tick_device.MICROPHONES}
+    assert {item.kind for item in many.encoders.values()} == {"torchvision", "vggish"}
+    assert FusionConfig.model_validate(many.model_dump()) == many
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_device_the_trio_is_measured_beside_a_plain_loop_and_the_cpu() -> None:
+    figures = interleave(tick_device.cases("cuda", seconds=2.0), 1)
+    trio, plain = figures["trio"], figures["trio, plain eager loop"]
+    assert trio["per_second"].median > plain["per_second"].median
+    assert figures["trio against the cpu"]["error"].median < tick_device.TOLERANCE

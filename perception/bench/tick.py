@@ -58,7 +58,7 @@ def cases(
 
 
 def scripted(profile: Profile, seconds: float) -> Iterator[Message[Header]]:
-    """Yield what camera, microphone and text of a profile say, with the time before the first whole window."""
+    """Yield what camera, microphone and text say, beginning before the first whole window."""
     play = messages(
         profile.script,
         profile.camera["front"],

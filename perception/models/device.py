@@ -61,7 +61,7 @@ class Forward:
         self, name: str, function: Function, *, device: torch.device, capture: Capture = CudaGraph
     ) -> None:
         self.name = name
-        self._function = function
+        self.function = function
         self._on_cuda = device.type == "cuda"
         self._capture = capture
         self._captured: dict[tuple[torch.Size, ...], Function] = {}
@@ -71,7 +71,7 @@ class Forward:
     def __call__(self, *inputs: torch.Tensor) -> Tensors:
         """Return the function's results."""
         self._last = inputs if self._on_cuda and not self._captured else ()
-        repeat = self._captured.get(_shapes(inputs), self._function)
+        repeat = self._captured.get(_shapes(inputs), self.function)
         return repeat(*inputs)
 
     def capture_last(self) -> bool:
@@ -86,8 +86,8 @@ class Forward:
         Where it does not, the plain call stays in use, and the log says why.
         """
         try:
-            repeat = self._capture(self._function, inputs)
-            error = _error(repeat(*inputs), self._function(*inputs))
+            repeat = self._capture(self.function, inputs)
+            error = _error(repeat(*inputs), self.function(*inputs))
         except RuntimeError as failure:
             reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
             _LOG.warning("%s runs without a CUDA graph: %s", self.name, reason)
