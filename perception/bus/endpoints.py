@@ -12,7 +12,8 @@ _LOG: Final = logging.getLogger(__name__)
 _TCP: Final = re.compile(
     r"tcp://(?:\[(?P<v6>[0-9A-Fa-f:%.\w]+)\]|(?P<host>[^\s:/\[\]]+)):(?P<port>\*|\d{1,5})"
 )
-_LATEST_BACKLOG: Final = 8  # a late reader soon sees a fresh message, a recorder may stall for some frames
+# A recorder may be stopped for a second; a late reader drains them all and takes the last.
+_LATEST_BACKLOG: Final = 32
 
 
 def backlog(row: Topic) -> int:
