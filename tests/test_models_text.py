@@ -11,6 +11,7 @@ from perception.errors import ProfileError, WeightsError
 from perception.models import build_encoder, weights_hash
 from perception.models.encoder import TextInput
 from perception.profile import EncoderConfig
+from tests import tiny_models
 
 CPU = torch.device("cpu")
 INTENTS = {
@@ -28,19 +29,8 @@ def build(kind: str, weights: str | None = None, **options: object) -> Any:
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT with its tokenizer, as a Hub folder holds them."""
-    from transformers import BertConfig, BertModel, BertTokenizer
-
     folder = tmp_path_factory.mktemp("bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "come", "here", "stop", "##s", "please"]
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    BertModel(config).save_pretrained(folder)
-    BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(folder)
+    tiny_models.bert(folder)
     return folder
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    ASTConfig,
     ASTFeatureExtractor,
     ASTModel,
     ClapConfig,
@@ -21,14 +20,9 @@ from transformers import (
 from perception.errors import WeightsError
 from perception.models.encoder import AudioInput
 from perception.models.transformers_audio import TransformersAudioEncoder
+from tests.tiny_models import SMALL, ast
 
 CPU = torch.device("cpu")
-SMALL: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-
-
-def ast(folder: Path) -> None:
-    ASTModel(ASTConfig(hidden_size=16, max_length=128, num_mel_bins=32, **SMALL)).save_pretrained(folder)
-    ASTFeatureExtractor(max_length=128, num_mel_bins=32).save_pretrained(folder)
 
 
 def clap(folder: Path) -> None:
@@ -106,7 +100,8 @@ def test_ast_equals_the_model_called_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_preprocessing_is_one_clear_error(tmp_path: Path) -> None:
-    ASTModel(ASTConfig(hidden_size=16, max_length=128, num_mel_bins=32, **SMALL)).save_pretrained(tmp_path)
+    ast(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(WeightsError, match="preprocessor_config"):
         TransformersAudioEncoder(
             TransformersAudioEncoder.Options(), device=CPU, seed=0, weights=str(tmp_path)

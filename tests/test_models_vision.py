@@ -21,6 +21,7 @@ from perception.models.images import Image
 from perception.models.vision import IMAGENET_STD, to_model_input
 from perception.models.weights import seeded
 from perception.profile import EncoderConfig
+from tests import tiny_models
 
 CPU = torch.device("cpu")
 ONE_GREY_LEVEL = 1 / 255 / min(IMAGENET_STD)
@@ -152,19 +153,8 @@ def test_an_unknown_classifier_suggests_close_ones() -> None:
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny ViT with its image processor, saved without a pooling layer."""
-    from transformers import ViTConfig, ViTImageProcessor, ViTModel
-
     folder = tmp_path_factory.mktemp("vit")
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-    )
-    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    tiny_models.vit(folder)
     return folder
 
 

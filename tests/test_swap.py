@@ -46,10 +46,10 @@ def random_head(seed: int, dims: dict[str, int], classes: tuple[str, ...] = CLAS
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two heads, `one` and `two`, for the encoders of `fusion()`."""
+    """Two heads, `one` and `two`, for the encoders of `fusion()`; the second has a memory."""
     base = tmp_path_factory.mktemp("heads")
-    for seed, name in enumerate(("one", "two")):
-        random_head(seed, dims_of(fusion())).save_pretrained(base / name)
+    random_head(0, dims_of(fusion())).save_pretrained(base / "one")
+    FeatureFusion(dims_of(fusion()), CLASSES, gru=8, ticks=6).save_pretrained(base / "two")
     return base
 
 

@@ -15,6 +15,7 @@ from perception.errors import SessionError
 from perception.fusion.core import FusionCore
 from perception.fusion.engine import build_engine
 from perception.messages import Header, Label, Message, TextCommand
+from perception.models.registry import KINDS
 from perception.profile import (
     CameraConfig,
     EncoderConfig,
@@ -30,6 +31,7 @@ from perception.training.dataset import SessionSource, build, folds, holdout
 from perception.training.examples import Examples
 from perception.training.labels import Span, from_messages
 from perception.training.media import media_sources
+from tests import tiny_models
 
 CAMERA = CameraConfig(source="scripted", width=160, height=120, rate_hz=10)
 MICROPHONE = MicrophoneConfig(source="scripted")
@@ -45,6 +47,11 @@ ENCODERS = {
     "intent": EncoderConfig(
         input="text", kind="tfidf", options={"intents": {"come": ["come here"], "stop": ["stop now"]}}
     ),
+}
+TINY = {
+    "transformers-vision": ("camera", tiny_models.vit),
+    "transformers-audio": ("microphone", tiny_models.ast),
+    "transformers-text": ("text", tiny_models.bert),
 }
 CHEAP = {name: ENCODERS[name] for name in ("motion", "level", "intent")}
 
@@ -99,7 +106,13 @@ def test_dataset_features_are_the_live_bytes_for_every_encoder(tmp_path: Path) -
     said = TextCommand(stamp_ns=stream[40].header.stamp_ns + 1, text="come here", source="say#1")
     stream.insert(41, Message("text/say", said, received_ns=stream[40].received_ns))
     source = record(tmp_path / "a.mcap", stream)
-    fusion = config(ENCODERS)
+    tiny = {}
+    for kind, (item, write) in TINY.items():
+        write(tmp_path / kind)
+        tiny[kind] = EncoderConfig(input=item, kind=kind, weights=str(tmp_path / kind))
+    encoders = ENCODERS | tiny
+    assert {encoder.kind for encoder in encoders.values()} == set(KINDS), "every kind there is"
+    fusion = config(encoders)
     core, engine = FusionCore(fusion), build_engine(fusion, clock=lambda: 0)
     live = {}
     for message in stream:
@@ -113,7 +126,7 @@ def test_dataset_features_are_the_live_bytes_for_every_encoder(tmp_path: Path) -
         row = row_of[end_ns]
         assert torch.equal(stored["present"][row], present[0])
         assert torch.equal(stored["ages_s"][row], ages_s[0])
-        for name in ENCODERS:
+        for name in encoders:
             kept = stored[f"feature.{name}"][row]
             expected = features[name][0] if name in features else torch.zeros_like(kept)
             assert kept.numpy().tobytes() == expected.numpy().tobytes(), name

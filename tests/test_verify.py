@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from perception.devices.scripted import messages
-from perception.fusion.engine import use_threads
+from perception.fusion.engine import build_engine, use_threads
 from perception.messages import AudioBlock, FusedState, Header, Health, Journal, Message
+from perception.models.fusion import FeatureFusion
 from perception.profile import (
     CameraConfig,
     EncoderConfig,
@@ -104,6 +105,24 @@ def test_replay_gives_the_live_states_byte_for_byte(recording: Recording) -> Non
     assert [one.model_dump_json() for one in replay(recording, PROFILE)] == [
         one.model_dump_json() for one in replayed
     ]
+
+
+def test_a_head_with_a_memory_under_overload_follows_from_its_recording_too(tmp_path: Path) -> None:
+    """Its state reaches back over ticks, never over a shed window, and engines share the windows."""
+    dims = build_engine(fusion(), clock=lambda: 0).dims
+    FeatureFusion(dims, ("a", "b", "c"), gru=8, ticks=5).save_pretrained(tmp_path)
+    config = fusion(head=HeadConfig(weights=str(tmp_path)))
+    recording = LiveRun(config, "gru", speed=SPEED, slow=("level", 0.03)).run(scripted(8.0))
+    states, profile = states_of(recording), Profile(fusion=config)
+    assert any(state.shed for state in states)
+    assert [s.model_dump_json() for s in replay(recording, profile, workers=1)] == [
+        s.model_dump_json() for s in replay(recording, profile, workers=2)
+    ]
+    verdict = verify(recording, profile)
+    assert (verdict.exit_code, verdict.equal) == (0, len(states))
+    later = verify([m for m in recording if m.received_ns >= START_NS + 2 * SECOND_NS], profile)
+    assert (later.exit_code, later.different) == (0, 0)
+    assert later.equal > 0
 
 
 def test_what_is_measured_is_left_out_as_its_declaration_says(recording: Recording) -> None:

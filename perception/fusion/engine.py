@@ -12,6 +12,7 @@ import torch
 
 from perception.errors import ProfileError
 from perception.fusion.reader import InputReader, Reading
+from perception.fusion.recent import Recent, Shown
 from perception.fusion.window import Window, WindowInput
 from perception.messages import (
     BranchState,
@@ -40,10 +41,6 @@ class _Cached:
     key: Hashable
     encoding: Encoding | None
     """None if the encoder could not use the input."""
-
-
-Shown = tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]
-"""What a head takes: features (1, dim) by encoder, presence (1, M), ages (1, M) in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +94,7 @@ class Engine:
         self._readers = {name: InputReader(item) for name, item in config.inputs.items()}
         self._cache: dict[str, _Cached] = {}
         self._publish_ms = 0.0
+        self.recent = Recent(self.dims)
 
     @property
     def dims(self) -> dict[str, int]:
@@ -142,8 +140,8 @@ class Engine:
     ) -> FusedState:
         """Run the head on what the encoders made of a window."""
         encoded_ns = self._clock()
-        self._shown = self.tensors(window, encoded)
-        fused = _conclusion(self.head, self._shown)
+        self.recent.add(window.tick, self.tensors(window, encoded))
+        fused = _conclusion(self.head, self.recent)
         ready_ns = self._clock()
         return FusedState(
             stamp_ns=window.end_ns,
@@ -243,7 +241,7 @@ class Engine:
     @torch.inference_mode()
     def second_opinion(self, head: Head) -> Fused:
         """Return what another head concludes from the window concluded last."""
-        return _conclusion(head, self._shown)
+        return _conclusion(head, self.recent)
 
     def _age_s(self, window: Window, encoder: str) -> float:
         age_ns = window.inputs[self.config.encoders[encoder].input].age_ns
@@ -285,11 +283,13 @@ class Engine:
         """Run a head on zeros; unlike all else here, any thread may."""
         features = {name: torch.zeros(1, dim, device=self.device) for name, dim in self.dims.items()}
         present = torch.ones(1, len(features), dtype=torch.bool, device=self.device)
-        _conclusion(head, (features, present, torch.zeros(1, len(features), device=self.device)))
+        recent = Recent(self.dims)
+        recent.add(0, (features, present, torch.zeros(1, len(features), device=self.device)))
+        _conclusion(head, recent)
 
 
-def _conclusion(head: Head, shown: Shown) -> Fused:
-    probabilities = torch.softmax(head(*shown).double(), dim=1)[0].cpu().numpy()
+def _conclusion(head: Head, recent: Recent) -> Fused:
+    probabilities = torch.softmax(head(*recent.last(head.ticks)).double(), dim=1)[0].cpu().numpy()
     best = int(probabilities.argmax())
     positive = probabilities[probabilities > 0]
     return Fused(

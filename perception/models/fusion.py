@@ -16,6 +16,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from perception.models.heads import HEADS, HeadName, mlp
+from perception.models.memory import MAX_TICKS, TickMemory
 from perception.models.missing import MISSING, MissingName, ModalityDropout, columns
 from perception.models.pooling import LogLinearPool
 
@@ -35,6 +36,8 @@ class FusionHead(nn.Module, PyTorchModelHubMixin, library_name="perception", mod
     """What both levels share: branches and classes, input standardisation, the class prior, checkpoints."""
 
     kind: ClassVar[Literal["feature", "model"]]
+    ticks: int = 1
+    """How many consecutive windows it looks at, the last of which is now."""
     mean: torch.Tensor
     std: torch.Tensor
     log_prior: torch.Tensor
@@ -75,7 +78,7 @@ class FusionHead(nn.Module, PyTorchModelHubMixin, library_name="perception", mod
             labels: (N,) int64 class indices.
         """
         mask = present[:, self.columns]
-        x = torch.where(mask, self._concatenate(features, len(present)), 0.0).double()
+        x = torch.where(mask, self._concatenate(features, present.shape[:1]), 0.0).double()
         count = mask.sum(dim=0).clamp_min(1)
         mean = x.sum(dim=0) / count
         variance = ((x - mean).square() * mask).sum(dim=0) / count
@@ -90,30 +93,30 @@ class FusionHead(nn.Module, PyTorchModelHubMixin, library_name="perception", mod
     def _inputs(
         self, features: Mapping[str, torch.Tensor], present: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return standardised features (B, D), zero where absent, and presence (B, M)."""
-        if present.ndim != 2 or present.shape[1] != len(self.branches):
+        """Return standardised features (B, D), zero where absent, and presence (B, M); of each tick alike."""
+        if present.ndim not in (2, 3) or present.shape[-1] != len(self.branches):
             got = tuple(present.shape)
             raise ValueError(f"presence is {got}, expected (batch, {len(self.branches)}): {self.branches}")
         given = [name in features for name in self.branches]
         if not all(given):
             present = present & torch.tensor(given, device=present.device)
         present = self.modality_dropout(present)
-        x = (self._concatenate(features, len(present)) - self.mean) / self.std
+        x = (self._concatenate(features, present.shape[:-1]) - self.mean) / self.std
         x = x.clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
-        return torch.where(present[:, self.columns], x, 0.0), present
+        return torch.where(present[..., self.columns], x, 0.0), present
 
-    def _concatenate(self, features: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
+    def _concatenate(self, features: Mapping[str, torch.Tensor], batch: torch.Size) -> torch.Tensor:
         for name, dim in self.dims.items():
-            if name in features and features[name].shape != (batch, dim):
+            if name in features and features[name].shape != (*batch, dim):
                 got = tuple(features[name].shape)
-                raise ValueError(f"branch '{name}': features are {got}, expected {(batch, dim)}")
+                raise ValueError(f"branch '{name}': features are {got}, expected {(*batch, dim)}")
         empty = self.mean.new_zeros(1)
         return torch.cat(
             [
-                features[name] if name in features else empty.expand(batch, dim)
+                features[name] if name in features else empty.expand(*batch, dim)
                 for name, dim in self.dims.items()
             ],
-            dim=1,
+            dim=-1,
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -139,6 +142,8 @@ class FeatureFusion(FusionHead):
         missing: what stands in for an absent branch.
         modality_dropout: probability with which training hides a branch.
         use_ages: also show the head how old each branch's data is.
+        gru: hidden units of a GRU over ticks, whose state joins the features; 0 for none.
+        ticks: how many it runs over.
     """
 
     kind = "feature"
@@ -153,6 +158,8 @@ class FeatureFusion(FusionHead):
         missing: MissingName = "token",
         modality_dropout: float = 0.0,
         use_ages: bool = False,
+        gru: int = 0,
+        ticks: int = 20,
     ) -> None:
         super().__init__(
             dims,
@@ -163,40 +170,71 @@ class FeatureFusion(FusionHead):
             dropout=dropout,
             missing=missing,
             use_ages=use_ages,
+            gru=gru,
+            ticks=ticks,
         )
+        if not 1 <= ticks <= MAX_TICKS:
+            raise ValueError(f"a GRU over {ticks} ticks: expected 1 to {MAX_TICKS}")
         widths = tuple(self.dims.values())
         self.use_ages = use_ages
         self.missing = MISSING[missing](widths)
         context = len(widths) * (2 if use_ages else 1)
-        self.head = HEADS[head](widths, context, len(self.classes), hidden, dropout)
+        self.memory = TickMemory(sum(widths) + context, gru) if gru else None
+        self.ticks = ticks if gru else 1
+        shown = (*widths, gru) if gru else widths
+        self.head = HEADS[head](shown, context, len(self.classes), hidden, dropout)
 
     def forward(
         self,
         features: Mapping[str, torch.Tensor],
         present: torch.Tensor,
         ages_s: torch.Tensor | None = None,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return logits (B, C).
+
+        A head with a GRU takes K ticks, the last of which is now: (B, K, dim) and (B, K, M); without the
+        dimension of ticks, it is told nothing of those before.
 
         Args:
             features: per branch (B, dim) float32. A branch left out counts as absent.
             present: (B, M) bool, columns in the order of `branches`.
             ages_s: (B, M) seconds, only read where present; needed if `use_ages`.
+            known: (B, K) bool, which of the ticks were concluded at all; all if not given.
         """
         x, present = self._inputs(features, present)
-        context = [present.to(x.dtype)]
+        parts = [present.to(x.dtype)]
         if self.use_ages:
             if ages_s is None:
                 raise ValueError("this head was trained with ages: give ages_s")
-            context.append(torch.where(present, ages_s.clamp(0, MAX_AGE_S), 0.0).log1p())
-        logits: torch.Tensor = self.head(self.missing(x, present), torch.cat(context, dim=1), present)
-        return torch.where(present.any(dim=1, keepdim=True), logits, self.log_prior)
+            parts.append(torch.where(present, ages_s.clamp(0, MAX_AGE_S), 0.0).log1p())
+        context = torch.cat(parts, dim=-1)
+        x = self.missing(x.flatten(0, -2), present.flatten(0, -2)).view(x.shape)
+        anything = present.flatten(1).any(dim=1, keepdim=True)
+        if self.memory is not None:
+            x, context, present = self._remembering(x, context, present, known)
+        logits: torch.Tensor = self.head(x, context, present)
+        return torch.where(anything, logits, self.log_prior)
+
+    def _remembering(
+        self, x: torch.Tensor, context: torch.Tensor, present: torch.Tensor, known: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what the head is shown now, the GRU's state beside the features, always present."""
+        assert self.memory is not None
+        if x.ndim == 2:
+            x, context, present = x[:, None], context[:, None], present[:, None]
+        if known is None:
+            known = present.new_ones(x.shape[:2])
+        state = self.memory(torch.cat([x, context], dim=-1), known)
+        always = present.new_ones(len(present), 1)
+        return torch.cat([x[:, -1], state], 1), context[:, -1], torch.cat([present[:, -1], always], 1)
 
     def auxiliary_loss(
         self, features: Mapping[str, torch.Tensor], present: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         """Return what the missing-modality strategy wants minimised besides the NLL."""
-        loss: torch.Tensor = self.missing.auxiliary_loss(*self._inputs(features, present))
+        x, present = self._inputs(features, present)
+        loss: torch.Tensor = self.missing.auxiliary_loss(x.flatten(0, -2), present.flatten(0, -2))
         return loss
 
 
@@ -241,8 +279,9 @@ class ModelFusion(FusionHead):
         features: Mapping[str, torch.Tensor],
         present: torch.Tensor,
         ages_s: torch.Tensor | None = None,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return logits (B, C); arguments as in FeatureFusion. Ages do not enter."""
+        """Return logits (B, C); arguments as in FeatureFusion. Neither ages nor earlier ticks enter."""
         x, present = self._inputs(features, present)
         logits = self._branch_logits(x)
         if self.head is None:

@@ -129,7 +129,10 @@ MISSING: Final[dict[MissingName, type[Missing]]] = {
 
 
 class ModalityDropout(nn.Module):
-    """Hide each present branch with probability `p` while training, but never all of them."""
+    """Hide each present branch with probability `p` while training, but never all of them.
+
+    Over several ticks (B, K, M) a branch is hidden in all of them; those of the last one decide.
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -141,7 +144,8 @@ class ModalityDropout(nn.Module):
         """Return a presence mask (B, M) with some branches hidden; unchanged outside training."""
         if not self.training or self.p == 0:
             return present
-        draw = torch.rand(present.shape, device=present.device)
-        best = torch.where(present, draw, -1.0).argmax(dim=1, keepdim=True)
+        now = present if present.ndim == 2 else present[:, -1]
+        draw = torch.rand(now.shape, device=present.device)
+        best = torch.where(now, draw, -1.0).argmax(dim=1, keepdim=True)
         kept = (draw >= self.p).scatter(1, best, True)
-        return present & kept
+        return present & (kept if present.ndim == 2 else kept[:, None])

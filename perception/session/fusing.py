@@ -163,6 +163,9 @@ class Crew:
         # torch keeps its number of threads by thread
         self._pools = [ThreadPoolExecutor(1, "engine", use_threads, (threads,)) for _ in self.engines]
         self._threads = threads
+        self._last_tick: int | None = None
+        self._unknown_tick: int | None = None
+        """The last tick that the live run concluded and the recording does not hold everything for."""
         engine = self.engines[0]
         self.heads = Heads(engine.head, known if heads is not None else Survey(), heads or ())
 
@@ -183,15 +186,25 @@ class Crew:
 
     def _concluded(self, one: Told, encoded: Encoded | None) -> FusedState | None:
         """Heads conclude here, in the order of the windows; encoders, which cost more, ran in any."""
-        if not isinstance(one, Cut) or encoded is None:
-            return None
-        head = self.heads.at(one.source, one.window.tick)
-        if head is None:
-            return None
         engine = self.engines[0]
-        if head is not engine.head:
+        if isinstance(one, Begin):
+            engine.recent.clear()
+            self._unknown_tick = self._last_tick = None
+        if not isinstance(one, Cut):
+            return None
+        tick, last = one.window.tick, self._last_tick
+        self._last_tick = tick
+        if last is None or tick > last + 1:
+            self._unknown_tick = None  # a memory does not reach back over a gap
+        if encoded is None:
+            self._unknown_tick = tick
+            return None
+        head = self.heads.at(one.source, tick)
+        if head is not None and head is not engine.head:
             engine.use(head.to(engine.device))
-        return concluded(engine.conclude(one.window, encoded, shed=one.shed))
+        state = concluded(engine.conclude(one.window, encoded, shed=one.shed))
+        blind = self._unknown_tick is not None and self._unknown_tick > tick - engine.head.ticks
+        return None if head is None or blind else state
 
     def close(self) -> None:
         """End the threads."""

@@ -13,7 +13,7 @@ from perception.messages import FusedState, ModelInfo
 from perception.profile import FusionConfig, Profile
 from perception.session.compare import MISSING, Difference, conclusion, first_difference
 from perception.session.cutting import Cut
-from perception.session.fusing import Crew, Told, cuts, fusion_of, survey_of
+from perception.session.fusing import Crew, Heads, Told, cuts, fusion_of, survey_of
 from perception.session.journal import Begin, End, Missed, Survey
 from perception.session.recording import Recording, Source
 
@@ -116,7 +116,7 @@ def verify(
                     f"neither in {use.folder} nor in a folder given by --head"
                     for use in crew.heads.missing
                 ]
-                comparison = _Comparison(recording, config, known, verdict)
+                comparison = _Comparison(recording, config, known, crew.heads, verdict)
                 for step, state in crew.conclude(cuts(recording, config, known)):
                     comparison.take(step, state)
                 comparison.finish()
@@ -135,10 +135,12 @@ class _Comparison:
         recording: Recording,
         config: FusionConfig,
         known: Survey,
+        heads: Heads,
         verdict: Verdict,
     ) -> None:
         self._topic = f"state/{config.name}"
         self._known = known
+        self._heads = heads
         self._verdict = verdict
         self._states = recording.messages(self._topic)
         self._next = self._read()
@@ -201,7 +203,8 @@ class _Comparison:
             if self._first_seq is None:
                 self._first_seq = 0 if self._from_tick == 0 else state.seq - self._concluded
             if actual is None:
-                self._skip("their head is not at hand" if cut.whole else self._reason)
+                absent = cut.whole and not self._heads.at(cut.source, tick)
+                self._skip("their head is not at hand" if absent else self._reason)
             elif (reason := self._obstacle(state, actual.model)) is not None:
                 self._skip(reason)
             else:

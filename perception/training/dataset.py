@@ -18,6 +18,7 @@ import torch
 from sklearn.model_selection import GroupKFold, GroupShuffleSplit
 
 from perception.errors import SessionError
+from perception.fusion.core import FusionCore
 from perception.fusion.engine import Engine, build_engine, pick_device, use_threads
 from perception.fusion.window import Window
 from perception.messages import Header, Label, Message
@@ -185,6 +186,7 @@ def build(
     classes: Sequence[str] = (),
     track: str = label_files.DEFAULT_TRACK,
     workers: int = 1,
+    context: bool = False,
 ) -> Examples:
     """Return the labelled windows of all sources, encoding what is not yet in the cache.
 
@@ -196,6 +198,7 @@ def build(
             classes are left out.
         track: of the labels.
         workers: processes that encode; on a GPU it is always this one.
+        context: whether to return the other windows too, for a head that looks at earlier ones.
 
     Raises:
         SessionError: there are no sources, or no label covers any window.
@@ -222,15 +225,21 @@ def build(
             _LOG.warning("%s: left out, a copy of a source before it", source.name)
             continue
         seen.add((name, tuple(each)))
-        parts.append(_labelled(cache, name, source, each, chosen, track))
-    examples = Examples.concatenate(parts)
-    if not len(examples):
+        parts.append(_examples(cache, name, source, each, chosen, track, config))
+    examples = Examples.concatenate(parts if context else [part.rows(part.labelled) for part in parts])
+    if not len(examples.labelled):
         raise SessionError("no window has a label; do the labels belong to these sessions?")
     return examples
 
 
-def _labelled(
-    cache: Cache, name: str, source: DataSource, spans: Sequence[Span], classes: Sequence[str], track: str
+def _examples(
+    cache: Cache,
+    name: str,
+    source: DataSource,
+    spans: Sequence[Span],
+    classes: Sequence[str],
+    track: str,
+    config: FusionConfig,
 ) -> Examples:
     tensors = cache.get(name)
     if tensors is None:
@@ -238,13 +247,12 @@ def _labelled(
             f"{cache.folder}: features of {source.name} are damaged; remove {name}.safetensors"
         )
     index = torch.from_numpy(label_files.indices_at(spans, tensors["ends_ns"].numpy(), classes, track))
-    kept = index >= 0
     features = {
         entry.removeprefix("feature."): values
         for entry, values in tensors.items()
         if entry.startswith("feature.")
     }
-    whole = Examples(
+    return Examples(
         dict(sorted(features.items())),
         tensors["present"],
         tensors["ages_s"],
@@ -253,8 +261,8 @@ def _labelled(
         tensors["ends_ns"],
         tuple(classes),
         (source.name,),
+        FusionCore(config).hop_ns,
     )
-    return whole if bool(kept.all()) else whole.rows(kept)
 
 
 def holdout(data: Examples, share: float, seed: int) -> tuple[Examples, Examples]:

@@ -43,9 +43,21 @@ class Metrics:
 
 
 def probabilities(model: FusionModel, data: Examples, present: torch.Tensor | None = None) -> Probabilities:
-    """Return what the model says of every row, with other presence (N, M) if it is given."""
+    """Return what the model says of every row that has a label; `present` as of `predict`."""
     result: Probabilities = torch.softmax(predict(model, data, present).double(), dim=1).numpy()
     return result
+
+
+def truth_of(data: Examples) -> Labels:
+    """Return the labels of the rows that have one, as `probabilities` answers for."""
+    labels: Labels = data.labels[data.labelled].numpy()
+    return labels
+
+
+def sources_of(data: Examples) -> npt.NDArray[np.int64]:
+    """Return their sources."""
+    sources: npt.NDArray[np.int64] = data.sources[data.labelled].numpy()
+    return sources
 
 
 def metrics(labels: Labels, p: Probabilities) -> Metrics:
@@ -112,7 +124,7 @@ def shown(data: Examples, inputs: Mapping[str, str], kept: Sequence[str]) -> Exa
 def by_subset(model: FusionModel, data: Examples, inputs: Mapping[str, str]) -> dict[str, Metrics]:
     """Score the model with every set of its inputs, the others absent; keys such as `camera+text`."""
     names = sorted(set(inputs.values()))
-    truth = data.labels.numpy()
+    truth = truth_of(data)
     return {
         "+".join(kept): metrics(truth, probabilities(model, shown(data, inputs, kept)))
         for kept in subsets(names)
@@ -121,7 +133,7 @@ def by_subset(model: FusionModel, data: Examples, inputs: Mapping[str, str]) -> 
 
 def by_source(labels: Labels, p: Probabilities, data: Examples) -> dict[str, Metrics]:
     """Score each session or file for itself; of several with the same name, each by its number too."""
-    sources = data.sources.numpy()
+    sources = sources_of(data)
     scored = {}
     for source in np.unique(sources).tolist():
         name = data.names[source]
@@ -137,7 +149,7 @@ def shuffle_drops(
 
     A fused model that loses nothing when its sound is shuffled does not use its sound.
     """
-    truth = data.labels.numpy()
+    truth = truth_of(data)
     whole = metrics(truth, probabilities(model, data)).accuracy
     drops = {}
     for name in sorted(set(inputs.values())):
@@ -161,7 +173,7 @@ def noise_sweep(
     levels: Sequence[float] = (0, 0.25, 0.5, 1, 2),
 ) -> dict[str, dict[str, float]]:
     """Return accuracy per input with Gaussian noise on its features, in their own standard deviations."""
-    truth = data.labels.numpy()
+    truth = truth_of(data)
     curves: dict[str, dict[str, float]] = {}
     for name in sorted(set(inputs.values())):
         curves[name] = {}
@@ -184,7 +196,7 @@ def delay_sweep(
     ticks: Sequence[int] = (0, 1, 2, 5, 10, 20),
 ) -> dict[str, dict[str, float]]:
     """Return accuracy per input when it lags behind by so many windows of its own session."""
-    truth = data.labels.numpy()
+    truth = truth_of(data)
     curves: dict[str, dict[str, float]] = {}
     for name in sorted(set(inputs.values())):
         curves[name] = {}

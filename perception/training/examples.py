@@ -18,7 +18,7 @@ class Examples:
     ages_s: torch.Tensor
     """(N, M) float32, window end minus newest data used."""
     labels: torch.Tensor
-    """(N,) int64, index into `classes`."""
+    """(N,) int64, index into `classes`; -1 where there is none: only a head with a memory is shown those."""
     sources: torch.Tensor
     """(N,) int64, index into `names`; rows of one source follow each other in time."""
     ends_ns: torch.Tensor
@@ -26,6 +26,10 @@ class Examples:
     classes: tuple[str, ...]
     names: tuple[str, ...]
     """Of the sources: sessions or media files."""
+    hop_ns: int = 1
+    """From one window's end to the next."""
+    known: torch.Tensor | None = None
+    """(N, K) bool where every row is K windows, see `context`; None where it is one."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,6 +74,7 @@ class Examples:
             torch.cat([part.ends_ns for part in parts]),
             parts[0].classes,
             tuple(name for part in parts for name in part.names),
+            parts[0].hop_ns,
         )
 
     def rows(self, index: torch.Tensor) -> Self:
@@ -82,6 +87,33 @@ class Examples:
             labels=self.labels[index],
             sources=self.sources[index],
             ends_ns=self.ends_ns[index],
+        )
+
+    @property
+    def labelled(self) -> torch.Tensor:
+        """The numbers of the rows that have a label, in order."""
+        return torch.nonzero(self.labels >= 0).squeeze(1)
+
+    def context(self, index: torch.Tensor, ticks: int) -> Self:
+        """Return rows, each with the windows before it: features (n, ticks, ...), presence (n, ticks, M).
+
+        Where a source has no window at a tick, shed or from before its first, the tick is not `known`.
+        """
+        if ticks == 1:
+            return self.rows(index)
+        back = torch.arange(ticks - 1, -1, -1)
+        at = (index[:, None] - back).clamp_min(0)
+        due_ns = self.ends_ns[index][:, None] - back * self.hop_ns
+        known = (self.sources[at] == self.sources[index][:, None]) & (self.ends_ns[at] == due_ns)
+        return replace(
+            self,
+            features={name: values[at] for name, values in self.features.items()},
+            present=self.present[at] & known[:, :, None],
+            ages_s=self.ages_s[at],
+            labels=self.labels[index],
+            sources=self.sources[index],
+            ends_ns=self.ends_ns[index],
+            known=known,
         )
 
     def only(self, branches: Sequence[str]) -> Self:
@@ -110,4 +142,5 @@ class Examples:
             labels=self.labels.to(device),
             sources=self.sources.to(device),
             ends_ns=self.ends_ns.to(device),
+            known=None if self.known is None else self.known.to(device),
         )

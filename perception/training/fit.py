@@ -63,23 +63,27 @@ class FusionModel(nn.Module):
 
     def encode(self, inputs: Features, present: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the features of every branch, (B, dim) float32; what is absent (B, M) is not encoded."""
-        columns = dict(zip(self.head.branches, present.T, strict=True))
+        columns = dict(zip(self.head.branches, present.unbind(-1), strict=True))
         return {
             name: self._encoded(name, x, columns[name]) if name in self.encoders else x
             for name, x in inputs.items()
         }
 
     def _encoded(self, name: str, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        features = x.new_zeros(len(x), self.head.dims[name])
+        features = x.new_zeros(*present.shape, self.head.dims[name])
         if present.any():
             features[present] = self.encoders[name](x[present]).float()
         return features
 
     def forward(
-        self, inputs: Features, present: torch.Tensor, ages_s: torch.Tensor | None = None
+        self,
+        inputs: Features,
+        present: torch.Tensor,
+        ages_s: torch.Tensor | None = None,
+        known: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return logits (B, C); arguments as of the head."""
-        logits: torch.Tensor = self.head(self.encode(inputs, present), present, ages_s)
+        logits: torch.Tensor = self.head(self.encode(inputs, present), present, ages_s, known)
         return logits
 
 
@@ -98,7 +102,7 @@ def hide_inputs(
     """Hide whole inputs in `share` of the rows, each with probability one half, never all of them.
 
     Args:
-        present: (N, M) bool.
+        present: (N, M) bool, or over ticks (N, K, M): then in all of a row's ticks alike.
         inputs: (M,) int64, the input each branch reads.
         share: of the rows.
         generator: decides what is hidden.
@@ -107,7 +111,8 @@ def hide_inputs(
     hidden = torch.rand(len(present), count, generator=generator) < 0.5
     hidden &= ~hidden.all(dim=1, keepdim=True)
     hidden &= torch.rand(len(present), 1, generator=generator) < share
-    return present & ~hidden[:, inputs].to(present.device)
+    shown = ~hidden[:, inputs].to(present.device)
+    return present & (shown if present.ndim == 2 else shown[:, None])
 
 
 def fit(
@@ -171,28 +176,32 @@ class _Run:
         self.waited = 0
         self._best_loss = float("inf")
         self._best = copy.deepcopy(model.state_dict())
+        self._rows = train.labelled
+        learnt = train if len(self._rows) == len(train) else train.rows(self._rows)
+        self._labels = learnt.labels
         if not model.encoders:
-            model.head.fit_statistics(train.features, train.present, train.labels)
+            model.head.fit_statistics(learnt.features, learnt.present, learnt.labels)
         else:
-            fit_prior(model.head, train.labels)
+            fit_prior(model.head, learnt.labels)
         classes = len(train.classes)
-        self._loss = ClassificationLoss(config.imbalance, train.labels, classes)
+        self._loss = ClassificationLoss(config.imbalance, learnt.labels, classes)
         self._weights = (
-            balanced_weights(train.labels, classes).to(self.device)
+            balanced_weights(learnt.labels, classes).to(self.device)
             if config.select == "balanced-nll"
             else None
         )
         self._hidden = hide_inputs(validation.present, inputs, 1.0, generator)
         self._identity = _identity(model, (train, validation), config)
         self._optimiser = _optimiser(model, config)
-        steps = -(-len(train) // config.batch)
+        steps = -(-len(self._rows) // config.batch)
         self._schedule = _schedule(self._optimiser, config, steps)
 
     def epoch(self, number: int) -> None:
         """Go once over the training rows, then look at validation."""
         self.model.train()
-        order = epoch_order(self.config.imbalance, self.train.labels, len(self.train.classes), self.generator)
-        losses = [self._step(rows) for rows in torch.split(order, self.config.batch) if len(rows) > 1]
+        order = epoch_order(self.config.imbalance, self._labels, len(self.train.classes), self.generator)
+        batches = torch.split(self._rows[order], self.config.batch)
+        losses = [self._step(rows) for rows in batches if len(rows) > 1]
         loss = self._validate()
         if isinstance(self._schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self._schedule.step(loss)
@@ -205,14 +214,14 @@ class _Run:
             self.waited += 1
 
     def _step(self, rows: torch.Tensor) -> float:
-        batch = self.train.rows(rows)
+        batch = self.train.context(rows, self.model.head.ticks)
         if self.augment is not None:
             batch = self.augment(batch, self.generator)
         batch = batch.to(self.device)
         present = hide_inputs(batch.present, self.inputs, self.config.input_dropout, self.generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             features = self.model.encode(batch.features, present)
-            loss = self._loss(self.model.head(features, present, batch.ages_s), batch.labels)
+            loss = self._loss(self.model.head(features, present, batch.ages_s, batch.known), batch.labels)
             if self.config.auxiliary:
                 auxiliary = self.model.head.auxiliary_loss(features, present, batch.labels)
                 loss = loss + self.config.auxiliary * auxiliary
@@ -234,7 +243,7 @@ class _Run:
 
     def _nll(self, present: torch.Tensor) -> float:
         logits = predict(self.model, self.validation, present).to(self.device)
-        labels = self.validation.labels.to(self.device)
+        labels = self.validation.labels[self.validation.labelled].to(self.device)
         return float(F.cross_entropy(logits, labels, self._weights))
 
     def finish(self) -> None:
@@ -292,14 +301,21 @@ class _Run:
 
 @torch.no_grad()
 def predict(model: FusionModel, data: Examples, present: torch.Tensor | None = None) -> torch.Tensor:
-    """Return logits (N, C) on the CPU, in evaluation mode, with other presence (N, M) if it is given."""
+    """Return logits (N, C) on the CPU for the rows that have a label, in evaluation mode.
+
+    With `present` (N, M), each row is shown no more than that, at all ticks that a head looks at.
+    """
     model.eval()
     device = next(model.parameters()).device
-    shown = data.present if present is None else present
+    ticks = model.head.ticks
     parts = []
-    for rows in torch.split(torch.arange(len(data)), EVALUATION_BATCH):
-        batch = data.rows(rows).to(device)
-        parts.append(model(batch.features, shown[rows].to(device), batch.ages_s).float().cpu())
+    for rows in torch.split(data.labelled, EVALUATION_BATCH):
+        batch = data.context(rows, ticks).to(device)
+        shown = batch.present
+        if present is not None:
+            mask = present[rows].to(device)
+            shown = shown & (mask if ticks == 1 else mask[:, None])
+        parts.append(model(batch.features, shown, batch.ages_s, batch.known).float().cpu())
     return torch.cat(parts)
 
 

@@ -36,12 +36,12 @@ def assess(
         inputs: the input each branch reads.
         singles: a head trained alone for each single input, for the paired test.
     """
-    model, truth = models[0], test.labels.numpy()
+    model, truth = models[0], evaluate.truth_of(test)
     p = evaluate.probabilities(model, test)
     by_subset = evaluate.by_subset(model, test, inputs)
     return {
         "classes": list(test.classes),
-        "windows": len(test),
+        "windows": len(truth),
         "sessions": len(set(test.sources.tolist())),
         "tested_on_validation": test is validation,
         "majority": float(np.bincount(truth).max() / len(truth)),
@@ -68,7 +68,7 @@ def _conformal(
     found = {}
     for kept in evaluate.subsets(sorted(set(inputs.values()))):
         told = [
-            (part.labels.numpy(), evaluate.probabilities(model, evaluate.shown(part, inputs, kept)))
+            (evaluate.truth_of(part), evaluate.probabilities(model, evaluate.shown(part, inputs, kept)))
             for part in (validation, test)
         ]
         found["+".join(kept)] = evaluate.as_json(evaluate.conformal(told[0], told[1], ALPHA))
@@ -89,7 +89,7 @@ def _reliability(labels: evaluate.Labels, p: evaluate.Probabilities) -> list[dic
 
 
 def _over_seeds(models: Sequence[FusionModel], test: Examples) -> dict[str, Any]:
-    truth = test.labels.numpy()
+    truth = evaluate.truth_of(test)
     scored = [evaluate.metrics(truth, evaluate.probabilities(model, test)) for model in models]
     names = ("accuracy", "macro_recall", "macro_f1", "nll", "ece")
     return {name: evaluate.spread([getattr(one, name) for one in scored]) for name in names}
@@ -98,7 +98,7 @@ def _over_seeds(models: Sequence[FusionModel], test: Examples) -> dict[str, Any]
 def _against_singles(
     p: evaluate.Probabilities, test: Examples, inputs: Mapping[str, str], singles: Mapping[str, FusionModel]
 ) -> dict[str, Any]:
-    truth, sources = test.labels.numpy(), test.sources.numpy()
+    truth, sources = evaluate.truth_of(test), evaluate.sources_of(test)
     rows = {}
     for name, model in singles.items():
         own = test.select([branch for branch in test.branches if inputs[branch] == name])
@@ -116,13 +116,13 @@ def _against_singles(
 
 def tick_ms(model: FusionModel, data: Examples) -> float:
     """Return the median time of the head on one window, in ms of wall time."""
-    row = data.rows(torch.tensor([0]))
+    row = data.context(torch.tensor([len(data) - 1]), model.head.ticks)
     took = []
     with torch.inference_mode():
         model.eval()
         for _ in range(_REPEATS):
             began = time.perf_counter()
-            model(row.features, row.present, row.ages_s)
+            model(row.features, row.present, row.ages_s, row.known)
             took.append((time.perf_counter() - began) * 1000)
     return float(np.median(took))
 

@@ -33,14 +33,14 @@ def train(
     """Train, report and store; see the command."""
     plan = plans.load_plan(config)
     fusion = plans.fusion_of(plan.profile)
-    data = _build(paths, fusion, plan.classes, plan.track, cache, workers)
+    data = _build(paths, fusion, plan.classes, plan.track, cache, workers, context=plan.head.gru > 0)
     parts = plans.split(data, plan)
     inputs = plans.branch_inputs(fusion)
     out.mkdir(parents=True, exist_ok=True)
     states = list(out.glob("seed-*.state"))
     if states and not resume:
         raise PerceptionError(f"{out} holds an interrupted training; go on with --resume or remove it")
-    counts = len(parts.train), len(parts.validation), len(parts.test)
+    counts = [len(part.labelled) for part in (parts.train, parts.validation, parts.test)]
     say("{} windows to train on, {} to choose by, {} to test on".format(*counts))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("training", total=plan.seeds * plan.training.epochs)
@@ -90,7 +90,7 @@ def evaluate(
     """Report on a stored head; see the command. Half of the sessions choose the conformal thresholds."""
     fusion = plans.fusion_of(name)
     head = load_head(folder)
-    data = _build(paths, fusion, head.classes, track, cache, workers)
+    data = _build(paths, fusion, head.classes, track, cache, workers, context=head.ticks > 1)
     check_branches(head, {branch: data.features[branch].shape[1] for branch in data.branches})
     calibration, test = dataset.holdout(data, 0.5, 0)
     found = report.assess([FusionModel(head)], calibration, test, plans.branch_inputs(fusion))
@@ -106,10 +106,14 @@ def _build(
     track: str,
     cache: Path | None,
     workers: int,
+    *,
+    context: bool,
 ) -> Examples:
     sources = plans.find_sources(paths, fusion)
     folder = (cache or CACHE).expanduser()
-    examples = dataset.build(sources, fusion, folder, classes=classes, track=track, workers=workers)
+    examples = dataset.build(
+        sources, fusion, folder, classes=classes, track=track, workers=workers, context=context
+    )
     use_threads(0)  # encoding leaves each process one
     return examples
 

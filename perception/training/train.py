@@ -14,6 +14,7 @@ from perception import profile as profiles
 from perception.errors import ProfileError
 from perception.models.checkpoint import Head, config_hash
 from perception.models.fusion import FeatureFusion, ModelFusion
+from perception.models.memory import MAX_TICKS
 from perception.profile import FusionConfig, Section
 from perception.training import dataset
 from perception.training.dataset import DataSource, SessionSource
@@ -36,6 +37,14 @@ class HeadPlan(Section):
     use_ages: bool = False
     branch: Annotated[Literal["linear", "mlp"], Field(description="model level")] = "linear"
     combine: Literal["pool", "head"] = "pool"
+    gru: Annotated[int, Field(ge=0, description="feature level: hidden units over ticks, 0 for none")] = 0
+    ticks: Annotated[int, Field(ge=2, le=MAX_TICKS, description="how many the GRU looks at")] = 20
+
+    @model_validator(mode="after")
+    def _memory_is_of_features(self) -> "HeadPlan":
+        if self.gru and self.kind == "model":
+            raise ValueError("a GRU over ticks needs kind = 'feature'")
+        return self
 
 
 class TrainPlan(Section):
@@ -124,6 +133,8 @@ def new_head(plan: HeadPlan, dims: Mapping[str, int], classes: Sequence[str], se
         missing=plan.missing,
         modality_dropout=plan.modality_dropout,
         use_ages=plan.use_ages,
+        gru=plan.gru,
+        ticks=plan.ticks,
     )
 
 
@@ -236,7 +247,7 @@ def save(
             key: value
             for name in ("train", "validation")
             for key, value in {
-                name: len(getattr(parts, name)),
+                name: len(getattr(parts, name).labelled),
                 f"{name}_sources": len(set(getattr(parts, name).sources.tolist())),
             }.items()
         },

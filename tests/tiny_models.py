@@ -1,0 +1,39 @@
+"""Transformers models with random weights, as small as they come, in folders laid out as on the Hub."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ASTModel,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+SMALL: Final[dict[str, Any]] = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+WORDS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "come", "here", "stop", "##s", "please")
+
+
+def ast(folder: Path) -> None:
+    """Write an audio model that takes 1.28 s."""
+    ASTModel(ASTConfig(hidden_size=16, max_length=128, num_mel_bins=32, **SMALL)).save_pretrained(folder)
+    ASTFeatureExtractor(max_length=128, num_mel_bins=32).save_pretrained(folder)
+
+
+def bert(folder: Path) -> None:
+    """Write a text model that knows a few words."""
+    config = BertConfig(vocab_size=len(WORDS), hidden_size=16, **SMALL | {"num_hidden_layers": 2})
+    BertModel(config).save_pretrained(folder)
+    BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}).save_pretrained(folder)
+
+
+def vit(folder: Path) -> None:
+    """Write an image model without a pooling layer."""
+    config = ViTConfig(hidden_size=16, image_size=32, patch_size=8, **SMALL)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
