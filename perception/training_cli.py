@@ -64,7 +64,7 @@ def evaluate(
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--track", help="Only this track.")
+@click.option("--track", help="Only this track; `commands` are the text commands of a session.")
 def labels(file: Path, track: str | None) -> int:
     """List the labels of FILE (session, Audacity track, CSV or ELAN table); check overlaps and balance.
 
@@ -78,7 +78,8 @@ def labels(file: Path, track: str | None) -> int:
         spans = [span.at(-session.origin_ns()) for span in session.spans()]
     else:
         spans = spans_of.read(file)
-    chosen = [span for span in spans if track in (None, span.track)]
+    wanted = {track} if track else {span.track for span in spans} - {spans_of.COMMAND_TRACK}
+    chosen = [span for span in spans if span.track in wanted]
     if not chosen:
         raise PerceptionError(f"{file}: no labels{f' in track {track}' if track else ''}")
     for span in chosen:

@@ -40,6 +40,8 @@ ENCODERS = {
     "markers": EncoderConfig(input="camera", kind="aruco"),
     "motion": EncoderConfig(input="camera", kind="motion"),
     "resnet": EncoderConfig(input="camera", kind="torchvision", weights="random"),
+    "picture": EncoderConfig(input="camera", kind="cnn-image", weights="random"),
+    "sound": EncoderConfig(input="microphone", kind="cnn-sound", weights="random"),
     "level": EncoderConfig(input="microphone", kind="level"),
     "mfcc": EncoderConfig(input="microphone", kind="mfcc"),
     "voice": EncoderConfig(input="microphone", kind="silero"),

@@ -10,11 +10,12 @@ from sklearn.metrics import balanced_accuracy_score
 
 from perception.errors import PerceptionError
 from perception.models.fusion import FeatureFusion, ModelFusion
+from perception.models.networks import ConvEncoder
 from perception.models.pooling import ReliabilityPool
 from perception.training import augment, evaluate
 from perception.training.evaluate import metrics, probabilities
 from perception.training.examples import Examples
-from perception.training.fit import FusionModel, TrainingConfig, fit, hide_inputs, predict
+from perception.training.fit import FusionModel, TrainingConfig, draw_lags, fit, hide_inputs, predict
 from perception.training.imbalance import (
     REMEDIES,
     ClassificationLoss,
@@ -23,7 +24,6 @@ from perception.training.imbalance import (
     epoch_order,
     long_tail,
 )
-from perception.training.networks import ConvEncoder
 
 CLASSES = ("a", "b", "c")
 INPUTS = {"eye": "camera", "ear": "microphone"}
@@ -260,3 +260,18 @@ def test_a_branch_that_looks_unreliable_loses_its_weight() -> None:
     assert weights[1, 0] < 0.1
     right = (pool(logits, present, quality).argmax(dim=1) == labels).float().mean()
     assert right > (good.argmax(dim=1) == labels).float().mean()
+
+
+def test_late_inputs_are_those_of_earlier_ticks_of_the_same_source() -> None:
+    features = {"a": torch.arange(6.0)[:, None], "b": torch.arange(6.0)[:, None]}
+    data = Examples.of(features, torch.zeros(6).long(), ("x", "y"), torch.tensor([0, 0, 0, 1, 1, 1]))
+    late = data.context(torch.tensor([2, 4, 5]), 1, torch.tensor([[1, 0], [2, 0], [0, 2]]))
+    assert late.features["a"][[0, 2], 0].tolist() == [1.0, 5.0]
+    assert late.features["b"][:, 0].tolist() == [2.0, 4.0, 3.0]
+    assert late.present.tolist() == [[True, True], [False, True], [True, True]]
+    torch.testing.assert_close(late.ages_s[0], torch.tensor([1e-9, 0.0]))
+    lags = draw_lags(4000, torch.tensor([0, 0, 1]), 0.5, 3, torch.Generator().manual_seed(0))
+    assert (lags[:, 0] == lags[:, 1]).all()
+    assert not (lags[:, 0].bool() & lags[:, 2].bool()).any()
+    assert 0.45 < (lags > 0).any(dim=1).float().mean() < 0.55
+    assert set(lags.flatten().tolist()) == {0, 1, 2, 3}

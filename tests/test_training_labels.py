@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perception.errors import SessionError
-from perception.messages import Label
+from perception.messages import Label, TextCommand
 from perception.training import labels
-from perception.training.labels import SECOND_NS, Span
+from perception.training.labels import SECOND_NS, Span, from_commands
 
 
 def spans(tmp_path: Path, name: str, text: str) -> list[tuple[float, float, str, str]]:
@@ -95,3 +95,15 @@ def test_the_class_in_force() -> None:
     assert labels.indices_at(track, times_ns, ("a", "b")).tolist() == [0, 1, 0, -1]
     assert labels.indices_at(track, times_ns, ("b",)).tolist() == [-1, 0, -1, -1]
     assert labels.indices_at([], times_ns, ("b",)).tolist() == [-1] * 4
+
+
+def test_text_commands_are_labels_until_the_next_one() -> None:
+    said = [
+        TextCommand(stamp_ns=5, text="come here"),
+        TextCommand(stamp_ns=9, text="come h", final=False),
+        TextCommand(stamp_ns=20, text="stop "),
+    ]
+    assert from_commands(said, 50) == [
+        Span(5, 20, "come here", "commands"),
+        Span(20, 50, "stop", "commands"),
+    ]

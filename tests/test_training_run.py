@@ -4,14 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from perception.cli import run
 from perception.devices.scripted import messages
-from perception.errors import PerceptionError
+from perception.errors import PerceptionError, ProfileError
+from perception.fusion.engine import build_engine
 from perception.messages import Label, Message, TextCommand
-from perception.models.checkpoint import load_head
+from perception.models.checkpoint import load_head, weights_hash
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from perception.session.writer import SessionWriter
+from perception.training import dataset
+from perception.training import train as plans
+from perception.training.dataset import SessionSource
+from perception.training.encoders import trainable
 from perception.training.labels import Span
 from perception.training.mark import Marker
 
@@ -148,3 +154,81 @@ def test_keys_mark_spans() -> None:
     assert marker.press("q", 40) is None
     with pytest.raises(PerceptionError, match="only 9 keys"):
         Marker([str(n) for n in range(10)], "truth")
+
+
+def test_folds_test_every_session_once(folder: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text("folds = 5\n" + PLAN.format(profile=folder / "profile.toml"))
+    options = ("--sessions", folder / "sessions", "--cache", folder / "cache", "--workers", 1)
+    assert command("train", plan, *options, "--out", tmp_path / "head") == 0
+    report = json.loads((tmp_path / "head" / "report.json").read_text())
+    assert report["folds"]["accuracy"]["n"] == 5
+    assert "Over folds of sessions" in (tmp_path / "head" / "report.html").read_text()
+
+
+END_TO_END = """
+profile = "{profile}"
+seeds = 1
+test = 0
+train_encoders = ["picture", "sound"]
+[head]
+head = "linear"
+dropout = 0
+[augment]
+flip = true
+shift = 0.1
+colour = 0.1
+occlusion = 0.2
+mask_time = 0.2
+sound_shift = 0.1
+[training]
+epochs = 3
+late = 0.2
+learning_rate = 0.01
+"""
+
+
+def test_encoders_are_trained_end_to_end_and_load_in_a_profile(folder: Path, tmp_path: Path) -> None:
+    profile, plan = tmp_path / "profile.toml", tmp_path / "plan.toml"
+    own = """
+picture = { input = "camera", kind = "cnn-image", weights = "random", options = { size = 32, dim = 8 } }
+sound = { input = "microphone", kind = "cnn-sound", weights = "random", options = { dim = 8 } }
+"""
+    text = PROFILE.replace("level =", own.strip() + "\nlevel =")
+    profile.write_text(text)
+    plan.write_text(END_TO_END.format(profile=profile))
+    sources = ("--sessions", folder / "sessions", "--cache", tmp_path / "cache", "--workers", 1)
+    assert command("train", plan, *sources, "--out", tmp_path / "head") == 0
+    live = text
+    for name in ("picture", "sound"):
+        kind = f'kind = "cnn-{"image" if name == "picture" else "sound"}", weights = '
+        live = live.replace(f'{kind}"random"', f'{kind}"{tmp_path / "head" / "encoders" / name}"')
+    live = live.partition("[fusion.head]")[0] + f'[fusion.head]\nweights = "{tmp_path / "head"}"\n'
+    (tmp_path / "live.toml").write_text(live)
+    fusion = plans.fusion_of(str(tmp_path / "live.toml"))
+    before, after = (
+        build_engine(plans.fusion_of(str(file)), clock=lambda: 0)
+        for file in (profile, tmp_path / "live.toml")
+    )
+    for name in ("picture", "sound"):
+        assert weights_hash(before.encoders[name].weights()) != weights_hash(after.encoders[name].weights())
+    # what the trained networks say of what they were trained on is what the live encoders say
+    source = SessionSource(folder / "sessions" / "play-1.mcap")
+    raw = dataset.encode(source, fusion, ("picture", "sound"))
+    live_features = dataset.encode(source, fusion)
+    for name in ("picture", "sound"):
+        encoder = trainable(fusion, [name], 0)[name]
+        with torch.no_grad():
+            told = encoder.network.eval()(raw[f"feature.{name}"].float())
+        present = raw["present"][:, list(after.encoders).index(name)]
+        torch.testing.assert_close(
+            told[present], live_features[f"feature.{name}"][present], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_an_encoder_that_cannot_be_trained_is_named(folder: Path) -> None:
+    fusion = plans.fusion_of(str(folder / "profile.toml"))
+    with pytest.raises(ProfileError, match="'level' is of kind 'level', which cannot be trained"):
+        trainable(fusion, ["level"], 0)
+    with pytest.raises(ProfileError, match="no encoder 'nose'"):
+        trainable(fusion, ["nose"], 0)

@@ -24,11 +24,14 @@ class RegisteredEncoder(Encoder[Any], Protocol):
 
 
 _AUDIO: Final = "perception.models.audio"
+_CNN: Final = "perception.models.cnn"
 _DETECTORS: Final = "perception.models.detectors"
 _TEXT: Final = "perception.models.text"
 _VISION: Final = "perception.models.vision"
 _MODULES: Final = {
     "torchvision": (_VISION, "TorchvisionEncoder"),
+    "cnn-image": (_CNN, "CnnImageEncoder"),
+    "cnn-sound": (_CNN, "CnnSoundEncoder"),
     "transformers-vision": (_VISION, "TransformersVisionEncoder"),
     "faces": (_DETECTORS, "HaarFaces"),
     "aruco": (_DETECTORS, "ArucoMarkers"),

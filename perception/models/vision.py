@@ -98,6 +98,28 @@ def _normalisation(
     return 1 / (255 * std_), -mean_ / std_
 
 
+class _Features(nn.Module):
+    """A classifier that gives the input of its last layer; `logits` are those of the latest batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.logits = torch.empty(0)
+        self._last_input = torch.empty(0)
+        last = _last_layer(model)
+        last.register_forward_pre_hook(self._keep)
+        self.dim = last.in_features if isinstance(last, nn.Linear) else last.in_channels
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return features (B, dim) of pixels (B, 3, H, W)."""
+        self.logits = self.model(pixels)
+        features = self._last_input
+        return features.mean(dim=(2, 3)) if features.ndim == 4 else features  # SqueezeNet: per position
+
+    def _keep(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        self._last_input = inputs[0]
+
+
 class TorchvisionEncoder:
     """A torchvision classifier: the input of its last layer as features, its best classes as scores.
 
@@ -145,11 +167,9 @@ class TorchvisionEncoder:
         self._device, self._dtype = device, getattr(torch, options.dtype)
         self._model = model.eval().requires_grad_(False).to(device, self._dtype)
         self._model.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
+        self.network = _Features(self._model)
+        self.dim = self.network.dim
         self.forward = Forward(options.model, self._infer, device=device)
-        self._last_input = torch.empty(0)
-        last = _last_layer(model)
-        last.register_forward_pre_hook(self._keep)
-        self.dim = last.in_features if isinstance(last, nn.Linear) else last.in_channels
 
     def __call__(self, data: ImageInput, /) -> Encoding:
         """Encode the newest frame."""
@@ -174,6 +194,10 @@ class TorchvisionEncoder:
             for at, row in enumerate(rows)
         ]
 
+    def prepare(self, data: ImageInput, /) -> torch.Tensor:
+        """Return what the network takes, for training: (3, size, size) float16 on the CPU, normalised."""
+        return self._pixels(data)[0].half().cpu()
+
     def _pixels(self, data: ImageInput) -> torch.Tensor:
         return to_model_input(
             data,
@@ -187,18 +211,12 @@ class TorchvisionEncoder:
 
     def _infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map (N, 3, size, size) to features (N, dim) and logits (N, classes), both float32."""
-        logits = self._model(pixels.to(self._dtype, memory_format=torch.channels_last))
-        features = self._last_input.float()
-        if features.ndim == 4:  # SqueezeNet classifies per position
-            features = features.mean(dim=(2, 3))
-        return features, logits.float()
+        features = self.network(pixels.to(self._dtype, memory_format=torch.channels_last))
+        return features.float(), self.network.logits.float()
 
     def weights(self) -> State:
         """Return the classifier's parameters and buffers."""
         return self._model.state_dict()
-
-    def _keep(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        self._last_input = inputs[0]
 
     def _best(self, logits: torch.Tensor) -> BranchState:
         if not self._top_k:

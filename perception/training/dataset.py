@@ -21,14 +21,15 @@ from perception.errors import SessionError
 from perception.fusion.core import FusionCore
 from perception.fusion.engine import Engine, build_engine, pick_device, use_threads
 from perception.fusion.window import Window
-from perception.messages import Header, Label, Message
+from perception.messages import Header, Label, Message, TextCommand
 from perception.profile import FusionConfig, HeadConfig
 from perception.session.cutting import Cut, cut_as_arrived
 from perception.session.fusing import cuts, survey_of
-from perception.session.reader import read
+from perception.session.reader import Session, read
 from perception.session.recording import Recording
 from perception.training import labels as label_files
 from perception.training.cache import Cache, file_hash, key
+from perception.training.encoders import Prepared
 from perception.training.examples import Examples
 from perception.training.labels import Span
 
@@ -59,7 +60,10 @@ class DataSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SessionSource:
-    """A recorded session; labels from a file beside it, else from the labels recorded in it."""
+    """A recorded session; labels from a file beside it, else from the labels recorded in it.
+
+    What was said in it are labels too, on the track `commands`.
+    """
 
     path: Path
 
@@ -82,32 +86,37 @@ class SessionSource:
 
     def spans(self) -> list[Span]:
         """Return the labels; times in a file count from the session's first message."""
+        recorded = [m.header for m in read(self.path, ["label/*", "text/*"])]
+        said = [header for header in recorded if isinstance(header, TextCommand)]
+        commands = label_files.from_commands(said, self._end_ns()) if said else []
         file = next((f for s in LABEL_SUFFIXES if (f := self.path.with_suffix(s)).exists()), None)
         if file is None:
-            recorded = read(self.path, ["label/*"])
-            return label_files.from_messages(m.header for m in recorded if isinstance(m.header, Label))
+            marked = label_files.from_messages(header for header in recorded if isinstance(header, Label))
+            return marked + commands
         origin_ns = self.origin_ns()
-        return [span.at(origin_ns) for span in label_files.read(file)]
+        return [span.at(origin_ns) for span in label_files.read(file)] + commands
+
+    def _end_ns(self) -> int:
+        with Session(self.path) as session:
+            times_ns = session.times_ns
+        return 0 if times_ns is None else times_ns[1]
 
     def origin_ns(self) -> int:
         """Return where times in a label file count from: the session's first message; 0 if it has none."""
         return next((message.header.stamp_ns for message in read(self.path)), 0)
 
 
-def encode(source: DataSource, config: FusionConfig) -> dict[str, torch.Tensor]:
+def encode(source: DataSource, config: FusionConfig, prepared: Sequence[str] = ()) -> dict[str, torch.Tensor]:
     """Return every window of a source: `feature.NAME` (N, dim), `present`, `ages_s`, `ends_ns`.
 
-    Absent branches stand as zeros. Windows that a live fusion shed are left out, as it never saw them;
-    so are those which the recording does not hold everything for.
+    Of the encoders named in `prepared`, it is what their networks take, (N, ...). Absent branches stand as
+    zeros. Windows that a live fusion shed are left out, as it never saw them; so are those which the
+    recording does not hold everything for.
     """
-    engine = _fresh_engine(config)
+    engine = _fresh_engine(config, prepared)
     rows = [_row(engine, window) for window in windows(source, config)]
     stacked = {
-        f"feature.{name}": torch.cat(
-            [features.get(name, torch.zeros(1, encoder.dim)).cpu() for _, features, _, _ in rows]
-        )
-        if rows
-        else torch.zeros(0, encoder.dim)
+        f"feature.{name}": _stacked([features.get(name) for _, features, _, _ in rows], encoder.dim)
         for name, encoder in engine.encoders.items()
     }
     count = len(engine.encoders)
@@ -116,6 +125,12 @@ def encode(source: DataSource, config: FusionConfig) -> dict[str, torch.Tensor]:
         "ages_s": torch.cat([torch.zeros(0, count), *(row[3].cpu() for row in rows)]),
         "ends_ns": torch.tensor([row[0] for row in rows], dtype=torch.int64),
     }
+
+
+def _stacked(rows: Sequence[torch.Tensor | None], dim: int) -> torch.Tensor:
+    """Join rows (1, ...), zeros where there is none."""
+    empty = torch.zeros_like(next((row for row in rows if row is not None), torch.zeros(1, dim)))
+    return torch.cat([empty[:0], *(empty if row is None else row for row in rows)]).cpu()
 
 
 def windows(source: DataSource, config: FusionConfig) -> Iterator[Window]:
@@ -152,27 +167,33 @@ def _built(config_json: str) -> Engine:
     return build_engine(config, clock=lambda: 0)
 
 
-def _fresh_engine(config: FusionConfig) -> Engine:
+def _fresh_engine(config: FusionConfig, prepared: Sequence[str] = ()) -> Engine:
     """Return an engine that has seen nothing, on encoders that this process builds only once."""
     built = _built(headless(config).model_dump_json())
-    return Engine(built.config, built.encoders, built.head, device=built.device, clock=lambda: 0)
+    encoders: dict[str, Any] = {
+        name: Prepared(encoder) if name in prepared else encoder for name, encoder in built.encoders.items()
+    }
+    return Engine(built.config, encoders, built.head, device=built.device, clock=lambda: 0)
 
 
-def encoders_hash(config: FusionConfig) -> str:
-    """Return the hash of the encoders' weights."""
-    return _built(headless(config).model_dump_json()).encoders_hash
+def encoders_hash(config: FusionConfig, prepared: Sequence[str] = ()) -> str:
+    """Return the hash of the weights of the encoders, but for those that are only prepared for training."""
+    return _fresh_engine(config, prepared).encoders_hash
 
 
 def _decisive(config: FusionConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=_UNDECISIVE)
 
 
-def cached(source: DataSource, config: FusionConfig, folder: Path, encoders: str) -> str:
+def cached(
+    source: DataSource, config: FusionConfig, folder: Path, encoders: str, prepared: Sequence[str] = ()
+) -> str:
     """Make sure a source's features are in the cache; return the key they lie under."""
     cache = Cache(folder)
-    name = key(source.fingerprint(), encoders, _decisive(config))
+    decisive = _decisive(config) | ({"prepared": sorted(prepared)} if prepared else {})
+    name = key(source.fingerprint(), encoders, decisive)
     if name not in cache:
-        tensors = encode(source, config)
+        tensors = encode(source, config, prepared)
         cache.put(name, tensors)
         _LOG.info("%s: %d windows encoded", source.name, len(tensors["ends_ns"]))
     return name
@@ -187,6 +208,7 @@ def build(
     track: str = label_files.DEFAULT_TRACK,
     workers: int = 1,
     context: bool = False,
+    prepared: Sequence[str] = (),
 ) -> Examples:
     """Return the labelled windows of all sources, encoding what is not yet in the cache.
 
@@ -199,14 +221,15 @@ def build(
         track: of the labels.
         workers: processes that encode; on a GPU it is always this one.
         context: whether to return the other windows too, for a head that looks at earlier ones.
+        prepared: encoders that are to be trained, of which examples hold what their networks take.
 
     Raises:
         SessionError: there are no sources, or no label covers any window.
     """
     if not sources:
         raise SessionError("no sources to learn from; give sessions or folders of media")
-    encoders = encoders_hash(config)
-    work = partial(cached, config=config, folder=folder, encoders=encoders)
+    encoders = encoders_hash(config, prepared)
+    work = partial(cached, config=config, folder=folder, encoders=encoders, prepared=prepared)
     # a forked process cannot use CUDA again
     if workers > 1 and len(sources) > 1 and pick_device(config.device).type == "cpu":
         with ProcessPoolExecutor(workers) as pool:

@@ -94,27 +94,40 @@ class Examples:
         """The numbers of the rows that have a label, in order."""
         return torch.nonzero(self.labels >= 0).squeeze(1)
 
-    def context(self, index: torch.Tensor, ticks: int) -> Self:
-        """Return rows, each with the windows before it: features (n, ticks, ...), presence (n, ticks, M).
+    def context(self, index: torch.Tensor, ticks: int = 1, late: torch.Tensor | None = None) -> Self:
+        """Return rows as a head sees them that looks at several ticks, or while inputs are late.
 
-        Where a source has no window at a tick, shed or from before its first, the tick is not `known`.
+        Args:
+            index: (n,) int64, rows.
+            ticks: above 1, each row comes with the windows before it: features (n, ticks, ...), presence and
+                ages (n, ticks, M). Where a source has no window at a tick, shed or from before its first, the
+                tick is not `known`.
+            late: (n, M) int64, by how many ticks each branch is late; absent where there is no such tick.
         """
-        if ticks == 1:
+        if ticks == 1 and late is None:
             return self.rows(index)
         back = torch.arange(ticks - 1, -1, -1)
-        at = (index[:, None] - back).clamp_min(0)
         due_ns = self.ends_ns[index][:, None] - back * self.hop_ns
-        known = (self.sources[at] == self.sources[index][:, None]) & (self.ends_ns[at] == due_ns)
-        return replace(
-            self,
-            features={name: values[at] for name, values in self.features.items()},
-            present=self.present[at] & known[:, :, None],
-            ages_s=self.ages_s[at],
-            labels=self.labels[index],
-            sources=self.sources[index],
-            ends_ns=self.ends_ns[index],
-            known=known,
-        )
+        at, known = self._at(index, index[:, None] - back, due_ns)
+        features, present, ages_s = {}, [], []
+        for column, (name, values) in enumerate(self.features.items()):
+            lag = torch.zeros(len(index), 1, dtype=torch.int64) if late is None else late[:, column, None]
+            then, there = self._at(index, at - lag, due_ns - lag * self.hop_ns)
+            features[name] = values[then] if ticks > 1 else values[then.squeeze(1)]
+            present.append(self.present[then, column] & there & known)
+            ages_s.append(self.ages_s[then, column] + lag * (self.hop_ns / 1e9))
+        row = self.rows(index)
+        shown, old_s = torch.stack(present, dim=2), torch.stack(ages_s, dim=2)
+        if ticks == 1:
+            return replace(row, features=features, present=shown[:, 0], ages_s=old_s[:, 0])
+        return replace(row, features=features, present=shown, ages_s=old_s, known=known)
+
+    def _at(
+        self, index: torch.Tensor, wanted: torch.Tensor, due_ns: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return row numbers that exist, and whether each is of the same source and ends when it should."""
+        at = wanted.clamp_min(0)
+        return at, (self.sources[at] == self.sources[index][:, None]) & (self.ends_ns[at] == due_ns)
 
     def only(self, branches: Sequence[str]) -> Self:
         """Return the same windows with every other branch absent."""

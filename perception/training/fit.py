@@ -44,9 +44,17 @@ class TrainingConfig(Section):
     input_dropout: Annotated[
         float, Field(ge=0, le=1, description="share of rows that lose one or more whole inputs")
     ] = 0.0
+    late: Annotated[
+        float, Field(ge=0, le=1, description="share of rows that see one input as it was some ticks before")
+    ] = 0.0
+    late_ticks: Annotated[int, Field(ge=1, description="at most so many")] = 3
+    encoder_rate: Annotated[
+        float, Field(gt=0, description="learning rate of trained encoders, times that of the head")
+    ] = 1.0
     auxiliary: Annotated[float, Field(ge=0, description="weight of the head's auxiliary loss")] = 1.0
     imbalance: Imbalance = Imbalance()
     precision: Literal["float32", "bfloat16"] = "float32"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     seed: int = 0
 
 
@@ -70,9 +78,9 @@ class FusionModel(nn.Module):
         }
 
     def _encoded(self, name: str, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        features = x.new_zeros(*present.shape, self.head.dims[name])
+        features = torch.zeros(*present.shape, self.head.dims[name], device=x.device)
         if present.any():
-            features[present] = self.encoders[name](x[present]).float()
+            features[present] = self.encoders[name](x[present].float()).float()
         return features
 
     def forward(
@@ -113,6 +121,15 @@ def hide_inputs(
     hidden &= torch.rand(len(present), 1, generator=generator) < share
     shown = ~hidden[:, inputs].to(present.device)
     return present & (shown if present.ndim == 2 else shown[:, None])
+
+
+def draw_lags(
+    rows: int, inputs: torch.Tensor, share: float, ticks: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Return by how many ticks each branch is late, (rows, M): one input in `share` of the rows."""
+    one = torch.randint(int(inputs.max()) + 1, (rows, 1), generator=generator) == inputs
+    lag = torch.randint(1, ticks + 1, (rows, 1), generator=generator)
+    return lag * one * (torch.rand(rows, 1, generator=generator) < share)
 
 
 def fit(
@@ -179,10 +196,11 @@ class _Run:
         self._rows = train.labelled
         learnt = train if len(self._rows) == len(train) else train.rows(self._rows)
         self._labels = learnt.labels
-        if not model.encoders:
-            model.head.fit_statistics(learnt.features, learnt.present, learnt.labels)
-        else:
-            fit_prior(model.head, learnt.labels)
+        # encoders in training standardise their features themselves
+        there = learnt.to(self.device)
+        frozen = torch.tensor([name not in model.encoders for name in train.branches], device=self.device)
+        features = {name: x for name, x in there.features.items() if name not in model.encoders}
+        model.head.fit_statistics(features, there.present & frozen, there.labels)
         classes = len(train.classes)
         self._loss = ClassificationLoss(config.imbalance, learnt.labels, classes)
         self._weights = (
@@ -214,7 +232,10 @@ class _Run:
             self.waited += 1
 
     def _step(self, rows: torch.Tensor) -> float:
-        batch = self.train.context(rows, self.model.head.ticks)
+        late = None
+        if self.config.late:
+            late = draw_lags(len(rows), self.inputs, self.config.late, self.config.late_ticks, self.generator)
+        batch = self.train.context(rows, self.model.head.ticks, late)
         if self.augment is not None:
             batch = self.augment(batch, self.generator)
         batch = batch.to(self.device)
@@ -342,12 +363,17 @@ def _identity(model: FusionModel, parts: Sequence[Examples], config: TrainingCon
 
 def fit_prior(head: Head, labels: torch.Tensor) -> None:
     """Set the class prior alone: encoders in training standardise their features themselves."""
-    empty = {name: torch.zeros(len(labels), dim) for name, dim in head.dims.items()}
-    head.fit_statistics(empty, torch.zeros(len(labels), len(head.dims), dtype=torch.bool), labels)
+    labels = labels.to(head.mean.device)
+    empty = {name: head.mean.new_zeros(len(labels), dim) for name, dim in head.dims.items()}
+    nothing = torch.zeros(len(labels), len(head.dims), dtype=torch.bool, device=labels.device)
+    head.fit_statistics(empty, nothing, labels)
 
 
-def _optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    parameters, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
+def _optimiser(model: FusionModel, config: TrainingConfig) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    parameters: list[dict[str, Any]] = [{"params": model.head.parameters()}]
+    if model.encoders:
+        parameters.append({"params": model.encoders.parameters(), "lr": rate * config.encoder_rate})
     match config.optimiser:
         case "adamw":
             return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
@@ -369,7 +395,9 @@ def _schedule(
         case "cosine":
             return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
         case "one-cycle":
-            return torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=total)
+            return torch.optim.lr_scheduler.OneCycleLR(
+                optimiser, [group["lr"] for group in optimiser.param_groups], total_steps=total
+            )
         case "plateau":
             return torch.optim.lr_scheduler.ReduceLROnPlateau(
                 optimiser, patience=max(1, config.patience // 3)

@@ -16,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from perception.errors import SessionError
-from perception.messages import Label
+from perception.messages import Label, TextCommand
 
 Times = npt.NDArray[np.int64]
 SECOND_NS: Final = 1_000_000_000
 DEFAULT_TRACK: Final = "truth"
+COMMAND_TRACK: Final = "commands"
+"""Text commands as labels: what was said is the class, until something else is said."""
 _START: Final = ("begin time - ss.msec", "begin time", "start_s", "start", "begin")
 _END: Final = ("end time - ss.msec", "end time", "end_s", "end", "stop")
 _NAME: Final = ("annotation", "name", "label", "class", "text", "value")
@@ -64,6 +66,12 @@ def from_marks(marks: Sequence[tuple[int, str]], end_ns: int, track: str = DEFAU
         for (start_ns, name), (stop_ns, _) in pairwise(ordered)
         if name and stop_ns > start_ns
     ]
+
+
+def from_commands(commands: Iterable[TextCommand], end_ns: int) -> list[Span]:
+    """Return each finished command as a span that lasts until the next one, on the track `commands`."""
+    said = [(command.stamp_ns, command.text.strip()) for command in commands if command.final]
+    return from_marks(said, end_ns, COMMAND_TRACK)
 
 
 def read(file: Path) -> list[Span]:

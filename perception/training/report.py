@@ -4,7 +4,7 @@ import html
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 from perception.training import evaluate
 from perception.training.examples import Examples
 from perception.training.fit import FusionModel
+from perception.training.train import Split
 
 ALPHA: Final = 0.1
 _REPEATS: Final = 20
+_SPREAD: Final = ("accuracy", "macro_recall", "macro_f1", "nll", "ece")
 
 
 def assess(
@@ -91,8 +93,16 @@ def _reliability(labels: evaluate.Labels, p: evaluate.Probabilities) -> list[dic
 def _over_seeds(models: Sequence[FusionModel], test: Examples) -> dict[str, Any]:
     truth = evaluate.truth_of(test)
     scored = [evaluate.metrics(truth, evaluate.probabilities(model, test)) for model in models]
-    names = ("accuracy", "macro_recall", "macro_f1", "nll", "ece")
-    return {name: evaluate.spread([getattr(one, name) for one in scored]) for name in names}
+    return {name: evaluate.spread([getattr(one, name) for one in scored]) for name in _SPREAD}
+
+
+def over_folds(folds: Iterable[tuple[Split, FusionModel]]) -> dict[str, Any]:
+    """Return the spread over folds of sessions, each tested by a head that was trained without it."""
+    scored = [
+        evaluate.metrics(evaluate.truth_of(parts.test), evaluate.probabilities(model, parts.test))
+        for parts, model in folds
+    ]
+    return {name: evaluate.spread([getattr(one, name) for one in scored]) for name in _SPREAD}
 
 
 def _against_singles(
@@ -153,6 +163,7 @@ def as_html(report: Mapping[str, Any], title: str) -> str:
     sections = [
         ("Every set of inputs", _table(report["subsets"])),
         ("Over seeds, with all inputs", _table(report["seeds"])),
+        ("Over folds of sessions, each tested once", _table(report.get("folds", {}))),
         ("Against the best head of one input alone", _table(report["single"])),
         ("Accuracy lost when an input is shuffled among windows", _table({"lost": report["shuffle_drop"]})),
         ("Per class", _table(report["per_class"])),

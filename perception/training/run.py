@@ -11,7 +11,7 @@ from perception.errors import PerceptionError
 from perception.fusion.engine import use_threads
 from perception.models.checkpoint import check_branches, load_head
 from perception.profile import FusionConfig
-from perception.training import dataset, report
+from perception.training import dataset, encoders, report
 from perception.training import train as plans
 from perception.training.examples import Examples
 from perception.training.fit import FusionModel, History, fit
@@ -33,7 +33,8 @@ def train(
     """Train, report and store; see the command."""
     plan = plans.load_plan(config)
     fusion = plans.fusion_of(plan.profile)
-    data = _build(paths, fusion, plan.classes, plan.track, cache, workers, context=plan.head.gru > 0)
+    options = {"context": plan.head.gru > 0, "prepared": plan.train_encoders}
+    data = _build(paths, fusion, plan.classes, plan.track, cache, workers, **options)
     parts = plans.split(data, plan)
     inputs = plans.branch_inputs(fusion)
     out.mkdir(parents=True, exist_ok=True)
@@ -49,11 +50,13 @@ def train(
             loss = history.validation_loss[-1]
             progress.update(bar, advance=1, description=f"epoch {epoch}, validation loss {loss:.4f}")
 
-        models = plans.train_heads(parts, plan, inputs, on_epoch, out)
-    singles = train_singles(parts, plan, inputs)
+        models = plans.train_heads(parts, plan, fusion, on_epoch, out)
+    singles = train_singles(parts, plan, fusion)
     found = report.assess(models, parts.validation, parts.test, inputs, singles)
+    found["folds"] = report.over_folds(plans.cross_validate(data, plan, fusion)) if plan.folds else {}
     found["training"] = plan.model_dump(mode="json")
     plans.save(out, models[0], parts, found, inputs, plans.encoders_config_hash(fusion))
+    encoders.save(out, fusion, dict(models[0].encoders))
     page = report.write(out, found, f"Fusion head {out.name}")
     for state in out.glob("seed-*.state"):
         state.unlink()
@@ -61,18 +64,19 @@ def train(
     say(f"stored {out}; report: {page}")
 
 
-def train_singles(parts: Split, plan: TrainPlan, inputs: Mapping[str, str]) -> dict[str, FusionModel]:
+def train_singles(parts: Split, plan: TrainPlan, fusion: FusionConfig) -> dict[str, FusionModel]:
     """Train the same kind of head on each input alone: what fusion has to beat."""
+    inputs = plans.branch_inputs(fusion)
+    head = plan.head.model_copy(update={"modality_dropout": 0.0})
+    config = plan.training.model_copy(update={"input_dropout": 0.0})
+    alone = plan.model_copy(update={"head": head, "training": config})
     singles: dict[str, FusionModel] = {}
     for name in sorted(set(inputs.values())):
         branches = [branch for branch in parts.train.branches if inputs[branch] == name]
         own = Split(*(part.select(branches) for part in (parts.train, parts.validation, parts.test)))
-        dims = {branch: own.train.features[branch].shape[1] for branch in branches}
-        head = plan.head.model_copy(update={"modality_dropout": 0.0})
-        model = FusionModel(plans.new_head(head, dims, own.train.classes, plan.training.seed))
-        config = plan.training.model_copy(update={"input_dropout": 0.0})
-        fit(model, own.train, own.validation, config)
-        singles[name] = model
+        model, augment = plans.new_model(alone, own.train, config.seed, fusion)
+        fit(model, own.train, own.validation, config, augment=augment)
+        singles[name] = model.cpu()
     return singles
 
 
@@ -106,13 +110,12 @@ def _build(
     track: str,
     cache: Path | None,
     workers: int,
-    *,
-    context: bool,
+    **options: Any,
 ) -> Examples:
     sources = plans.find_sources(paths, fusion)
     folder = (cache or CACHE).expanduser()
     examples = dataset.build(
-        sources, fusion, folder, classes=classes, track=track, workers=workers, context=context
+        sources, fusion, folder, classes=classes, track=track, workers=workers, **options
     )
     use_threads(0)  # encoding leaves each process one
     return examples

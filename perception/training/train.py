@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -12,14 +12,16 @@ from pydantic import Field, ValidationError, model_validator
 
 from perception import profile as profiles
 from perception.errors import ProfileError
+from perception.fusion.engine import pick_device
 from perception.models.checkpoint import Head, config_hash
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.memory import MAX_TICKS
 from perception.profile import FusionConfig, Section
 from perception.training import dataset
 from perception.training.dataset import DataSource, SessionSource
+from perception.training.encoders import Augmentation, trainable
 from perception.training.examples import Examples
-from perception.training.fit import FusionModel, History, TrainingConfig, fit
+from perception.training.fit import Augment, FusionModel, History, TrainingConfig, fit
 from perception.training.media import media_sources
 
 CACHE: Final = Path("~/.cache/perception/features")
@@ -56,7 +58,15 @@ class TrainPlan(Section):
     validation: Annotated[float, Field(gt=0, lt=1, description="share of the sessions")] = 0.2
     test: Annotated[float, Field(ge=0, lt=1, description="share of the sessions, looked at once")] = 0.2
     seeds: Annotated[int, Field(ge=1, description="heads trained; the first is stored")] = 3
+    folds: Annotated[
+        int, Field(ge=0, description="also test every session once, in so many folds; 0 for none")
+    ] = 0
+    train_encoders: Annotated[
+        tuple[str, ...],
+        Field(description="trained with the head, from the weights that their profile names"),
+    ] = ()
     head: HeadPlan = HeadPlan()
+    augment: Augmentation = Augmentation()
     training: TrainingConfig = TrainingConfig(input_dropout=0.35)
 
     @model_validator(mode="after")
@@ -155,10 +165,25 @@ def split(data: Examples, plan: TrainPlan) -> Split:
     return Split(train, validation, validation if test is None else test)
 
 
+def new_model(
+    plan: TrainPlan, train: Examples, seed: int, fusion: FusionConfig
+) -> tuple[FusionModel, Augment]:
+    """Return an untrained head with the encoders trained with it, on its device, and what disturbs those."""
+    names = [name for name in plan.train_encoders if name in train.branches]
+    encoders = trainable(fusion, names, seed)
+    dims = {
+        name: encoders[name].dim if name in encoders else train.features[name].shape[1]
+        for name in train.branches
+    }
+    head = new_head(plan.head, dims, train.classes, seed)
+    model = FusionModel(head, {name: encoder.network for name, encoder in encoders.items()})
+    return model.to(pick_device(plan.training.device)), plan.augment.of(encoders)
+
+
 def train_heads(
     parts: Split,
     plan: TrainPlan,
-    inputs: Mapping[str, str],
+    fusion: FusionConfig,
     on_epoch: Callable[[int, History], None] = lambda epoch, history: None,
     state_folder: Path | None = None,
 ) -> list[FusionModel]:
@@ -167,29 +192,39 @@ def train_heads(
     Args:
         parts: rows apart by session.
         plan: what to train and how.
-        inputs: the input each branch reads.
+        fusion: that the head is for.
         on_epoch: told after each epoch.
         state_folder: training states are kept here, and continued from.
     """
-    dims = {name: parts.train.features[name].shape[1] for name in parts.train.branches}
     models = []
     for number in range(plan.seeds):
         seed = plan.training.seed + number
-        model = FusionModel(new_head(plan.head, dims, parts.train.classes, seed))
+        model, augment = new_model(plan, parts.train, seed, fusion)
         state = None if state_folder is None else state_folder / f"seed-{seed}.state"
         config = plan.training.model_copy(update={"seed": seed})
-        columns = input_columns(inputs)
+        columns = input_columns(branch_inputs(fusion))
         fit(
             model,
             parts.train,
             parts.validation,
             config,
             inputs=columns,
+            augment=augment,
             state_file=state,
             on_epoch=on_epoch,
         )
-        models.append(model)
+        models.append(model.cpu())
     return models
+
+
+def cross_validate(
+    data: Examples, plan: TrainPlan, fusion: FusionConfig
+) -> Iterator[tuple[Split, FusionModel]]:
+    """Train one head per fold of the sources; each source is in the test of exactly one."""
+    for rest, fold in dataset.folds(data, plan.folds, plan.training.seed):
+        parts = Split(*dataset.holdout(rest, plan.validation, plan.training.seed), fold)
+        (model,) = train_heads(parts, plan.model_copy(update={"seeds": 1}), fusion)
+        yield parts, model
 
 
 CARD: Final = """---

@@ -103,7 +103,7 @@ def main(seconds: float, rounds: int, gru: int) -> None:
     parts: Split = plans.split(hour, plan)
     began = time.perf_counter()
     epochs: list[int] = []
-    plans.train_heads(parts, plan, plans.branch_inputs(config), lambda epoch, _: epochs.append(epoch))
+    plans.train_heads(parts, plan, config, lambda epoch, _: epochs.append(epoch))
     took = time.perf_counter() - began
     rows = len(parts.train)
     print(f"training on {rows} of {HOUR} windows: {took:.1f} s, {took / len(epochs):.2f} s an epoch")

@@ -22,13 +22,13 @@ from torchaudio.transforms import MFCC
 from perception.features.logmel import log_mel
 from perception.features.resample import resample
 from perception.models.fusion import FeatureFusion
+from perception.models.networks import ConvEncoder
 from perception.training import augment
 from perception.training.augment import Disturbance
 from perception.training.benchmarks.avmnist_data import CLASSES, RATE_HZ, Pairs
 from perception.training.examples import Examples
 from perception.training.fit import FusionModel, TrainingConfig, fit
 from perception.training.imbalance import Imbalance
-from perception.training.networks import ConvEncoder
 
 DIM: Final = 64
 BANDS: Final = 48

@@ -24,13 +24,13 @@ from perception.devices.media import Sound
 from perception.errors import PerceptionError
 from perception.features.logmel import LogMelConfig, log_mel
 from perception.models.fusion import FeatureFusion
+from perception.models.networks import ConvEncoder
 from perception.training import augment
 from perception.training.benchmarks.results import Figures
 from perception.training.evaluate import metrics, probabilities
 from perception.training.examples import Examples
 from perception.training.fit import FusionModel, TrainingConfig, fit
 from perception.training.imbalance import REMEDIES, Imbalance, long_tail
-from perception.training.networks import ConvEncoder
 
 FOLDS: Final = range(1, 6)
 RATE_HZ: Final = 22_050
