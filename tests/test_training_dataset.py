@@ -13,7 +13,7 @@ from perception.devices.script import CLASSES
 from perception.devices.scripted import messages
 from perception.errors import SessionError
 from perception.fusion.core import FusionCore
-from perception.fusion.engine import build_engine
+from perception.fusion.engine import build_engine, use_threads
 from perception.messages import Header, Label, Message, TextCommand
 from perception.models.registry import KINDS
 from perception.profile import (
@@ -115,6 +115,7 @@ def test_dataset_features_are_the_live_bytes_for_every_encoder(tmp_path: Path) -
     encoders = ENCODERS | tiny
     assert {encoder.kind for encoder in encoders.values()} == set(KINDS), "every kind there is"
     fusion = config(encoders)
+    use_threads(fusion.threads)  # as a node does
     core, engine = FusionCore(fusion), build_engine(fusion, clock=lambda: 0)
     live = {}
     for message in stream:

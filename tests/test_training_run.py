@@ -191,13 +191,16 @@ learning_rate = 0.01
 def test_encoders_are_trained_end_to_end_and_load_in_a_profile(folder: Path, tmp_path: Path) -> None:
     profile, plan = tmp_path / "profile.toml", tmp_path / "plan.toml"
     own = """
-picture = { input = "camera", kind = "cnn-image", weights = "random", options = { size = 32, dim = 8 } }
-sound = { input = "microphone", kind = "cnn-sound", weights = "random", options = { dim = 8 } }
+picture = { input = "camera", kind = "cnn-image", weights = "random", options = { widths = [4] } }
+sound = { input = "microphone", kind = "cnn-sound", weights = "random", options = { widths = [4] } }
 """
     text = PROFILE.replace("level =", own.strip() + "\nlevel =")
     profile.write_text(text)
     plan.write_text(END_TO_END.format(profile=profile))
-    sources = ("--sessions", folder / "sessions", "--cache", tmp_path / "cache", "--workers", 1)
+    sessions = [
+        part for number in (1, 2) for part in ("--sessions", folder / "sessions" / f"play-{number}.mcap")
+    ]
+    sources = (*sessions, "--cache", tmp_path / "cache", "--workers", 1)
     assert command("train", plan, *sources, "--out", tmp_path / "head") == 0
     live = text
     for name in ("picture", "sound"):

@@ -163,7 +163,7 @@ def headless(config: FusionConfig) -> FusionConfig:
 @lru_cache(maxsize=1)
 def _built(config_json: str) -> Engine:
     config = FusionConfig.model_validate_json(config_json)
-    use_threads(1)
+    use_threads(config.threads)  # as a fusion does: the last bits of a feature depend on it
     return build_engine(config, clock=lambda: 0)
 
 

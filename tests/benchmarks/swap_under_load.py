@@ -37,7 +37,7 @@ def other_head(folder: Path) -> Path:
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in head.parameters():
-            weight += 0.05 * weight.std() * torch.randn_like(weight) if weight.numel() > 1 else 0
+            weight.add_(0.05 * weight.std(correction=0) * torch.randn_like(weight))
     head.save_pretrained(folder / "other")
     return folder / "other"
 
