@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from torch import nn
 
+from perception.models.checkpoint import load_head
 from perception.models.fusion import BranchName, CombineName, FeatureFusion, FusionHead, ModelFusion
 from perception.models.heads import GatedHead, HeadName
 from perception.models.missing import MISSING, MissingName, ModalityDropout, Predict
@@ -318,3 +321,24 @@ def test_wrong_shapes_are_named(
 def test_ages_are_demanded_where_they_were_trained() -> None:
     with pytest.raises(ValueError, match="give ages_s"):
         FeatureFusion(DIMS, CLASSES, use_ages=True)(batch(1), torch.ones(1, 3).bool())
+
+
+def test_principal_components_are_those_of_scikit_learn_on_the_rows_present(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(60, 3, generator=generator) @ torch.randn(3, 12, generator=generator)
+    features = {"narrow": torch.randn(60, 2, generator=generator), "wide": wide}
+    present = torch.ones(60, 2, dtype=torch.bool)
+    present[40:, 1] = False
+    head = FeatureFusion({"narrow": 2, "wide": 12}, ("x", "y"), pca=3)
+    head.fit_statistics(features, present, torch.arange(60) % 2)
+    assert head.reduction is not None
+    assert head.reduction.widths == (2, 3)
+    there = wide[:40]
+    standard = (there - there.mean(dim=0)) / there.std(dim=0, correction=0)
+    expected = PCA(3, whiten=True).fit_transform(standard.double().numpy())
+    x, _ = head.eval()._inputs(features, present)
+    reduced = head.reduction(x)
+    torch.testing.assert_close(reduced[:40, 2:].double(), torch.from_numpy(expected), atol=1e-3, rtol=1e-3)
+    assert not reduced[40:, 2:].any()
+    head.save_pretrained(tmp_path)
+    torch.testing.assert_close(load_head(tmp_path)(features, present), head(features, present))

@@ -11,7 +11,7 @@ from perception.devices.scripted import messages
 from perception.errors import PerceptionError, ProfileError
 from perception.fusion.engine import build_engine
 from perception.messages import Label, Message, TextCommand
-from perception.models.checkpoint import load_head, weights_hash
+from perception.models.checkpoint import head_hash, load_head, weights_hash
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from perception.session.writer import SessionWriter
 from perception.training import dataset
@@ -85,6 +85,7 @@ def test_from_sessions_to_a_checkpoint_and_a_report(folder: Path, capsys: pytest
         "http://creativecommons.org", ""
     )
     card = (folder / "head" / "README.md").read_text()
+    assert head_hash(head) in card
     assert "no source is in two of these" in card
     cached = sorted((folder / "cache").iterdir())
     assert len(cached) == 5

@@ -19,6 +19,7 @@ from perception.models.heads import HEADS, HeadName, mlp
 from perception.models.memory import MAX_TICKS, TickMemory
 from perception.models.missing import MISSING, MissingName, ModalityDropout, columns
 from perception.models.pooling import LogLinearPool
+from perception.models.reduction import PrincipalComponents
 
 BranchName = Literal["linear", "mlp"]
 CombineName = Literal["head", "pool"]
@@ -144,6 +145,7 @@ class FeatureFusion(FusionHead):
         use_ages: also show the head how old each branch's data is.
         gru: hidden units of a GRU over ticks, whose state joins the features; 0 for none.
         ticks: how many it runs over.
+        pca: principal components that are kept of each branch, at most; 0 for all features as they are.
     """
 
     kind = "feature"
@@ -160,6 +162,7 @@ class FeatureFusion(FusionHead):
         use_ages: bool = False,
         gru: int = 0,
         ticks: int = 20,
+        pca: int = 0,
     ) -> None:
         super().__init__(
             dims,
@@ -172,10 +175,13 @@ class FeatureFusion(FusionHead):
             use_ages=use_ages,
             gru=gru,
             ticks=ticks,
+            pca=pca,
         )
         if not 1 <= ticks <= MAX_TICKS:
             raise ValueError(f"a GRU over {ticks} ticks: expected 1 to {MAX_TICKS}")
         widths = tuple(self.dims.values())
+        self.reduction = PrincipalComponents(widths, pca) if pca else None
+        widths = widths if self.reduction is None else self.reduction.widths
         self.use_ages = use_ages
         self.missing = MISSING[missing](widths)
         context = len(widths) * (2 if use_ages else 1)
@@ -202,7 +208,7 @@ class FeatureFusion(FusionHead):
             ages_s: (B, M) seconds, only read where present; needed if `use_ages`.
             known: (B, K) bool, which of the ticks were concluded at all; all if not given.
         """
-        x, present = self._inputs(features, present)
+        x, present = self._shown(features, present)
         parts = [present.to(x.dtype)]
         if self.use_ages:
             if ages_s is None:
@@ -215,6 +221,22 @@ class FeatureFusion(FusionHead):
             x, context, present = self._remembering(x, context, present, known)
         logits: torch.Tensor = self.head(x, context, present)
         return torch.where(anything, logits, self.log_prior)
+
+    def _shown(
+        self, features: Mapping[str, torch.Tensor], present: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, present = self._inputs(features, present)
+        return (x if self.reduction is None else self.reduction(x)), present
+
+    def fit_statistics(
+        self, features: Mapping[str, torch.Tensor], present: torch.Tensor, labels: torch.Tensor
+    ) -> None:
+        """See FusionHead; principal components are fitted too."""
+        super().fit_statistics(features, present, labels)
+        if self.reduction is not None:
+            training = self.training
+            self.reduction.fit(*self.eval()._inputs(features, present))
+            self.train(training)
 
     def _remembering(
         self, x: torch.Tensor, context: torch.Tensor, present: torch.Tensor, known: torch.Tensor | None
@@ -233,7 +255,7 @@ class FeatureFusion(FusionHead):
         self, features: Mapping[str, torch.Tensor], present: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         """Return what the missing-modality strategy wants minimised besides the NLL."""
-        x, present = self._inputs(features, present)
+        x, present = self._shown(features, present)
         loss: torch.Tensor = self.missing.auxiliary_loss(x.flatten(0, -2), present.flatten(0, -2))
         return loss
 

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from perception import profile as profiles
 from perception.errors import ProfileError
 from perception.fusion.engine import pick_device
-from perception.models.checkpoint import Head, config_hash
+from perception.models.checkpoint import Head, config_hash, head_hash
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.memory import MAX_TICKS
 from perception.profile import FusionConfig, Section
@@ -40,12 +40,13 @@ class HeadPlan(Section):
     branch: Annotated[Literal["linear", "mlp"], Field(description="model level")] = "linear"
     combine: Literal["pool", "head"] = "pool"
     gru: Annotated[int, Field(ge=0, description="feature level: hidden units over ticks, 0 for none")] = 0
+    pca: Annotated[int, Field(ge=0, description="feature level: components kept per branch, 0 for all")] = 0
     ticks: Annotated[int, Field(ge=2, le=MAX_TICKS, description="how many the GRU looks at")] = 20
 
     @model_validator(mode="after")
     def _memory_is_of_features(self) -> "HeadPlan":
-        if self.gru and self.kind == "model":
-            raise ValueError("a GRU over ticks needs kind = 'feature'")
+        if (self.gru or self.pca) and self.kind == "model":
+            raise ValueError("gru and pca need kind = 'feature'")
         return self
 
 
@@ -145,6 +146,7 @@ def new_head(plan: HeadPlan, dims: Mapping[str, int], classes: Sequence[str], se
         use_ages=plan.use_ages,
         gru=plan.gru,
         ticks=plan.ticks,
+        pca=plan.pca,
     )
 
 
@@ -247,7 +249,8 @@ Trained on {train} windows of {train_sources} sources, chosen and calibrated on 
 |---|---|---|---|---|
 {figures}
 
-Encoders' configuration hash `{encoders}`. Full report: `report.html`, `report.json`.
+Hash of the head `{hash}`, of the encoders' configuration `{encoders}`.
+Full report: `report.html`, `report.json`.
 """
 
 
@@ -278,6 +281,7 @@ def save(
         figures=figures,
         encoders=encoders,
         tested=tested,
+        hash=head_hash(head),
         **{
             key: value
             for name in ("train", "validation")
