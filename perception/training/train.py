@@ -271,7 +271,7 @@ def save(
         for name, m in report["subsets"].items()
     )
     test_sources = len(set(parts.test.sources.tolist()))
-    tested = f"tested once on {len(parts.test)} windows of {test_sources}; no source is in two of these."
+    tested = f"tested once on {len(parts.test.labelled)} windows of {test_sources}; no source is in two of these."
     if parts.test is parts.validation:
         tested = "which the figures below are of, too, as no share was kept for a test: they flatter."
     card = CARD.format(
