@@ -271,7 +271,8 @@ def save(
         for name, m in report["subsets"].items()
     )
     test_sources = len(set(parts.test.sources.tolist()))
-    tested = f"tested once on {len(parts.test.labelled)} windows of {test_sources}; no source is in two of these."
+    rows = len(parts.test.labelled)
+    tested = f"tested once on {rows} windows of {test_sources}; no source is in two of these."
     if parts.test is parts.validation:
         tested = "which the figures below are of, too, as no share was kept for a test: they flatter."
     card = CARD.format(
