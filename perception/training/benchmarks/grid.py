@@ -26,8 +26,8 @@ from perception.training.benchmarks.results import Figures
 
 SLOTS: Final = {"digit": 4, "command": 0}
 OUTER, INNER = 5, 4
-SPLIT_SEED: Final = 2026
-"""Designs were compared on other splits of the same clips; this one was kept for the figures."""
+SPLIT_SEED: Final = 2027
+"""Designs were compared on other splits of the same clips (and one scored on 2026); this one was kept."""
 IN_STEP_COPIES: Final = 8
 """How often windows in step are fitted on, against once for every other offset."""
 DOUBT: Final = 0.03

@@ -31,7 +31,7 @@ NOISES_PER_CLIP: Final = 3
 EPOCHS: Final = 30
 MOMENT_SOFTNESS: Final = 6.0
 """Neighbouring moments tell much the same; their likelihoods are flattened by this."""
-IN_STEP: Final = 0.5
+IN_STEP: Final = 0.9
 """Prior probability that video and sound are in step; the other offsets share the rest."""
 BRANCHES: Final = ("audio", "audio, trained without noise", "video, aligned by sound")
 SINGLES: Final = ("audio", "audio, trained without noise", "video", "video, aligned by itself")
