@@ -225,12 +225,15 @@ def test_a_reader_too_slow_for_the_ring_gets_no_old_slot_under_a_new_name(bus: B
     slow = """
 with Subscriber("camera/a", **place) as subscriber:
     print("up", flush=True)
+    first = None
     while (message := subscriber.receive(5)) and message.header.exposure_ns is None:
+        first = message.header.seq if first is None else first
         pixels = np.frombuffer(message.payload, np.uint8)
         assert (pixels == message.header.seq % 251).all()
         time.sleep(0.02)
     health = subscriber.health()["camera/a"]
-    print(health.received, health.consumed + health.queued + sum(health.dropped.values()), health.lost)
+    accounted = health.consumed + health.queued + sum(health.dropped.values())
+    print(first, health.received, accounted, health.lost)
 """
     with bus.publisher() as publisher, bus.process(slow) as reader:
         assert reader.stdout is not None
@@ -240,10 +243,10 @@ with Subscriber("camera/a", **place) as subscriber:
             publisher.send(FRAME, filled(value))
         last = FRAME.model_copy(update={"exposure_ns": 1})
         eventually(lambda: publisher.send(last, filled(publisher.published)) and reader.poll() is not None)
-        received, accounted, lost = map(int, reader.stdout.readline().split())
+        first, received, accounted, lost = map(int, reader.stdout.readline().split())
         assert received == accounted
         assert received + lost <= publisher.published
-        assert received + lost > 300
+        assert received + lost > 300 - first  # on a busy machine some are sent before it has joined
 
 
 def test_readers_who_hold_everything_cannot_use_up_the_ring(bus: Bus) -> None:
