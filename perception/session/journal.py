@@ -22,6 +22,8 @@ from perception.messages import (
 
 PATIENCE_NS: Final = 10_000_000_000
 """An input that is not recorded so long after the journal that names it will not come any more."""
+_KEPT_NS: Final = 2 * PATIENCE_NS
+"""So long an input is kept: its journal comes later than itself, and may wait for another input then."""
 EDGE_NS: Final = 2_000_000_000
 """So close to its ends, a recording may hold journals but not yet, or not any more, the inputs they name."""
 _BEGINNING: Final = "the beginning of the fusion is not recorded"
@@ -166,7 +168,7 @@ class _Shelf:
         row = self._rows[key]
         row.append(message)
         self._newest[key] = max(message.header.seq, self._newest.get(key, -1))
-        while row[0].received_ns < message.received_ns - PATIENCE_NS:
+        while row[0].received_ns < message.received_ns - _KEPT_NS:
             row.popleft()
 
     def passed(self, entry: JournalEntry) -> bool:
