@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from perception.features.window import decode_samples
-from perception.messages import AudioBlock, CameraFrame, Message
+from perception.messages import AudioBlock, CameraFrame, Message, TextCommand
 from perception.session.perturb import (
     Perturbation,
     Perturbed,
@@ -15,11 +15,25 @@ from perception.session.perturb import (
     drift,
     drop,
     freeze,
+    gain,
     noise,
+    shift,
     stamp_leap,
+    typos,
     without,
 )
-from tests.streams import CAMERA, MICROPHONE, MS, SECOND_NS, START_NS, Stream, clock_tick, of, scripted_room
+from tests.streams import (
+    CAMERA,
+    MICROPHONE,
+    MS,
+    SECOND_NS,
+    START_NS,
+    TEXT,
+    Stream,
+    clock_tick,
+    of,
+    scripted_room,
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +113,45 @@ def test_noise_has_the_power_asked_for(form: str) -> None:
     )
     half = apply([one for one in stream if one.header.seq % 2 == 0], noise(snr_db=5))
     assert [one.header for one in half] == [one.header for one in stream]
+
+
+def test_gain_scales_sound_and_clips_at_full_scale() -> None:
+    loud = np.array([-20_000, -100, 0, 100, 20_000], "<i2")
+    header = AudioBlock(stamp_ns=0, sample_index=0, samples=5, rate_hz=16_000, channels=1, format="s16")
+    (louder,) = apply([Message(MICROPHONE, header, loud.tobytes(), 0)], gain(db=20))
+    assert np.frombuffer(louder.payload, "<i2").tolist() == [-32768, -1000, 0, 1000, 32767]
+    assert louder.header == header
+
+
+@pytest.mark.parametrize("ms", [-120, 120])
+def test_shift_moves_stamps_and_arrivals(recording: Stream, ms: int) -> None:
+    result = apply(recording, shift(ms))
+    before, after = of(recording, MICROPHONE), of(result, MICROPHONE)
+    moves = {
+        (b.header.stamp_ns - a.header.stamp_ns, b.received_ns - a.received_ns)
+        for a, b in zip(before, after, strict=True)
+    }
+    assert moves == {(ms * MS, ms * MS)}
+    assert of(result, CAMERA) == of(recording, CAMERA)
+
+
+def test_typos_misspell_letters_and_lose_words() -> None:
+    said = "put the red cup on the table and come here"
+    stream: Stream = [
+        Message(TEXT, TextCommand(stamp_ns=k, source="t#1", text=said), received_ns=k) for k in range(200)
+    ]
+
+    def texts(*perturbations: Perturbation) -> list[str]:
+        return [m.header.text for m in apply(stream, *perturbations) if isinstance(m.header, TextCommand)]
+
+    lost = texts(typos(rate=0.0, drops=0.2))
+    assert all(set(text.split()) <= set(said.split()) for text in lost)
+    assert sum(len(text.split()) for text in lost) / (200 * 10) == pytest.approx(0.8, abs=0.04)
+    wrong = texts(typos(rate=0.1))
+    assert len(set(wrong)) > 190, "each command is misspelt in its own way"
+    assert np.mean([text == said for text in wrong]) < 0.1
+    assert {len(text.split()) for text in wrong} <= {9, 10}
+    assert wrong != texts(typos(rate=0.1, seed=1))
 
 
 def test_freeze_repeats_the_picture_while_time_goes_on(recording: Stream) -> None:

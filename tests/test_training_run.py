@@ -167,6 +167,52 @@ def test_folds_test_every_session_once(folder: Path, tmp_path: Path) -> None:
     assert "Over folds of sessions" in (tmp_path / "head" / "report.html").read_text()
 
 
+COPIES = """
+[[copies]]
+noise_snr_db = 5.0
+gain_db = -6.0
+[[copies]]
+late_ms = { camera = 600 }
+lost = { "microphone/main" = 0.2 }
+"""
+
+
+def test_perturbed_copies_are_learned_from_and_said_so(folder: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    text = PLAN.format(profile=folder / "profile.toml").replace("seeds = 2", "seeds = 1\nfolds = 5")
+    plan.write_text(text + COPIES)
+    cache = tmp_path / "cache"
+    options = ("--sessions", folder / "sessions", "--cache", cache, "--workers", 1)
+    assert command("train", plan, *options, "--out", tmp_path / "head") == 0
+    assert len(list(cache.iterdir())) == 5 * (1 + 2)
+    report = json.loads((tmp_path / "head" / "report.json").read_text())
+    assert [copy["noise_snr_db"] for copy in report["training"]["copies"]] == [5.0, None]
+    assert "of 3 sources and perturbed copies of them" in (tmp_path / "head" / "README.md").read_text()
+    assert command("evaluate", tmp_path / "head", folder / "sessions", "--profile", folder / "profile.toml",
+                   "--out", tmp_path / "again", "--cache", cache) == 0  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("copy", "problem"),
+    [
+        ("seed = 1", "copies.0: Value error, perturbs nothing; give one of noise_snr_db"),
+        ("noise_db = 5", "copies.0.noise_db: Extra inputs"),
+        ("typos = 2.0", "copies.0.typos: Input should be less than or equal to 1"),
+        ("late_ms = { camra = 200 }", "copies.0.late_ms.camra.[key]: Value error, expected camera"),
+        ("late_ms = { camera = -5 }", "copies.0.late_ms.camera: Input should be greater than or equal to 0"),
+        ("typos = 0.1", "copies.0.typos: no input of the profile; it takes in camera/front, microphone/main"),
+        ('lost = { "camera/rear" = 0.1 }', "copies.0.lost.camera/rear: no input of the profile"),
+    ],
+)
+def test_a_wrong_copy_is_named_by_file_and_key(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], copy: str, problem: str
+) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN.format(profile=folder / "profile.toml") + f"[[copies]]\n{copy}\n")
+    assert command("train", plan, "--sessions", folder / "sessions", "--out", tmp_path / "x") == 2
+    assert f"{plan}: {problem}" in capsys.readouterr().err
+
+
 END_TO_END = """
 profile = "{profile}"
 seeds = 1

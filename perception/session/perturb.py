@@ -12,12 +12,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from string import ascii_lowercase
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from perception.messages import AudioBlock, CameraFrame, Header, Message
+from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand
 
 Messages = Iterable[Message[Header]]
 Apply = Callable[[Messages], Iterator[Message[Header]]]
@@ -149,6 +150,52 @@ def noise(snr_db: float, seed: int = 0, topic: str = "microphone") -> Perturbati
     return Perturbation(f"noise(snr_db={snr_db}, seed={seed}, topic={topic!r})", apply)
 
 
+def gain(db: float, topic: str = "microphone") -> Perturbation:
+    """Make the sound louder, or softer if negative; it may clip."""
+
+    def apply(messages: Messages) -> Iterator[Message[Header]]:
+        for message in messages:
+            if isinstance(message.header, AudioBlock) and _is(message, topic):
+                samples = _samples(message, message.header) * 10 ** (db / 20)
+                yield _with_samples(message, message.header, samples)
+            else:
+                yield message
+
+    return Perturbation(f"gain(db={db}, topic={topic!r})", apply)
+
+
+def shift(ms: float, topic: str = "microphone") -> Perturbation:
+    """Let a stream happen later, or earlier if negative: both its stamps and its arrivals move."""
+    shift_ns = round(ms * 1e6)
+
+    def moved(message: Message[Header]) -> Message[Header]:
+        if not _is(message, topic):
+            return message
+        header = message.header.model_copy(update={"stamp_ns": message.header.stamp_ns + shift_ns})
+        return replace(message, header=header, received_ns=message.received_ns + shift_ns, wire=b"")
+
+    def apply(messages: Messages) -> Iterator[Message[Header]]:
+        return _in_order(messages, moved, lambda arrival_ns: arrival_ns + min(shift_ns, 0))
+
+    return Perturbation(f"shift(ms={ms}, topic={topic!r})", apply)
+
+
+def typos(rate: float, seed: int = 0, drops: float = 0.0, topic: str = "text") -> Perturbation:
+    """Misspell text: replace, swap or lose letters with probability `rate`, and lose words with `drops`."""
+
+    def apply(messages: Messages) -> Iterator[Message[Header]]:
+        for message in messages:
+            if isinstance(message.header, TextCommand) and _is(message, topic):
+                # seeded by place, as noise is
+                rng = random.Random(f"{seed} {message.topic} {message.header.stamp_ns}")
+                text = _typed_badly(message.header.text, rng, rate, drops)
+                yield replace(message, header=message.header.model_copy(update={"text": text}), wire=b"")
+            else:
+                yield message
+
+    return Perturbation(f"typos(rate={rate}, seed={seed}, drops={drops}, topic={topic!r})", apply)
+
+
 def freeze(topic: str = "camera", from_s: float = 0.0, to_s: float = math.inf) -> Perturbation:
     """Let a device repeat what it saw or heard last; its stamps and counters go on."""
 
@@ -235,10 +282,34 @@ def _with_noise(message: Message[Header], header: AudioBlock, deviation: float, 
     # seeded by place: what is added to a block does not depend on which others are there
     rng = np.random.default_rng([seed, zlib.crc32(message.topic.encode()), header.sample_index])
     samples = _samples(message, header)
-    noisy = (samples + deviation * rng.standard_normal(samples.size)) * _FULL_SCALE[header.format]
+    return _with_samples(message, header, samples + deviation * rng.standard_normal(samples.size))
+
+
+def _with_samples(
+    message: Message[Header], header: AudioBlock, samples: npt.NDArray[np.float64]
+) -> Message[Header]:
+    scaled = samples * _FULL_SCALE[header.format]
     if header.format == "s16":
-        noisy = np.rint(noisy).clip(-32768, 32767)
-    return replace(message, payload=noisy.astype(_SAMPLE[header.format]).tobytes())
+        scaled = np.rint(scaled).clip(-32768, 32767)
+    return replace(message, payload=scaled.astype(_SAMPLE[header.format]).tobytes())
+
+
+def _typed_badly(text: str, rng: random.Random, typos: float, drops: float) -> str:
+    words = [word for word in text.split() if rng.random() >= drops] or text.split()[:1]
+    return " ".join("".join(_typo(word, rng, typos)) for word in words)
+
+
+def _typo(word: str, rng: random.Random, p: float) -> list[str]:
+    letters = list(word)
+    for at in range(len(letters)):
+        if rng.random() >= p:
+            continue
+        kind = rng.choice(("replace", "swap", "lose"))
+        if kind == "swap" and at + 1 < len(letters):
+            letters[at], letters[at + 1] = letters[at + 1], letters[at]
+        else:
+            letters[at] = rng.choice(ascii_lowercase) if kind == "replace" else ""
+    return letters
 
 
 def _repeat(held: Message[Header], message: Message[Header]) -> Message[Header]:

@@ -1,12 +1,10 @@
-"""Disturbances for training, on whole batches: images, log-mel, waveforms, text, and late modalities.
+"""Disturbances for training, on whole batches: images, log-mel, waveforms, and late modalities.
 
 All randomness comes from the generator passed in. A batch is never changed in place.
 """
 
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from string import ascii_lowercase
 from typing import Final
 
 import torch
@@ -90,12 +88,6 @@ def time_shifted(x: torch.Tensor, generator: torch.Generator, share: float = 0.1
     return x.gather(1, index.view(shape).expand_as(x))
 
 
-def gained(waveforms: torch.Tensor, generator: torch.Generator, decibels: float = 6.0) -> torch.Tensor:
-    """Scale each waveform (B, samples) by up to +-`decibels`."""
-    gain = _uniform((len(waveforms), 1), -decibels, decibels, generator)
-    return waveforms * 10 ** (gain / 20)
-
-
 def with_noise(
     waveforms: torch.Tensor,
     snr_db: torch.Tensor,
@@ -118,25 +110,6 @@ def with_noise(
         added = noise[start + torch.arange(length)]
     power = waveforms.square().mean(dim=1) / added.square().mean(dim=1).clamp_min(1e-12)
     return waveforms + added * (power / 10 ** (snr_db / 10)).sqrt()[:, None]
-
-
-def typed_badly(text: str, rng: random.Random, typos: float = 0.03, drops: float = 0.05) -> str:
-    """Replace, swap or lose letters with probability `typos` each, and lose words with `drops`."""
-    words = [word for word in text.split() if rng.random() >= drops] or text.split()[:1]
-    return " ".join("".join(_typo(word, rng, typos)) for word in words)
-
-
-def _typo(word: str, rng: random.Random, p: float) -> list[str]:
-    letters = list(word)
-    for at in range(len(letters)):
-        if rng.random() >= p:
-            continue
-        kind = rng.choice(("replace", "swap", "lose"))
-        if kind == "swap" and at + 1 < len(letters):
-            letters[at], letters[at + 1] = letters[at + 1], letters[at]
-        else:
-            letters[at] = rng.choice(ascii_lowercase) if kind == "replace" else ""
-    return letters
 
 
 def delayed(data: Examples, branch: str, ticks: int) -> Examples:

@@ -20,7 +20,7 @@ class Examples:
     labels: torch.Tensor
     """(N,) int64, index into `classes`; -1 where there is none: only a head with a memory is shown those."""
     sources: torch.Tensor
-    """(N,) int64, index into `names`; rows of one source follow each other in time."""
+    """(N,) int64, index into `names`; rows of one source, or of a copy, follow each other in time."""
     ends_ns: torch.Tensor
     """(N,) int64, event time of each window's end."""
     classes: tuple[str, ...]

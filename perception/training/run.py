@@ -11,8 +11,9 @@ from perception.errors import PerceptionError
 from perception.fusion.engine import use_threads
 from perception.models.checkpoint import check_branches, load_head
 from perception.profile import FusionConfig
-from perception.training import dataset, encoders, report
+from perception.training import copies, dataset, encoders, report
 from perception.training import train as plans
+from perception.training.dataset import DataSource
 from perception.training.examples import Examples
 from perception.training.fit import FusionModel, History, fit
 from perception.training.train import CACHE, Split, TrainPlan
@@ -34,8 +35,14 @@ def train(
     plan = plans.load_plan(config)
     fusion = plans.fusion_of(plan.profile)
     options = {"context": plan.head.gru > 0, "prepared": plan.train_encoders}
-    data = _build(paths, fusion, plan.classes, plan.track, cache, workers, **options)
-    parts = plans.split(data, plan)
+    copies.check(config, plan.copies, fusion)
+    sources = plans.find_sources(paths, fusion)
+    data = _build(sources, fusion, plan.classes, plan.track, cache, workers, **options)
+    perturbed = [
+        _build(copies.copied(sources, one), fusion, data.classes, plan.track, cache, workers, **options)
+        for one in plan.copies
+    ]
+    parts = plans.split(data, plan, perturbed)
     inputs = plans.branch_inputs(fusion)
     out.mkdir(parents=True, exist_ok=True)
     states = list(out.glob("seed-*.state"))
@@ -53,7 +60,9 @@ def train(
         models = plans.train_heads(parts, plan, fusion, on_epoch, out)
     singles = train_singles(parts, plan, fusion)
     found = report.assess(models, parts.validation, parts.test, inputs, singles)
-    found["folds"] = report.over_folds(plans.cross_validate(data, plan, fusion)) if plan.folds else {}
+    found["folds"] = (
+        report.over_folds(plans.cross_validate(data, plan, fusion, perturbed)) if plan.folds else {}
+    )
     found["training"] = plan.model_dump(mode="json")
     plans.save(out, models[0], parts, found, inputs, plans.encoders_config_hash(fusion))
     encoders.save(out, fusion, dict(models[0].encoders))
@@ -94,7 +103,8 @@ def evaluate(
     """Report on a stored head; see the command. Half of the sessions choose the conformal thresholds."""
     fusion = plans.fusion_of(name)
     head = load_head(folder)
-    data = _build(paths, fusion, head.classes, track, cache, workers, context=head.ticks > 1)
+    sources = plans.find_sources(paths, fusion)
+    data = _build(sources, fusion, head.classes, track, cache, workers, context=head.ticks > 1)
     check_branches(head, {branch: data.features[branch].shape[1] for branch in data.branches})
     calibration, test = dataset.holdout(data, 0.5, 0)
     found = report.assess([FusionModel(head)], calibration, test, plans.branch_inputs(fusion))
@@ -104,7 +114,7 @@ def evaluate(
 
 
 def _build(
-    paths: Sequence[Path],
+    sources: Sequence[DataSource],
     fusion: FusionConfig,
     classes: Sequence[str],
     track: str,
@@ -112,7 +122,6 @@ def _build(
     workers: int,
     **options: Any,
 ) -> Examples:
-    sources = plans.find_sources(paths, fusion)
     folder = (cache or CACHE).expanduser()
     examples = dataset.build(
         sources, fusion, folder, classes=classes, track=track, workers=workers, **options

@@ -18,6 +18,7 @@ from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.memory import MAX_TICKS
 from perception.profile import FusionConfig, Section
 from perception.training import dataset
+from perception.training.copies import CopyPlan, joined
 from perception.training.dataset import DataSource, SessionSource
 from perception.training.encoders import Augmentation, trainable
 from perception.training.examples import Examples
@@ -68,6 +69,9 @@ class TrainPlan(Section):
     ] = ()
     head: HeadPlan = HeadPlan()
     augment: Augmentation = Augmentation()
+    copies: Annotated[
+        tuple[CopyPlan, ...], Field(description="perturbed copies of the sessions trained on")
+    ] = ()
     training: TrainingConfig = TrainingConfig(input_dropout=0.35)
 
     @model_validator(mode="after")
@@ -159,12 +163,15 @@ class Split:
     test: Examples
 
 
-def split(data: Examples, plan: TrainPlan) -> Split:
-    """Split by source; without a test share, validation stands in for the test and the report says so."""
+def split(data: Examples, plan: TrainPlan, copies: Sequence[Examples] = ()) -> Split:
+    """Split by source; without a test share, validation stands in for the test and the report says so.
+
+    Of perturbed copies, those of the sources to learn from join them.
+    """
     rest, test = dataset.holdout(data, plan.test, plan.training.seed) if plan.test else (data, None)
     share = plan.validation / (1 - plan.test)
     train, validation = dataset.holdout(rest, share, plan.training.seed)
-    return Split(train, validation, validation if test is None else test)
+    return Split(joined(train, copies), validation, validation if test is None else test)
 
 
 def new_model(
@@ -220,11 +227,12 @@ def train_heads(
 
 
 def cross_validate(
-    data: Examples, plan: TrainPlan, fusion: FusionConfig
+    data: Examples, plan: TrainPlan, fusion: FusionConfig, copies: Sequence[Examples] = ()
 ) -> Iterator[tuple[Split, FusionModel]]:
-    """Train one head per fold of the sources; each source is in the test of exactly one."""
+    """Train one head per fold of the sources; each source is in the test of exactly one, no copy in any."""
     for rest, fold in dataset.folds(data, plan.folds, plan.training.seed):
-        parts = Split(*dataset.holdout(rest, plan.validation, plan.training.seed), fold)
+        train, validation = dataset.holdout(rest, plan.validation, plan.training.seed)
+        parts = Split(joined(train, copies), validation, fold)
         (model,) = train_heads(parts, plan.model_copy(update={"seeds": 1}), fusion)
         yield parts, model
 
@@ -242,8 +250,8 @@ Load it in a profile by `fusion.head.weights = "{folder}"`, or in Python by
 |---|---|---|
 {branches}
 
-Trained on {train} windows of {train_sources} sources, chosen and calibrated on {validation} windows of
-{validation_sources}, {tested}
+Trained on {train} windows of {train_sources} sources{copies}, chosen and calibrated on {validation}
+windows of {validation_sources}, {tested}
 
 | inputs | accuracy | macro F1 | NLL | ECE |
 |---|---|---|---|---|
@@ -282,6 +290,7 @@ def save(
         figures=figures,
         encoders=encoders,
         tested=tested,
+        copies=" and perturbed copies of them" if report["training"]["copies"] else "",
         hash=head_hash(head),
         **{
             key: value
