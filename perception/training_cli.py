@@ -33,7 +33,10 @@ _workers = click.option("--workers", type=click.IntRange(min=1), default=2, show
 def train(
     config: Path, sources: tuple[Path, ...], out: Path, cache: Path | None, workers: int, resume: bool
 ) -> None:
-    """Train the head that CONFIG describes, report on sessions it never saw, store a checkpoint."""
+    """Train the head that CONFIG describes, report on sessions it never saw, store a checkpoint.
+
+    On two GPUs: torchrun --nproc-per-node 2 -m perception train CONFIG ...; without any, in two processes.
+    """
     from perception.training import run
 
     run.train(config, sources, out, cache=cache, workers=workers, resume=resume, say=click.echo)

@@ -77,8 +77,8 @@ class Examples:
             parts[0].hop_ns,
         )
 
-    def rows(self, index: torch.Tensor) -> Self:
-        """Return the rows of an index or a mask; the list of sources stays whole."""
+    def rows(self, index: torch.Tensor | slice) -> Self:
+        """Return the rows of an index, a mask or a slice; the list of sources stays whole."""
         return replace(
             self,
             features={name: values[index] for name, values in self.features.items()},
@@ -87,6 +87,7 @@ class Examples:
             labels=self.labels[index],
             sources=self.sources[index],
             ends_ns=self.ends_ns[index],
+            known=None if self.known is None else self.known[index],
         )
 
     @property

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast
 from pydantic import Field
 from torch import nn
 
@@ -16,6 +18,7 @@ from perception.errors import PerceptionError
 from perception.models.checkpoint import Head, config_hash, weights_hash
 from perception.models.fusion import ModelFusion
 from perception.profile import Section
+from perception.training import processes
 from perception.training.examples import Examples
 from perception.training.imbalance import ClassificationLoss, Imbalance, balanced_weights, epoch_order
 
@@ -145,8 +148,13 @@ def fit(
 ) -> History:
     """Train, keep the epoch that was best on validation, and calibrate a model-level head on it.
 
+    In processes that `torchrun` started, every batch is shared out among them, and all end with
+    the same model. What is drawn at random is drawn for the whole batch in each, so that the number of
+    processes changes sums in their last digits, dropout and the statistics of batch norm, nothing else.
+
     Args:
-        model: is changed, and ends in evaluation mode; its device is where it trains.
+        model: is changed, and ends in evaluation mode; its device is where it trains, but of several
+            processes each trains on its own.
         train: rows to learn from.
         validation: rows of other sources, for the choice of the epoch and for calibration.
         config: how.
@@ -158,19 +166,39 @@ def fit(
     Raises:
         PerceptionError: no epoch had a finite loss, or `state_file` is of another training.
     """
+    # an encoder has nothing to do where all of a batch lacks its input
+    accelerator = processes.accelerator(next(model.parameters()).device, unused=bool(model.encoders))
+    if accelerator.num_processes > 1:
+        model.to(accelerator.device)
     generator = torch.Generator().manual_seed(config.seed)
     torch.manual_seed(config.seed)
     groups = torch.arange(len(train.branches)) if inputs is None else inputs
-    run = _Run(model, train, validation, config, groups, generator, augment)
+    run = _Run(model, train, validation, config, groups, generator, augment, accelerator)
     epoch = run.resume(state_file) if state_file is not None else 0
     while epoch < config.epochs and run.waited < config.patience:
         run.epoch(epoch)
         epoch += 1
-        if state_file is not None:
+        if state_file is not None and accelerator.is_main_process:
             run.save(state_file, epoch)
         on_epoch(epoch, run.history)
     run.finish()
     return run.history
+
+
+class _Objective(nn.Module):
+    """What is minimised, as one module: its forward is where processes join."""
+
+    def __init__(self, model: FusionModel, loss: ClassificationLoss, auxiliary: float) -> None:
+        super().__init__()
+        self.model, self._loss, self._auxiliary = model, loss, auxiliary
+
+    def forward(self, batch: Examples, present: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss over a batch of which `present` (B, M) is shown."""
+        features = self.model.encode(batch.features, present)
+        loss = self._loss(self.model.head(features, present, batch.ages_s, batch.known), batch.labels)
+        if self._auxiliary:
+            loss = loss + self._auxiliary * self.model.head.auxiliary_loss(features, present, batch.labels)
+        return loss
 
 
 class _Run:
@@ -185,9 +213,11 @@ class _Run:
         inputs: torch.Tensor,
         generator: torch.Generator,
         augment: Augment | None,
+        accelerator: Accelerator,
     ) -> None:
         self.model, self.train, self.validation = model, train, validation
         self.config, self.inputs, self.generator, self.augment = config, inputs, generator, augment
+        self.accelerator = accelerator
         self.device = next(model.parameters()).device
         self.history = History()
         self.waited = 0
@@ -202,7 +232,8 @@ class _Run:
         features = {name: x for name, x in there.features.items() if name not in model.encoders}
         model.head.fit_statistics(features, there.present & frozen, there.labels)
         classes = len(train.classes)
-        self._loss = ClassificationLoss(config.imbalance, learnt.labels, classes)
+        loss = ClassificationLoss(config.imbalance, learnt.labels, classes)
+        self._objective = accelerator.prepare_model(_Objective(model, loss, config.auxiliary))
         self._weights = (
             balanced_weights(learnt.labels, classes).to(self.device)
             if config.select == "balanced-nll"
@@ -219,7 +250,9 @@ class _Run:
         self.model.train()
         order = epoch_order(self.config.imbalance, self._labels, len(self.train.classes), self.generator)
         batches = torch.split(self._rows[order], self.config.batch)
-        losses = [self._step(rows) for rows in batches if len(rows) > 1]
+        # batch norm needs two rows in every process
+        losses = [self._step(rows) for rows in batches if len(rows) >= 2 * self.accelerator.num_processes]
+        broadcast(list(self.model.buffers()))  # each process has seen other rows
         loss = self._validate()
         if isinstance(self._schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self._schedule.step(loss)
@@ -238,14 +271,13 @@ class _Run:
         batch = self.train.context(rows, self.model.head.ticks, late)
         if self.augment is not None:
             batch = self.augment(batch, self.generator)
-        batch = batch.to(self.device)
         present = hide_inputs(batch.present, self.inputs, self.config.input_dropout, self.generator)
+        shares = self.accelerator.num_processes
+        mine = slice(self.accelerator.process_index, None, shares)
+        batch, present = batch.rows(mine).to(self.device), present[mine].to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            features = self.model.encode(batch.features, present)
-            loss = self._loss(self.model.head(features, present, batch.ages_s, batch.known), batch.labels)
-            if self.config.auxiliary:
-                auxiliary = self.model.head.auxiliary_loss(features, present, batch.labels)
-                loss = loss + self.config.auxiliary * auxiliary
+            loss = self._objective(batch, present)
+        loss = loss * (len(batch) * shares / len(rows))  # shares differ by a row, gradients are averaged
         self._optimiser.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
@@ -254,13 +286,17 @@ class _Run:
             self._schedule, torch.optim.lr_scheduler.ReduceLROnPlateau
         ):
             self._schedule.step()
-        return float(loss.detach())
+        return float(self.accelerator.reduce(loss.detach(), "mean"))
 
     def _validate(self) -> float:
-        """Mean of the NLL with everything present as it was, and with inputs hidden where training does."""
-        whole = self._nll(self.validation.present)
-        hides = self.config.input_dropout or self.model.head.modality_dropout.p
-        return (whole + self._nll(self._hidden)) / 2 if hides else whole
+        """Mean of the NLL with everything present as it was, and with inputs hidden where training does.
+
+        The same in all processes, so that they agree on the best epoch.
+        """
+        loss = self._nll(self.validation.present)
+        if self.config.input_dropout or self.model.head.modality_dropout.p:
+            loss = (loss + self._nll(self._hidden)) / 2
+        return float(broadcast(torch.tensor(loss, dtype=torch.float64, device=self.device)))
 
     def _nll(self, present: torch.Tensor) -> float:
         logits = predict(self.model, self.validation, present).to(self.device)

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from perception.errors import PerceptionError
-from perception.fusion.engine import use_threads
+from perception.fusion.engine import pick_device, use_threads
 from perception.models.checkpoint import check_branches, load_head
 from perception.profile import FusionConfig
-from perception.training import copies, dataset, encoders, report
+from perception.training import copies, dataset, encoders, processes, report
 from perception.training import train as plans
 from perception.training.dataset import DataSource
 from perception.training.examples import Examples
@@ -31,17 +31,21 @@ def train(
     resume: bool,
     say: Say,
 ) -> None:
-    """Train, report and store; see the command."""
+    """Train, report and store; see the command. Of several processes, the main one speaks and writes."""
     plan = plans.load_plan(config)
+    here = processes.join(pick_device(plan.training.device))
+    if not here.is_main_process:
+        say = str  # nobody hears it
     fusion = plans.fusion_of(plan.profile)
     options = {"context": plan.head.gru > 0, "prepared": plan.train_encoders}
     copies.check(config, plan.copies, fusion)
     sources = plans.find_sources(paths, fusion)
-    data = _build(sources, fusion, plan.classes, plan.track, cache, workers, **options)
-    perturbed = [
-        _build(copies.copied(sources, one), fusion, data.classes, plan.track, cache, workers, **options)
-        for one in plan.copies
-    ]
+    with here.main_process_first():
+        data = _build(sources, fusion, plan.classes, plan.track, cache, workers, **options)
+        perturbed = [
+            _build(copies.copied(sources, one), fusion, data.classes, plan.track, cache, workers, **options)
+            for one in plan.copies
+        ]
     parts = plans.split(data, plan, perturbed)
     inputs = plans.branch_inputs(fusion)
     out.mkdir(parents=True, exist_ok=True)
@@ -50,7 +54,8 @@ def train(
         raise PerceptionError(f"{out} holds an interrupted training; go on with --resume or remove it")
     counts = [len(part.labelled) for part in (parts.train, parts.validation, parts.test)]
     say("{} windows to train on, {} to choose by, {} to test on".format(*counts))
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    hidden = not here.is_main_process
+    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as progress:
         bar = progress.add_task("training", total=plan.seeds * plan.training.epochs)
 
         def on_epoch(epoch: int, history: History) -> None:
@@ -59,10 +64,11 @@ def train(
 
         models = plans.train_heads(parts, plan, fusion, on_epoch, out)
     singles = train_singles(parts, plan, fusion)
+    folds = report.over_folds(plans.cross_validate(data, plan, fusion, perturbed)) if plan.folds else {}
+    if not here.is_main_process:
+        return
     found = report.assess(models, parts.validation, parts.test, inputs, singles)
-    found["folds"] = (
-        report.over_folds(plans.cross_validate(data, plan, fusion, perturbed)) if plan.folds else {}
-    )
+    found["folds"] = folds
     found["training"] = plan.model_dump(mode="json")
     plans.save(out, models[0], parts, found, inputs, plans.encoders_config_hash(fusion))
     encoders.save(out, fusion, dict(models[0].encoders))

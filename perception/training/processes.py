@@ -1,0 +1,29 @@
+"""Training in several processes, one per GPU or on the CPU, as `torchrun` starts them, joined by accelerate.
+
+Started alone, a process is a group of one.
+"""
+
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+
+
+def join(device: torch.device) -> PartialState:
+    """Return this process's place among those that train together on this kind of device."""
+    # the others wait while the main one encodes hours of sessions
+    return PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
+
+
+def accelerator(device: torch.device, unused: bool) -> Accelerator:
+    """Return what splits the work of one fit among the processes.
+
+    Precision stays with torch.autocast: Accelerator allows one per process, but every fit has its own.
+
+    Args:
+        device: of the model.
+        unused: a batch may leave parameters without gradient.
+    """
+    join(device)
+    sharing = DistributedDataParallelKwargs(find_unused_parameters=unused)
+    return Accelerator(mixed_precision="no", device_placement=False, kwargs_handlers=[sharing])
