@@ -3,16 +3,21 @@
 Started alone, a process is a group of one.
 """
 
+import atexit
 from datetime import timedelta
+from functools import cache
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 
 
+@cache
 def join(device: torch.device) -> PartialState:
     """Return this process's place among those that train together on this kind of device."""
     # the others wait while the main one encodes hours of sessions
-    return PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
+    place = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
+    atexit.register(place.destroy_process_group)  # its threads would abort the interpreter
+    return place
 
 
 def accelerator(device: torch.device, unused: bool) -> Accelerator:
