@@ -3,6 +3,7 @@
 import copy
 import gc
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perception.bus import codec, datagram, lane
+from perception.bus import codec, lane, packet
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
@@ -41,9 +42,9 @@ base = Path(sys.argv[1])
 place = {"runtime": Runtime(base=base), "clock": HostClock(base).now_ns}
 """
 
-UNIX = (socket.AF_UNIX, socket.SOCK_DGRAM)
+UNIX = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-pytestmark = pytest.mark.skipif(not lane.carries("camera/a"), reason="needs Linux")
+pytestmark = pytest.mark.skipif(not lane.SUPPORTED, reason="needs Linux")
 
 
 class Bus:
@@ -181,7 +182,7 @@ def test_a_remote_reader_gets_the_pixels_inline(bus: Bus) -> None:
     ):
         assert publisher.endpoint is not None
         remote.subscribe(b"camera/")
-        remote.subscribe(b"~0123456789abcdef/camera/")
+        remote.subscribe(b"~newest-0123456789abcdef/camera/")
         remote.connect(publisher.endpoint)
         eventually(lambda: publisher.subscribers == 2)
         for value in range(3):
@@ -375,10 +376,10 @@ def test_a_ring_that_cannot_be_opened_sends_the_reader_back_to_zeromq(bus: Bus, 
         assert plain == b"\1camera/a"
         assert asked.startswith(b"\1~")
         assert asked.endswith(b"/camera/a")
-        near = datagram.Sender(datagram.path(bus.runtime.directory, asked[2:18]))
+        near = packet.Sender(packet.path(bus.runtime.directory, asked[2:].partition(b"/")[0]))
         ring = lane.Ring(SIZE)
         place = ring.commit(0, SIZE)
-        near.send(datagram.pack(b"camera/a", header, place), replaced(ring, file.fileno()))
+        near.send(packet.pack(b"camera/a", header, place), replaced(ring, file.fileno()))
         assert foreign.recv() == b"\0" + asked[1:]
         foreign.send_multipart([b"camera/a", header, bytes(filled(3))])
         message = subscriber.receive(5)
@@ -394,31 +395,59 @@ def replaced(ring: lane.Ring, file: int) -> lane.Ring:
     return other
 
 
-@given(data=st.binary(max_size=64) | st.binary(min_size=42, max_size=80))
-def test_any_datagram_is_a_message_within_bounds_or_nothing(data: bytes) -> None:
+class Listening:
+    """A reader's socket, and what it takes from whoever has connected."""
+
+    def __init__(self, directory: Path) -> None:
+        self.poll = select.poll()
+        self.receiver = packet.Receiver(directory, self.poll, every=False)
+        self.path = str(packet.path(directory, self.receiver.name))
+
+    def take(self) -> list[Any]:
+        return [self.receiver.receive(descriptor) for descriptor, _ in self.poll.poll(0)]
+
+
+@given(data=st.binary(min_size=1, max_size=64) | st.binary(min_size=42, max_size=80))
+def test_any_packet_is_a_message_within_bounds_or_nothing(data: bytes) -> None:
     with tempfile.TemporaryDirectory(prefix="bus") as folder, socket.socket(*UNIX) as sender:
-        receiver = datagram.Receiver(Path(folder))
-        sender.connect(str(datagram.path(Path(folder), receiver.name)))
+        reader = Listening(Path(folder))
+        sender.connect(reader.path)
+        assert reader.take() == [None]
         sender.send(data)
-        received = receiver.receive()
-        if received is not None:
-            parts, _, file = received
+        for parts, _, file in filter(None, reader.take()):
             assert data.endswith(b"".join(parts))
             assert sum(map(len, parts)) == len(data) - 42
             assert file is None
-        receiver.close()
+        reader.receiver.close()
 
 
-def test_a_file_that_comes_with_a_senseless_datagram_is_closed(tmp_path: Path) -> None:
-    receiver = datagram.Receiver(tmp_path)
+def test_a_file_that_comes_with_a_senseless_packet_is_closed(tmp_path: Path) -> None:
+    reader = Listening(tmp_path)
     with socket.socket(*UNIX) as sender, (tmp_path / "file").open("wb") as file:
-        sender.connect(str(datagram.path(tmp_path, receiver.name)))
+        sender.connect(reader.path)
+        assert reader.take() == [None]
         before = os.listdir("/proc/self/fd")
-        for data in (b"", b"senseless", b"\xff" * 60):
+        for data in (b"senseless", b"\xff" * 60):
             socket.send_fds(sender, [data], [file.fileno()])
-            assert receiver.receive() is None
+            assert reader.take() == [None]
         assert os.listdir("/proc/self/fd") == before
-    receiver.close()
+    reader.receiver.close()
+
+
+def test_a_publisher_that_has_gone_is_forgotten_once_all_it_sent_is_taken(tmp_path: Path) -> None:
+    reader = Listening(tmp_path)
+    before = os.listdir("/proc/self/fd")
+    sender = packet.Sender(Path(reader.path))
+    for number in range(100):
+        sender.send(packet.pack(b"camera/a", b"%d" % number, b""), None)
+    sender.close()
+    taken = [one for _ in range(102) for one in reader.take()]
+    assert [parts for parts, _, _ in filter(None, taken)] == [
+        [b"camera/a", b"%d" % one] for one in range(100)
+    ]
+    assert os.listdir("/proc/self/fd") == before
+    assert reader.take() == []
+    reader.receiver.close()
 
 
 def test_another_file_is_not_taken_for_a_ring(tmp_path: Path) -> None:

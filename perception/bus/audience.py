@@ -6,7 +6,7 @@ from typing import Final
 
 import zmq
 
-from perception.bus import datagram, lane
+from perception.bus import packet
 
 _POLLIN: Final = int(zmq.POLLIN)  # plain numbers: arithmetic of enums is slow
 _EVENTS: Final = int(zmq.EVENTS)
@@ -31,14 +31,21 @@ class Audience:
         """Whether the socket has been used since `update`: then it may hide that there are notes."""
         self._topic = topic.encode()
         self._directory = directory
-        self._carried = lane.carries(topic)
         self.plain = 0
         """Subscriptions that are served through ZeroMQ."""
-        self.near: dict[bytes, datagram.Sender] = {}
-        """Readers that are served by the lane, by name."""
+        self.near: dict[bytes, packet.Sender] = {}
+        """Readers that are served by the lane, by name, those who are to miss nothing first.
+
+        Whoever is served later can then have nothing that a recorder lacks, even if this process is killed.
+        """
 
     def __len__(self) -> int:
         return self.plain + len(self.near)
+
+    @property
+    def wants_every(self) -> bool:
+        """Whether a reader on this host is to miss nothing."""
+        return any(map(packet.wants_every, self.near))
 
     def update(self) -> None:
         """Take in what readers have sent since the last call."""
@@ -52,7 +59,7 @@ class Audience:
             joins, beginning = note[0] == 1, note[1:]
             if beginning[:1] == b"~":
                 name, _, beginning = beginning[1:].partition(b"/")
-                if self._carried and self._topic.startswith(beginning):
+                if self._topic.startswith(beginning):
                     self._change_lane(joins, name, beginning)
             elif self._topic.startswith(beginning):
                 self.plain += 1 if joins else -1
@@ -69,9 +76,10 @@ class Audience:
             return
         if joins:
             try:
-                self.near[name] = datagram.Sender(datagram.path(self._directory, name))
+                self.near[name] = packet.Sender(packet.path(self._directory, name))
             except OSError:
                 return  # a reader elsewhere
+            self.near = dict(sorted(self.near.items(), key=lambda reader: not packet.wants_every(reader[0])))
             self.plain -= 1
         else:
             self.near.pop(name).close()

@@ -15,15 +15,14 @@ import weakref
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from perception import topics
 from perception.errors import BusError
 
-LANE_BYTES: Final = 64 * 1024
-"""Payloads from this size on take a slot: below it a copy through the socket is cheaper."""
-_SYSTEM: Final = sys.platform.startswith("linux") and sys.maxsize > 1 << 32
+LANE_BYTES: Final = 16 * 1024
+"""Payloads from this size on take a slot: below it a copy through the socket is as cheap, and it has room."""
+SUPPORTED: Final = sys.platform.startswith("linux") and sys.maxsize > 1 << 32
 _SLOTS: Final = 32
 _FIRST_SLOTS: Final = 8
-"""At 60 Hz a message may wait 0.13 s for its reader; more are used when readers hold many."""
+"""At 60 Hz a message may wait 0.13 s for its reader; more are used where readers hold many or miss none."""
 _HELD: Final = 24
 """Slots that readers may hold. What lies in the others they copy, so that holding cannot use up the ring."""
 _PINNED: Final = 16
@@ -39,22 +38,11 @@ def _locks(kind: int) -> tuple[bytes, ...]:
 
 
 # Of the open file, not of the process: two subscribers of one process are two readers.
-_SET_LOCK: Final = fcntl.F_OFD_SETLK if _SYSTEM else 0
+_SET_LOCK: Final = fcntl.F_OFD_SETLK if SUPPORTED else 0
 _WRITE: Final = _locks(fcntl.F_WRLCK)
 _READ: Final = _locks(fcntl.F_RDLCK)
 _UNLOCK: Final = _locks(fcntl.F_UNLCK)
 _SEALS: Final = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW: a mapping never loses its pages
-
-
-def carries(beginning: str) -> bool:
-    """Return whether topics that begin like this may be had by the lane: those where the newest is wanted.
-
-    A socket of the kernel holds some ten messages, too few for a topic that is queued.
-    """
-    return _SYSTEM and any(
-        row.policy == "latest" and (f"{kind}/".startswith(beginning) or beginning.startswith(f"{kind}/"))
-        for kind, row in topics.TOPICS.items()
-    )
 
 
 class Place(NamedTuple):
@@ -95,6 +83,10 @@ class Ring:
             if slot not in self._filling and _lock(self.file, _WRITE[slot]):
                 return slot if self._back(slot, size) else None
         return None
+
+    def widen(self) -> None:
+        """Use slots anew as late as can be, for readers that are to miss nothing."""
+        self._active = _HELD
 
     def memory(self, slot: int, size: int) -> memoryview:
         """Return the bytes of a slot taken."""

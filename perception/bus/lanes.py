@@ -8,13 +8,14 @@ there and no longer through ZeroMQ.
 import contextlib
 import logging
 import os
+import select
 from pathlib import Path
 from typing import Final
 
 import zmq
 
 from perception.bus import lane
-from perception.bus.datagram import Receiver
+from perception.bus.packet import Receiver
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -22,30 +23,41 @@ _LOG: Final = logging.getLogger(__name__)
 class Lanes:
     """What one subscriber receives from publishers on its host."""
 
-    def __init__(self, socket: zmq.Socket[bytes], directory: Path | None) -> None:
-        """Open in the directory of the domain; with None, all messages come through the ZeroMQ socket."""
+    def __init__(
+        self, socket: zmq.Socket[bytes], directory: Path, poll: "select.poll", *, every: bool
+    ) -> None:
+        """Listen in the directory of the domain, or have all messages come through the ZeroMQ socket.
+
+        Args:
+            socket: the subscriber's.
+            directory: of the domain.
+            poll: is to wait for what comes by the lane.
+            every: whether no message is to be missed, rather than the newest to come soon.
+        """
         self._socket = socket
         self._asked: list[str] = []
         self._readers: dict[bytes, lane.Reader] = {}
-        self.receiver: Receiver | None = None
-        if directory is not None:
+        self._receiver: Receiver | None = None
+        if every:
+            import numpy  # noqa: F401  # with the first frame, the next ones would be overwritten meanwhile
+        if lane.SUPPORTED:
             with contextlib.suppress(OSError):
-                self.receiver = Receiver(directory)
+                self._receiver = Receiver(directory, poll, every=every)
 
     def subscribe(self, beginning: str) -> None:
-        """Subscribe to all topics that begin so, through the lane where it is of use."""
+        """Subscribe to all topics that begin so, by the lane from publishers on this host."""
         self._socket.subscribe(beginning)
-        if self.receiver is not None and lane.carries(beginning):
+        if self._receiver is not None:
             # ZeroMQ tells publishers in order of bytes, '~' after all letters, so that this one prevails
-            self._asked.append(f"~{self.receiver.name}/{beginning}")
+            self._asked.append(f"~{self._receiver.name}/{beginning}")
             self._socket.subscribe(self._asked[-1])
 
-    def receive(self) -> tuple[list[bytes | memoryview], bool] | None:
-        """Return the parts of the message that came first, and whether its payload is there; None if none."""
-        datagram = self.receiver.receive() if self.receiver is not None else None
-        if datagram is None:
+    def receive(self, descriptor: int) -> tuple[list[bytes | memoryview], bool] | None:
+        """Return the parts of what came first at a descriptor, and whether its payload is there."""
+        packet = self._receiver.receive(descriptor) if self._receiver is not None else None
+        if packet is None:
             return None
-        parts, place, file = datagram
+        parts, place, file = packet
         if file is not None:
             self._open(parts[0], place, file)
         if place is None:
@@ -56,8 +68,8 @@ class Lanes:
 
     def close(self) -> None:
         """Leave nothing behind."""
-        if self.receiver is not None:
-            self.receiver.close()
+        if self._receiver is not None:
+            self._receiver.close()
 
     def _open(self, topic: bytes, place: lane.Place | None, file: int) -> None:
         try:

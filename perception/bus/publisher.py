@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 import zmq
 
 from perception import topics
-from perception.bus import codec, datagram, endpoints, lane
+from perception.bus import codec, endpoints, lane, packet
 from perception.bus.audience import Audience
 from perception.bus.host import Runtime
 from perception.errors import BusError
@@ -209,7 +209,7 @@ class Publisher:
     def _send_near(self, parts: list[bytes | memoryview], loan: lane.Loan | None) -> None:
         ring, payload = self._placed(parts[2], loan) if len(parts) > 2 else (None, b"")
         if payload is not None:
-            message = datagram.pack(self._topic, parts[1], payload)
+            message = packet.pack(self._topic, parts[1], payload)
             for sender in self._audience.near.values():
                 sender.send(message, ring)
         elif not self._crowded:
@@ -236,4 +236,8 @@ class Publisher:
         if self._ring is None or self._ring.stride < size:
             with contextlib.suppress(OSError):
                 self._ring = lane.Ring(size)
-        return self._ring if self._ring is not None and self._ring.stride >= size else None
+        if self._ring is None or self._ring.stride < size:
+            return None
+        if self._audience.wants_every:
+            self._ring.widen()
+        return self._ring

@@ -35,7 +35,7 @@ _RESCAN_S: Final = 0.1
 _CLOSE_S: Final = 2.0
 _WAKE_S: Final = 0.05
 _AWAY_S: Final = 0.04
-"""So long after its last message a consumer counts as busy; a socket holds ten datagrams till then."""
+"""So long after its last message a consumer counts as busy; what comes till then waits in the kernel."""
 _RECONNECT_MS: Final = 50
 _HEARTBEAT_MS: Final = 1000
 _EVENTS: Final = int(zmq.EVENTS)  # plain numbers: arithmetic of enums is slow
@@ -85,7 +85,7 @@ class Subscriber:
 
             pair = load(keys)
         self._drain = _Drain(
-            _checked(patterns), runtime, clock, remote, pair, self._inbox, lane=_wants_newest(policies or {})
+            _checked(patterns), runtime, clock, remote, pair, self._inbox, every=_wants_every(policies or {})
         )
         thread = threading.Thread(target=self._drain.run, name=f"bus {' '.join(patterns)}", daemon=True)
         self._finalizer = weakref.finalize(self, _stop, self._inbox, thread)
@@ -130,7 +130,7 @@ class _Drain:
         keys: "Keys | None",
         inbox: Inbox,
         *,
-        lane: bool,
+        every: bool,
     ) -> None:
         self._patterns = patterns
         self._runtime = runtime
@@ -149,15 +149,12 @@ class _Drain:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._watch = Watch(self._socket)
-        self._lanes = Lanes(self._socket, runtime.directory if lane else None)
         self._unread = True
         """Whether to look at the ZeroMQ socket before waiting: it wakes only for what comes afterwards."""
+        self._descriptor = int(self._socket.get(zmq.FD))
         self._poll = select.poll()
-        self._poll.register(int(self._socket.get(zmq.FD)), select.POLLIN)
-        self._near = -1
-        if self._lanes.receiver is not None:
-            self._near = self._lanes.receiver.fileno()
-            self._poll.register(self._near, select.POLLIN)
+        self._poll.register(self._descriptor, select.POLLIN)
+        self._lanes = Lanes(self._socket, runtime.directory, self._poll, every=every)
         try:
             self._open()
         except BaseException:
@@ -235,9 +232,9 @@ class _Drain:
             return False
         came = self._poll.poll(0 if self._unread else math.ceil(timeout_s * 1e3))
         for descriptor, _ in came:
-            if descriptor != self._near:
+            if descriptor == self._descriptor:
                 self._unread = True
-            elif (arrival := self._lanes.receive()) is not None:
+            elif (arrival := self._lanes.receive(descriptor)) is not None:
                 self._take_in(*arrival)
         if self._unread:
             self._unread = self._take_in_from_socket()
@@ -356,10 +353,10 @@ def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return patterns
 
 
-def _wants_newest(policies: Mapping[str, topics.Topic]) -> bool:
-    """Return whether the lane may be used: who wants every message would find too little room there."""
-    return all(
-        policies.get(kind, row).policy == "latest"
+def _wants_every(policies: Mapping[str, topics.Topic]) -> bool:
+    """Return whether messages are queued of which others want the newest only: a recorder does so."""
+    return any(
+        policies.get(kind, row).policy == "queue"
         for kind, row in topics.TOPICS.items()
         if row.policy == "latest"
     )

@@ -1,17 +1,19 @@
-"""The lane's messages: one datagram each, from the thread that publishes straight to the one that waits.
+"""The lane's messages: one packet each, from the thread that publishes straight to the one that waits.
 
 ZeroMQ hands a message to a thread of its own on either side, and each of them wakes the next: three wake-ups
-where one does. So a reader on the same host binds a unix datagram socket beside its domain's topics, and
-names it where it asks for the lane (see `perception.bus.lanes`).
+where one does. So a reader on the same host listens on a unix socket beside its domain's topics, and names it
+where it asks for the lane (see `perception.bus.lanes`). What has been sent lies in the kernel: it arrives
+even if its publisher has been killed meanwhile.
 
-A datagram is `head, topic, header, payload`. A payload in shared memory is not part of it: the head then says
-where it lies, and the first datagram that needs a ring brings the ring's file along (SCM_RIGHTS), so that
-it can be opened even if its publisher has ended meanwhile.
+A packet is `head, topic, header, payload`. A payload in shared memory is not part of it: the head then says
+where it lies, and the first packet that needs a ring brings the ring's file along (SCM_RIGHTS).
 """
 
+import contextlib
 import os
 import re
 import secrets
+import select
 import socket
 import struct
 import sys
@@ -23,10 +25,12 @@ from perception.bus import lane
 from perception.bus.lane import Place, Ring
 from perception.messages import Payload
 
-_NAME: Final = re.compile(r"[0-9a-f]{16}")
+_EVERY: Final = "every"
+_NAME: Final = re.compile(rf"({_EVERY}|newest)-[0-9a-f]{{16}}")
 _HEAD: Final = struct.Struct("<HI QQIQQ")
 _LARGEST: Final = _HEAD.size + topics.MAX_TOPIC_LENGTH + topics.MAX_HEADER_BYTES + lane.LANE_BYTES
-_SEND_BUFFER: Final = 212_992  # the system's usual most; it doubles the figure, which takes the largest
+_SEND_BUFFER: Final = 1 << 20  # the system takes what it allows, usually 208 KiB: some 200 messages
+_UNACCEPTED: Final = 128  # publishers that may have connected since the reader last looked
 _FILE: Final = struct.calcsize("i")
 _ANCILLARY: Final = socket.CMSG_SPACE(_FILE)
 _TRUNCATED: Final = int(socket.MSG_TRUNC)
@@ -45,7 +49,7 @@ class Sender:
 
     def __init__(self, path: Path) -> None:
         """Connect; OSError if nobody is there."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket = _socket()
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             self._socket.connect(os.fspath(path))
@@ -72,38 +76,56 @@ class Sender:
 
 
 class Receiver:
-    """A reader's socket for the datagrams of all publishers of one domain."""
+    """A reader's socket for the packets of all publishers of one domain."""
 
-    def __init__(self, directory: Path) -> None:
-        """Bind in the domain's directory, where those of dead processes are removed; OSError if it cannot."""
+    def __init__(self, directory: Path, poll: "select.poll", *, every: bool) -> None:
+        """Listen in the domain's directory, where the sockets of dead processes are removed.
+
+        Args:
+            directory: of the domain.
+            poll: is to wait for what comes; `receive` then takes it.
+            every: whether this reader is to miss nothing; publishers serve it before the others.
+
+        Raises:
+            OSError: it cannot listen there.
+        """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _reclaim(directory)
-        self.name = secrets.token_hex(8)
+        self.name = f"{_EVERY if every else 'newest'}-{secrets.token_hex(8)}"
         self._path = path(directory, self.name)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._poll = poll
+        self._listener = _socket()
+        self._connections: dict[int, socket.socket] = {}
         try:
-            self._socket.bind(os.fspath(self._path))
+            unready = self._path.with_suffix("")  # until it listens, it would look like one of the dead
+            self._listener.bind(os.fspath(unready))
+            self._listener.listen(_UNACCEPTED)
+            unready.rename(self._path)
         except OSError:
-            self._socket.close()
+            self._listener.close()
             raise
+        poll.register(self._listener, select.POLLIN)
         self._buffer = memoryview(bytearray(_LARGEST))
-        self._receive = self._socket.recvmsg_into
 
-    def fileno(self) -> int:
-        """Return the descriptor to wait on."""
-        return self._socket.fileno()
-
-    def receive(self) -> tuple[list[bytes], Place | None, int | None] | None:
-        """Return what has come first; None if nothing has, or nothing that makes sense.
+    def receive(self, descriptor: int) -> tuple[list[bytes], Place | None, int | None] | None:
+        """Return what has come first at a descriptor; None if nothing has, or nothing that makes sense.
 
         Returns:
             topic, header and, if it is not empty, payload; the place of a payload in shared memory; and the
             descriptor of a file that came along, to be closed by who gets it.
         """
+        connection = self._connections.get(descriptor)
+        if connection is None:
+            self._accept()
+            return None
         try:
-            size, ancillary, flags, _ = self._receive((self._buffer,), _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            size, ancillary, flags, _ = connection.recvmsg_into(
+                (self._buffer,), _ANCILLARY, socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return None
+        except OSError:
+            size, ancillary, flags = 0, [], 0
         file = int.from_bytes(ancillary[0][2][:_FILE], sys.byteorder) if ancillary else None
         if size >= _HEAD.size and not flags & _TRUNCATED:
             topic_bytes, header_bytes, *place = _HEAD.unpack_from(self._buffer)
@@ -117,12 +139,38 @@ class Receiver:
                 return parts, Place._make(place) if place[0] else None, file
         if file is not None:
             os.close(file)
+        if not size:
+            self._drop(descriptor)
         return None
 
     def close(self) -> None:
         """Leave, and leave nothing behind."""
-        self._socket.close()
+        self._listener.close()
         self._path.unlink(missing_ok=True)
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = self._listener.accept()
+            connection.setblocking(False)
+            self._connections[connection.fileno()] = connection
+            self._poll.register(connection, select.POLLIN)
+
+    def _drop(self, descriptor: int) -> None:
+        """Forget a publisher that has gone, all of whose messages have been taken."""
+        self._poll.unregister(descriptor)
+        self._connections.pop(descriptor).close()
+
+
+def _socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+
+
+def wants_every(name: bytes) -> bool:
+    """Return whether the reader of this name is to miss nothing."""
+    return name.startswith(_EVERY.encode())
 
 
 def path(directory: Path, name: str | bytes) -> Path:
@@ -136,7 +184,7 @@ def path(directory: Path, name: str | bytes) -> Path:
 def _reclaim(directory: Path) -> None:
     """Remove the socket files of readers that were killed."""
     for file in directory.glob(".*.reader"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        with _socket() as probe:
             try:
                 probe.connect(os.fspath(file))
             except ConnectionRefusedError:
