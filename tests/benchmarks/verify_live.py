@@ -34,7 +34,7 @@ from perception.training.benchmarks.grid_data import TICKS_PER_S
 
 SLOW = (
     'fusion.encoders.slow={ input="camera", kind="torchvision", weights="random", '
-    'options={ model="resnet50" } }',
+    'options={ model="resnet101" } }',
     'fusion.head={ weights="random", classes=["idle", "visitor", "talking", "call", "clap"] }',
 )
 """A model beside the demo's that takes longer than a hop, and a head that takes its features in."""
