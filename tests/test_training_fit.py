@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, log_loss
+from sklearn.utils.class_weight import compute_sample_weight
 
 from perception.errors import PerceptionError
 from perception.models.fusion import FeatureFusion, ModelFusion
@@ -74,6 +75,42 @@ def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(tmp_path: Path) -> Non
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.parametrize("gru", [0, 4])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_learns_what_full_precision_does(precision: str, gru: int) -> None:
+    config = QUICK.model_validate(QUICK.model_dump() | {"precision": precision, "epochs": 12})
+    test = clusters(seed=2)
+    options = {"gru": gru, "ticks": 3} if gru else {}
+    half, full = (trained(one, **options) for one in (config, QUICK.model_copy(update={"epochs": 12})))
+    assert all(weight.dtype == torch.float32 for weight in half.parameters())
+    assert metrics(test.labels.numpy(), probabilities(half, test)).accuracy > 0.9
+    assert np.abs(probabilities(half, test) - probabilities(full, test)).max() < 0.05
+
+
+def test_gradients_too_small_for_float16_are_learned_from_and_too_large_ones_left_out(tmp_path: Path) -> None:
+    state = tmp_path / "fit.state"
+    data = clusters()
+    config = TrainingConfig(
+        epochs=2, batch=8, precision="float16", optimiser="sgd", schedule="cosine", learning_rate=1e-2
+    )
+    batches = []
+
+    def blinded(batch: Examples, generator: torch.Generator) -> Examples:
+        """In the third batch an encoder sees what makes gradients overflow."""
+        batches.append(batch)
+        factor = 1e30 if len(batches) == 3 else 1.0
+        return dataclasses.replace(batch, features={n: x * factor for n, x in batch.features.items()})
+
+    model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES), {"eye": torch.nn.Linear(2, 2)})
+    fit(model, data, clusters(seed=1), config, augment=blinded, state_file=state)
+    stored = torch.load(state, weights_only=True)
+    assert stored["scaler"]["scale"] < 2**16
+    assert all(torch.isfinite(weight).all() for weight in model.parameters())
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    fit(model, data, clusters(seed=1), config.model_copy(update={"epochs": 3}), state_file=state)
+    assert not all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
 def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:
     state = tmp_path / "fit.state"
     quick = QUICK.model_copy(update={"epochs": 2})
@@ -123,6 +160,17 @@ def test_encoders_are_trained_with_the_head_and_never_see_what_is_absent() -> No
     assert torch.isfinite(predict(model, data)).all()
     kept = data.rows(data.present[:, 0])
     assert metrics(kept.labels.numpy(), probabilities(model, kept)).accuracy > 0.9
+
+
+def test_the_balanced_loss_weighs_classes_alike_whatever_their_shares_in_training() -> None:
+    rows = long_tail(clusters().labels, 3, 10, torch.Generator().manual_seed(0))
+    validation = clusters(seed=1).rows(torch.arange(100))
+    model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES))
+    config = QUICK.model_copy(update={"epochs": 1, "select": "balanced-nll"})
+    (loss,) = fit(model, clusters().rows(rows), validation, config).validation_loss
+    labels = validation.labels.numpy()
+    weights = compute_sample_weight("balanced", labels)
+    assert loss == pytest.approx(log_loss(labels, probabilities(model, validation), sample_weight=weights))
 
 
 def test_a_model_level_pool_is_calibrated_on_validation() -> None:

@@ -16,8 +16,10 @@ from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from perception.session.writer import SessionWriter
 from perception.training import dataset
 from perception.training import train as plans
+from perception.training.copies import CopyPlan
 from perception.training.dataset import SessionSource
 from perception.training.encoders import trainable
+from perception.training.fit import TrainingConfig
 from perception.training.labels import Span
 from perception.training.mark import Marker
 
@@ -190,6 +192,21 @@ def test_perturbed_copies_are_learned_from_and_said_so(folder: Path, tmp_path: P
     assert "of 3 sources and perturbed copies of them" in (tmp_path / "head" / "README.md").read_text()
     assert command("evaluate", tmp_path / "head", folder / "sessions", "--profile", folder / "profile.toml",
                    "--out", tmp_path / "again", "--cache", cache) == 0  # fmt: skip
+
+
+def test_an_interrupted_training_goes_on_with_the_same_copies_only(folder: Path, tmp_path: Path) -> None:
+    fusion = plans.fusion_of(str(folder / "profile.toml"))
+    sources = [SessionSource(file) for file in sorted((folder / "sessions").glob("*.mcap"))]
+    data = dataset.build(sources, fusion, folder / "cache", workers=1)
+    copies = [CopyPlan(gain_db=gain_db) for gain_db in (-6.0, 6.0)]
+    before, after = (
+        plans.TrainPlan(profile="demo", seeds=1, copies=(one,), training=TrainingConfig(epochs=1))
+        for one in copies
+    )
+    plans.train_heads(plans.split(data, before, [data]), before, fusion, state_folder=tmp_path)
+    plans.train_heads(plans.split(data, before, [data]), before, fusion, state_folder=tmp_path)
+    with pytest.raises(PerceptionError, match="another configuration, head, copies"):
+        plans.train_heads(plans.split(data, after, [data]), after, fusion, state_folder=tmp_path)
 
 
 @pytest.mark.parametrize(

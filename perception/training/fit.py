@@ -56,7 +56,10 @@ class TrainingConfig(Section):
     ] = 1.0
     auxiliary: Annotated[float, Field(ge=0, description="weight of the head's auxiliary loss")] = 1.0
     imbalance: Imbalance = Imbalance()
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        Field(description="of matrix products; float16 scales the loss, so that small gradients survive"),
+    ] = "float32"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     seed: int = 0
 
@@ -144,6 +147,7 @@ def fit(
     inputs: torch.Tensor | None = None,
     augment: Augment | None = None,
     state_file: Path | None = None,
+    plan: Mapping[str, Any] | None = None,
     on_epoch: Callable[[int, History], None] = lambda epoch, history: None,
 ) -> History:
     """Train, keep the epoch that was best on validation, and calibrate a model-level head on it.
@@ -161,6 +165,7 @@ def fit(
         inputs: (M,) int64, the input each branch reads; by default every branch has its own.
         augment: changes a batch before it is used.
         state_file: written after each epoch and, where it exists, continued from.
+        plan: plain data that the state file belongs to, besides all else given here.
         on_epoch: told after each epoch.
 
     Raises:
@@ -174,12 +179,13 @@ def fit(
     torch.manual_seed(config.seed)
     groups = torch.arange(len(train.branches)) if inputs is None else inputs
     run = _Run(model, train, validation, config, groups, generator, augment, accelerator)
-    epoch = run.resume(state_file) if state_file is not None else 0
+    identity = "" if state_file is None else _identity(model, (train, validation), config, plan or {})
+    epoch = run.resume(state_file, identity) if state_file is not None else 0
     while epoch < config.epochs and run.waited < config.patience:
         run.epoch(epoch)
         epoch += 1
         if state_file is not None and accelerator.is_main_process:
-            run.save(state_file, epoch)
+            run.save(state_file, identity, epoch)
         on_epoch(epoch, run.history)
     run.finish()
     return run.history
@@ -234,16 +240,15 @@ class _Run:
         classes = len(train.classes)
         loss = ClassificationLoss(config.imbalance, learnt.labels, classes)
         self._objective = accelerator.prepare_model(_Objective(model, loss, config.auxiliary))
+        judged = validation.labels[validation.labelled]
         self._weights = (
-            balanced_weights(learnt.labels, classes).to(self.device)
-            if config.select == "balanced-nll"
-            else None
+            balanced_weights(judged, classes).to(self.device) if config.select == "balanced-nll" else None
         )
         self._hidden = hide_inputs(validation.present, inputs, 1.0, generator)
-        self._identity = _identity(model, (train, validation), config)
         self._optimiser = _optimiser(model, config)
         steps = -(-len(self._rows) // config.batch)
         self._schedule = _schedule(self._optimiser, config, steps)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
 
     def epoch(self, number: int) -> None:
         """Go once over the training rows, then look at validation."""
@@ -275,18 +280,28 @@ class _Run:
         shares = self.accelerator.num_processes
         mine = slice(self.accelerator.process_index, None, shares)
         batch, present = batch.rows(mine).to(self.device), present[mine].to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        dtype = getattr(torch, self.config.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             loss = self._objective(batch, present)
         loss = loss * (len(batch) * shares / len(rows))  # shares differ by a row, gradients are averaged
+        self._descend(loss)
+        return float(self.accelerator.reduce(loss.detach(), "mean"))
+
+    def _descend(self, loss: torch.Tensor) -> None:
+        """Make one step of the optimiser; left out where gradients overflow float16, with a smaller scale."""
         self._optimiser.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(self._scaler.scale(loss))
+        self._scaler.unscale_(self._optimiser)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self._optimiser.step()
+        scale = self._scaler.get_scale()
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        if self._scaler.get_scale() < scale:
+            return
         if self._schedule is not None and not isinstance(
             self._schedule, torch.optim.lr_scheduler.ReduceLROnPlateau
         ):
             self._schedule.step()
-        return float(self.accelerator.reduce(loss.detach(), "mean"))
 
     def _validate(self) -> float:
         """Mean of the NLL with everything present as it was, and with inputs hidden where training does.
@@ -315,16 +330,17 @@ class _Run:
         if isinstance(self.model.head, ModelFusion) and self.model.head.head is None:
             calibrate(self.model, self.validation)
 
-    def save(self, file: Path, epochs: int) -> None:
+    def save(self, file: Path, identity: str, epochs: int) -> None:
         """Write everything the next epoch depends on, whole or not at all."""
         state = {
-            "of": self._identity,
+            "of": identity,
             "epochs": epochs,
             "model": self.model.state_dict(),
             "best": self._best,
             "best_loss": self._best_loss,
             "waited": self.waited,
             "optimiser": self._optimiser.state_dict(),
+            "scaler": self._scaler.state_dict(),
             "schedule": {} if self._schedule is None else self._schedule.state_dict(),
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
@@ -334,19 +350,20 @@ class _Run:
         torch.save(state, part)
         part.replace(file)
 
-    def resume(self, file: Path) -> int:
+    def resume(self, file: Path, identity: str) -> int:
         """Continue where the file stopped; return how many epochs are done."""
         if not file.exists():
             return 0
         state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-        if state.get("of") != self._identity:
+        if state.get("of") != identity:
             raise PerceptionError(
-                f"{file}: of a training with another configuration, head or other sessions; go back to "
-                "those, or remove it to start anew"
+                f"{file}: of a training with another configuration, head, copies or other sessions; go "
+                "back to those, or remove it to start anew"
             )
         self.model.load_state_dict(state["model"])
         self._best, self._best_loss, self.waited = state["best"], state["best_loss"], state["waited"]
         self._optimiser.load_state_dict(state["optimiser"])
+        self._scaler.load_state_dict(state["scaler"])
         if self._schedule is not None:
             self._schedule.load_state_dict(state["schedule"])
         self.generator.set_state(state["generator"])
@@ -385,16 +402,22 @@ def calibrate(model: FusionModel, validation: Examples) -> None:
     head.calibrate(model.encode(data.features, data.present), data.present, data.labels)
 
 
-def _identity(model: FusionModel, parts: Sequence[Examples], config: TrainingConfig) -> str:
+def _identity(
+    model: FusionModel, parts: Sequence[Examples], config: TrainingConfig, plan: Mapping[str, Any]
+) -> str:
     """Return the hash of what a stored state belongs to; it may go on for more epochs."""
     rows = {
-        f"{number}.{name}": getattr(part, name)
+        f"{number}.{name}": values
         for number, part in enumerate(parts)
-        for name in ("labels", "sources", "ends_ns", "present")
+        for name, values in (
+            *((f"feature.{branch}", x) for branch, x in part.features.items()),
+            *((key, getattr(part, key)) for key in ("labels", "sources", "ends_ns", "present", "ages_s")),
+        )
     }
     shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
-    plan = config.model_dump(mode="json", exclude={"epochs"})
-    return config_hash({"rows": weights_hash(rows), "shapes": shapes, "config": plan})
+    decisive = config.model_dump(mode="json", exclude={"epochs"})
+    told = {"head": model.head.config, "shapes": shapes, "config": decisive, "plan": dict(plan)}
+    return config_hash({"rows": weights_hash(rows), **told})
 
 
 def fit_prior(head: Head, labels: torch.Tensor) -> None:

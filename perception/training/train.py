@@ -211,6 +211,7 @@ def train_heads(
         model, augment = new_model(plan, parts.train, seed, fusion)
         state = None if state_folder is None else state_folder / f"seed-{seed}.state"
         config = plan.training.model_copy(update={"seed": seed})
+        told = plan.model_dump(mode="json", include={"train_encoders", "augment", "copies"})
         columns = input_columns(branch_inputs(fusion))
         fit(
             model,
@@ -220,6 +221,7 @@ def train_heads(
             inputs=columns,
             augment=augment,
             state_file=state,
+            plan=told,
             on_epoch=on_epoch,
         )
         models.append(model.cpu())
