@@ -1,10 +1,12 @@
 """Publishes one camera of a profile: `python -P -m perception.nodes.camera PROFILE --name front`."""
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 from perception.bus.lane import Loan
-from perception.profile import Profile
+from perception.messages import Header, Payload
+from perception.profile import CameraConfig, Profile
 
 from .capture import CaptureNode
 from .node import main
@@ -17,7 +19,9 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
     """Publish frames until the camera ends or the node is stopped."""
     with CaptureNode("camera", name, profile, stopped) as node:
         config = node.section(profile.camera)
-        frames = node.publisher(f"camera/{name}", config.endpoint)
+        compressed = profile.keys is not None and config.endpoint_jpeg and config.encoding != "jpeg"
+        remote = partial(_compressed, config) if compressed else None
+        frames = node.publisher(f"camera/{name}", config.endpoint, remote)
         # OpenCV loads while readers find the publisher
         from perception.devices.camera import open_camera
         from perception.devices.signal import FrameCheck
@@ -34,6 +38,12 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
             config, profile.script, clock=node.clock, origin_ns=node.origin_ns, lend=frames.loan
         ) as camera:
             node.run(camera, publish, check)
+
+
+def _compressed(config: CameraConfig, header: Header, payload: Payload) -> tuple[Header, Payload]:
+    from perception.devices.wire import as_jpeg
+
+    return as_jpeg(header, payload, config.jpeg_quality)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from perception.bus.host import HostClock, Runtime
-from perception.bus.publisher import Publisher
+from perception.bus.publisher import Conversion, Publisher
 from perception.errors import MalformedMessageError, ProfileError
 from perception.messages import Health
 from perception.profile import Profile
@@ -69,8 +69,10 @@ class CaptureNode:
             raise ProfileError(f"{self.kind}.{self.name}: no such section; the profile has {names}")
         return sections[self.name]
 
-    def publisher(self, topic: str, endpoint: str | None = None) -> Publisher:
-        """Return a publisher that is closed with the node."""
+    def publisher(
+        self, topic: str, endpoint: str | None = None, remote: Conversion | None = None
+    ) -> Publisher:
+        """Return a publisher that is closed with the node; `remote` is what readers elsewhere get instead."""
         publisher = Publisher(
             topic,
             source=f"{self.kind}-{self.name}",
@@ -78,6 +80,8 @@ class CaptureNode:
             clock=self.clock,
             endpoint=endpoint,
             insecure=self.profile.insecure,
+            keys=self.profile.keys,
+            remote=remote,
         )
         self._publishers.append(publisher)
         self._bound_ns = self.clock()

@@ -150,7 +150,13 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
 
     def publisher(topic: str, endpoint: str | None = None) -> Publisher:
         return Publisher(
-            topic, source=name, runtime=runtime, clock=clock, endpoint=endpoint, insecure=profile.insecure
+            topic,
+            source=name,
+            runtime=runtime,
+            clock=clock,
+            endpoint=endpoint,
+            insecure=profile.insecure,
+            keys=profile.keys,
         )
 
     with (
@@ -172,6 +178,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
             clock=clock,
             connect={topic: profile.connect[topic] for topic in topics if topic in profile.connect},
             insecure=profile.insecure,
+            keys=profile.keys,
         ) as inbox:
             compute = Compute(engine, state.send, clock)
             compute.start()

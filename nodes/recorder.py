@@ -35,6 +35,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
             connect=profile.connect,
             policies=EVERY_MESSAGE,
             insecure=profile.insecure,
+            keys=profile.keys,
         ) as subscriber,
     ):
         _LOG.info("recording to %s", recorder.path)

@@ -34,6 +34,10 @@ class CameraConfig(Section):
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 85
     loop: Annotated[bool, Field(description="start a file again at its end")] = False
     endpoint: Annotated[str | None, Field(description="also bind here, e.g. tcp://127.0.0.1:5601")] = None
+    endpoint_jpeg: Annotated[
+        bool,
+        Field(description="with keys: raw frames go to other hosts as JPEG"),
+    ] = True
 
 
 class MicrophoneConfig(Section):
@@ -173,6 +177,9 @@ class Profile(Section):
 
     domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "default"
     insecure: Annotated[bool, Field(description="allow tcp off loopback without keys")] = False
+    keys: Annotated[
+        Path | None, Field(description="folder of CURVE keys for every endpoint, see `perception keys new`")
+    ] = None
     camera: dict[str, CameraConfig] = {}
     microphone: dict[str, MicrophoneConfig] = {}
     text: dict[str, TextConfig] = {}

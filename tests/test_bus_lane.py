@@ -182,7 +182,7 @@ def test_a_remote_reader_gets_the_pixels_inline(bus: Bus) -> None:
     ):
         assert publisher.endpoint is not None
         remote.subscribe(b"camera/")
-        remote.subscribe(b"~newest-0123456789abcdef/camera/")
+        remote.subscribe(b"~newest01234567/camera/")
         remote.connect(publisher.endpoint)
         eventually(lambda: publisher.subscribers == 2)
         for value in range(3):

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -10,10 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from perception.bus.host import HostClock, Runtime
+from perception.bus.keys import new_keys
 from perception.bus.subscriber import Subscriber
 from perception.messages import AudioBlock, CameraFrame, Header, Health, Message, TextCommand
 from tests.media import RATE_HZ, grey, noise, write_clip
@@ -30,9 +33,9 @@ class Nodes:
         self.origin_ns = 0
         self._runtime = folder / "run"
         self._runtime.mkdir(mode=0o700)
-        self._base = self._runtime / "perception"
-        self._base.mkdir(mode=0o700)
-        self.clock = HostClock(self._base).now_ns
+        self.base = self._runtime / "perception"
+        self.base.mkdir(mode=0o700)
+        self.clock = HostClock(self.base).now_ns
         self._started: list[subprocess.Popen[bytes]] = []
 
     def write(self, *sections: str) -> None:
@@ -51,7 +54,7 @@ class Nodes:
         return process
 
     def subscribe(self, *patterns: str) -> Subscriber:
-        return Subscriber(*patterns, runtime=Runtime("t", base=self._base), clock=self.clock)
+        return Subscriber(*patterns, runtime=Runtime("t", base=self.base), clock=self.clock)
 
     def close(self) -> None:
         for process in self._started:
@@ -114,6 +117,39 @@ def test_the_end_of_a_file_is_told_in_a_last_health_message(nodes: Nodes) -> Non
     assert final.status == "ok"
     assert final.outputs["camera/x"] >= len(frames) >= 1
     assert {len(frame.payload) for frame in frames} == {64 * 48}
+
+
+def test_off_the_host_raw_frames_travel_encrypted_as_jpeg(nodes: Nodes) -> None:
+    keys = new_keys(nodes.folder / "keys")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        endpoint = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    camera = '[camera.x]\nsource = "scripted"\nwidth = 64\nheight = 48\nencoding = "bgr8"'
+    nodes.write(f'keys = "{keys}"', camera, f'endpoint = "{endpoint}"')
+    remote = Subscriber(
+        "camera/x",
+        runtime=Runtime("far", nodes.base),
+        clock=nodes.clock,
+        connect={"camera/x": endpoint},
+        keys=keys,
+    )
+    with nodes.subscribe("camera/x") as bus, remote:
+        nodes.start("camera")
+        here: dict[int, Message[Header]] = {}
+        there: dict[int, Message[Header]] = {}
+        while len(here.keys() & there.keys()) < 3:
+            for subscriber, frames in ((bus, here), (remote, there)):
+                message = subscriber.receive(15)
+                assert message is not None
+                frames[message.header.seq] = message
+    for seq in here.keys() & there.keys():
+        raw, jpeg = here[seq].header, there[seq].header
+        assert isinstance(raw, CameraFrame)
+        assert raw.encoding == "bgr8"
+        assert jpeg == raw.model_copy(update={"encoding": "jpeg"})
+        image = cv2.imdecode(np.frombuffer(there[seq].payload, np.uint8), cv2.IMREAD_COLOR)
+        assert image is not None
+        seen = np.frombuffer(here[seq].payload, np.uint8).reshape(48, 64, 3)
+        assert np.abs(image.astype(int) - seen).mean() < 10
 
 
 def test_typed_lines_are_published_until_the_terminal_closes(nodes: Nodes) -> None:

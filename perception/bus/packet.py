@@ -26,7 +26,7 @@ from perception.bus.lane import Place, Ring
 from perception.messages import Payload
 
 _EVERY: Final = "every"
-_NAME: Final = re.compile(rf"({_EVERY}|newest)-[0-9a-f]{{16}}")
+_NAME: Final = re.compile(rf"({_EVERY}|newest)[0-9a-f]{{8}}")
 _HEAD: Final = struct.Struct("<HI QQIQQ")
 _LARGEST: Final = _HEAD.size + topics.MAX_TOPIC_LENGTH + topics.MAX_HEADER_BYTES + lane.LANE_BYTES
 _SEND_BUFFER: Final = 1 << 20  # the system takes what it allows, usually 208 KiB: some 200 messages
@@ -91,7 +91,7 @@ class Receiver:
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _reclaim(directory)
-        self.name = f"{_EVERY if every else 'newest'}-{secrets.token_hex(8)}"
+        self.name = f"{_EVERY if every else 'newest'}{secrets.token_hex(4)}"
         self._path = path(directory, self.name)
         self._poll = poll
         self._listener = _socket()

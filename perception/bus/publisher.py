@@ -5,9 +5,9 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 import zmq
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from perception.bus.codec import Data
 
+Conversion: TypeAlias = Callable[[Header, Payload], tuple[Header, Payload]]
+"""Makes of header and payload what is sent instead of them."""
 _LOG: Final = logging.getLogger(__name__)
 _LINGER_MS: Final = 1000
 _COPY_BELOW_BYTES: Final = 64 * 1024  # handing a buffer over costs more than copying a small one
@@ -42,6 +44,7 @@ class Publisher:
         endpoint: str | None = None,
         insecure: bool = False,
         keys: Path | None = None,
+        remote: Conversion | None = None,
     ) -> None:
         """Bind the topic's ipc endpoint, and `endpoint` if given.
 
@@ -53,6 +56,8 @@ class Publisher:
             endpoint: `tcp://HOST:PORT` for readers elsewhere; port `*` takes a free one.
             insecure: allow an endpoint off loopback without keys.
             keys: folder of CURVE keys; the endpoint then serves only peers that have them.
+            remote: makes of header and payload what readers get that do not use the lane, because they are
+                on other hosts or in other languages.
 
         Raises:
             BusError: the topic is published already, the endpoint is busy, malformed or unsafe.
@@ -61,6 +66,7 @@ class Publisher:
         self._topic = topic.encode()
         self.source = f"{source}#{secrets.token_hex(4)}"
         self._clock = clock
+        self._remote = remote
         self._published = 0
         self._ring: lane.Ring | None = None
         self._crowded = False
@@ -149,7 +155,7 @@ class Publisher:
             if self._audience.near:
                 self._send_near(parts, loan)
             if self._audience.plain:
-                self._send(self._inline(parts, loan))
+                self._send(self._inline(self._converted(parts, header, stamp), loan))
             if loan is not None and loan.ring is not None and not self._audience.near:
                 loan.ring.release(loan.slot)
             self._published += 1
@@ -200,6 +206,12 @@ class Publisher:
         self._audience.used = True
         small = len(parts) < 3 or len(parts[2]) < _COPY_BELOW_BYTES
         self._socket.send_multipart(parts, copy=small)
+
+    def _converted(
+        self, parts: list[bytes | memoryview], header: Header, stamp: Mapping[str, int | str]
+    ) -> list[bytes | memoryview]:
+        payload = parts[2] if len(parts) > 2 else b""
+        return codec.encode(self.topic, *self._remote(header, payload), stamp) if self._remote else parts
 
     def _inline(self, parts: list[bytes | memoryview], loan: lane.Loan | None) -> list[bytes | memoryview]:
         if loan is None or loan.ring is None:

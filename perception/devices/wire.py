@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from perception.devices.device import CapturedBlock, CapturedFrame, CapturedLabel, CapturedText
 from perception.errors import MalformedMessageError
-from perception.messages import AudioBlock, CameraFrame, Label, Payload, TextCommand
+from perception.messages import AudioBlock, CameraFrame, Header, Label, Payload, TextCommand
 from perception.profile import CameraConfig, MicrophoneConfig
 
 FULL_SCALE_S16: Final = 32768.0
@@ -37,14 +37,26 @@ def frame_message(frame: CapturedFrame, config: CameraConfig) -> tuple[CameraFra
         exposure_ns=frame.exposure_ns,
     )
     if config.encoding == "jpeg":
-        _, encoded = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality))
-        return header, encoded.tobytes()
+        return header, _jpeg(image, config.jpeg_quality)
     if config.encoding == "bgr8" and grey:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR).astype(np.uint8, copy=False)
     elif config.encoding == "mono8" and not grey:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY).astype(np.uint8, copy=False)
     # Flat, so that len() of the payload is its size in bytes.
     return header, np.ascontiguousarray(image).reshape(-1).data
+
+
+def as_jpeg(header: Header, pixels: Payload, quality: int) -> tuple[Header, Payload]:
+    """Compress the raw pixels of a camera frame, for readers to whom they would take too long.
+
+    Raises:
+        MalformedMessageError: it is not such a frame.
+    """
+    if not isinstance(header, CameraFrame) or header.encoding == "jpeg":
+        raise MalformedMessageError("only raw camera frames become JPEG")
+    shape = (header.height, header.width, 3)[: 2 if header.encoding == "mono8" else 3]
+    image = np.frombuffer(pixels, np.uint8).reshape(shape)
+    return header.model_copy(update={"encoding": "jpeg"}), _jpeg(image, quality)
 
 
 def block_message(block: CapturedBlock, config: MicrophoneConfig) -> tuple[AudioBlock, bytes]:
@@ -82,6 +94,11 @@ def text_message(text: CapturedText, language: str = "") -> TextCommand:
 def label_message(label: CapturedLabel) -> Label:
     """Wrap one stretch of ground truth."""
     return Label(stamp_ns=label.start_ns, start_ns=label.start_ns, end_ns=label.end_ns, name=label.name)
+
+
+def _jpeg(image: npt.NDArray[np.uint8], quality: int) -> bytes:
+    _, encoded = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))
+    return encoded.tobytes()
 
 
 def to_s16(samples: npt.NDArray[np.int16] | npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:

@@ -6,7 +6,8 @@ the demo are computed again from it, every byte.
     python -m tests.benchmarks.session_kills --kills 50
     python -m tests.benchmarks.session_kills --kills 50 --join
 
-Recorder and demo start together, and the moments count from the first state. With --join the demo runs on
+Recorder and demo start together, and the moments count from the first state: from a second on, for what a
+killed recorder may lose is a second, and before it nothing need be left to verify. With --join the demo runs on
 and each recorder joins it: then the first second of states follows from sound that was not recorded.
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -31,6 +33,9 @@ from perception.session import Session, read
 from perception.session.edit import repair
 from perception.session.verification import Verdict, verify
 from tests.benchmarks.session_recorder import Source, sources
+
+
+_LOST_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +166,7 @@ def kills(folder: Path, moments: list[float], join: bool) -> Iterator[Rest]:
 def main(count: int, join: bool, most: float, seed: int) -> None:
     """Kill, and look at what is left."""
     random.seed(seed)
-    moments = [random.uniform(0.2, most) for _ in range(count)]
+    moments = [random.uniform(_LOST_S, most) for _ in range(count)]
     rests = []
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         os.environ["XDG_RUNTIME_DIR"] = folder
