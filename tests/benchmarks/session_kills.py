@@ -7,8 +7,8 @@ the demo are computed again from it, every byte.
     python -m tests.benchmarks.session_kills --kills 50 --join
 
 Recorder and demo start together, and the moments count from the first state: from a second on, for what a
-killed recorder may lose is a second, and before it nothing need be left to verify. With --join the demo runs on
-and each recorder joins it: then the first second of states follows from sound that was not recorded.
+killed recorder may lose is a second, and before it nothing need be left to verify. With --join the demo runs
+on and each recorder joins it: then the first second of states follows from sound that was not recorded.
 """
 
 import os
@@ -33,7 +33,6 @@ from perception.session import Session, read
 from perception.session.edit import repair
 from perception.session.verification import Verdict, verify
 from tests.benchmarks.session_recorder import Source, sources
-
 
 _LOST_S: Final = 1.0
 
