@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from perception.retrieval import APART_S
+
 if TYPE_CHECKING:
     from perception.retrieval.ranking import Worth
     from perception.retrieval.search import Hit, Query, Shelf
@@ -26,7 +28,11 @@ _existing = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Results of each kind."
 )
 @click.option(
-    "--apart", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Seconds between results."
+    "--apart",
+    type=click.FloatRange(min=0),
+    default=APART_S,
+    show_default=True,
+    help="Seconds between results.",
 )
 @click.option(
     "--every", type=click.FloatRange(0.02, 60), default=0.5, show_default=True, help="Seconds between frames."
@@ -80,7 +86,7 @@ def search(
     shelves = engine.open_shelves(
         sessions,
         [kind for kind in query.kinds if kinds in (kind, "all")],
-        _models(models),
+        engine.chosen(models),
         Step(every, length),
         device=pick_device("auto"),
         folder=index,
@@ -107,13 +113,6 @@ def _query(text: str, image: Path | None, sound: Path | None) -> "Query":
     return Query(text) if sound is None else sound_query(sound)
 
 
-def _models(given: Sequence[str]) -> dict[str, str]:
-    models = {kind: model for kind, _, model in (text.partition("=") for text in given)}
-    if wrong := [kind for kind, model in models.items() if kind not in KINDS or not model]:
-        raise click.UsageError(f"--model {wrong[0]}: expected KIND=MODEL, KIND one of {', '.join(KINDS)}")
-    return models
-
-
 def _show_hits(found: "Sequence[tuple[Shelf, Sequence[Hit]]]", as_json: bool) -> None:
     if as_json:
         rows = {shelf.kind: {"model": shelf.model, "hits": list(map(asdict, hits))} for shelf, hits in found}
@@ -125,19 +124,12 @@ def _show_hits(found: "Sequence[tuple[Shelf, Sequence[Hit]]]", as_json: bool) ->
             click.echo(f"{rank:4}  {hit}")
 
 
-def _show_worth(found: "Sequence[tuple[Shelf, Mapping[str, Worth]]]", as_json: bool) -> None:
+def _show_worth(found: "Sequence[tuple[Shelf, Mapping[str, Worth]]]", plain: bool) -> None:
     from perception.retrieval.ranking import RECALL_AT, mean
+    from perception.retrieval.search import as_json
 
-    if as_json:
-        rows = {
-            shelf.kind: {
-                "model": shelf.model,
-                "mean": mean(judged),
-                "queries": {name: asdict(worth) for name, worth in judged.items()},
-            }
-            for shelf, judged in found
-        }
-        click.echo(json.dumps(rows, ensure_ascii=False))
+    if plain:
+        click.echo(json.dumps(as_json(found), ensure_ascii=False))
         return
     for shelf, judged in found:
         click.echo(

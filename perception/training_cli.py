@@ -48,6 +48,14 @@ def train(
 @click.option("--profile", "name", required=True, help="The profile the head runs in.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: HEAD itself.")
 @click.option("--track", default="truth", show_default=True, help="Label track.")
+@click.option(
+    "--retrieval",
+    "models",
+    metavar="KIND=MODEL",
+    multiple=True,
+    help="Also report recall@k and mAP of `perception search` for the names of the classes: "
+    "frames=CLIP, sounds=CLAP, commands=a sentence model or 'lexical'; repeat for more.",
+)
 @_cache
 @_workers
 def evaluate(
@@ -56,13 +64,26 @@ def evaluate(
     name: str,
     out: Path | None,
     track: str,
+    models: tuple[str, ...],
     cache: Path | None,
     workers: int,
 ) -> None:
     """Report on the checkpoint HEAD with SOURCES that it was not trained on."""
+    from perception.retrieval import search
     from perception.training import run
 
-    run.evaluate(head, sources, name, out or head, track=track, cache=cache, workers=workers, say=click.echo)
+    found = search.judge(sources, track, search.chosen(models), say=click.echo) if models else {}
+    run.evaluate(
+        head,
+        sources,
+        name,
+        out or head,
+        track=track,
+        cache=cache,
+        workers=workers,
+        retrieval=found,
+        say=click.echo,
+    )
 
 
 @click.command()

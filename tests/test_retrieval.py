@@ -299,7 +299,7 @@ def test_nothing_found_is_an_empty_list_and_an_empty_sheet(
     ("arguments", "code", "line"),
     [
         (["a.mcap"], 2, "give sessions and one of"),
-        (["a.mcap", "cup", "--model", "faces=x"], 2, "--model faces: expected KIND=MODEL"),
+        (["a.mcap", "cup", "--model", "faces=x"], 2, "faces=x: expected KIND=MODEL"),
         (["a.mcap", "cup"], 7, "cannot open a.mcap"),
     ],
 )

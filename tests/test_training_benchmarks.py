@@ -41,6 +41,16 @@ def test_figures_tell_mean_and_deviation_over_runs(tmp_path: Path) -> None:
     assert "| head | 85.00 +- 7.07 |" in (tmp_path / "toy.md").read_text()
 
 
+def test_figures_of_runs_are_stored_apart_and_joined_in_their_order(tmp_path: Path) -> None:
+    joined = Figures()
+    for seed, value in enumerate((0.8, 0.9, 0.1)):
+        one = Figures()
+        one.add("accuracy", "head", "both", value)
+        one.write(tmp_path / f"{seed}.json")
+        joined.extend(Figures.read(tmp_path / f"{seed}.json"))
+    assert joined.as_json()["accuracy"]["head"]["both"]["values"] == [0.8, 0.9, 0.1]
+
+
 @pytest.mark.parametrize("recipe", [OURS, SMIL], ids=lambda recipe: recipe.name)
 def test_a_recipe_trains_encoders_once_and_finds_them_again(recipe: Recipe, tmp_path: Path) -> None:
     examples = recipe.examples(pairs(2))
@@ -58,7 +68,7 @@ def test_a_recipe_trains_encoders_once_and_finds_them_again(recipe: Recipe, tmp_
 
 def test_parts_are_even_and_sound_is_kept_for_the_share_asked_for() -> None:
     examples = OURS.examples(pairs(20))
-    kept = avmnist_data.thinned(examples, 0.1, 0).present
+    kept = avmnist_data.thinned(examples, "audio", 0.1, 0).present
     assert kept[:, examples.branches.index("audio")].sum() == 20
     assert kept[:, examples.branches.index("image")].all()
     train, validation = avmnist_data.split(examples, 0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from perception.cli import run
+from perception.devices.script import CLASSES
 from perception.devices.scripted import messages
 from perception.errors import PerceptionError, ProfileError
 from perception.fusion.engine import build_engine
@@ -95,7 +96,29 @@ def test_from_sessions_to_a_checkpoint_and_a_report(folder: Path, capsys: pytest
     again = ("--out", folder / "again", "--cache", folder / "cache")
     assert command("evaluate", *arguments, *again) == 0
     assert sorted((folder / "cache").iterdir()) == cached
-    assert (folder / "again" / "report.html").exists()
+    report = json.loads((folder / "again" / "report.json").read_text())
+    cost = report["cost"]
+    assert cost["windows"] == 50
+    assert set(cost["encoder_ms_when_it_runs"]) == {"level", "motion"}
+    assert cost["models_ms_per_tick"] == cost["encoders_ms_per_tick"] + cost["head_ms_per_tick"]
+    assert f"{cost['models_ms_per_tick']:.2f} ms per tick" in (folder / "again" / "report.html").read_text()
+
+
+def test_evaluate_reports_what_search_finds_as_search_itself_does(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head, out = folder / "searched", folder / "searched-report"
+    plans.new_head(plans.HeadPlan(), {"level": 11, "motion": 4}, CLASSES, 0).save_pretrained(head)
+    options = ("--profile", folder / "profile.toml", "--cache", folder / "cache", "--out", out)
+    assert command("evaluate", head, folder / "sessions", *options, "--retrieval", "commands=lexical") == 0
+    assert "search, commands: mAP " in capsys.readouterr().out
+    found = json.loads((out / "report.json").read_text())["retrieval"]
+    arguments = ("--evaluate", "truth", "--in", "commands", "--model", "commands=lexical", "--json")
+    assert command("search", folder / "sessions", *arguments) == 0
+    assert found == json.loads(capsys.readouterr().out)
+    assert "recall@5" in (out / "report.html").read_text()
+    assert command("evaluate", head, folder / "sessions", *options, "--retrieval", "smells=x") == 2
+    assert "smells=x: expected KIND=MODEL" in capsys.readouterr().err
 
 
 def test_without_a_test_share_report_and_card_say_that_the_figures_flatter(folder: Path) -> None:

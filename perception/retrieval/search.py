@@ -1,7 +1,7 @@
 """Search in recorded sessions: by words, by a picture, by a sound."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from perception.devices.media import Sound, open_container
-from perception.errors import DeviceError, SessionError, WeightsError
+from perception.errors import DeviceError, ProfileError, SessionError, WeightsError
+from perception.fusion.engine import pick_device
 from perception.models.embedders import (
     PictureEmbedder,
     SentenceEmbedder,
@@ -22,8 +23,9 @@ from perception.models.embedders import (
     lexical_similarity,
 )
 from perception.models.images import Image
+from perception.retrieval import APART_S
 from perception.retrieval.index import KINDS, Embedder, Step, Stream, streams, topics
-from perception.retrieval.ranking import RECALL_AT, Scores, Worth, best, worth
+from perception.retrieval.ranking import RECALL_AT, Scores, Worth, best, mean, worth
 from perception.training.dataset import SessionSource
 from perception.training.labels import Span
 
@@ -273,6 +275,34 @@ def labelled(sessions: Sequence[Path], track: str) -> dict[Path, list[Span]]:
     if not any(spans.values()):
         raise SessionError(f"no labels of track '{track}' in these sessions or beside them")
     return spans
+
+
+def judge(paths: Sequence[Path], track: str, models: Mapping[str, str], *, say: Say) -> dict[str, Any]:
+    """Return what search in sessions by these models is worth for the classes of a track, as plain data."""
+    sessions = find_sessions(paths)
+    spans = labelled(sessions, track)
+    shelves = open_shelves(sessions, tuple(models), models, Step(), device=pick_device("auto"), say=say)
+    return as_json([(shelf, evaluate(shelf, spans, apart_s=APART_S)) for shelf in shelves])
+
+
+def chosen(given: Sequence[str]) -> dict[str, str]:
+    """Return models by kind from texts KIND=MODEL; ProfileError if one is none."""
+    models = {kind: model for kind, _, model in (text.partition("=") for text in given)}
+    if wrong := [text for text in given if text.partition("=")[0] not in KINDS or not text.partition("=")[2]]:
+        raise ProfileError(f"{wrong[0]}: expected KIND=MODEL, KIND one of {', '.join(KINDS)}")
+    return models
+
+
+def as_json(found: Sequence[tuple[Shelf, Mapping[str, Worth]]]) -> dict[str, Any]:
+    """Return what rankings are worth as plain data, by kind."""
+    return {
+        shelf.kind: {
+            "model": shelf.model,
+            "mean": mean(judged),
+            "queries": {name: asdict(one) for name, one in judged.items()},
+        }
+        for shelf, judged in found
+    }
 
 
 def _best(shelf: Shelf, scores: Scores, top: int, apart_s: float) -> list[int]:

@@ -6,7 +6,7 @@ features the very bytes a live head is given, its labels come from the source it
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -113,7 +113,7 @@ def encode(source: DataSource, config: FusionConfig, prepared: Sequence[str] = (
     zeros. Windows that a live fusion shed are left out, as it never saw them; so are those which the
     recording does not hold everything for.
     """
-    engine = _fresh_engine(config, prepared)
+    engine = fresh_engine(config, prepared)
     rows = [_row(engine, window) for window in windows(source, config)]
     stacked = {
         f"feature.{name}": _stacked([features.get(name) for _, features, _, _ in rows], encoder.dim)
@@ -167,18 +167,20 @@ def _built(config_json: str) -> Engine:
     return build_engine(config, clock=lambda: 0)
 
 
-def _fresh_engine(config: FusionConfig, prepared: Sequence[str] = ()) -> Engine:
+def fresh_engine(
+    config: FusionConfig, prepared: Sequence[str] = (), clock: Callable[[], int] = lambda: 0
+) -> Engine:
     """Return an engine that has seen nothing, on encoders that this process builds only once."""
     built = _built(headless(config).model_dump_json())
     encoders: dict[str, Any] = {
         name: Prepared(encoder) if name in prepared else encoder for name, encoder in built.encoders.items()
     }
-    return Engine(built.config, encoders, built.head, device=built.device, clock=lambda: 0)
+    return Engine(built.config, encoders, built.head, device=built.device, clock=clock)
 
 
 def encoders_hash(config: FusionConfig, prepared: Sequence[str] = ()) -> str:
     """Return the hash of the weights of the encoders, but for those that are only prepared for training."""
-    return _fresh_engine(config, prepared).encoders_hash
+    return fresh_engine(config, prepared).encoders_hash
 
 
 def _decisive(config: FusionConfig) -> dict[str, Any]:

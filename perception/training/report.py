@@ -3,13 +3,11 @@
 import html
 import io
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from perception.training import evaluate
@@ -18,7 +16,6 @@ from perception.training.fit import FusionModel
 from perception.training.train import Split
 
 ALPHA: Final = 0.1
-_REPEATS: Final = 20
 _SPREAD: Final = ("accuracy", "macro_recall", "macro_f1", "nll", "ece")
 
 
@@ -56,8 +53,6 @@ def assess(
         "delay": evaluate.delay_sweep(model, test, inputs),
         "conformal": _conformal(model, validation, test, inputs),
         "calibration": _reliability(truth, p),
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "head_ms_per_tick": tick_ms(model, test),
         "seeds": _over_seeds(models, test),
         "single": _against_singles(p, test, inputs, singles or {}),
     }
@@ -124,19 +119,6 @@ def _against_singles(
     return rows
 
 
-def tick_ms(model: FusionModel, data: Examples) -> float:
-    """Return the median time of the head on one window, in ms of wall time."""
-    row = data.context(torch.tensor([len(data) - 1]), model.head.ticks)
-    took = []
-    with torch.inference_mode():
-        model.eval()
-        for _ in range(_REPEATS):
-            began = time.perf_counter()
-            model(row.features, row.present, row.ages_s, row.known)
-            took.append((time.perf_counter() - began) * 1000)
-    return float(np.median(took))
-
-
 def write(folder: Path, report: Mapping[str, Any], title: str) -> Path:
     """Write `report.json` and `report.html`; return the page."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +155,8 @@ def as_html(report: Mapping[str, Any], title: str) -> str:
         ("Noise on the features, in their standard deviations", _curves(report["noise"], "noise")),
         ("One input late, in ticks", _curves(report["delay"], "ticks late")),
         (f"Conformal sets for {1 - ALPHA:.0%} coverage, a threshold per set", _table(report["conformal"])),
-        (f"Cost: {report['parameters']} parameters, {report['head_ms_per_tick']:.2f} ms per tick", ""),
+        ("Cost of the models of a tick", _cost(report["cost"])),
+        ("Search for the classes by their names", _retrieval(report.get("retrieval", {}))),
     ]
     return page(title, summary, dict(sections))
 
@@ -209,6 +192,19 @@ def _confusion(report: Mapping[str, Any]) -> str:
         name: dict(zip(names, row, strict=True)) for name, row in zip(names, report["confusion"], strict=True)
     }
     return _table(rows)
+
+
+def _cost(cost: Mapping[str, Any]) -> str:
+    text = (
+        f"<p>{cost['models_ms_per_tick']:.2f} ms per tick: encoders {cost['encoders_ms_per_tick']:.2f}, "
+        f"averaged over {cost['windows']} windows, in which one only runs where its input has changed; "
+        f"head {cost['head_ms_per_tick']:.2f}, with {cost['head_parameters']} parameters.</p>"
+    )
+    return text + _table({"ms when it runs": cost["encoder_ms_when_it_runs"]})
+
+
+def _retrieval(kinds: Mapping[str, Any]) -> str:
+    return _table({f"{kind} ({worth['model']})": worth["mean"] for kind, worth in kinds.items()})
 
 
 def _curves(curves: Mapping[str, Mapping[str, float]], label: str) -> str:

@@ -11,7 +11,7 @@ from perception.errors import PerceptionError
 from perception.fusion.engine import pick_device, use_threads
 from perception.models.checkpoint import check_branches, load_head
 from perception.profile import FusionConfig
-from perception.training import copies, dataset, encoders, processes, report
+from perception.training import copies, cost, dataset, encoders, processes, report
 from perception.training import train as plans
 from perception.training.dataset import DataSource
 from perception.training.examples import Examples
@@ -68,6 +68,7 @@ def train(
     if not here.is_main_process:
         return
     found = report.assess(models, parts.validation, parts.test, inputs, singles)
+    found["cost"] = cost.of_tick(models[0], parts.test, sources, fusion)
     found["folds"] = folds
     found["training"] = plan.model_dump(mode="json")
     plans.save(out, models[0], parts, found, inputs, plans.encoders_config_hash(fusion))
@@ -104,16 +105,23 @@ def evaluate(
     track: str,
     cache: Path | None,
     workers: int,
+    retrieval: Mapping[str, Any],
     say: Say,
 ) -> None:
-    """Report on a stored head; see the command. Half of the sessions choose the conformal thresholds."""
+    """Report on a stored head; see the command. Half of the sessions choose the conformal thresholds.
+
+    What search is worth in them is reported too, if that is given.
+    """
     fusion = plans.fusion_of(name)
     head = load_head(folder)
     sources = plans.find_sources(paths, fusion)
     data = _build(sources, fusion, head.classes, track, cache, workers, context=head.ticks > 1)
     check_branches(head, {branch: data.features[branch].shape[1] for branch in data.branches})
     calibration, test = dataset.holdout(data, 0.5, 0)
-    found = report.assess([FusionModel(head)], calibration, test, plans.branch_inputs(fusion))
+    model = FusionModel(head)
+    found = report.assess([model], calibration, test, plans.branch_inputs(fusion))
+    found["cost"] = cost.of_tick(model, test, sources, fusion)
+    found["retrieval"] = dict(retrieval)
     page = report.write(out, found, f"Fusion head {folder.name}")
     _summarise(found, say)
     say(f"report: {page}")
@@ -140,5 +148,7 @@ def _summarise(found: Mapping[str, Any], say: Say) -> None:
     for name, scored in found["subsets"].items():
         accuracy, recall, nll = scored["accuracy"], scored["macro_recall"], scored["nll"]
         say(f"{name:40} accuracy {accuracy:.3f}  macro recall {recall:.3f}  NLL {nll:.3f}")
+    for name, worth in found.get("retrieval", {}).items():
+        say(f"search, {name}: {', '.join(f'{key} {value:.3f}' for key, value in worth['mean'].items())}")
     drops = ", ".join(f"{name} {drop:.3f}" for name, drop in found["shuffle_drop"].items())
     say(f"accuracy lost when shuffled: {drops}")

@@ -1,13 +1,14 @@
 """avMNIST: what fusion heads make of a picture and a sound of a digit, with either missing or disturbed.
 
 Setting A is that of ShaSpec's table 3 (sound for a share of the training pairs, pictures alone to test),
-setting B that of SimMLM (complete training pairs, every subset to test). Each is run with our encoders and
-with SMIL's; every strategy of fusion is trained on the same frozen features. 10 pairs per class of the
-training part choose the epoch and calibrate; the test part is looked at once per trained head.
+setting B that of SimMLM (complete training pairs, every subset to test); both are run with our encoders and
+with SMIL's. The missing grid has either input for a share of the training pairs, and every subset to test,
+with our encoders. Every strategy of fusion is trained on the same frozen features. 10 pairs per class of
+the training part choose the epoch and calibrate; the test part is looked at once per trained head.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,19 +16,21 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
+from perception.models.checkpoint import config_hash
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.training.benchmarks.avmnist_data import CLASSES, Pairs, load, noises, split, thinned
 from perception.training.benchmarks.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured
 from perception.training.benchmarks.results import Figures
+from perception.training.cost import head_ms
 from perception.training.evaluate import mcnemar, metrics, probabilities, shuffle_drops
 from perception.training.examples import Examples
 from perception.training.fit import FusionModel, TrainingConfig, fit
 from perception.training.imbalance import REMEDIES, Imbalance, long_tail
-from perception.training.report import tick_ms
 
 INPUTS: Final = {"audio": "audio", "image": "image"}
 SUBSETS: Final = {"both": ("audio", "image"), "image": ("image",), "audio": ("audio",)}
 SETTING_A_RATES: Final = (0.05, 0.10, 0.15, 0.20)
+GRID_RATES: Final = (0.20, 0.50, 0.80)
 RATIOS: Final = (10, 50)
 HEAD: Final = TrainingConfig(
     epochs=150, batch=128, learning_rate=2e-3, weight_decay=5e-2, patience=20, select="nll"
@@ -85,7 +88,7 @@ def train_head(strategy: str, train: Examples, validation: Examples, config: Tra
 
 
 def run(data: Path, out: Path, seeds: int) -> Figures:
-    """Run settings A and B with both recipes, then imbalance; write `avmnist.json`, `.md` and `.html`."""
+    """Run every setting with its recipes; write `avmnist.json`, `.md` and `.html`."""
     figures = Figures({f"cost ({recipe.name})": 1 for recipe in (OURS, SMIL)})
     about: dict[str, Any] = {
         "data": "MNIST training part and FSDD; 1,050 / 450 pairs",
@@ -93,12 +96,24 @@ def run(data: Path, out: Path, seeds: int) -> Figures:
         "encoders": {recipe.name: recipe.training.model_dump() for recipe in (OURS, SMIL)},
         "head": HEAD.model_dump(),
     }
-    settings = [(setting_b, OURS), (imbalance, OURS), (setting_b, SMIL), (setting_a, SMIL), (setting_a, OURS)]
-    for setting, recipe in settings:
+    for setting, recipe in SETTINGS:
         for seed in range(seeds):
-            setting(figures, recipe, *load(data, seed), seed, out / "encoders")
+            figures.extend(part(setting, recipe, seed, data, out))
             figures.save(out, "avmnist", about)
             _LOG.info("%s, %s, seed %d done", setting.__name__, recipe.name, seed)
+    return figures
+
+
+def part(setting: "Setting", recipe: Recipe, seed: int, data: Path, out: Path) -> Figures:
+    """Return the figures of one seed; an earlier run's, if it was of the same plan and came so far."""
+    plan = {"recipe": recipe.training.model_dump(), "head": HEAD.model_dump(), "strategies": STRATEGIES}
+    name = f"{setting.__name__}-{recipe.name}-{seed}-{config_hash(plan)[:8]}.json"
+    file = out / "parts" / name
+    if file.exists():
+        return Figures.read(file)
+    figures = Figures()
+    setting(figures, recipe, *load(data, seed), seed, out / "encoders")
+    figures.write(file)
     return figures
 
 
@@ -126,7 +141,7 @@ def setting_b(
         cost = f"cost ({recipe.name})"
         parameters = [sum(p.numel() for p in one.parameters()) for one in (*encoders.values(), model)]
         figures.add(cost, strategy, "parameters, encoders included", sum(parameters))
-        figures.add(cost, strategy, "head, ms per sample", tick_ms(model, parts[2]))
+        figures.add(cost, strategy, "head, ms per sample", head_ms(model, parts[2]))
         if strategy == "model-level pool":
             model.head.pool.temperature.fill_(1)  # type: ignore[operator, union-attr]
             model.head.pool.weight.fill_(1)  # type: ignore[operator, union-attr]
@@ -165,21 +180,41 @@ def setting_a(
     """Sound kept for a share of the training pairs only; tested on pictures alone."""
     table = f"setting A, image only ({recipe.name})"
     complete, test = recipe.examples(train_pairs), recipe.examples(test_pairs)
-    truth = test.labels.numpy()
     for rate in SETTING_A_RATES:
-        train, validation = split(thinned(complete, rate, seed), seed)
-        column = f"{rate:.0%}"
-        encoders = {
-            "image": recipe.trained(folder, "all", "image", train, seed),
-            "audio": recipe.trained(folder, f"audio-{column}", "audio", train, seed),
-        }
-        alone = metrics(truth, probabilities(encoders["image"], test.select(["image"])))
-        figures.add(table, "image encoder alone", column, alone.accuracy)
-        parts = [featured(encoders, part) for part in (train, validation, test)]
-        for strategy in STRATEGIES:
-            model = train_head(strategy, parts[0], parts[1], HEAD.model_copy(update={"seed": seed}))
-            p = probabilities(model, parts[2].only(["image"]))
-            figures.add(table, strategy, column, metrics(truth, p).accuracy)
+        for row, column, accuracy in _thinned(recipe, complete, test, "audio", rate, seed, folder):
+            if column == "image":
+                figures.add(table, row, f"{rate:.0%}", accuracy)
+
+
+def missing_grid(
+    figures: Figures, recipe: Recipe, train_pairs: Pairs, test_pairs: Pairs, seed: int, folder: Path
+) -> None:
+    """Either input kept for a share of the training pairs only; tested on both, image alone, audio alone."""
+    complete, test = recipe.examples(train_pairs), recipe.examples(test_pairs)
+    for branch in INPUTS:
+        table = f"missing grid, {branch} kept for a share of the training pairs ({recipe.name})"
+        for rate in GRID_RATES:
+            for row, column, accuracy in _thinned(recipe, complete, test, branch, rate, seed, folder):
+                figures.add(table, row, f"{rate:.0%}: {column}", accuracy)
+
+
+def _thinned(
+    recipe: Recipe, complete: Examples, test: Examples, thin: str, rate: float, seed: int, folder: Path
+) -> Iterator[tuple[str, str, float]]:
+    """Train all that there is with `thin` kept for a share of pairs; yield row, column and test accuracy."""
+    train, validation = split(thinned(complete, thin, rate, seed), seed)
+    truth = test.labels.numpy()
+    keys = {branch: f"{thin}-{rate:.0%}" if branch == thin else "all" for branch in INPUTS}
+    encoders = {branch: recipe.trained(folder, keys[branch], branch, train, seed) for branch in INPUTS}
+    for branch, model in encoders.items():
+        alone = probabilities(model, test.select([branch]))
+        yield f"{branch} encoder alone", branch, metrics(truth, alone).accuracy
+    parts = [featured(encoders, part) for part in (train, validation, test)]
+    for strategy in STRATEGIES:
+        model = train_head(strategy, parts[0], parts[1], HEAD.model_copy(update={"seed": seed}))
+        for column, kept in SUBSETS.items():
+            p = probabilities(model, parts[2].only(kept))
+            yield strategy, column, metrics(truth, p).accuracy
 
 
 def imbalance(
@@ -206,3 +241,14 @@ def imbalance(
                 scored = metrics(truth, probabilities(model, parts[2].only(kept)))
                 figures.add(f"imbalance 1:{ratio}, macro recall", remedy, column, scored.macro_recall)
                 figures.add(f"imbalance 1:{ratio}, macro F1", remedy, column, scored.macro_f1)
+
+
+Setting = Callable[[Figures, Recipe, Pairs, Pairs, int, Path], None]
+SETTINGS: Final[tuple[tuple[Setting, Recipe], ...]] = (
+    (setting_b, OURS),
+    (setting_a, OURS),
+    (missing_grid, OURS),
+    (setting_b, SMIL),
+    (setting_a, SMIL),
+    (imbalance, OURS),
+)

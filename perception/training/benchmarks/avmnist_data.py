@@ -113,12 +113,12 @@ def split(data: Examples, seed: int) -> tuple[Examples, Examples]:
     return data.rows(~mask), data.rows(mask)
 
 
-def thinned(data: Examples, rate: float, seed: int) -> Examples:
-    """Keep the sound of a share of the pairs of each class."""
+def thinned(data: Examples, branch: str, rate: float, seed: int) -> Examples:
+    """Keep one branch of a share of the pairs of each class."""
     generator = torch.Generator().manual_seed(seed)
     present = data.present.clone()
     for digit in range(10):
         rows = torch.nonzero(data.labels == digit).squeeze(1)
         rows = rows[torch.randperm(len(rows), generator=generator)]
-        present[rows[max(1, round(rate * len(rows))) :], data.branches.index("audio")] = False
+        present[rows[max(1, round(rate * len(rows))) :], data.branches.index(branch)] = False
     return replace(data, present=present)

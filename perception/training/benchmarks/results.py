@@ -28,6 +28,13 @@ class Figures:
         """Add the value of one more run."""
         self._values[table].setdefault(row, {}).setdefault(column, []).append(value)
 
+    def extend(self, other: "Figures") -> None:
+        """Add the values of other runs."""
+        for table, rows in other._values.items():
+            for row, cells in rows.items():
+                for column, values in cells.items():
+                    self._values[table].setdefault(row, {}).setdefault(column, []).extend(values)
+
     def mean(self, table: str, row: str, column: str) -> float:
         """Return the mean so far."""
         return spread(self._values[table][row][column])["mean"]
@@ -45,6 +52,20 @@ class Figures:
             }
             for table, rows in self._values.items()
         }
+
+    def write(self, file: Path) -> None:
+        """Write every value, whole or not at all."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        written = file.with_suffix(".part")
+        written.write_text(json.dumps(self._values, indent=1) + "\n", encoding="utf-8")
+        written.replace(file)
+
+    @classmethod
+    def read(cls, file: Path) -> "Figures":
+        """Return what `write` has written."""
+        figures = cls()
+        figures._values.update(json.loads(file.read_text(encoding="utf-8")))
+        return figures
 
     def rendered(self, name: str) -> list[list[str]]:
         """Return a table as texts, its heads first; cells are `mean +- standard deviation`."""
