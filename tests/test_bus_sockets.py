@@ -26,7 +26,7 @@ from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import BusError, MalformedMessageError
-from perception.messages import CameraFrame, ClockTick, Header, InputHealth, Message, TextCommand
+from perception.messages import CameraFrame, ClockTick, Header, Health, InputHealth, Message, TextCommand
 
 
 class Bus:
@@ -312,6 +312,36 @@ with Subscriber("camera/a", runtime=Runtime(base=base), clock=HostClock(base).no
         assert lost + dropped > 40
         assert received == dropped + consumed
         assert received + lost <= publisher.published
+
+
+def test_a_reader_that_was_stopped_goes_on_with_the_newest(bus: Bus) -> None:
+    code = """
+import sys
+from pathlib import Path
+from perception.bus.host import HostClock, Runtime
+from perception.bus.subscriber import Subscriber
+base = Path(sys.argv[1])
+with Subscriber("health/a", runtime=Runtime(base=base), clock=HostClock(base).now_ns) as subscriber:
+    for message in subscriber:
+        print(message.header.seq, flush=True)
+"""
+    command = [sys.executable, "-c", code, str(bus.runtime.base)]
+    with (
+        bus.publisher("health/a") as publisher,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader,
+    ):
+        assert publisher.wait_for_subscriber(15)
+        publisher.send(Health(stamp_ns=1, node="a"))
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "0\n"
+        reader.send_signal(signal.SIGSTOP)
+        threads = list(Path(f"/proc/{reader.pid}/task").glob("*/stat"))
+        eventually(lambda: all(thread.read_text().rpartition(") ")[2][0] == "T" for thread in threads))
+        for _ in range(100):
+            publisher.send(Health(stamp_ns=1, node="a"))
+        reader.send_signal(signal.SIGCONT)
+        assert reader.stdout.readline() == "100\n"
+        reader.kill()
 
 
 def test_a_recorder_may_queue_what_a_display_skips(bus: Bus) -> None:

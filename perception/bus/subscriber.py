@@ -40,7 +40,8 @@ _RECONNECT_MS: Final = 50
 _HEARTBEAT_MS: Final = 1000
 _EVENTS: Final = int(zmq.EVENTS)  # plain numbers: arithmetic of enums is slow
 _POLLIN: Final = int(zmq.POLLIN)
-_MOST_AT_ONCE: Final = 64
+_MOST_AT_ONCE: Final = 512
+"""More than a socket holds: who was stopped for long gets the newest, not what waited first."""
 _COPY_BELOW: Final = 4096
 _DEAD_AFTER_MS: Final = 5000  # one large frame may keep a slow link busy for seconds
 
@@ -207,16 +208,17 @@ class _Drain:
         """Drain until there is a message to return."""
         self._attended_s = math.inf
         try:
-            for _ in range(_MOST_AT_ONCE):  # what has come meanwhile may supersede what waits
-                if not self._take_in_what_comes(0):
-                    break
-            while (message := self._inbox.take()) is None:
+            while True:
+                for _ in range(_MOST_AT_ONCE):  # what has come meanwhile may supersede what waits
+                    if not self._take_in_what_comes(0):
+                        break
+                if (message := self._inbox.take()) is not None:
+                    return message
                 self._scan_when_due()
                 left_s = min(_WAKE_S, deadline_s - time.monotonic())
                 if left_s <= 0 or self._inbox.closed.is_set():
                     return None
                 self._take_in_what_comes(left_s)
-            return message
         finally:
             self._attended_s = time.monotonic()
 
