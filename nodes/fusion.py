@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from msgspec import structs
+
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
@@ -102,7 +104,7 @@ class FusionNode:
 
     def _publish_heads(self, now_ns: int) -> None:
         for status in _drained(self._compute.swap.told):
-            self._out.head.send(status.model_copy(update={"stamp_ns": now_ns}))
+            self._out.head.send(structs.replace(status, stamp_ns=now_ns))
 
     def _publish_journal(self, now_ns: int) -> None:
         self._ledger.shed(_drained(self._compute.shed))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from statistics import mean, pstdev
 from typing import Final
 
+from msgspec import NODEFAULT, structs, to_builtins
+
 from perception.messages import FusedState, Header, Message
 
 _EVERY_NS: Final = 1_000_000_000
@@ -15,7 +17,7 @@ _MAX_VALUE_CHARS: Final = 120
 
 def as_json(message: Message[Header]) -> str:
     """Return the message as one JSON object; of the payload only its size."""
-    header = message.header.model_dump(mode="json")
+    header = to_builtins(message.header)
     return json.dumps({"topic": message.topic, "header": header, "payload_bytes": len(message.payload)})
 
 
@@ -26,9 +28,18 @@ def as_line(message: Message[Header], now_ns: int) -> str:
     if isinstance(header, FusedState):
         inputs = " ".join(f"{name}={modality.presence}" for name, modality in header.modalities.items())
         return f"{start}{header.fused.label} {header.fused.confidence:.3f}  {inputs}"
-    fields = header.model_dump(mode="json", exclude=set(Header.model_fields), exclude_defaults=True)
-    words = " ".join(f"{key}={_short(value)}" for key, value in fields.items())
+    words = " ".join(f"{key}={_short(value)}" for key, value in _told(header))
     return f"{start}{words}{f'  {len(message.payload)} B' if len(message.payload) else ''}"
+
+
+def _told(header: Header) -> Iterator[tuple[str, object]]:
+    """Yield what is neither in every header nor at its default."""
+    for declared in structs.fields(header):
+        value = getattr(header, declared.name)
+        made = declared.default_factory
+        default = declared.default if made is NODEFAULT else made()
+        if declared.name not in Header.__struct_fields__ and value != default:
+            yield declared.name, to_builtins(value)
 
 
 def _short(value: object) -> str:

@@ -125,9 +125,9 @@ class _Line:
 
     def ask(self, **fields: object) -> "Iterator[HeadStatus]":
         """Send a request; yield what it leads to. PerceptionError if it is refused or nothing comes."""
-        from perception.messages import HeadStatus, SwapRequest
+        from perception.messages import HeadStatus, SwapRequest, checked
 
-        request = self._requests.send(SwapRequest.model_validate({"stamp_ns": self._now_ns(), **fields}))
+        request = self._requests.send(checked(SwapRequest, {"stamp_ns": self._now_ns(), **fields}))
         while (message := self._answers.receive(_ANSWER_S)) is not None:
             status = message.header
             if isinstance(status, HeadStatus) and status.asked_by == request.source:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from msgspec import structs
+
 from perception.fusion.compute import Compute
 from perception.fusion.core import FusionCore, Ledger
 from perception.fusion.engine import Engine, build_engine
@@ -127,7 +129,7 @@ class LiveRun:
         now_ns = self._now_ns()
         name = self._config.name if kind == "state" else "fusion"
         fields = {"seq": seq, "sent_ns": now_ns, "source": f"fusion#{kind}{self._id}"}
-        message = Message(f"{kind}/{name}", header.model_copy(update=fields), received_ns=now_ns)
+        message = Message(f"{kind}/{name}", structs.replace(header, **fields), received_ns=now_ns)
         self.recorded.append(message)
         return message
 
@@ -155,7 +157,7 @@ def restarted(
         if message.topic == topic and message.received_ns >= dies_ns:
             if message.received_ns < returns_ns:
                 continue
-            header = message.header.model_copy(update={"source": "again#1", "seq": seq})
+            header = structs.replace(message.header, source="again#1", seq=seq)
             message, seq = replace(message, header=header), seq + 1
         result.append(message)
     return result

@@ -7,7 +7,7 @@ import numpy as np
 from perception.devices.scripted import messages
 from perception.fusion.core import FusionCore
 from perception.fusion.window import Window
-from perception.messages import AudioBlock, CameraFrame, ClockTick, Header, Message, TextCommand
+from perception.messages import AudioBlock, CameraFrame, ClockTick, Header, Message, TextCommand, checked
 from perception.profile import (
     CameraConfig,
     EncoderConfig,
@@ -55,7 +55,7 @@ def config(**changes: object) -> FusionConfig:
 
 def frame(seq: int, stamp_ns: int, **header: object) -> Message[CameraFrame]:
     fields = {"seq": seq, "stamp_ns": stamp_ns, "width": 2, "height": 1, "encoding": "mono8", "source": "c#1"}
-    return Message(CAMERA, CameraFrame.model_validate(fields | header), bytes((seq % 256, 0)))
+    return Message(CAMERA, checked(CameraFrame, fields | header), bytes((seq % 256, 0)))
 
 
 def block(
@@ -71,7 +71,7 @@ def block(
         "source": "m#1",
     }
     payload = np.asarray(samples, dtype="<f4").tobytes()
-    return Message(MICROPHONE, AudioBlock.model_validate(fields | header), payload)
+    return Message(MICROPHONE, checked(AudioBlock, fields | header), payload)
 
 
 def text(seq: int, stamp_ns: int, words: str) -> Message[TextCommand]:

@@ -87,8 +87,8 @@ def test_a_domain_is_given_by_keyword_or_environment(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        ("publish('text/say', txt='x')", "text/say: text: Field required"),
-        ("publish('text/say', text=7)", "text/say: text: Input should be a valid string"),
+        ("publish('text/say', txt='x')", "text/say: Object missing required field `text`"),
+        ("publish('text/say', text=7)", "text/say: Expected `str`, got `int` - at `$.text`"),
         ("publish('camera/a', b'x', width=2, height=2, encoding='bgr8')", "where the header says 12"),
         ("publish('nose/a', text='x')", "'nose/a' is not a topic; topics are camera/<name>"),
         ("subscribe('nose/*')", "matches no topic"),

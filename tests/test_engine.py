@@ -1,5 +1,6 @@
 """The engine on windows of a scripted stream: what a state says, what is computed again, what is not."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from perception.devices.script import CLASSES
 from perception.devices.scripted import messages
@@ -15,8 +17,8 @@ from perception.errors import ProfileError
 from perception.fusion.core import FusionCore
 from perception.fusion.engine import Engine, build_engine, pick_device
 from perception.fusion.window import CameraSlice, Window
-from perception.messages import FusedState, Latency
-from perception.models.encoder import ImageInput
+from perception.messages import Box, BranchState, FusedState, Latency
+from perception.models.encoder import Encoding, ImageInput
 from perception.profile import (
     CameraConfig,
     EncoderConfig,
@@ -62,7 +64,7 @@ def engine() -> Engine:
 
 
 def concluded(state: FusedState) -> FusedState:
-    return state.model_copy(update={"latency": Latency()})
+    return structs.replace(state, latency=Latency())
 
 
 def test_a_state_says_what_was_concluded_from_what(engine: Engine, windows: list[Window]) -> None:
@@ -126,6 +128,22 @@ def test_a_corrupt_image_is_absence_and_the_rest_runs_on(engine: Engine, windows
     assert state.modalities["microphone"].presence == "present"
     assert engine.counts == {"camera corrupt": 1}
     assert engine.run(windows[31]).modalities["camera"].presence == "present"
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        BranchState(labels=("x",), scores=(math.nan,)),
+        BranchState(boxes=(Box(x=math.inf, y=0, width=1, height=1),)),
+    ],
+)
+def test_scores_that_are_no_numbers_leave_their_encoder_out(
+    engine: Engine, windows: list[Window], spoiled: BranchState
+) -> None:
+    faces = engine.encoders["faces"]
+    engine.encoders["faces"] = lambda data: Encoding(faces(data).features, spoiled)  # type: ignore[assignment]
+    assert "faces" not in engine.run(windows[30]).modalities["camera"].branches
+    assert engine.counts == {"faces not finite": 1}
 
 
 def test_a_corrupt_previous_frame_is_only_no_previous_frame(engine: Engine, windows: list[Window]) -> None:

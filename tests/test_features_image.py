@@ -6,13 +6,13 @@ import numpy.typing as npt
 import pytest
 
 from perception.features.image import decode_frame
-from perception.messages import CameraFrame
+from perception.messages import CameraFrame, checked
 
 Image = npt.NDArray[np.uint8]
 
 
 def frame(encoding: str, width: int = 32, height: int = 24) -> CameraFrame:
-    return CameraFrame.model_validate({"stamp_ns": 0, "width": width, "height": height, "encoding": encoding})
+    return checked(CameraFrame, {"stamp_ns": 0, "width": width, "height": height, "encoding": encoding})
 
 
 def picture() -> Image:

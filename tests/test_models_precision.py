@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 
 from perception.devices.scripted import messages
 from perception.fusion.engine import build_engine, use_threads
@@ -98,7 +99,7 @@ def told_otherwise(recording: Recording, dtype: str) -> Recording:
     """The recording, with another format in the device facts."""
 
     def told(header: Health) -> Health:
-        return header.model_copy(update={"device": header.device | {fact("resnet"): dtype}})
+        return structs.replace(header, device=header.device | {fact("resnet"): dtype})
 
     return [
         replace(one, header=told(one.header)) if isinstance(one.header, Health) else one for one in recording

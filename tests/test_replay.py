@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from msgspec import msgpack
 
 from perception.fusion.core import FusionCore
 from perception.fusion.window import Window
-from perception.messages import Header, Message
+from perception.messages import CoreMark, Header, Message
 from perception.profile import FusionConfig
 from perception.session import replay
 from perception.session.cutting import cut_as_arrived
@@ -32,7 +33,8 @@ def test_a_core_resumed_from_a_mark_cuts_the_same_windows(at: int) -> None:
     run(first, stream[:at])
     mark = first.mark()
     by_seq = {(one.topic, one.header.seq): one for one in stream}
-    second.resume(type(mark).model_validate_json(mark.model_dump_json()), lambda i: by_seq[i.topic, i.seq])
+    travelled = msgpack.decode(msgpack.encode(mark), type=CoreMark)
+    second.resume(travelled, lambda item: by_seq[item.topic, item.seq])
     assert second.mark() == mark
     went_on = [[window for one in stream[at:] for window in core.push(one)] for core in (first, second)]
     assert [window.tick for window in went_on[0]] == [window.tick for window in went_on[1]]

@@ -423,5 +423,5 @@ def test_images_that_are_neither_grey_nor_bgr_are_refused(shape: tuple[int, ...]
 
 @pytest.mark.parametrize("line", ["x" * 5000, "\ud800"])
 def test_text_that_cannot_travel_is_refused(line: str) -> None:
-    with pytest.raises(MalformedMessageError, match="text refused"):
+    with pytest.raises(MalformedMessageError, match="TextCommand refused"):
         text_message(CapturedText(line, 0))

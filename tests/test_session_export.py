@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from msgspec import structs
 
 from perception.bus import codec
 from perception.bus.schema import golden_vectors
@@ -66,7 +67,7 @@ def is_missing(message: Message[Header]) -> bool:
 def state(tick: int) -> Message[Header]:
     parts = next(vector["parts"] for vector in golden_vectors() if vector["topic"] == "state/fused")
     known = codec.decode([bytes.fromhex(part) for part in parts], received_ns=0)
-    header = known.header.model_copy(update={"tick": tick, "seq": tick, "stamp_ns": tick * 100 * MS})
+    header = structs.replace(known.header, tick=tick, seq=tick, stamp_ns=tick * 100 * MS)
     return Message("state/fused", header, b"", header.stamp_ns)
 
 

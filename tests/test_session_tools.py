@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from mcap.reader import make_reader
+from msgspec import structs
 
 from perception.errors import SessionError
 from perception.messages import Header, Message
@@ -120,7 +121,7 @@ def test_a_session_differs_from_itself_in_nothing(session: Path) -> None:
 def test_diff_names_topic_seq_and_field(session: Path, tmp_path: Path) -> None:
     changed = scene()
     place = next(n for n, message in enumerate(changed) if message.topic == streams.CAMERA)
-    header = changed[place].header.model_copy(update={"exposure_ns": 5, "sent_ns": 9})
+    header = structs.replace(changed[place].header, exposure_ns=5, sent_ns=9)
     changed[place] = Message(streams.CAMERA, header, b"\0\1")
     del changed[-1]
     write(tmp_path / "c.mcap", changed)

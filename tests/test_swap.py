@@ -20,7 +20,7 @@ from perception.fusion.core import FusionCore
 from perception.fusion.engine import build_engine, use_threads
 from perception.fusion.swap import HeadSwap, NamedHead, Trial
 from perception.fusion.window import Window
-from perception.messages import Fused, FusedState, Header, HeadStatus, Message, SwapRequest
+from perception.messages import Fused, FusedState, Header, HeadStatus, Message, SwapRequest, checked
 from perception.models.checkpoint import Head, head_hash, load_head
 from perception.models.fusion import FeatureFusion
 from perception.profile import FusionConfig, HeadConfig, Profile
@@ -59,11 +59,11 @@ def configured(folder: Path) -> FusionConfig:
 
 def shadow(head: Path, changes: Mapping[str, str] | None = None, *, ticks: int = 5) -> SwapRequest:
     fields = {"folder": str(head), "head_hash": head_hash(load_head(head)), **(changes or {})}
-    return SwapRequest.model_validate({"stamp_ns": 0, "action": "shadow", "ticks": ticks, **fields})
+    return checked(SwapRequest, {"stamp_ns": 0, "action": "shadow", "ticks": ticks, **fields})
 
 
 def then(action: str, head_hash: str = "") -> SwapRequest:
-    return SwapRequest.model_validate({"stamp_ns": 0, "action": action, "head_hash": head_hash})
+    return checked(SwapRequest, {"stamp_ns": 0, "action": action, "head_hash": head_hash})
 
 
 @pytest.fixture(scope="module")

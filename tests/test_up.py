@@ -14,6 +14,7 @@ import pytest
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
+from perception.messages import TextCommand
 
 SCRIPTED = "domain = 'test'\n[text.script]\nsource = 'scripted'\n"
 
@@ -126,7 +127,8 @@ def test_a_line_typed_into_the_terminal_reaches_the_graph(profile: Path) -> None
             assert time.monotonic() < deadline_s
             graph.stdin.write("come here\n")
             graph.stdin.flush()
-    assert message.header.model_dump()["text"] == "come here"
+    assert isinstance(message.header, TextCommand)
+    assert message.header.text == "come here"
 
 
 def test_a_device_that_is_not_there_is_the_exit_code(profile: Path) -> None:

@@ -9,14 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import ValidationError
-
 from perception import topics
-from perception.bus import codec
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import MalformedMessageError
+from perception.messages import checked
 
 if TYPE_CHECKING:
     from perception.bus.codec import Data
@@ -82,9 +80,9 @@ def publish(
     """
     kind = topics.lookup(topic).message
     try:
-        header = kind(stamp_ns=clock_now_ns() if stamp_ns is None else stamp_ns, **fields)
-    except ValidationError as error:
-        raise MalformedMessageError(f"{topic}: {codec.describe(error)}") from error
+        header = checked(kind, {"stamp_ns": clock_now_ns() if stamp_ns is None else stamp_ns, **fields})
+    except ValueError as error:
+        raise MalformedMessageError(f"{topic}: {error}") from error
     publisher = _publisher(topic, Runtime(domain))
     publisher.send(header, payload)
     return publisher.subscribers

@@ -5,11 +5,12 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 import zmq
+from msgspec import structs
 
 from perception import topics
 from perception.bus import codec, endpoints, lane, packet
@@ -144,23 +145,17 @@ class Publisher:
             loan, data = (payload, payload.data) if isinstance(payload, lane.Loan) else (None, payload)
             if loan is None:
                 self._audience.update()
-            stamp: dict[str, int | str] = {
-                "seq": self._published,
-                "sent_ns": self._clock(),
-                "source": self.source,
-            }
-            parts = codec.encode(self.topic, header, data, stamp)
+            stamped = structs.replace(header, seq=self._published, sent_ns=self._clock(), source=self.source)
+            parts = codec.encode(self.topic, stamped, data)
             if loan is not None:
                 loan.spend()
             if self._audience.near:
                 self._send_near(parts, loan)
             if self._audience.plain:
-                self._send(self._inline(self._converted(parts, header, stamp), loan))
+                self._send(self._inline(self._converted(parts, stamped), loan))
             if loan is not None and loan.ring is not None and not self._audience.near:
                 loan.ring.release(loan.slot)
             self._published += 1
-        stamped = header.__copy__()  # a fifth of the time of `model_copy(update=...)`
-        stamped.__dict__.update(stamp)
         return stamped
 
     def close(self) -> None:
@@ -207,11 +202,9 @@ class Publisher:
         small = len(parts) < 3 or len(parts[2]) < _COPY_BELOW_BYTES
         self._socket.send_multipart(parts, copy=small)
 
-    def _converted(
-        self, parts: list[bytes | memoryview], header: Header, stamp: Mapping[str, int | str]
-    ) -> list[bytes | memoryview]:
+    def _converted(self, parts: list[bytes | memoryview], header: Header) -> list[bytes | memoryview]:
         payload = parts[2] if len(parts) > 2 else b""
-        return codec.encode(self.topic, *self._remote(header, payload), stamp) if self._remote else parts
+        return codec.encode(self.topic, *self._remote(header, payload)) if self._remote else parts
 
     def _inline(self, parts: list[bytes | memoryview], loan: lane.Loan | None) -> list[bytes | memoryview]:
         if loan is None or loan.ring is None:

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol, Self, TypeVar
 
+from msgspec import structs
+
 from perception.devices.device import (
     Captured,
     CapturedBlock,
@@ -267,7 +269,7 @@ def messages(
     for due_ns, topic, header, payload in arrivals:
         fields = {"seq": sent[topic], "sent_ns": due_ns, "source": _SOURCE}
         sent[topic] += 1
-        yield Message(topic, header.model_copy(update=fields), payload, due_ns)
+        yield Message(topic, structs.replace(header, **fields), payload, due_ns)
 
 
 def _arrivals(

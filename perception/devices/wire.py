@@ -9,11 +9,11 @@ from typing import Final
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from msgspec import structs
 
 from perception.devices.device import CapturedBlock, CapturedFrame, CapturedLabel, CapturedText
 from perception.errors import MalformedMessageError
-from perception.messages import AudioBlock, CameraFrame, Header, Label, Payload, TextCommand
+from perception.messages import AudioBlock, CameraFrame, Header, HeaderT, Label, Payload, TextCommand, checked
 from perception.profile import CameraConfig, MicrophoneConfig
 
 FULL_SCALE_S16: Final = 32768.0
@@ -23,13 +23,14 @@ def frame_message(frame: CapturedFrame, config: CameraConfig) -> tuple[CameraFra
     """Encode a frame as the profile asks; the size is the image's own, never resized here.
 
     Raises:
-        MalformedMessageError: the image is empty or neither grey nor BGR.
+        MalformedMessageError: the image is empty, too large or neither grey nor BGR.
     """
     image = frame.image
     grey = image.ndim == 2
     if image.dtype != np.uint8 or image.size == 0 or not (grey or image.shape[2:] == (3,)):
         raise MalformedMessageError(f"camera image of shape {image.shape} {image.dtype} is not BGR or grey")
-    header = CameraFrame(
+    header = _checked(
+        CameraFrame,
         stamp_ns=frame.stamp_ns,
         width=image.shape[1],
         height=image.shape[0],
@@ -56,7 +57,7 @@ def as_jpeg(header: Header, pixels: Payload, quality: int) -> tuple[Header, Payl
         raise MalformedMessageError("only raw camera frames become JPEG")
     shape = (header.height, header.width, 3)[: 2 if header.encoding == "mono8" else 3]
     image = np.frombuffer(pixels, np.uint8).reshape(shape)
-    return header.model_copy(update={"encoding": "jpeg"}), _jpeg(image, quality)
+    return structs.replace(header, encoding="jpeg"), _jpeg(image, quality)
 
 
 def block_message(block: CapturedBlock, config: MicrophoneConfig) -> tuple[AudioBlock, bytes]:
@@ -70,7 +71,8 @@ def block_message(block: CapturedBlock, config: MicrophoneConfig) -> tuple[Audio
         raise MalformedMessageError(f"audio block of shape {samples.shape} is not (samples, channels)")
     if not np.isfinite(samples).all():
         raise MalformedMessageError(f"audio block at sample {block.sample_index} holds NaN or infinity")
-    header = AudioBlock(
+    header = _checked(
+        AudioBlock,
         stamp_ns=block.stamp_ns,
         sample_index=block.sample_index,
         samples=samples.shape[0],
@@ -85,10 +87,7 @@ def block_message(block: CapturedBlock, config: MicrophoneConfig) -> tuple[Audio
 
 def text_message(text: CapturedText, language: str = "") -> TextCommand:
     """Wrap one line of text; MalformedMessageError if it is too long or not valid Unicode."""
-    try:
-        return TextCommand(stamp_ns=text.stamp_ns, text=text.text, language=language)
-    except ValidationError as error:
-        raise MalformedMessageError(f"text refused: {error.errors()[0]['msg']}") from error
+    return _checked(TextCommand, stamp_ns=text.stamp_ns, text=text.text, language=language)
 
 
 def label_message(label: CapturedLabel) -> Label:
@@ -99,6 +98,13 @@ def label_message(label: CapturedLabel) -> Label:
 def _jpeg(image: npt.NDArray[np.uint8], quality: int) -> bytes:
     _, encoded = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))
     return encoded.tobytes()
+
+
+def _checked(kind: type[HeaderT], **fields: object) -> HeaderT:
+    try:
+        return checked(kind, fields)
+    except ValueError as error:
+        raise MalformedMessageError(f"{kind.__name__} refused: {error}") from error
 
 
 def to_s16(samples: npt.NDArray[np.int16] | npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:

@@ -218,7 +218,8 @@ class Ledger:
         self.core = core
         self.entries: list[JournalEntry] = []
         """Not yet journaled."""
-        self._states = {"state_topic": state_topic, "state_source": state_source}
+        self._state_topic = state_topic
+        self._state_source = state_source
         self._heads = [] if head is None else [head]
         self._switched = False
         self._before = core.mark()
@@ -244,8 +245,14 @@ class Ledger:
         """Return what was noted since the journal before, None if nothing was."""
         if not self.entries and not self._switched:
             return None
-        noted = {"entries": tuple(self.entries), "before": self._before, "heads": tuple(self._heads)}
-        journal = Journal(stamp_ns=now_ns, **noted, **self._states)
+        journal = Journal(
+            stamp_ns=now_ns,
+            entries=tuple(self.entries),
+            before=self._before,
+            heads=tuple(self._heads),
+            state_topic=self._state_topic,
+            state_source=self._state_source,
+        )
         self._heads, self._switched = self._heads[-1:], False
         self.entries.clear()
         self._before = self.core.mark()

@@ -1,5 +1,6 @@
 """Runs the models on the core's windows: encoders where their input changed, then the head."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -113,7 +114,7 @@ class Engine:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "cpu": torch.backends.cpu.get_cpu_capability(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "opencv": cv2.__version__,
             **self._facts,
         }
@@ -213,7 +214,7 @@ class Engine:
         if encoding is None:
             self.counts[f"{name} refused its input"] += 1
             return None
-        if not np.isfinite(encoding.features.numpy(force=True)).all():
+        if not (np.isfinite(encoding.features.numpy(force=True)).all() and _is_finite(encoding.branch)):
             self.counts[f"{name} not finite"] += 1
             return None
         return encoding
@@ -291,6 +292,8 @@ class Engine:
 def _conclusion(head: Head, recent: Recent) -> Fused:
     probabilities = torch.softmax(head(*recent.last(head.ticks)).double(), dim=1)[0].cpu().numpy()
     best = int(probabilities.argmax())
+    if math.isnan(probabilities[best]):
+        raise ValueError("the fusion head concludes what is not a number")
     positive = probabilities[probabilities > 0]
     return Fused(
         classes=head.classes,
@@ -299,6 +302,11 @@ def _conclusion(head: Head, recent: Recent) -> Fused:
         confidence=float(probabilities[best]),
         entropy=max(0.0, float(-(positive * np.log(positive)).sum())),
     )
+
+
+def _is_finite(branch: BranchState) -> bool:
+    boxes = (number for box in branch.boxes for number in (box.x, box.y, box.width, box.height, box.score))
+    return all(map(math.isfinite, (*branch.scores, *boxes)))
 
 
 def _groups(encoders: Mapping[str, RegisteredEncoder], *, batched: bool) -> list[tuple[str, tuple[str, ...]]]:

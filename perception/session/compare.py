@@ -8,11 +8,11 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, TypeVar, get_args, get_origin
+from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel
+from msgspec import structs
 
-from perception.messages import Header
+from perception.messages import Header, Model, checked, is_measured
 
 HeaderT = TypeVar("HeaderT", bound=Header)
 
@@ -34,14 +34,14 @@ MISSING: Final = "(nothing)"
 """Stands for a value that is not there."""
 
 
-def conclusion(header: Header) -> dict[str, Any]:
+def conclusion(header: Model) -> dict[str, Any]:
     """Return the fields of a message without those declared as measured, at any depth."""
-    return header.model_dump(exclude=_measured(type(header)))
+    return {name: _plain(getattr(header, name)) for name in _concluded(type(header))}
 
 
 def concluded(header: HeaderT) -> HeaderT:
     """Return the message with its measured fields at their defaults."""
-    return type(header).model_validate(conclusion(header))
+    return checked(type(header), conclusion(header))
 
 
 def first_difference(expected: Any, actual: Any, tolerance: float = 0.0, path: str = "") -> Difference | None:
@@ -85,26 +85,14 @@ def _same(expected: Any, actual: Any, tolerance: float) -> bool:
     return type(expected) is type(actual) and bool(expected == actual)
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, Model):
+        return conclusion(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
+
+
 @cache
-def _measured(model: type[BaseModel]) -> dict[str, Any]:
-    """Return what pydantic's `exclude` takes to leave out every measured field of a model."""
-    excluded: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("measured"):
-            excluded[name] = True
-        elif inner := _inside(field.annotation):
-            excluded[name] = inner
-    return excluded
-
-
-def _inside(annotation: Any) -> dict[str, Any]:
-    """Return the same for a field of this type: a model, or maps and tuples of models."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _measured(annotation)
-    found: dict[str, Any] = {}
-    for argument in get_args(annotation):
-        found |= _inside(argument)
-    if found and get_origin(annotation) in (dict, tuple, list):
-        return {"__all__": found}
-    return found
+def _concluded(model: type[Model]) -> tuple[str, ...]:
+    return tuple(field.name for field in structs.fields(model) if not is_measured(field))

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec import to_builtins
+
 from perception.messages import Header, Message
 from perception.session.compare import Difference, conclusion, first_difference
 from perception.session.reader import Session, matches
@@ -57,7 +59,7 @@ def diff(
 
 def _first(expected: Message[Header], actual: Message[Header], measured: bool) -> Difference | None:
     left, right = (
-        message.header.model_dump() if measured else conclusion(message.header)
+        to_builtins(message.header) if measured else conclusion(message.header)
         for message in (expected, actual)
     )
     return first_difference(left, right) or _in_payload(bytes(expected.payload), bytes(actual.payload))

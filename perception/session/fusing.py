@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Self
 
 import torch
+from msgspec import structs
 
 from perception.errors import ProfileError, WeightsError
 from perception.fusion.core import FusionCore
@@ -62,7 +63,7 @@ def replay(
                     seq = 0
                 elif isinstance(step, Cut):
                     if state is not None:
-                        yield state.model_copy(update={"seq": seq})
+                        yield structs.replace(state, seq=seq)
                     seq += 1
 
 

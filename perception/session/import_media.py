@@ -13,6 +13,7 @@ import numpy as np
 from av.audio.stream import AudioStream
 from av.subtitles.subtitle import AssSubtitle
 from av.video.frame import VideoFrame
+from msgspec import structs
 
 from perception.devices import media
 from perception.devices.device import CapturedBlock, CapturedFrame, CapturedText
@@ -68,7 +69,7 @@ def read(source: Path, target: Path, subtitles: Path | None = None) -> Iterator[
         )
         for due_ns, topic, header, payload in heapq.merge(*streams, key=lambda arrival: arrival[0]):
             fields = {"seq": sent[topic], "sent_ns": due_ns, "source": _SOURCE}
-            writer.write(Message(topic, header.model_copy(update=fields), payload, due_ns))
+            writer.write(Message(topic, structs.replace(header, **fields), payload, due_ns))
             sent[topic] += 1
     yield from (f"{topic}: {number} messages" for topic, number in sorted(sent.items()))
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand
 
@@ -123,7 +124,7 @@ def drift(ppm: float, topic: str = "microphone") -> Perturbation:
             stamp_ns = message.header.stamp_ns
             first_ns.setdefault(message.topic, stamp_ns)
             shift_ns = moved(message.topic, stamp_ns) - stamp_ns
-            header = message.header.model_copy(update={"stamp_ns": stamp_ns + shift_ns})
+            header = structs.replace(message.header, stamp_ns=stamp_ns + shift_ns)
             return replace(message, header=header, received_ns=message.received_ns + shift_ns, wire=b"")
 
         def earliest(arrival_ns: int) -> int:
@@ -171,7 +172,7 @@ def shift(ms: float, topic: str = "microphone") -> Perturbation:
     def moved(message: Message[Header]) -> Message[Header]:
         if not _is(message, topic):
             return message
-        header = message.header.model_copy(update={"stamp_ns": message.header.stamp_ns + shift_ns})
+        header = structs.replace(message.header, stamp_ns=message.header.stamp_ns + shift_ns)
         return replace(message, header=header, received_ns=message.received_ns + shift_ns, wire=b"")
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
@@ -189,7 +190,7 @@ def typos(rate: float, seed: int = 0, drops: float = 0.0, topic: str = "text") -
                 # seeded by place, as noise is
                 rng = random.Random(f"{seed} {message.topic} {message.header.stamp_ns}")
                 text = _typed_badly(message.header.text, rng, rate, drops)
-                yield replace(message, header=message.header.model_copy(update={"text": text}), wire=b"")
+                yield replace(message, header=structs.replace(message.header, text=text), wire=b"")
             else:
                 yield message
 
@@ -219,7 +220,7 @@ def stamp_leap(topic: str, ms: float, at_s: float = 0.0, count: int = 1) -> Pert
             if _is(message, topic) and elapsed_s >= at_s and leapt[message.topic] < count:
                 leapt[message.topic] += 1
                 stamp_ns = message.header.stamp_ns + round(ms * 1e6)
-                header = message.header.model_copy(update={"stamp_ns": stamp_ns})
+                header = structs.replace(message.header, stamp_ns=stamp_ns)
                 yield replace(message, header=header, wire=b"")
             else:
                 yield message
@@ -319,5 +320,5 @@ def _repeat(held: Message[Header], message: Message[Header]) -> Message[Header]:
         content = {name: getattr(held.header, name) for name in ("width", "height", "encoding")}
     elif isinstance(held.header, AudioBlock) and len(held.payload) != len(message.payload):
         return message
-    header = message.header.model_copy(update=content)
+    header = structs.replace(message.header, **content)
     return replace(message, header=header, payload=held.payload, wire=b"")

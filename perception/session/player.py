@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+from msgspec import structs
+
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.errors import SessionError
@@ -117,7 +119,7 @@ def moved(message: Message[Header], by_ns: int) -> Message[Header]:
     update = {"stamp_ns": header.stamp_ns + by_ns}
     if isinstance(header, Label):
         update |= {"start_ns": header.start_ns + by_ns, "end_ns": header.end_ns + by_ns}
-    return replace(message, header=header.model_copy(update=update))
+    return replace(message, header=structs.replace(header, **update))
 
 
 class Player:

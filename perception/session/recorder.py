@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Self
 
+from msgspec import structs
+
 from perception import topics
 from perception.bus.subscriber import Subscriber
 from perception.errors import MalformedMessageError
@@ -132,7 +134,7 @@ class Recorder:
         """Keep what is said once of models and devices with the metadata of this file and later ones."""
         header = message.header
         if isinstance(header, FusedState):
-            name, value = f"model {header.model.config_hash[:12]}", header.model.model_dump(mode="json")
+            name, value = f"model {header.model.config_hash[:12]}", structs.asdict(header.model)
         elif isinstance(header, Health) and header.device:
             name, value = f"device {header.node}", dict(header.device)
         else:
@@ -203,4 +205,4 @@ def record(
     end_ns = clock() + round(max(linger_s, _QUEUED_S) * 1e9)
     while not recorder.full and clock() < end_ns and step(min(linger_s, _QUIET_S)):
         pass
-    recorder.close({topic: account.model_dump() for topic, account in subscriber.health().items()})
+    recorder.close({topic: structs.asdict(account) for topic, account in subscriber.health().items()})

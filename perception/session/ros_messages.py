@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import cv2
+import msgspec
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from msgspec import structs
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from perception import topics
 from perception.bus import codec
 from perception.errors import BusError, MalformedMessageError
-from perception.messages import AudioBlock, CameraFrame, Header, Journal, Message, TextCommand
+from perception.messages import AudioBlock, CameraFrame, Header, Journal, Message, TextCommand, checked
 
 COMPRESSED: Final = "sensor_msgs/msg/CompressedImage"
 IMAGE: Final = "sensor_msgs/msg/Image"
@@ -105,7 +106,7 @@ def encode(store: Typestore, message: Message[Header]) -> Outgoing:
         audio = store.types[AUDIO](data=data)
         made = store.types[AUDIO_STAMPED](header=_header(store, message), audio=audio)
         return Outgoing(f"{topic}/audio", AUDIO_STAMPED, made)
-    text = header.text if isinstance(header, TextCommand) else header.model_dump_json()
+    text = header.text if isinstance(header, TextCommand) else msgspec.json.encode(header).decode()
     return Outgoing(topic, STRING, store.types[STRING](data=text))
 
 
@@ -163,8 +164,7 @@ class Decoder:
     def decode(self, message: Any, received_ns: int) -> Message[Header]:
         """Return our message for one received at that time; UnusableError if there is none."""
         header, payload = self._convert(message, _stamp_ns(message, received_ns))
-        sent = {"seq": self._seq, "sent_ns": received_ns, "source": _SOURCE}
-        made = header.model_copy(update=sent)
+        made = structs.replace(header, seq=self._seq, sent_ns=received_ns, source=_SOURCE)
         try:
             codec.encode(self.topic, made, payload)
         except MalformedMessageError as error:
@@ -187,10 +187,10 @@ class Decoder:
             if kind is Journal:
                 raise UnusableError("it tells of publishers, and a bag keeps none")
             if kind is TextCommand:
-                return TextCommand(stamp_ns=stamp_ns, text=message.data), b""
-            return kind.model_validate_json(message.data), b""
-        except ValidationError as error:
-            raise UnusableError(codec.describe(error)) from error
+                return checked(TextCommand, {"stamp_ns": stamp_ns, "text": message.data}), b""
+            return msgspec.json.decode(message.data, type=kind), b""
+        except (msgspec.DecodeError, UnicodeError) as error:
+            raise UnusableError(str(error)) from error
 
     def _sound(self, data: bytes, stamp_ns: int) -> tuple[Header, bytes]:
         info = self._info
@@ -207,15 +207,16 @@ class Decoder:
         due = round((stamp_ns - self._first_ns) * info.sample_rate / _SECOND_NS)
         # Stamps jitter; a whole piece missing does not.
         gap = due - self._samples if due - self._samples > _JITTER_S * info.sample_rate else 0
-        header = AudioBlock(
-            stamp_ns=stamp_ns,
-            sample_index=self._samples + gap,
-            samples=samples,
-            rate_hz=info.sample_rate,
-            channels=info.channels,
-            format=kind,
-            gap=gap,
-        )
+        fields = {
+            "stamp_ns": stamp_ns,
+            "sample_index": self._samples + gap,
+            "samples": samples,
+            "rate_hz": info.sample_rate,
+            "channels": info.channels,
+            "format": kind,
+            "gap": gap,
+        }
+        header = checked(AudioBlock, fields)
         self._samples += gap + samples
         return header, data
 
@@ -250,6 +251,5 @@ def _image(message: Any, stamp_ns: int) -> tuple[Header, bytes]:
     if conversion is not None:
         image = cv2.cvtColor(image, conversion).astype(np.uint8, copy=False)
     encoding = "mono8" if channels == 1 else "bgr8"
-    return CameraFrame.model_validate(
-        {"stamp_ns": stamp_ns, "width": width, "height": height, "encoding": encoding}
-    ), image.tobytes()
+    fields = {"stamp_ns": stamp_ns, "width": width, "height": height, "encoding": encoding}
+    return checked(CameraFrame, fields), image.tobytes()

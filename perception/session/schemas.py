@@ -10,7 +10,9 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+
+from msgspec import structs, to_builtins
 
 from perception import topics
 from perception.messages import (
@@ -158,7 +160,7 @@ def view(topic: str, header: Header) -> View:
         case TextCommand():
             return View(LOG, common | {"level": _INFO, "message": header.text, "name": topic})
         case _:
-            return View(_of_topic(topics.lookup(topic).message), header.model_dump())
+            return View(_of_topic(topics.lookup(topic).message), to_builtins(header))
 
 
 def annotations(state: FusedState) -> dict[str, View]:
@@ -221,13 +223,15 @@ def _of_topic(message: type[Header]) -> Schema:
 @cache
 def _of_model(model: type[Model]) -> Schema:
     fields = tuple(
-        _field(name, number, declared.annotation, model.__name__)
-        for number, (name, declared) in enumerate(model.model_fields.items(), start=1)
+        _field(declared.name, number, declared.type, model.__name__)
+        for number, declared in enumerate(structs.fields(model), start=1)
     )
     return Schema("perception", model.__name__, fields, "proto2")
 
 
 def _field(name: str, number: int, annotation: Any, owner: str) -> Field:
+    if get_origin(annotation) is Annotated:
+        return _field(name, number, get_args(annotation)[0], owner)
     if get_origin(annotation) in (Union, types.UnionType):
         kinds = [kind for kind in get_args(annotation) if kind is not types.NoneType]
         # Text or number: as text.
@@ -245,6 +249,8 @@ def _field(name: str, number: int, annotation: Any, owner: str) -> Field:
 
 
 def _type(annotation: Any) -> str | Schema:
+    if get_origin(annotation) is Annotated:
+        return _type(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
         return "string"
     return _SCALARS.get(annotation) or _of_model(annotation)

@@ -9,9 +9,9 @@ from typing import Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel
+from msgspec import structs, to_builtins
 
-from perception.messages import Fused, Header, Message
+from perception.messages import Fused, Header, Message, Model
 
 _BATCH: Final = 4096
 _TYPES: Final = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
@@ -23,8 +23,8 @@ Kind = Literal["parquet", "csv"]
 def row(message: Message[Header]) -> dict[str, Scalar]:
     """Return a message as one row: dotted names, probabilities under their class, lists of maps as JSON."""
     values: dict[str, Scalar] = {"received_ns": message.received_ns}
-    for name in type(message.header).model_fields:
-        values |= _columns(name, getattr(message.header, name))
+    for name, value in structs.asdict(message.header).items():
+        values |= _columns(name, value)
     return values
 
 
@@ -72,8 +72,8 @@ def _columns(name: str, value: Any) -> dict[str, Scalar]:
         scalars = {"label": value.label, "confidence": value.confidence, "entropy": value.entropy}
         probabilities = dict(zip(value.classes, value.probabilities, strict=False))
         return _columns(name, scalars | {"probability": probabilities})
-    if isinstance(value, BaseModel):
-        value = {field: getattr(value, field) for field in type(value).model_fields}
+    if isinstance(value, Model):
+        value = structs.asdict(value)
     if isinstance(value, dict):
         return {
             column: scalar
@@ -81,8 +81,7 @@ def _columns(name: str, value: Any) -> dict[str, Scalar]:
             for column, scalar in _columns(f"{name}.{key}", item).items()
         }
     if isinstance(value, tuple):
-        plain = [item.model_dump() if isinstance(item, BaseModel) else item for item in value]
-        return {name: json.dumps(plain, ensure_ascii=False)}
+        return {name: json.dumps(to_builtins(value), ensure_ascii=False)}
     return {name: value}
 
 

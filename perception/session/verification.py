@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from msgspec import structs
 
 from perception.fusion.engine import Engine
 from perception.messages import FusedState, ModelInfo
@@ -208,7 +209,7 @@ class _Comparison:
             elif (reason := self._obstacle(state, actual.model)) is not None:
                 self._skip(reason)
             else:
-                self._judge(state, actual.model_copy(update={"seq": self._first_seq + self._concluded}))
+                self._judge(state, structs.replace(actual, seq=self._first_seq + self._concluded))
                 self._next = self._read()
         # what was concluded and not recorded counts too: the numbers tell
         self._concluded += 1
@@ -234,7 +235,7 @@ class _Comparison:
     def _is_comparable(self, recorded: ModelInfo, model: ModelInfo) -> bool:
         if recorded == model:
             return True
-        for name in ModelInfo.model_fields:
+        for name in ModelInfo.__struct_fields__:
             was, here = getattr(recorded, name), getattr(model, name)
             text = f"the model's {name.replace('_', ' ')} was {was[:12]}…, here it is {here[:12]}…"
             if was != here and text not in self._verdict.obstacles:

@@ -10,6 +10,7 @@ from typing import Final
 import cv2
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from perception.devices.device import CapturedBlock, CapturedFrame
 from perception.devices.media import Sound, Track, open_container
@@ -117,7 +118,7 @@ _BESIDE: Final = (".labels.txt", ".labels.csv", ".labels.tsv")
 
 def _message(topic: str, header: Header, payload: Payload, seq: int, due_ns: int) -> Message[Header]:
     fields = {"seq": seq, "sent_ns": due_ns, "source": _SOURCE}
-    return Message(topic, header.model_copy(update=fields), payload, due_ns)
+    return Message(topic, structs.replace(header, **fields), payload, due_ns)
 
 
 def _tracks(path: Path) -> set[str]:

@@ -11,9 +11,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
+from msgspec import structs
 
 from perception.bus import codec
 from perception.bus.schema import golden_vectors
@@ -52,7 +54,7 @@ def stream(hours: float, frame_bytes: int) -> Iterator[Message[Header]]:
     ]
     for at_s, kind, seq in sorted(times):
         stamp_ns = START_NS + round(at_s * 1e9)
-        common = {"seq": seq, "stamp_ns": stamp_ns, "sent_ns": stamp_ns, "source": "x#1"}
+        common: dict[str, Any] = {"seq": seq, "stamp_ns": stamp_ns, "sent_ns": stamp_ns, "source": "x#1"}
         if kind == 0:
             frame = CameraFrame(**common, width=640, height=480, encoding="jpeg")
             yield Message("camera/front", frame, payload, stamp_ns)
@@ -61,7 +63,7 @@ def stream(hours: float, frame_bytes: int) -> Iterator[Message[Header]]:
             at = seq * 512 % (RATE_HZ - 512)
             yield Message("microphone/main", block, sound[2 * at : 2 * at + 1024], stamp_ns)
         else:
-            yield Message("state/fused", state.model_copy(update=common | {"tick": seq}), b"", stamp_ns)
+            yield Message("state/fused", structs.replace(state, **common, tick=seq), b"", stamp_ns)
 
 
 def measure(title: str, code: str, path: Path, hours: float) -> None:

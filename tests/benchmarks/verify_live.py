@@ -22,6 +22,7 @@ from pathlib import Path
 
 import av
 import click
+from msgspec import msgpack
 
 from perception.bus.host import HostClock, Runtime
 from perception.launcher import Supervisor, plan
@@ -110,7 +111,7 @@ def digest(states: Iterator[FusedState]) -> str:
     """Hash of all states, byte for byte."""
     whole = hashlib.sha256()
     for state in states:
-        whole.update(state.model_dump_json().encode())
+        whole.update(msgpack.encode(state))
     return whole.hexdigest()[:16]
 
 
