@@ -113,7 +113,7 @@ class Box(Model):
     width: Number
     height: Number
     label: str = ""
-    score: float = 1.0
+    score: Number = 1.0
 
 
 class BranchState(Model):

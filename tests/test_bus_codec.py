@@ -225,3 +225,26 @@ def test_flipped_bits_never_crash() -> None:
             part = rng.choice(parts)
             part[rng.randrange(len(part))] ^= 1 << rng.randrange(8)
         attempt([bytes(part) for part in parts])
+
+
+def with_nan(value: Any) -> list[Any]:
+    """Return `value` once for each fraction in it, with that one replaced by NaN."""
+    if isinstance(value, float):
+        return [float("nan")]
+    if isinstance(value, dict):
+        return [{**value, key: wrong} for key, item in value.items() for wrong in with_nan(item)]
+    if isinstance(value, list):
+        return [
+            [*value[:at], wrong, *value[at + 1 :]]
+            for at, item in enumerate(value)
+            for wrong in with_nan(item)
+        ]
+    return []
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector[0].decode())
+def test_no_number_of_any_message_may_be_none(vector: list[bytes]) -> None:
+    topic, packed, *payload = vector
+    for wrong in with_nan(msgpack.unpackb(packed)):
+        with pytest.raises(MalformedMessageError):
+            codec.decode([topic, msgpack.packb(wrong), *payload], received_ns=0)
