@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
 import perception.devices
 from perception.errors import ProfileError, WeightsError
@@ -136,6 +137,24 @@ def test_vggish_post_processing_comes_out_of_torchvggishs_state(
     torch.testing.assert_close(encoder(data).features, quantised.floor(), atol=1, rtol=0)
     with pytest.raises(ProfileError, match="needs option pca"):
         VggishEncoder(options, device=CPU, seed=0, state=vggish_state)
+
+
+def test_vggish_is_trained_on_what_it_runs_on_and_found_again(
+    encoders: dict[str, Any], vggish_state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    pca = tmp_path / "pca.safetensors"
+    save_file({"pca_eigen_vectors": torch.eye(128) / 8, "pca_means": torch.zeros(128)}, pca)
+    options = VggishEncoder.Options(postprocess="pca", pca=str(pca))
+    data = sound(with_claps(3000))
+    for encoder in (encoders["vggish"], VggishEncoder(options, device=CPU, seed=0, state=vggish_state)):
+        told = encoder.network(torch.stack([encoder.prepare(data), encoder.prepare(sound(noise()))]))
+        torch.testing.assert_close(told[0], encoder(data).features, atol=1e-5, rtol=1e-4)
+    stored = encoder.weights()
+    again = VggishEncoder(options, device=CPU, seed=0, state=stored)
+    assert torch.equal(again(data).features, encoder(data).features)
+    whole = VggishEncoder.Options(postprocess="pca-8bit", pca=str(pca))
+    with pytest.raises(ProfileError, match="whole numbers, which cannot be trained"):
+        VggishEncoder(whole, device=CPU, seed=0, state=stored).prepare(data)
 
 
 def test_a_missing_vggish_file_is_one_clear_error() -> None:

@@ -13,7 +13,10 @@ from perception.errors import PerceptionError
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.networks import ConvEncoder
 from perception.models.pooling import ReliabilityPool
+from perception.profile import EncoderConfig
 from perception.training import augment, evaluate
+from perception.training import train as plans
+from perception.training.encoders import trainable
 from perception.training.evaluate import metrics, probabilities
 from perception.training.examples import Examples
 from perception.training.fit import FusionModel, TrainingConfig, draw_lags, fit, hide_inputs, predict
@@ -171,6 +174,23 @@ def test_the_balanced_loss_weighs_classes_alike_whatever_their_shares_in_trainin
     labels = validation.labels.numpy()
     weights = compute_sample_weight("balanced", labels)
     assert loss == pytest.approx(log_loss(labels, probabilities(model, validation), sample_weight=weights))
+
+
+def test_layers_before_the_last_stay_as_they_are_and_run(tmp_path: Path) -> None:
+    fusion = plans.fusion_of("demo").model_copy(
+        update={"encoders": {"eye": EncoderConfig(input="camera", kind="torchvision", weights="random")}}
+    )
+    encoder = trainable(fusion, ["eye"], 0, layers=3)["eye"]
+    before = {name: value.clone() for name, value in encoder.network.state_dict().items()}
+    data = Examples.of({"eye": torch.randn(8, 3, 64, 64)}, torch.arange(8) % 2, ("a", "b"))
+    model = FusionModel(FeatureFusion({"eye": encoder.dim}, ("a", "b")), {"eye": encoder.network})
+    fit(model, data, data, QUICK.model_copy(update={"epochs": 1, "batch": 4}))
+    changed = {
+        name for name, value in encoder.network.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert {name.rpartition(".")[0] for name in changed} == {
+        "model.layer4.1.bn1", "model.layer4.1.conv2", "model.layer4.1.bn2"
+    }  # fmt: skip
 
 
 def test_a_model_level_pool_is_calibrated_on_validation() -> None:

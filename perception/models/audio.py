@@ -68,6 +68,8 @@ class VggishEncoder:
             model.to(torch.bfloat16).to(memory_format=torch.channels_last)  # a seventh faster on a CPU
         pca = self._post_processing(options, state)
         self._model = nn.Sequential(model, *pca).eval().requires_grad_(False).to(device)
+        self.network = nn.Sequential(nn.Flatten(1, 2), self._model)
+        self._whole_numbers = options.postprocess == "pca-8bit"
         self._device = device
         self.forward = Forward("vggish", lambda log_mel: (self._model(log_mel).float(),), device=device)
 
@@ -75,6 +77,12 @@ class VggishEncoder:
         """Encode the log-mel frames. With `pca-8bit` the features are 0 to 255, as in AudioSet's release."""
         (features,) = self.forward(upload(_frames(data)[None], self._device))
         return Encoding(features[0])
+
+    def prepare(self, data: AudioInput, /) -> torch.Tensor:
+        """Return what the network takes, for training: (1, 96, 64) float32."""
+        if self._whole_numbers:
+            raise ProfileError("postprocess = 'pca-8bit' gives whole numbers, which cannot be trained")
+        return torch.from_numpy(_frames(data))[None]
 
     def encode_batch(self, batch: Sequence[AudioInput | None]) -> list[Encoding | None]:
         """Encode the windows of several microphones in one pass, always as large as the batch."""

@@ -30,15 +30,17 @@ _CONVOLUTIONS: Final = (
     (512, 512),
     "pool",
 )
-# torchaudio's layout -> torchvggish's, which is ours
-_PREFIXES: Final = {"features_network.": "features.", "embedding_network.": "embeddings."}
+# torchaudio's layout, and that of a trained encoder's file, -> torchvggish's, which is ours
+_PREFIXES: Final = {"features_network.": "features.", "embedding_network.": "embeddings.", "0.": ""}
 _PCA: Final = {
     "pca_eigen_vectors": "eigen_vectors",
     "pca_means": "means",
     "pproc.pca_matrix": "eigen_vectors",
     "pproc.pca_means": "means",
+    "1.eigen_vectors": "eigen_vectors",
+    "1.means": "means",
 }
-"""How Google's npz and torchvggish's modules name what `Pca` holds."""
+"""How Google's npz, torchvggish's modules and a trained encoder's file name what `Pca` holds."""
 
 
 class VGGish(nn.Module):
@@ -106,7 +108,7 @@ def load_vggish(
     """Return the network with weights in torchvggish's or torchaudio's layout.
 
     Args:
-        state: the state dict; post-processing that torchvggish keeps beside it is left out.
+        state: the state dict; post-processing kept beside it is left out.
         where: names the source in the WeightsError if the layout is another one.
         activation: whether the embedding ends before or after its ReLU; the weights are the same.
     """

@@ -107,6 +107,8 @@ class _Features(nn.Module):
         self.logits = torch.empty(0)
         self._last_input = torch.empty(0)
         last = _last_layer(model)
+        self.beside: tuple[nn.Module, ...] = (last,)
+        """Layers that no feature comes through."""
         last.register_forward_pre_hook(self._keep)
         self.dim = last.in_features if isinstance(last, nn.Linear) else last.in_channels
 

@@ -75,8 +75,10 @@ def _over_ticks(change: Disturbance) -> Disturbance:
     return disturb
 
 
-def trainable(fusion: FusionConfig, names: Iterable[str], seed: int) -> dict[str, Trainable]:
+def trainable(fusion: FusionConfig, names: Iterable[str], seed: int, layers: int = 0) -> dict[str, Trainable]:
     """Build encoders that can be trained, with the weights their profile names, on the CPU.
+
+    Of each only the last `layers` that hold weights are trained, all if 0.
 
     Raises:
         ProfileError: there is no such encoder, or it is of a kind that cannot be trained.
@@ -92,11 +94,22 @@ def trainable(fusion: FusionConfig, names: Iterable[str], seed: int) -> dict[str
         if not hasattr(encoder, "prepare"):
             raise ProfileError(
                 f"train_encoders: '{name}' is of kind '{item.kind}', which cannot be trained; "
-                "cnn-image, cnn-sound and torchvision can"
+                "cnn-image, cnn-sound, torchvision and vggish can"
             )
-        encoder.network.requires_grad_(True)
+        for layer in _layers(encoder.network)[-layers:]:
+            layer.requires_grad_(True)
         found[name] = encoder
     return found
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """Return the modules that hold weights of their own and that features come through, in their order."""
+    beside = getattr(network, "beside", ())
+    return [
+        module
+        for module in network.modules()
+        if module not in beside and next(module.parameters(recurse=False), None) is not None
+    ]
 
 
 class Prepared:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +74,15 @@ class FusionModel(nn.Module):
         super().__init__()
         self.head = head
         self.encoders = nn.ModuleDict(dict(encoders or {}))
+
+    def train(self, mode: bool = True) -> Self:
+        """Turn training on or off; frozen layers of encoders stay as they run, batch norm among them."""
+        super().train(mode)
+        for layer in self.encoders.modules():
+            own = list(layer.parameters(recurse=False))
+            if own and not any(weight.requires_grad for weight in own):
+                layer.eval()
+        return self
 
     def encode(self, inputs: Features, present: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the features of every branch, (B, dim) float32; what is absent (B, M) is not encoded."""

@@ -67,6 +67,9 @@ class TrainPlan(Section):
         tuple[str, ...],
         Field(description="trained with the head, from the weights that their profile names"),
     ] = ()
+    train_layers: Annotated[
+        int, Field(ge=0, description="of each, only so many of the last layers that hold weights; 0 for all")
+    ] = 0
     head: HeadPlan = HeadPlan()
     augment: Augmentation = Augmentation()
     copies: Annotated[
@@ -179,7 +182,7 @@ def new_model(
 ) -> tuple[FusionModel, Augment]:
     """Return an untrained head with the encoders trained with it, on its device, and what disturbs those."""
     names = [name for name in plan.train_encoders if name in train.branches]
-    encoders = trainable(fusion, names, seed)
+    encoders = trainable(fusion, names, seed, plan.train_layers)
     dims = {
         name: encoders[name].dim if name in encoders else train.features[name].shape[1]
         for name in train.branches
@@ -211,7 +214,7 @@ def train_heads(
         model, augment = new_model(plan, parts.train, seed, fusion)
         state = None if state_folder is None else state_folder / f"seed-{seed}.state"
         config = plan.training.model_copy(update={"seed": seed})
-        told = plan.model_dump(mode="json", include={"train_encoders", "augment", "copies"})
+        told = plan.model_dump(mode="json", include={"train_encoders", "train_layers", "augment", "copies"})
         columns = input_columns(branch_inputs(fusion))
         fit(
             model,
