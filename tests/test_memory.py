@@ -28,16 +28,19 @@ def head_of(dims: dict[str, int]) -> FeatureFusion:
     return FeatureFusion(dims, CLASSES, head="mlp", use_ages=True, gru=7, ticks=K).eval()
 
 
-def test_it_is_torchs_gru_over_the_last_ticks() -> None:
+def test_it_is_torchs_cell_over_the_ticks_since_the_last_gap() -> None:
     torch.manual_seed(0)
-    memory, x = TickMemory(3, 4), torch.randn(6, K, 3)
-    reference = torch.nn.GRU(3, 4, batch_first=True)
-    state = {f"{name}_l0": value for name, value in memory.cell.state_dict().items()}
-    reference.load_state_dict(state)
-    known = torch.ones(6, K, dtype=torch.bool)
-    torch.testing.assert_close(memory(x, known), reference(x)[1][0])
-    known[:, 1] = False
-    torch.testing.assert_close(memory(x, known), reference(x[:, 2:])[1][0])
+    memory, x = TickMemory(3, 4), torch.randn(40, K, 3)
+    cell = torch.nn.GRUCell(3, 4)
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in memory.gru.state_dict().items()})
+    known = torch.rand(40, K) < 0.8
+    known[0] = True
+    known[1:3, -1] = False
+    state = torch.zeros(40, 4)
+    for tick in range(K):
+        state = torch.where(known[:, tick, None], cell(x[:, tick], state), 0.0)
+    torch.testing.assert_close(memory(x, known), state)
+    assert not memory(x, known)[1:3].any()
 
 
 @pytest.fixture(scope="module")

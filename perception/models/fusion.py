@@ -104,7 +104,7 @@ class FusionHead(nn.Module, PyTorchModelHubMixin, library_name="perception", mod
         present = self.modality_dropout(present)
         x = (self._concatenate(features, present.shape[:-1]) - self.mean) / self.std
         x = x.clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
-        return torch.where(present[..., self.columns], x, 0.0), present
+        return torch.where(present.index_select(-1, self.columns), x, 0.0), present
 
     def _concatenate(self, features: Mapping[str, torch.Tensor], batch: torch.Size) -> torch.Tensor:
         for name, dim in self.dims.items():

@@ -22,11 +22,16 @@ class TickMemory(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.cell = nn.GRUCell(width, hidden)
+        self.gru = nn.GRU(width, hidden, batch_first=True)
 
     def forward(self, x: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         """Return the state (B, hidden) after x (B, K, width); a tick that is not known (B, K) resets it."""
-        state = x.new_zeros(len(x), self.cell.hidden_size)
-        for tick in range(x.shape[1]):
-            state = torch.where(known[:, tick, None], self.cell(x[:, tick], state), 0.0)
-        return state
+        count, ticks, _ = x.shape
+        # what lies before a gap is forgotten, so ticks after the last gap are moved to the front
+        length = known.flip(1).long().cumprod(dim=1).sum(dim=1)
+        tick = (torch.arange(ticks, device=x.device) + (ticks - length)[:, None]) % ticks  # (B, K)
+        row = torch.arange(count, device=x.device)
+        moved = x.flatten(0, 1).index_select(0, (tick + ticks * row[:, None]).flatten()).view(x.shape)
+        states, _ = self.gru(moved)
+        last: torch.Tensor = states[row, (length - 1).clamp_min(0)]
+        return torch.where(length[:, None] > 0, last, 0.0)

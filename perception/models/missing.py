@@ -52,7 +52,7 @@ class Drop(Missing):
 
     def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """See Missing."""
-        share = present[:, self.columns].to(x.dtype).mean(dim=1, keepdim=True)  # (B, 1)
+        share = present.index_select(1, self.columns).to(x.dtype).mean(dim=1, keepdim=True)  # (B, 1)
         return x * share.clamp_min(1 / x.shape[1]).rsqrt()
 
 
@@ -69,7 +69,7 @@ class Mean(Missing):
 
     def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """See Missing; in training mode the batch first enters the mean."""
-        mask = present[:, self.columns]
+        mask = present.index_select(1, self.columns)
         if self.training:
             with torch.no_grad():
                 seen = mask.sum(dim=0)
@@ -88,11 +88,11 @@ class Predict(Missing):
 
     def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """See Missing."""
-        return torch.where(present[:, self.columns], x, self._predict(x, present))
+        return torch.where(present.index_select(1, self.columns), x, self._predict(x, present))
 
     def auxiliary_loss(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Mean squared error of each present branch as predicted from the others."""
-        mask = present[:, self.columns]
+        mask = present.index_select(1, self.columns)
         error = ((self._predict(x, present) - x).square() * mask).sum()
         return error / mask.sum().clamp_min(1)
 
@@ -102,7 +102,7 @@ class Predict(Missing):
         for index, regressor in enumerate(self.regressors):
             others = present.clone()
             others[:, index] = False
-            known = torch.where(others[:, self.columns], x, 0.0)
+            known = torch.where(others.index_select(1, self.columns), x, 0.0)
             predictions.append(regressor(torch.cat([known, others.to(x.dtype)], dim=1)))
         return torch.cat(predictions, dim=1)
 
@@ -116,7 +116,7 @@ class Token(Missing):
 
     def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """See Missing."""
-        return torch.where(present[:, self.columns], x, self.token)
+        return torch.where(present.index_select(1, self.columns), x, self.token)
 
 
 MISSING: Final[dict[MissingName, type[Missing]]] = {

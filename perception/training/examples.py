@@ -111,9 +111,11 @@ class Examples:
         due_ns = self.ends_ns[index][:, None] - back * self.hop_ns
         at, known = self._at(index, index[:, None] - back, due_ns)
         features, present, ages_s = {}, [], []
+        lag, then, there = torch.zeros(len(index), 1, dtype=torch.int64), at, known
         for column, (name, values) in enumerate(self.features.items()):
-            lag = torch.zeros(len(index), 1, dtype=torch.int64) if late is None else late[:, column, None]
-            then, there = self._at(index, at - lag, due_ns - lag * self.hop_ns)
+            if late is not None:
+                lag = late[:, column, None]
+                then, there = self._at(index, at - lag, due_ns - lag * self.hop_ns)
             features[name] = values[then] if ticks > 1 else values[then.squeeze(1)]
             present.append(self.present[then, column] & there & known)
             ages_s.append(self.ages_s[then, column] + lag * (self.hop_ns / 1e9))

@@ -97,7 +97,7 @@ def main(seconds: float, rounds: int, gru: int) -> None:
     print(f"encoders alone {pure:.2f} s for {len(data)} windows, {pure / len(data) * 1e3:.2f} ms each")
     print(f"cache by one process {one:.2f} s, ratio {one / pure:.3f}")
     print(f"cache by two processes {two:.2f} s of wall time")
-    use_threads(2)
+    use_threads(config.threads)  # as `perception train` does
     hour = an_hour(data)
     plan = TrainPlan(profile="demo", seeds=1, test=0, head=HeadPlan(**({"gru": gru} if gru else {})))
     parts: Split = plans.split(hour, plan)
