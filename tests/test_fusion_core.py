@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from perception.clock import SampleClock, device_to_host_ns
 from perception.errors import ProfileError
 from perception.fusion.core import MAX_CUT_AT_ONCE, Backlog, FusionCore
 from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, Window
-from perception.messages import Header, Message
+from perception.messages import AudioBlock, Header, Message
 from perception.profile import InputConfig
 from tests.streams import (
     CAMERA,
@@ -230,6 +231,22 @@ def test_sound_that_is_not_finite_is_refused_and_the_rest_runs_on() -> None:
     windows = run(core, arrivals([camera_stream(3.0), sound], lambda _: 0))
     assert core.counts[MICROPHONE] == {"not finite": 1}
     assert all(np.isfinite(audio_of(w).samples).all() for w in windows if w.inputs["microphone"].data)
+
+
+def test_blocks_of_changing_format_make_one_sound() -> None:
+    floats = [block(k, START_NS + k * 32 * MS, np.full(512, k / 1024), k * 512) for k in range(90)]
+    mixed = [as_stereo_s16(one) if one.header.seq % 3 else one for one in floats]
+    cores = FusionCore(config()), FusionCore(config())
+    plain, changing = (run(core, [*sound]) for core, sound in zip(cores, (floats, mixed), strict=True))
+    whole = [window.inputs["microphone"].data is not None for window in plain]
+    assert sum(whole) > 10
+    assert [content(window) for window in plain] == [content(window) for window in changing]
+
+
+def as_stereo_s16(message: Message[AudioBlock]) -> Message[AudioBlock]:
+    samples = np.frombuffer(message.payload, "<f4") * 32768
+    payload = np.repeat(samples.astype("<i2"), 2).tobytes()
+    return replace(message, header=structs.replace(message.header, format="s16", channels=2), payload=payload)
 
 
 def test_a_long_silence_is_skipped_in_one_step_not_cut_window_by_window() -> None:

@@ -4,8 +4,9 @@ Pure numpy. Samples are addressed by their absolute index, counted by the device
 window never depends on how the sound was cut into blocks.
 """
 
+from collections import deque
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ from perception.messages import AudioBlock, Payload
 CONTEXT_NS: Final = 20_000_000
 """Sound before an audio window that covers `AudioFrontEnd.context_ns` at any device rate from 8 kHz up."""
 Samples = npt.NDArray[np.float32]
+_DTYPES: Final[dict[str, np.dtype[Any]]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}
+_S16_SCALE: Final = np.float32(1 / 32768)
 
 
 def decode_samples(header: AudioBlock, payload: Payload) -> Samples:
@@ -23,22 +26,27 @@ def decode_samples(header: AudioBlock, payload: Payload) -> Samples:
     Raises:
         ValueError: the payload's size contradicts the header, or a sample is NaN or infinite.
     """
-    dtype = np.dtype("<i2" if header.format == "s16" else "<f4")
-    values = header.samples * header.channels
-    if len(memoryview(payload).cast("B")) != values * dtype.itemsize:
+    dtype = _DTYPES[header.format]
+    if memoryview(payload).nbytes != header.samples * header.channels * dtype.itemsize:
         raise ValueError(
             f"{header.format} payload does not hold {header.samples} x {header.channels} samples"
         )
-    interleaved = np.frombuffer(payload, dtype, count=values).reshape(header.samples, header.channels)
-    # float64 keeps the sum of huge but finite f32 channels finite
-    mono = interleaved[:, 0] if header.channels == 1 else interleaved.mean(axis=1, dtype=np.float64)
+    mono = np.frombuffer(payload, dtype)
+    if header.channels > 1:
+        # float64 keeps the sum of huge but finite f32 channels finite
+        mono = mono.reshape(header.samples, header.channels).mean(axis=1, dtype=np.float64)
     if header.format == "s16":
-        scaled: Samples = np.multiply(mono, np.float32(1 / 32768), dtype=np.float32)
+        scaled: Samples = np.multiply(mono, _S16_SCALE, dtype=np.float32)
         return scaled
     samples: Samples = mono.astype(np.float32)
     if not np.isfinite(samples).all():
         raise ValueError("samples are not finite")
     return samples
+
+
+def is_finite(header: AudioBlock, payload: Payload) -> bool:
+    """Return whether every sample of the block is a finite number."""
+    return header.format == "s16" or bool(np.isfinite(np.frombuffer(payload, _DTYPES[header.format])).all())
 
 
 def ring_spans(start: int, stop: int, capacity: int) -> Iterator[tuple[slice, int]]:
@@ -65,39 +73,43 @@ class SampleRing:
         self.capacity = capacity
         self.end: int | None = None
         """One past the newest sample; None until something was pushed."""
+        self._first = 0
+        self._gaps: deque[tuple[int, int]] = deque()
+        """Spans that were skipped since `_first`, as far as they are still held."""
         self._samples = np.zeros(capacity, np.float32)
-        self._missing = np.ones(capacity, np.bool_)
 
-    def push(self, index: int, samples: npt.NDArray[np.float32]) -> None:
+    def push(self, index: int, samples: Samples) -> None:
         """Append `samples`, the first of them at `index`; a gap before it is zero and missing.
 
         Raises:
             ValueError: samples at these indices were pushed, or skipped, before. Nothing changes then.
         """
-        if self.end is not None and index < self.end:
-            raise ValueError(f"sample {index} comes after sample {self.end}: overlap or duplicate")
         stop = index + samples.size
-        if self.end is not None:
-            self._fill(max(self.end, stop - self.capacity), index, None)
-        kept = min(samples.size, self.capacity)
-        self._fill(stop - kept, stop, samples[samples.size - kept :])
+        oldest = stop - self.capacity
+        if self.end is None:
+            self._first = index
+        elif index < self.end:
+            raise ValueError(f"sample {index} comes after sample {self.end}: overlap or duplicate")
+        elif index > self.end:
+            for span, _ in ring_spans(max(self.end, oldest), index, self.capacity):
+                self._samples[span] = 0
+            self._gaps.append((self.end, index))
+        if samples.size > self.capacity:
+            index, samples = oldest, samples[-self.capacity :]
+        for span, offset in ring_spans(index, stop, self.capacity):
+            self._samples[span] = samples[offset : offset + span.stop - span.start]
         self.end = stop
+        while self._gaps and self._gaps[0][1] <= oldest:
+            self._gaps.popleft()
 
     def read(self, start: int, stop: int) -> tuple[Samples, int]:
         """Return a copy of exactly `[start, stop)` and how many of its samples are missing."""
         samples = np.zeros(stop - start, np.float32)
         if self.end is None:
             return samples, samples.size
-        held = 0
-        first, last = max(start, self.end - self.capacity), min(stop, self.end)
+        first, last = max(start, self._first, self.end - self.capacity), min(stop, self.end)
         for span, offset in ring_spans(first, last, self.capacity):
             at = first - start + offset
             samples[at : at + span.stop - span.start] = self._samples[span]
-            held += span.stop - span.start - int(np.count_nonzero(self._missing[span]))
-        return samples, samples.size - held
-
-    def _fill(self, start: int, stop: int, samples: npt.NDArray[np.float32] | None) -> None:
-        for span, offset in ring_spans(start, stop, self.capacity):
-            length = span.stop - span.start
-            self._samples[span] = 0 if samples is None else samples[offset : offset + length]
-            self._missing[span] = samples is None
+        skipped = sum(max(0, min(last, end) - max(first, begin)) for begin, end in self._gaps)
+        return samples, samples.size - max(0, last - first) + skipped

@@ -61,6 +61,7 @@ class FusionCore:
         self._streams: dict[str, Stream] = {
             name: self._stream(name, item) for name, item in config.inputs.items()
         }
+        self._clocked = [stream for stream in self._streams.values() if not isinstance(stream, TextStream)]
         self._routes: dict[str, list[Stream]] = {}
         self._newest_of_topic: dict[str, int] = {}
         self._newest_ns: int | None = None
@@ -91,11 +92,10 @@ class FusionCore:
         if self._newest_ns is None:
             return None
         latest_ns = self._newest_ns - self.lateness_ns
-        clocked = [s.newest_ns for s in self._streams.values() if not isinstance(s, TextStream)]
-        if not self._waits_for_streams or not clocked:
+        if not self._waits_for_streams or not self._clocked:
             return latest_ns
-        reached = [stamp_ns for stamp_ns in clocked if stamp_ns is not None]
-        return max(min(reached), latest_ns) if len(reached) == len(clocked) else latest_ns
+        oldest_ns = min(s.newest_ns if s.newest_ns is not None else latest_ns for s in self._clocked)
+        return max(oldest_ns, latest_ns)
 
     @property
     def deadline_ns(self) -> int | None:
@@ -176,10 +176,12 @@ class FusionCore:
 
     def _advance(self, message: Message[Header]) -> None:
         """Move the newest stamp of all; sound counts up to its last sample."""
-        stamps = [s.newest_ns for s in self._routes.get(message.topic, ()) if isinstance(s, AudioStream)]
-        reached_ns = max([message.header.stamp_ns, *(stamp for stamp in stamps if stamp is not None)])
+        stamp_ns = reached_ns = message.header.stamp_ns
+        for stream in self._routes.get(message.topic, ()):
+            if isinstance(stream, AudioStream) and stream.newest_ns is not None:
+                reached_ns = max(reached_ns, stream.newest_ns)
         if self._newest_ns is None:
-            self._next_tick = message.header.stamp_ns // self.hop_ns + 1
+            self._next_tick = stamp_ns // self.hop_ns + 1
             self._newest_ns = reached_ns
         self._newest_ns = max(self._newest_ns, reached_ns)
 
@@ -188,14 +190,14 @@ class FusionCore:
         assert watermark_ns is not None
         assert self._next_tick is not None
         last_tick = watermark_ns // self.hop_ns
+        if last_tick < self._next_tick:
+            return []
         first_tick = max(self._next_tick, last_tick - MAX_CUT_AT_ONCE + 1)
         if first_tick > self._next_tick:
             self.counts["windows"]["skipped"] += first_tick - self._next_tick
-        ticks = range(first_tick, last_tick + 1)
-        if ticks:
-            self._next_tick = ticks.stop
-            self._final_ns = last_tick * self.hop_ns
-        return [self._window(tick) for tick in ticks]
+        self._next_tick = last_tick + 1
+        self._final_ns = last_tick * self.hop_ns
+        return [self._window(tick) for tick in range(first_tick, last_tick + 1)]
 
     def _window(self, tick: int) -> Window:
         end_ns = tick * self.hop_ns

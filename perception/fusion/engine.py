@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -187,8 +187,9 @@ class Engine:
             launched |= {name: made[name] for name in changed}
             spans |= dict.fromkeys(changed, span)
         self._lanes.join()
+        finite = _are_finite(encoding.features for encoding in launched.values() if encoding is not None)
         for name, encoding in launched.items():
-            self._cache[name] = _Cached(keys[name], self._checked(name, encoding))
+            self._cache[name] = _Cached(keys[name], self._checked(name, encoding, finite))
         encodings = {name: self._cache[name].encoding for name in self.encoders if name in inputs}
         known = {name: encoding for name, encoding in encodings.items() if encoding is not None}
         took_ms = {name: spans[name].ms if name in spans else 0.0 for name in self.encoders}
@@ -209,19 +210,19 @@ class Engine:
         except ValueError:
             return {names[0]: None}
 
-    def _checked(self, name: str, encoding: Encoding | None) -> Encoding | None:
-        """Leave out and count what is of no use; this waits for the device."""
+    def _checked(self, name: str, encoding: Encoding | None, finite: bool) -> Encoding | None:
+        """Leave out and count what is of no use; `finite` if all features are known to be."""
         if encoding is None:
             self.counts[f"{name} refused its input"] += 1
             return None
-        if not (np.isfinite(encoding.features.numpy(force=True)).all() and _is_finite(encoding.branch)):
+        if not ((finite or _are_finite([encoding.features])) and _is_finite(encoding.branch)):
             self.counts[f"{name} not finite"] += 1
             return None
         return encoding
 
     def tensors(self, window: Window, encoded: Encoded) -> Shown:
         """Return what the head takes."""
-        features = {name: encoding.features[None] for name, encoding in encoded.encodings.items()}
+        features = {name: encoding.features.unsqueeze(0) for name, encoding in encoded.encodings.items()}
         present = torch.tensor([[name in features for name in self.encoders]], device=self.device)
         ages_s = torch.tensor([[self._age_s(window, name) for name in self.encoders]], device=self.device)
         return features, present, ages_s
@@ -290,7 +291,7 @@ class Engine:
 
 
 def _conclusion(head: Head, recent: Recent) -> Fused:
-    probabilities = torch.softmax(head(*recent.last(head.ticks)).double(), dim=1)[0].cpu().numpy()
+    probabilities = torch.softmax(head(*recent.last(head.ticks)), dim=1, dtype=torch.float64)[0].cpu().numpy()
     best = int(probabilities.argmax())
     if math.isnan(probabilities[best]):
         raise ValueError("the fusion head concludes what is not a number")
@@ -302,6 +303,13 @@ def _conclusion(head: Head, recent: Recent) -> Fused:
         confidence=float(probabilities[best]),
         entropy=max(0.0, float(-(positive * np.log(positive)).sum())),
     )
+
+
+def _are_finite(features: Iterable[torch.Tensor]) -> bool:
+    """Return whether all these float32 numbers are finite; this waits for the device."""
+    # a sum in float64 is finite exactly if they are
+    known = list(features)
+    return not known or math.isfinite(float(torch.cat(known).sum(dtype=torch.float64)))
 
 
 def _is_finite(branch: BranchState) -> bool:

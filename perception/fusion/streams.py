@@ -3,12 +3,12 @@
 from bisect import insort
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
+from msgspec import structs
 
-from perception.features.window import SampleRing, decode_samples
+from perception.features.window import SampleRing, decode_samples, is_finite
 from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, WindowInput
 from perception.messages import (
     AudioBlock,
@@ -32,6 +32,8 @@ MAX_FRAMES: Final = 256
 EARLY: Final = 0.9
 """A frame may come a little sooner than one period after the one before."""
 MAX_TEXTS: Final = 64
+MAX_UNREAD: Final = 64
+"""Blocks kept as they came until a window is cut; more are decoded before."""
 
 
 class RefusedError(ValueError):
@@ -107,11 +109,13 @@ class CameraStream:
 
 
 def _newest(frames: deque[Message[CameraFrame]], end_ns: int) -> Message[CameraFrame] | None:
-    return next((frame for frame in reversed(frames) if frame.header.stamp_ns <= end_ns), None)
+    for frame in reversed(frames):
+        if frame.header.stamp_ns <= end_ns:
+            return frame
+    return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
+class _Block(NamedTuple):
     start: int
     stop: int
     stamp_ns: int
@@ -125,6 +129,8 @@ class AudioStream:
     def __init__(self, topic: str, *, length_ns: int, history_ns: int, counts: Counter[str]) -> None:
         """Windows are `length_ns` long; the ring reaches `history_ns` back; repairs go to `counts`."""
         self.topic = topic
+        self.newest_ns: int | None = None
+        """End of the newest sample."""
         self._counts = counts
         self._length_ns = length_ns
         self._history_ns = history_ns
@@ -134,14 +140,8 @@ class AudioStream:
         self._offset = 0
         self._first = 0
         self._blocks: deque[_Block] = deque()
-
-    @property
-    def newest_ns(self) -> int | None:
-        """End of the newest sample."""
-        if not self._blocks:
-            return None
-        last = self._blocks[-1]
-        return last.stamp_ns + _duration_ns(last.stop - last.start, self._rate_hz)
+        self._unread: deque[tuple[int, Message[AudioBlock]]] = deque()
+        """Blocks that are not in the ring yet, with the index of their first sample there."""
 
     def push(self, message: Message[AudioBlock]) -> None:
         """Take one block.
@@ -150,17 +150,35 @@ class AudioStream:
             RefusedError: the samples are not finite, or overlap what is already there.
         """
         header = message.header
-        try:
-            samples = decode_samples(header, message.payload)
-        except ValueError as error:
-            raise RefusedError("not finite") from error
+        if not is_finite(header, message.payload):
+            raise RefusedError("not finite")
         start = self._place(header)
         assert self._ring is not None
-        self._ring.push(start, samples)
-        stop = start + len(samples)
-        self._blocks.append(_Block(start, stop, header.stamp_ns, header.seq, message.received_ns))
+        self._unread.append((start, message))
+        if len(self._unread) >= MAX_UNREAD:
+            self._read()
+        stop = start + header.samples
+        self._append(_Block(start, stop, header.stamp_ns, header.seq, message.received_ns))
         while self._blocks[0].stop < stop - self._ring.capacity:
             self._blocks.popleft()
+
+    def _read(self) -> None:
+        """Decode the blocks that came since the last window, those that lie end to end at once."""
+        assert self._ring is not None
+        while self._unread:
+            start, first = self._unread.popleft()
+            header, payloads = first.header, [first.payload]
+            stop = start + header.samples
+            while self._unread and self._unread[0][0] == stop and _alike(self._unread[0][1].header, header):
+                _, following = self._unread.popleft()
+                payloads.append(following.payload)
+                stop += following.header.samples
+            whole = structs.replace(header, samples=stop - start)
+            self._ring.push(start, decode_samples(whole, b"".join(payloads)))
+
+    def _append(self, block: _Block) -> None:
+        self._blocks.append(block)
+        self.newest_ns = block.stamp_ns + _duration_ns(block.stop - block.start, self._rate_hz)
 
     def _place(self, header: AudioBlock) -> int:
         """Index of the block's first sample; a counter that contradicts its stamps is re-anchored."""
@@ -168,9 +186,8 @@ class AudioStream:
             self._open(header)
             return header.sample_index
         last = self._blocks[-1]
-        newest_ns = self.newest_ns
-        assert newest_ns is not None
-        elapsed_ns = header.stamp_ns - newest_ns
+        assert self.newest_ns is not None
+        elapsed_ns = header.stamp_ns - self.newest_ns
         start = header.sample_index + self._offset
         error_ns = elapsed_ns - _duration_ns(start - last.stop, self._rate_hz)
         if header.source != self._source or start < last.stop or abs(error_ns) > RESYNC_NS:
@@ -189,6 +206,7 @@ class AudioStream:
         self._first = header.sample_index
         self._ring = SampleRing(header.rate_hz, _samples(self._history_ns, header.rate_hz))
         self._blocks.clear()
+        self._unread.clear()
 
     def mark(self) -> InputMark:
         """Return where the samples stand."""
@@ -216,19 +234,19 @@ class AudioStream:
         self._rate_hz, self._source, self._offset, self._first = at.rate_hz, at.source, at.offset, at.first
         self._ring = SampleRing(at.rate_hz, _samples(self._history_ns, at.rate_hz))
         self._ring.push(at.stop, np.empty(0, np.float32))
-        self._blocks.append(_Block(at.start, at.stop, at.stamp_ns, at.seq, 0))
+        self._append(_Block(at.start, at.stop, at.stamp_ns, at.seq, 0))
 
     def cut(self, end_ns: int) -> WindowInput:
         """Return exactly the samples of `[end_ns - length, end_ns)`."""
         if self._ring is None:
             return WindowInput(self.topic, "absent", "never")
-        newest_ns = self.newest_ns
-        assert newest_ns is not None
+        assert self.newest_ns is not None
+        self._read()
         stop = self._index_at(end_ns)
         if stop is None:
             return WindowInput(self.topic, "absent", "filling")
         if stop > self._blocks[-1].stop:
-            behind_ns = end_ns - newest_ns
+            behind_ns = end_ns - self.newest_ns
             reason = "dead" if behind_ns > DEAD_AFTER_NS else "late"
             return WindowInput(self.topic, "absent", reason, behind_ns)
         start = stop - _samples(self._length_ns, self._rate_hz)
@@ -258,6 +276,10 @@ class AudioStream:
                 return index if following is None else min(index, following.start)
             following = block
         return None
+
+
+def _alike(one: AudioBlock, other: AudioBlock) -> bool:
+    return (one.format, one.channels) == (other.format, other.channels)
 
 
 def _samples(duration_ns: int, rate_hz: int) -> int:
