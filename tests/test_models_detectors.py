@@ -12,7 +12,7 @@ import perception
 from perception.errors import ProfileError
 from perception.models import build_encoder
 from perception.models.encoder import Encoding, ImageInput
-from perception.models.images import Image
+from perception.models.images import Image, shrunk_grey
 from perception.profile import EncoderConfig
 
 CPU = torch.device("cpu")
@@ -114,6 +114,22 @@ def test_markers_are_found_with_their_ids_and_places() -> None:
     assert encoding.features.tolist() == pytest.approx(expected, abs=0.005)
 
 
+@pytest.mark.parametrize("width", [640, 320, 300])
+def test_a_marker_stays_where_it_is_in_a_shrunk_frame(width: int) -> None:
+    (box,) = build("aruco", width=width)(ImageInput(scene((marker(3, 120), 300, 200)))).branch.boxes
+    assert box.label == "3"
+    assert (box.x, box.y, box.width, box.height) == pytest.approx((320, 220, 119, 119), abs=1.5)
+
+
+def test_encoders_of_one_frame_share_its_grey_levels() -> None:
+    data = ImageInput(scene())
+    first, factor = shrunk_grey(data, 160)
+    assert factor == 4
+    assert first.shape == (120, 160)
+    assert shrunk_grey(data, 200)[0] is first
+    assert shrunk_grey(data, 640)[0].shape == (480, 640)
+
+
 def test_an_unknown_dictionary_is_refused_with_those_there_are() -> None:
     with pytest.raises(ProfileError, match=r"options\.dictionary: no such dictionary; known are DICT_"):
         build("aruco", dictionary="DICT_9X9")
@@ -152,7 +168,7 @@ def test_what_is_no_bgr_image_is_refused(kind: str, image: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_smallest_frames_and_read_only_ones_are_taken(kind: str) -> None:
-    for shape in ((16, 16, 3), (1, 40, 3), (40, 1, 3)):
+    for shape in ((16, 16, 3), (1, 40, 3), (40, 1, 3), (1, 4000, 3)):
         image = np.zeros(shape, np.uint8)
         image.flags.writeable = False
         assert torch.isfinite(build(kind)(ImageInput(image, image)).features).all()

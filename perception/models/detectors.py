@@ -4,7 +4,6 @@ Positions among the features are fractions of the frame (0 left and top, 1 right
 in pixels of the source frame.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final
@@ -16,11 +15,12 @@ from pydantic import Field, field_validator
 
 from perception.messages import Box, BranchState
 from perception.models.encoder import Encoding, ImageInput
-from perception.models.images import Image, check_bgr
+from perception.models.images import Image, check_bgr, shrunk_grey
 from perception.profile import Section
 
 Grey = np.typing.NDArray[np.float32]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+SHRUNK: Final = "wider frames are first shrunk by a whole factor to at most this"
 MAX_OVERLAP: Final = 0.3
 """Intersection over union above which two detections are one face."""
 NOWHERE: Final = (0.5, 0.5)
@@ -39,9 +39,7 @@ class HaarFaces:
         min_size: Fraction = 0.15
         scale: Annotated[float, Field(gt=1, le=2, description="step between the sizes tried")] = 1.1
         neighbours: Annotated[int, Field(ge=1, description="hits that make a face")] = 4
-        width: Annotated[
-            int, Field(ge=64, description="wider frames are first shrunk by a whole factor to at most this")
-        ] = 240
+        width: Annotated[int, Field(ge=64, description=SHRUNK)] = 240
 
     modality: ClassVar[str] = "camera"
     dim = 5
@@ -56,7 +54,7 @@ class HaarFaces:
 
     def __call__(self, data: ImageInput, /) -> Encoding:
         """Find faces in the newest frame."""
-        boxes = self._detect(check_bgr(data.image))
+        boxes = self._detect(*shrunk_grey(data, self._options.width))
         height, width = data.image.shape[:2]
         features = [0.0, *NOWHERE, 0.0, 0.0]
         if boxes:
@@ -70,12 +68,9 @@ class HaarFaces:
         """None: the cascade comes with OpenCV."""
         return {}
 
-    def _detect(self, image: Image) -> list[Box]:
+    def _detect(self, grey: Image, factor: int) -> list[Box]:
         """Return the faces, largest first."""
-        shrink = 1 / math.ceil(image.shape[1] / self._options.width)  # any other factor takes longer to apply
-        small = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
         # Not equalised: that lifts the noise of even surfaces; it found fewer faces in thrice the time.
-        grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
         least = max(20, round(self._options.min_size * grey.shape[0]))
         found, _, margins = self._cascade.detectMultiScale3(
             grey,
@@ -85,7 +80,7 @@ class HaarFaces:
             outputRejectLevels=True,
         )
         boxes = [
-            _face(rectangle, float(margin), shrink)
+            _face(rectangle, float(margin), factor)
             for rectangle, margin in zip(found, np.ravel(margins), strict=True)
         ]
         # OpenCV's threads hand in their hits in any order.
@@ -96,9 +91,9 @@ class HaarFaces:
         return [boxes[index] for index in sorted(kept)]
 
 
-def _face(rectangle: Sequence[int], margin: float, shrink: float) -> Box:
+def _face(rectangle: Sequence[int], margin: float, factor: int) -> Box:
     """The last stage's margin has no upper bound: m / (1 + m) keeps its order within [0, 1)."""
-    x, y, width, height = (float(value) / shrink for value in rectangle)
+    x, y, width, height = (float(value) * factor for value in rectangle)
     margin = max(margin, 0.0)
     return Box(x=x, y=y, width=width, height=height, label="face", score=margin / (1 + margin))
 
@@ -111,10 +106,11 @@ class ArucoMarkers:
     """
 
     class Options(Section):
-        """`ids` get a feature of their own each."""
+        """`ids` get a feature of their own each; shrunk frames want markers of 20 pixels and more."""
 
         dictionary: str = "DICT_4X4_50"
         ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
+        width: Annotated[int, Field(ge=64, description=SHRUNK)] = 1920
 
         @field_validator("dictionary")
         @classmethod
@@ -130,6 +126,7 @@ class ArucoMarkers:
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
         self._ids = options.ids
+        self._width = options.width
         self._device = device
         dictionary = cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, options.dictionary))
         self._detector = cv2.aruco.ArucoDetector(dictionary, cv2.aruco.DetectorParameters())
@@ -137,7 +134,7 @@ class ArucoMarkers:
 
     def __call__(self, data: ImageInput, /) -> Encoding:
         """Find markers in the newest frame."""
-        boxes = self._detect(check_bgr(data.image))
+        boxes = self._detect(*shrunk_grey(data, self._width))
         height, width = data.image.shape[:2]
         features = [0.0, *NOWHERE, 0.0]
         if boxes:
@@ -152,11 +149,12 @@ class ArucoMarkers:
         """None: the dictionary is fixed."""
         return {}
 
-    def _detect(self, image: Image) -> list[Box]:
+    def _detect(self, grey: Image, factor: int) -> list[Box]:
         """Return the markers' bounding boxes, largest first."""
-        corners, ids, _ = self._detector.detectMarkers(image)
+        corners, ids, _ = self._detector.detectMarkers(grey)
         boxes = [
-            _bounding_box(quad.reshape(4, 2), str(int(marker)))
+            # A corner is the centre of a pixel, as which factor x factor of them stand.
+            _bounding_box(quad.reshape(4, 2) * factor + (factor - 1) / 2, str(int(marker)))
             for quad, marker in zip(corners, () if ids is None else ids.ravel(), strict=True)
         ]
         return sorted(boxes, key=lambda box: (-box.height, int(box.label), box.x, box.y))
@@ -176,7 +174,7 @@ class Motion:
     class Options(Section):
         """`threshold` is in grey levels of 255, after blurring."""
 
-        width: Annotated[int, Field(ge=16, description="frames are shrunk to this width")] = 160
+        width: Annotated[int, Field(ge=16, description=SHRUNK)] = 160
         blur: Annotated[float, Field(gt=0, description="standard deviation in shrunken pixels")] = 1.5
         threshold: Annotated[float, Field(gt=0, lt=255)] = 12.0
 
@@ -189,23 +187,22 @@ class Motion:
     ) -> None:
         self._options = options
         self._device = device
-        self._prepared: tuple[Image, Grey] | None = None
+        self._prepared: tuple[Image, Grey, int] | None = None
 
     def __call__(self, data: ImageInput, /) -> Encoding:
         """Compare the two frames; with no previous one of the same shape nothing moved."""
         image, previous = check_bgr(data.image), data.previous
         if previous is None or previous.shape != image.shape:
             return self._encoding([0.0, 0.0, *NOWHERE])
-        before = self._prepare(check_bgr(previous))
-        change = self._prepare(image) - before
+        before, factor = self._prepare(ImageInput(previous))
+        change = self._prepare(data)[0] - before
         change = np.abs(change - np.median(change))
         moved = (change > self._options.threshold).astype(np.uint8)
         fraction, mean = float(moved.mean()), float(change.mean()) / 255
         if not moved.any():
             return self._encoding([0.0, mean, *NOWHERE])
         height, width = moved.shape
-        scale = image.shape[1] / width
-        left, top, across, down = (side * scale for side in cv2.boundingRect(moved))
+        left, top, across, down = (float(side * factor) for side in cv2.boundingRect(moved))
         box = Box(x=left, y=top, width=across, height=down, label="motion", score=fraction)
         rows, columns = np.nonzero(moved)
         centre = ((float(columns.mean()) + 0.5) / width, (float(rows.mean()) + 0.5) / height)
@@ -215,17 +212,13 @@ class Motion:
         """None."""
         return {}
 
-    def _prepare(self, image: Image) -> Grey:
+    def _prepare(self, data: ImageInput) -> tuple[Grey, int]:
         """Shrink and blur a frame, once: the newest of one window is the previous of the next."""
-        if self._prepared is not None and self._prepared[0] is image:
-            return self._prepared[1]
-        width = min(self._options.width, image.shape[1])
-        height = max(1, round(image.shape[0] * width / image.shape[1]))
-        small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
-        blurred = cv2.GaussianBlur(grey, (0, 0), self._options.blur).astype(np.float32)
-        self._prepared = image, blurred
-        return blurred
+        if self._prepared is None or self._prepared[0] is not data.image:
+            grey, factor = shrunk_grey(data, self._options.width)
+            blurred = cv2.GaussianBlur(grey, (0, 0), self._options.blur).astype(np.float32)
+            self._prepared = data.image, blurred, factor
+        return self._prepared[1:]
 
     def _encoding(self, features: list[float], boxes: tuple[Box, ...] = ()) -> Encoding:
         branch = BranchState(labels=("motion",), scores=(features[0],), boxes=boxes)

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from perception.messages import BranchState
+
+MadeT = TypeVar("MadeT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +20,14 @@ class ImageInput:
     image: npt.NDArray[np.uint8]
     """(height, width, 3) BGR."""
     previous: npt.NDArray[np.uint8] | None = None
-    _made: dict[Hashable, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
+    _made: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    def shared(self, key: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def shared(self, key: Hashable, make: Callable[[], MadeT]) -> MadeT:
         """Return what several encoders make of the frame alike, made once; nobody writes to it."""
         if key not in self._made:
             self._made[key] = make()
-        return self._made[key]
+        made: MadeT = self._made[key]
+        return made
 
 
 @dataclass(frozen=True, slots=True)

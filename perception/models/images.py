@@ -1,7 +1,12 @@
-"""What every image encoder asks of its input."""
+"""What every image encoder asks of its input, and grey levels for those that take no colour."""
 
+import math
+
+import cv2
 import numpy as np
 import numpy.typing as npt
+
+from perception.models.encoder import ImageInput
 
 Image = npt.NDArray[np.uint8]
 
@@ -11,3 +16,27 @@ def check_bgr(image: Image) -> Image:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"not a BGR image: {image.shape} {image.dtype}, expected (height, width, 3) uint8")
     return image
+
+
+def shrunk_grey(data: ImageInput, width: int) -> tuple[Image, int]:
+    """Return the frame in grey levels, (height, width) uint8, shrunk to at most `width`, and by which factor.
+
+    The factor is whole, since any other takes longer to apply. Encoders of one frame share the work.
+    ValueError: it is no BGR image.
+    """
+    image = check_bgr(data.image)
+    factor = min(math.ceil(image.shape[1] / width), image.shape[0])
+    return data.shared(("grey", factor), lambda: _shrunk(_grey(data), factor)), factor
+
+
+def _grey(data: ImageInput) -> Image:
+    return data.shared(
+        "grey", lambda: cv2.cvtColor(data.image, cv2.COLOR_BGR2GRAY).astype(np.uint8, copy=False)
+    )
+
+
+def _shrunk(grey: Image, factor: int) -> Image:
+    if factor == 1:
+        return grey
+    small = cv2.resize(grey, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
+    return small.astype(np.uint8, copy=False)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from perception.models.checkpoint import config_hash
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Counts up when the same source, encoders and configuration would give other features."""
 
 
