@@ -121,6 +121,13 @@ def test_a_marker_stays_where_it_is_in_a_shrunk_frame(width: int) -> None:
     assert (box.x, box.y, box.width, box.height) == pytest.approx((320, 220, 119, 119), abs=1.5)
 
 
+@pytest.mark.parametrize("width", [640, 320])
+def test_a_marker_on_a_card_at_the_edge_of_the_frame_is_found(width: int) -> None:
+    card = marker(2, 120)
+    data = ImageInput(scene((card, 640 - card.shape[1] - 4, 170)))
+    assert build("aruco", width=width)(data).branch.labels == ("2",)
+
+
 def test_encoders_of_one_frame_share_its_grey_levels() -> None:
     data = ImageInput(scene())
     first, factor = shrunk_grey(data, 160)

@@ -129,7 +129,9 @@ class ArucoMarkers:
         self._width = options.width
         self._device = device
         dictionary = cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, options.dictionary))
-        self._detector = cv2.aruco.ArucoDetector(dictionary, cv2.aruco.DetectorParameters())
+        parameters = cv2.aruco.DetectorParameters()
+        parameters.minMarkerDistanceRate = 0.05  # else a card's edge is taken in place of the marker on it
+        self._detector = cv2.aruco.ArucoDetector(dictionary, parameters)
         self.dim = 4 + len(self._ids)
 
     def __call__(self, data: ImageInput, /) -> Encoding:
