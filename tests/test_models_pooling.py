@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 
-from perception.models.pooling import LogLinearPool, ReliabilityPool
+from perception.models.pooling import LogLinearPool
 
 PRIOR = np.array([0.7, 0.2, 0.1])
 
@@ -66,13 +66,16 @@ def test_temperatures_undo_overconfidence_as_found_by_an_independent_minimiser()
     distorted = logits * torch.tensor([3.0, 1.0, 0.25])[:, None]
     fitted, present = pool(), torch.ones(3000, 3, dtype=torch.bool)
     fitted.fit_temperatures(distorted, present, labels)
+    assert (fitted.doubt < 0.03).all(), "no branch was wrong for no reason"
     for branch in range(3):
 
         def nll(log_t: float, branch: int = branch) -> float:
-            return F.cross_entropy(distorted[:, branch].double() / np.exp(log_t), labels).item()
+            told = F.softmax(distorted[:, branch].double() / np.exp(log_t), dim=1)
+            doubt = fitted.doubt[branch].double()
+            return F.nll_loss(((1 - doubt) * told + doubt / 3).log(), labels).item()
 
         best = np.exp(minimize_scalar(nll, bounds=(-3, 3), method="bounded").x)
-        assert fitted.temperature[branch].item() == pytest.approx(best, rel=0.02)
+        assert fitted.temperature[branch].item() == pytest.approx(best, rel=0.03)
     assert fitted.temperature[0].item() == pytest.approx(3.0, rel=0.15)
 
 
@@ -114,13 +117,21 @@ def test_fitting_stays_finite_on_separable_data_and_leaves_a_branch_never_seen_a
     assert (fitted(logits, present).argmax(dim=1) == labels).all()
 
 
-def test_doubt_bounds_what_a_branch_can_do_that_is_wrongly_sure() -> None:
-    logits = torch.tensor([[[500.0, 0.0, 0.0], [0.0, 6.0, 0.0]]])
-    present, quality = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 1)
-    odds = []
+def test_doubt_is_how_often_a_branch_knows_nothing_and_bounds_what_it_can_do() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(3000) % 3
+    blind = torch.rand(3000, generator=generator) < 0.2
+    guessed = torch.randint(3, (3000,), generator=generator)
+    logits = 20 * F.one_hot(torch.where(blind, guessed, labels), 3).float()[:, None]
+    fitted = LogLinearPool(1, 3)
+    fitted.fit_temperatures(logits, torch.ones(3000, 1, dtype=torch.bool), labels)
+    assert fitted.doubt.item() == pytest.approx(0.2, abs=0.03)
+    assert fitted.calibrated(logits).exp().sum(dim=2).numpy() == pytest.approx(np.ones((3000, 1)), abs=1e-5)
+    disputed = torch.tensor([[[500.0, 0.0, 0.0], [0.0, 6.0, 0.0]]])
+    both, odds = LogLinearPool(2, 3), []
     for doubt in (0.0, 0.1):
-        log_p = ReliabilityPool(2, 1, 3, doubt=doubt)(logits, present, quality)
-        assert log_p.exp().sum().item() == pytest.approx(1)
+        both.doubt.fill_(doubt)
+        log_p = both(disputed, torch.ones(1, 2, dtype=torch.bool))
         odds.append((log_p[0, 0] - log_p[0, 1]).item())
     assert odds[0] > 400
     assert odds[1] < 1

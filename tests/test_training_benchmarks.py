@@ -8,13 +8,23 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
 
 from perception.cli import run
+from perception.models.checkpoint import load_head
 from perception.training.benchmarks import avmnist, avmnist_data, esc10, grid
 from perception.training.benchmarks.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured
 from perception.training.benchmarks.grid_data import FRAME_RATE_HZ
-from perception.training.benchmarks.grid_experts import Synchroniser
-from perception.training.benchmarks.grid_features import LAGS_S, OFFSETS_S, SNRS_DB, Course, interpolated
+from perception.training.benchmarks.grid_experts import NoiseLevels, Synchroniser, aligned
+from perception.training.benchmarks.grid_features import (
+    LAGS_S,
+    OFFSETS_S,
+    SNRS_DB,
+    TEST_NOISE,
+    TRAINING_NOISE,
+    Course,
+    interpolated,
+)
 from perception.training.benchmarks.results import Figures
 from perception.training.imbalance import Imbalance
 
@@ -102,12 +112,59 @@ def test_the_synchroniser_finds_how_late_the_video_is() -> None:
         moments.append(at_s)
         heard = interpolated(motion, at_s * FRAME_RATE_HZ - 0.5)
         sounds.append((heard + rng.normal(size=heard.shape) / 5).astype(np.float32))
-    course = Course({(snr_db, seed): sounds for snr_db in SNRS_DB for seed in (0, 1)}, mouths, moments)
-    fits = Synchroniser().fit(course, np.arange(18))(course, np.arange(18, 24), 0.0, 1)
+    course = Course(
+        {(snr_db, seed): sounds for snr_db in SNRS_DB for seed in (*TRAINING_NOISE, TEST_NOISE)},
+        mouths,
+        moments,
+    )
+    fits = Synchroniser().fit(course, np.arange(18))(course, np.arange(18, 24), 0.0)
     for offset_s in OFFSETS_S:
         shifts = [LAGS_S.index(round(offset_s + shift, 1)) for shift in OFFSETS_S]
         found = np.asarray(OFFSETS_S)[fits[:, shifts].argmax(axis=1)]
         assert found == pytest.approx(np.full(6, -offset_s))
+
+
+def test_video_is_looked_at_where_the_lag_fits_and_where_nothing_fits_better_as_it_is() -> None:
+    seen = np.zeros((1, len(LAGS_S), 2))
+    in_step, late = LAGS_S.index(0.0), LAGS_S.index(0.3)
+    seen[0, in_step, 0] = seen[0, late, 1] = 5.0
+    fits = np.zeros((1, len(LAGS_S)))
+    assert aligned(seen, fits, 0.0).argmax() == 0
+    fits[0, late] = 20.0
+    for offset_s in (0.0, 0.2, -0.1):
+        assert aligned(seen, fits, offset_s).argmax() == 1
+
+
+def test_sound_is_told_by_the_noise_level_that_explains_it() -> None:
+    rng, labels = np.random.default_rng(0), np.arange(400) % 3
+    side = 3.0 * (labels - 1)[:, None]
+    told_at = {0.0: (side, 0.0), 10.0: (-side, 30.0)}  # what it means turns round with the level
+    heard = {
+        level: np.hstack([means, np.full((400, 1), floor)]) + rng.normal(size=(400, 2)) / 3
+        for level, (means, floor) in told_at.items()
+    }
+    components = PCA(2).fit(np.concatenate([*heard.values()]))
+    levels = NoiseLevels().fit({level: x[:200] for level, x in heard.items()}, labels[:200], components)
+    for x in heard.values():
+        assert (levels(x[200:]).argmax(axis=1) == labels[200:]).mean() > 0.98
+
+
+def test_the_benchmarks_pool_is_a_head_that_a_node_loads(tmp_path: Path) -> None:
+    rng, labels = np.random.default_rng(0), np.arange(300) % 3
+    truth = np.eye(3)[labels]
+    logits = {
+        name: 30 * truth + noise * rng.normal(size=(300, 3)) for name, noise in {"a": 5, "b": 40}.items()
+    }
+    told = grid.told_by(logits, ("a", "b"))
+    head = grid.fit_head(told, ("x", "y", "z"), labels)
+    head.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(grid.answers(load_head(tmp_path), told), grid.answers(head, told))
+    np.testing.assert_allclose(
+        grid.answers(head, told),
+        head.pool(torch.stack([*told.values()], dim=1), torch.ones(300, 2, dtype=torch.bool)),
+        atol=1e-4,
+    )
+    assert head.pool.temperature[1] > head.pool.temperature[0]
 
 
 def test_a_gain_comes_with_its_interval_over_clips() -> None:

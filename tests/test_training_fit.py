@@ -12,7 +12,6 @@ from sklearn.utils.class_weight import compute_sample_weight
 from perception.errors import PerceptionError
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.networks import ConvEncoder
-from perception.models.pooling import ReliabilityPool
 from perception.profile import EncoderConfig
 from perception.training import augment, evaluate
 from perception.training import train as plans
@@ -309,25 +308,6 @@ def test_noise_has_the_asked_ratio_and_augmentation_is_repeatable() -> None:
         assert first.shape == pictures.shape
         assert torch.equal(first, second)
         assert not torch.equal(first, pictures)
-
-
-def test_a_branch_that_looks_unreliable_loses_its_weight() -> None:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(900) % 3
-    truth = torch.nn.functional.one_hot(labels, 3).float()
-    noisy = torch.rand(900, generator=generator) < 0.5
-    wrong = torch.roll(truth, 1, dims=1)
-    good = 2 * truth + torch.randn(900, 3, generator=generator)
-    logits = torch.stack([torch.where(noisy[:, None], 6 * wrong, 6 * truth), good], dim=1)
-    quality = noisy.float()[:, None]
-    pool = ReliabilityPool(2, 1, 3)
-    present = torch.ones(900, 2, dtype=torch.bool)
-    pool.fit(logits, present, quality, labels)
-    weights = pool.weights(torch.tensor([[0.0], [1.0]]))
-    assert weights[0, 0] > 0.4
-    assert weights[1, 0] < 0.1
-    right = (pool(logits, present, quality).argmax(dim=1) == labels).float().mean()
-    assert right > (good.argmax(dim=1) == labels).float().mean()
 
 
 def test_late_inputs_are_those_of_earlier_ticks_of_the_same_source() -> None:

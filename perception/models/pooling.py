@@ -2,9 +2,11 @@
 
     log p(y|x) = sum_m w_m log p_m(y|x_m) - (sum_m w_m - 1) log p(y) + c
 
-Each branch has a temperature (Guo et al. 2017, "On Calibration of Modern Neural Networks") and a
-weight; a missing branch weighs 0, and the class prior, which every branch has learned, counts once.
-With all weights 1 this is Bayes' rule for conditionally independent branches.
+Each branch has a temperature (Guo et al. 2017, "On Calibration of Modern Neural Networks"), a doubt and
+a weight; a missing branch weighs 0, and the class prior, which every branch has learned, counts once.
+With all weights 1 this is Bayes' rule for conditionally independent branches. The doubt is the probability
+that a branch knows nothing in this window and tells the prior: it bounds what one branch can do that is
+sure of itself and wrong.
 """
 
 import math
@@ -19,25 +21,29 @@ MAX_ITERATIONS: Final = 200
 PULL: Final = 0.5
 """Pull of log-temperatures to 0 and weights to 1, as a unit Gaussian prior in the sum of all rows' NLL: it
 fades as rows grow in number. Without it, validation data that the branches separate perfectly would send
-both to infinity, or a branch that is not needed there to weight 0."""
+both to infinity, or a branch that is not needed there to weight 0. Log-odds of a doubt are pulled likewise
+to those of USUAL_DOUBT."""
+USUAL_DOUBT: Final = 0.02
 
 
 class LogLinearPool(nn.Module):
     """Combine M branches' scores over C classes; its numbers are fitted, not trained."""
 
     temperature: torch.Tensor
+    doubt: torch.Tensor
     weight: torch.Tensor
     log_prior: torch.Tensor
 
     def __init__(self, branches: int, classes: int) -> None:
         super().__init__()
         self.register_buffer("temperature", torch.ones(branches))
+        self.register_buffer("doubt", torch.zeros(branches))
         self.register_buffer("weight", torch.ones(branches))
         self.register_buffer("log_prior", torch.full((classes,), 1 / classes).log())
 
     def calibrated(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return each branch's log-probabilities at its temperature, (B, M, C)."""
-        return F.log_softmax(logits / self.temperature[:, None], dim=-1)
+        """Return each branch's log-probabilities at its temperature and doubt, (B, M, C)."""
+        return _calibrated(logits, self.temperature[:, None], self.doubt[:, None], self.log_prior)
 
     def forward(self, logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Pool logits (B, M, C) of the branches present (B, M) into log-probabilities (B, C).
@@ -47,17 +53,23 @@ class LogLinearPool(nn.Module):
         return self._pool(self.calibrated(_known(logits, present)), present, self.weight)
 
     def fit_temperatures(self, logits: torch.Tensor, present: torch.Tensor, labels: torch.Tensor) -> None:
-        """Minimise each branch's own NLL on validation logits (N, M, C); labels (N,) int64."""
+        """Minimise each branch's own NLL on validation logits (N, M, C); labels (N,) int64.
+
+        Its temperature and its doubt are fitted together.
+        """
+        start = torch.tensor([0.0, math.log(USUAL_DOUBT / (1 - USUAL_DOUBT))], device=logits.device).double()
         for branch in range(logits.shape[1]):
             rows = present[:, branch]
             if not rows.any():
                 continue
             own, targets = logits[rows, branch].double().detach(), labels[rows]
 
-            def nll(log_t: torch.Tensor, own: torch.Tensor = own, to: torch.Tensor = targets) -> torch.Tensor:
-                return F.cross_entropy(own / log_t.exp(), to) + PULL / len(to) * log_t.square()
+            def nll(point: torch.Tensor, own: torch.Tensor = own, to: torch.Tensor = targets) -> torch.Tensor:
+                log_p = _calibrated(own, point[0].exp(), point[1].sigmoid(), self.log_prior.double())
+                return F.nll_loss(log_p, to) + PULL / len(to) * (point - start).square().sum()
 
-            self.temperature[branch] = _minimise(nll, own.new_zeros(())).exp()
+            log_t, doubt = _minimise(nll, start)
+            self.temperature[branch], self.doubt[branch] = log_t.exp(), doubt.sigmoid()
 
     def fit_weights(self, logits: torch.Tensor, present: torch.Tensor, labels: torch.Tensor) -> None:
         """Minimise the pool's NLL over non-negative weights, temperatures as they are."""
@@ -82,6 +94,13 @@ def _known(logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     return torch.where(present[:, :, None], logits, 0.0)
 
 
+def _calibrated(
+    logits: torch.Tensor, temperature: torch.Tensor, doubt: torch.Tensor, log_prior: torch.Tensor
+) -> torch.Tensor:
+    log_p = F.log_softmax(logits / temperature, dim=-1)
+    return torch.logaddexp(log_p + torch.log1p(-doubt), log_prior + doubt.log())
+
+
 def _minimise(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor) -> torch.Tensor:
     point = start.clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
@@ -97,83 +116,3 @@ def _minimise(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor)
     with torch.enable_grad():
         optimiser.step(closure)  # type: ignore[no-untyped-call]
     return point.detach()
-
-
-class ReliabilityPool(nn.Module):
-    """Log-linear pool whose weights depend on how reliable each branch looks in this very window.
-
-        w = softplus(gate(q))
-
-    q are quality figures: how sure each branch is, how far its input lies from what it was trained on,
-    how loud the noise is. A branch that is confident for no reason loses its weight by these, where one
-    fixed weight would have to be too low for good windows or too high for bad ones.
-
-    Args:
-        branches: M.
-        qualities: Q, figures per window.
-        classes: C.
-        hidden: width of the gate's hidden layer; 0 for a linear gate.
-        doubt: probability with which a branch is taken to know nothing; it bounds what one branch, sure of
-            itself where it was never trained, can do even at a small weight.
-    """
-
-    mean: torch.Tensor
-    std: torch.Tensor
-    log_prior: torch.Tensor
-
-    def __init__(
-        self, branches: int, qualities: int, classes: int, hidden: int = 0, doubt: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.doubt = doubt
-        last = nn.Linear(hidden or qualities, branches)
-        nn.init.zeros_(last.weight)
-        nn.init.constant_(last.bias, math.log(math.expm1(1.0)))  # softplus of this is 1
-        inner = [nn.Linear(qualities, hidden), nn.Tanh()] if hidden else []
-        self.gate = nn.Sequential(*inner, last)
-        self.register_buffer("mean", torch.zeros(qualities))
-        self.register_buffer("std", torch.ones(qualities))
-        self.register_buffer("log_prior", torch.full((classes,), 1 / classes).log())
-
-    def weights(self, quality: torch.Tensor) -> torch.Tensor:
-        """Return each branch's weight (B, M) by quality figures (B, Q)."""
-        return F.softplus(self.gate((quality - self.mean) / self.std))
-
-    def forward(self, logits: torch.Tensor, present: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
-        """Pool logits (B, M, C) of the branches present (B, M) into log-probabilities (B, C)."""
-        log_p = F.log_softmax(_known(logits, present), dim=-1)
-        if self.doubt:
-            log_p = torch.logaddexp(log_p + math.log1p(-self.doubt), self.log_prior + math.log(self.doubt))
-        w = self.weights(quality) * present.to(log_p.dtype)
-        excess = w.sum(dim=1, keepdim=True) - 1
-        return F.log_softmax((w[:, :, None] * log_p).sum(dim=1) - excess * self.log_prior, dim=-1)
-
-    def fit(
-        self,
-        logits: torch.Tensor,
-        present: torch.Tensor,
-        quality: torch.Tensor,
-        labels: torch.Tensor,
-        independent: int | None = None,
-    ) -> None:
-        """Minimise the NLL on rows that no branch was trained on, good and bad windows among them.
-
-        `independent` is how many of the rows tell something new, where one clip stands in many of them under
-        different disturbances; all by default.
-        """
-        self.mean.copy_(quality.mean(dim=0))
-        self.std.copy_(quality.std(dim=0).clamp_min(1e-6))
-        shapes = {name: value.shape for name, value in self.named_parameters()}
-        start = nn.utils.parameters_to_vector(self.parameters()).detach().double()
-        buffers = {name: value.double() for name, value in self.named_buffers()}
-        data = logits.double(), present, quality.double()
-
-        def nll(point: torch.Tensor) -> torch.Tensor:
-            parts = torch.split(point, [shape.numel() for shape in shapes.values()])
-            given = {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
-            told = torch.func.functional_call(self, given | buffers, data)
-            pull = PULL / (independent or len(labels)) * (point - start).square().sum()
-            return F.nll_loss(told, labels) + pull
-
-        with torch.no_grad():
-            nn.utils.vector_to_parameters(_minimise(nll, start).to(self.mean.dtype), self.parameters())

@@ -1,7 +1,8 @@
 """One classifier per modality for the GRID benchmark, and one that tells how late the video is."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,8 @@ from perception.training.benchmarks.grid_features import (
     LAGS_S,
     OFFSETS_S,
     SNRS_DB,
+    TEST_NOISE,
+    TRAINING_NOISE,
     Course,
     Material,
     interpolated,
@@ -31,38 +34,72 @@ NOISES_PER_CLIP: Final = 3
 EPOCHS: Final = 30
 MOMENT_SOFTNESS: Final = 6.0
 """Neighbouring moments tell much the same; their likelihoods are flattened by this."""
-IN_STEP: Final = 0.9
+SYNCHRONISER_WEIGHT: Final = 0.5
+WORD_WEIGHT: Final = 0.1
+"""What a word and the synchroniser each say of the lag is flattened by these, found on inner folds."""
+LEVEL_SOFTNESS: Final = 4.0
+"""Softens the choice among noise levels: the one that explains the sound best is often a neighbour's."""
+IN_STEP: Final = 0.97
 """Prior probability that video and sound are in step; the other offsets share the rest."""
-BRANCHES: Final = ("audio", "audio, trained without noise", "video, aligned by sound")
-SINGLES: Final = ("audio", "audio, trained without noise", "video", "video, aligned by itself")
+BRANCHES: Final = ("audio, by noise level", "video, aligned by sound")
+SINGLES: Final = (
+    "audio",
+    "audio, by noise level",
+    "audio, trained without noise",
+    "video",
+    "video, aligned by itself",
+)
 """What one modality can do alone, searching for the word in the video included."""
-_AT_ZERO: Final = OFFSETS_S.index(0.0)
+_SHIFT_PRIOR: Final = np.log([IN_STEP if shift_s == 0 else (1 - IN_STEP) / 8 for shift_s in OFFSETS_S])
+Condition = tuple[float, float]
+"""SNR in dB, offset in s."""
 
 
 class Expert:
     """Principal components, then Gaussian classes with a shared, shrunken covariance."""
 
-    def fit(self, x: Any, labels: Any) -> "Expert":
-        """Fit rows (N, D)."""
-        self._pca = PCA(min(COMPONENTS, len(x) // 2), svd_solver="randomized", random_state=0).fit(x)
-        z = self._pca.transform(x)
-        self._lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(z, labels)
+    def fit(self, x: Any, labels: Any, pca: PCA | None = None) -> "Expert":
+        """Fit rows (N, D), on components found elsewhere if given."""
+        self.pca = pca or PCA(min(COMPONENTS, len(x) // 2), svd_solver="randomized", random_state=0).fit(x)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # a letter said once in training
+            self._lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+            self._lda.fit(self.pca.transform(x), labels)
         self._whiten = np.linalg.cholesky(np.linalg.inv(self._lda.covariance_))
         return self
 
-    def __call__(self, x: Any) -> tuple[Any, Any]:
-        """Return logits (N, C), and how far each row is from its nearest class and from the PCA's space."""
-        z = self._pca.transform(x)
-        nearest = np.sqrt(self._squares(z).min(axis=1))
-        residual = np.sqrt(np.square(x - self._pca.inverse_transform(z)).mean(axis=1))
-        return self._lda.decision_function(z), np.stack([nearest, residual], axis=1)
+    def __call__(self, x: Any) -> Any:
+        """Return logits (N, C)."""
+        return self._project(x) @ self._lda.coef_.T + self._lda.intercept_
 
     def likelihoods(self, x: Any) -> Any:
         """Return what each class says of each row, (N, C), up to a constant; comparable between windows."""
-        return -self._squares(self._pca.transform(x)) / (2 * SOFTNESS)
+        return -self._squares(x) / (2 * SOFTNESS)
 
-    def _squares(self, z: Any) -> Any:
+    def evidence(self, x: Any) -> Any:
+        """Return the log-likelihood of each row, (N,), up to a constant; comparable between experts."""
+        return logsumexp(-self._squares(x) / 2, axis=1) + np.log(np.diag(self._whiten)).sum()
+
+    def _squares(self, x: Any) -> Any:
+        z = self._project(x)
         return np.square((z[:, None] - self._lda.means_[None]) @ self._whiten).sum(axis=2)
+
+    def _project(self, x: Any) -> Any:
+        return (x - self.pca.mean_) @ self.pca.components_.T
+
+
+class NoiseLevels:
+    """Gaussian classes for each noise level; how well a level explains the sound decides what it counts."""
+
+    def fit(self, heard: Mapping[float, Any], labels: Any, pca: PCA) -> "NoiseLevels":
+        """Fit rows (N, D) of each level, whose labels are the same."""
+        self._levels = [Expert().fit(x, labels, pca) for x in heard.values()]
+        return self
+
+    def __call__(self, x: Any) -> Any:
+        """Return log-probabilities (N, C)."""
+        explained = np.stack([level.evidence(x) for level in self._levels], axis=1)
+        told = np.stack([log_softmax(level(x), axis=1) for level in self._levels], axis=1)
+        return logsumexp(log_softmax(explained / LEVEL_SOFTNESS, axis=1)[:, :, None] + told, axis=1)
 
 
 class Synchroniser:
@@ -75,8 +112,8 @@ class Synchroniser:
         rng = np.random.default_rng(0)
         sounds, mouths = [], []
         for row in rows:
-            for snr in rng.choice(len(SNRS_DB), NOISES_PER_CLIP, replace=False):
-                sounds.append(course.sound[SNRS_DB[snr], 0][row])
+            for snr_db in rng.choice(SNRS_DB, NOISES_PER_CLIP, replace=False):
+                sounds.append(course.sound[snr_db, TRAINING_NOISE[0]][row])
                 mouths.append(self._mouth(course, row, np.zeros(1))[0])
         network = MLPRegressor(
             hidden_layer_sizes=(64,),
@@ -92,12 +129,12 @@ class Synchroniser:
         self._precision = np.linalg.inv(np.cov((y - self._network.predict(x)).T))
         return self
 
-    def __call__(self, course: Course, rows: Any, snr_db: float, seed: int) -> Any:
+    def __call__(self, course: Course, rows: Any, snr_db: float) -> Any:
         """Return how well the mouth fits the sound at every lag, (N, LAGS_S), log-likelihoods."""
         fits = []
         for row in rows:
             missed = self._mouth(course, row, np.asarray(LAGS_S))
-            missed -= self._network.predict(course.sound[snr_db, seed][row])
+            missed -= self._network.predict(course.sound[snr_db, TEST_NOISE][row])
             fits.append(np.einsum("ltc,cd,ltd->l", missed, self._precision, missed))
         return np.stack(fits) / (-2 * MOMENT_SOFTNESS)
 
@@ -107,46 +144,87 @@ class Synchroniser:
 
 
 class Experts:
-    """All of them, fitted on the same clips."""
+    """All of them, fitted on the same clips, for some slots; of the other words those that tell the lag.
 
-    def __init__(self, data: Material, course: Course, rows: Any, synchroniser: Synchroniser) -> None:
-        labels = data.labels[rows]
-        noisy = np.concatenate([data.audio[snr_db, 0][rows] for snr_db in SNRS_DB])
-        self._data, self._course, self._synchroniser = data, course, synchroniser
-        self._audio = Expert().fit(noisy, np.tile(labels, len(SNRS_DB)))
-        self._clean_audio = Expert().fit(data.audio[np.inf, 0][rows], labels)
-        self._video = Expert().fit(data.video[0.0][rows], labels)
+    Args:
+        course: whole commands.
+        materials: every word of them, by slot.
+        rows: the clips.
+        slots: what is to be told.
+    """
 
-    def told(self, rows: Any, snr_db: float, seed: int) -> Iterator[tuple[float, dict[str, Any], Any]]:
-        """Yield each offset with logits (N, C) by name, and quality figures (N, Q)."""
-        sound = self._data.audio[snr_db, seed][rows]
-        (audio, audio_far), (clean, clean_far) = self._audio(sound), self._clean_audio(sound)
-        fits = self._synchroniser(self._course, rows, snr_db, seed)
-        by_lag = np.stack([self._video.likelihoods(self._data.video[lag][rows]) for lag in LAGS_S], axis=1)
-        prior = np.log(np.where(np.arange(len(OFFSETS_S)) == _AT_ZERO, IN_STEP, (1 - IN_STEP) / 8))
-        for offset_s in OFFSETS_S:
-            lags = [LAGS_S.index(round(offset_s + shift, 1)) for shift in OFFSETS_S]
-            shift = log_softmax(fits[:, lags] + prior, axis=1)
-            aligned = logsumexp(shift[:, :, None] + by_lag[:, lags], axis=1)
-            logits = {
-                "audio": audio,
-                "audio, trained without noise": clean,
-                "video": self._video(self._data.video[offset_s][rows])[0],
-                "video, aligned by itself": logsumexp(by_lag[:, lags], axis=1),
-                "video, aligned by sound": aligned,
+    def __init__(
+        self, course: Course, materials: Mapping[str, Material], rows: Any, slots: Sequence[str]
+    ) -> None:
+        self._course, self._materials, self._slots = course, materials, slots
+        self._clean, self._audio, self._levels, self._video = {}, {}, {}, {}
+        for slot, data in materials.items():
+            labels = data.labels[rows]
+            heard = {
+                snr_db: np.concatenate([data.audio[snr_db, seed][rows] for seed in TRAINING_NOISE])
+                for snr_db in SNRS_DB
             }
-            unsure = -(np.exp(shift) * shift).sum(axis=1, keepdims=True)
-            sure = [_sureness(logits[name]) for name in BRANCHES]
-            yield (
-                offset_s,
-                logits,
-                np.concatenate([sound[:, -1:], audio_far, clean_far, unsure, *sure], axis=1),
-            )
+            every = np.tile(labels, len(TRAINING_NOISE))
+            self._audio[slot] = Expert().fit(np.concatenate([*heard.values()]), np.tile(every, len(SNRS_DB)))
+            self._video[slot] = Expert().fit(data.video(rows, 0.0), labels)
+            if slot in slots:
+                self._levels[slot] = NoiseLevels().fit(heard, every, self._audio[slot].pca)
+                self._clean[slot] = Expert().fit(data.audio[np.inf, TEST_NOISE][rows], labels)
+        self._synchroniser = Synchroniser().fit(course, rows)
+
+    def told(self, rows: Any) -> Iterator[tuple[str, Condition, dict[str, Any]]]:
+        """Yield slot, condition and logits (N, C) by name."""
+        seen = {slot: self._seen(slot, rows) for slot in self._materials}
+        videos = {slot: self._unmoved(slot, rows) for slot in self._slots}
+        alone = {slot: logsumexp(words, axis=2) for slot, words in seen.items()}
+        for snr_db in SNRS_DB:
+            sounds = {slot: data.audio[snr_db, TEST_NOISE][rows] for slot, data in self._materials.items()}
+            audio = {slot: self._audio[slot](sound) for slot, sound in sounds.items()}
+            matched = {
+                slot: logsumexp(log_softmax(logits, axis=1)[:, None] + seen[slot], axis=2)
+                for slot, logits in audio.items()
+            }
+            fits = SYNCHRONISER_WEIGHT * self._synchroniser(self._course, rows, snr_db)
+            for slot, offset_s in product(self._slots, OFFSETS_S):
+                yield (
+                    slot,
+                    (snr_db, offset_s),
+                    {
+                        "audio": audio[slot],
+                        "audio, by noise level": self._levels[slot](sounds[slot]),
+                        "audio, trained without noise": self._clean[slot](sounds[slot]),
+                        "video": videos[slot][offset_s],
+                        "video, aligned by itself": aligned(seen[slot], others(alone, slot), offset_s),
+                        "video, aligned by sound": aligned(
+                            seen[slot], fits + others(matched, slot), offset_s
+                        ),
+                    },
+                )
+
+    def _seen(self, slot: str, rows: Any) -> Any:
+        """Return the likelihoods of the video at every lag, (N, LAGS_S, C)."""
+        data, video = self._materials[slot], self._video[slot]
+        return np.stack([video.likelihoods(data.video(rows, lag_s)) for lag_s in LAGS_S], axis=1)
+
+    def _unmoved(self, slot: str, rows: Any) -> dict[float, Any]:
+        """Return logits (N, C) of the video as it is, by offset."""
+        data, video = self._materials[slot], self._video[slot]
+        return {offset_s: video(data.video(rows, offset_s)) for offset_s in OFFSETS_S}
 
 
-def _sureness(logits: Any) -> Any:
-    """Return entropy and the gap between the two best classes, (N, 2)."""
-    log_p = log_softmax(logits, axis=1)
-    top = np.sort(log_p, axis=1)
-    entropy = -(np.exp(log_p) * log_p).sum(axis=1)
-    return np.stack([entropy, np.log1p(top[:, -1] - top[:, -2])], axis=1)
+def others(fits: Mapping[str, Any], slot: str) -> Any:
+    """Return how well the other words of the command fit at every lag, (N, LAGS_S)."""
+    return WORD_WEIGHT * sum(fit for name, fit in fits.items() if name != slot)
+
+
+def aligned(seen: Any, fits: Any, offset_s: float) -> Any:
+    """Return logits (N, C) of video that is `offset_s` late, over all shifts that may undo it.
+
+    Args:
+        seen: (N, LAGS_S, C), log-likelihoods of the word.
+        fits: (N, LAGS_S), log-likelihoods of the lag itself.
+        offset_s: what the shifts start from; they reach as far as OFFSETS_S.
+    """
+    lags = [LAGS_S.index(round(offset_s + shift_s, 1)) for shift_s in OFFSETS_S]
+    shift = log_softmax(fits[:, lags] + _SHIFT_PRIOR, axis=1)
+    return logsumexp(shift[:, :, None] + seen[:, lags], axis=1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Final
 
 import cv2
@@ -13,12 +14,16 @@ from perception.features.logmel import log_mel
 from perception.training.augment import with_noise
 from perception.training.benchmarks.grid_data import FRAME_RATE_HZ, Clip
 
+SLOTS: Final = ("command", "colour", "preposition", "letter", "digit", "adverb")
+"""What the words of a command stand for, in their order."""
 SNRS_DB: Final = (np.inf, 20.0, 15.0, 10.0, 5.0, 0.0, -5.0, -10.0)
 OFFSETS_S: Final = tuple(round(-0.4 + 0.1 * step, 1) for step in range(9))
 LAGS_S: Final = tuple(round(-0.8 + 0.1 * step, 1) for step in range(17))
 """Every sum of two offsets: the one the video has, and the one by which it is moved to look for the word."""
-NOISE_SEEDS: Final = (0, 1)
-"""Of the noise for training, and of that for calibration and tests."""
+TRAINING_NOISE: Final = (0, 2, 3)
+"""Seeds of the noise that experts are trained in; several, or few clips teach them to be too sure."""
+TEST_NOISE: Final = 1
+"""Seed of the noise that the pool is fitted and tested in."""
 MARGIN_S: Final = 0.06
 """Before and after the word."""
 STEPS: Final = 10
@@ -38,10 +43,20 @@ class Material:
 
     audio: Mapping[tuple[float, int], Any]
     """By SNR in dB and noise seed: (N, D), the word; the last column is the noise floor."""
-    video: Mapping[float, Any]
-    """By offset in s, over LAGS_S: (N, D), the word."""
     labels: Any
     classes: tuple[str, ...]
+    pictures: Sequence[Any]
+    """Per clip: (frames, 20, 32), the mouth."""
+    moments_s: Sequence[Any]
+    """Per clip: (STEPS,), of the word."""
+
+    def video(self, rows: Any, lag_s: float) -> Any:
+        """Return the mouth during the word, (rows, D), with video `lag_s` late against the sound."""
+        at = [(self.moments_s[row] - lag_s) * FRAME_RATE_HZ - 0.5 for row in rows]
+        seen = [
+            interpolated(self.pictures[row], frames).ravel() for row, frames in zip(rows, at, strict=True)
+        ]
+        return np.stack(seen).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +71,24 @@ class Course:
     """Per clip: (moments,)."""
 
 
-def features(clips: Sequence[Clip], slots: Mapping[str, int]) -> tuple[Course, dict[str, Material]]:
-    """Compute all features of all clips."""
-    conditions = [(snr_db, seed) for snr_db in SNRS_DB for seed in NOISE_SEEDS]
+def features(clips: Sequence[Clip]) -> tuple[Course, dict[str, Material]]:
+    """Compute all features of all clips; a material by the name of its slot."""
     moments = [_moments(clip) for clip in clips]
     sound: dict[tuple[float, int], list[Any]] = {}
-    audio: dict[str, dict[tuple[float, int], Any]] = {name: {} for name in slots}
-    for snr_db, seed in conditions:
+    audio: dict[str, dict[tuple[float, int], Any]] = {name: {} for name in SLOTS}
+    for snr_db, seed in product(SNRS_DB, (*TRAINING_NOISE, TEST_NOISE)):
         frames = [bands_of(clip, snr_db, 1000 * seed + number) for number, clip in enumerate(clips)]
         sound[snr_db, seed] = [context(f, at) for f, at in zip(frames, moments, strict=True)]
-        for name, slot in slots.items():
+        for slot, name in enumerate(SLOTS):
             words = [heard(f, clip, slot) for f, clip in zip(frames, clips, strict=True)]
             audio[name][snr_db, seed] = np.stack(words)
     pictures = [pictures_of(clip) for clip in clips]
     mouths = [(p - p.mean(axis=0)).reshape(len(p), -1).astype(np.float32) for p in pictures]
     materials = {}
-    for name, slot in slots.items():
-        spoken = [clip.spoken[slot][2] for clip in clips]
-        classes, labels = np.unique(spoken, return_inverse=True)
-        video = {
-            lag_s: np.stack([seen(clip, p, slot, lag_s) for clip, p in zip(clips, pictures, strict=True)])
-            for lag_s in LAGS_S
-        }
-        materials[name] = Material(audio[name], video, labels, tuple(classes))
+    for slot, name in enumerate(SLOTS):
+        classes, labels = np.unique([clip.spoken[slot][2] for clip in clips], return_inverse=True)
+        words_s = [_word_moments(clip, slot) for clip in clips]
+        materials[name] = Material(audio[name], labels, tuple(classes), pictures, words_s)
     return Course(sound, mouths, moments), materials
 
 
@@ -112,12 +122,6 @@ def pictures_of(clip: Clip) -> Any:
     pictures = clip.mouth.astype(np.float32)
     pictures = (pictures - pictures.mean(axis=(1, 2), keepdims=True)) / pictures.std()
     return np.stack([cv2.resize(p, PICTURE, interpolation=cv2.INTER_AREA) for p in pictures])
-
-
-def seen(clip: Clip, small: Any, slot: int, offset_s: float) -> Any:
-    """Return the mouth at STEPS moments of the word, with video `offset_s` late against the sound."""
-    at = _word_moments(clip, slot) - offset_s
-    return interpolated(small, at * FRAME_RATE_HZ - 0.5).reshape(-1).astype(np.float32)
 
 
 def _word_moments(clip: Clip, slot: int) -> Any:
