@@ -27,7 +27,7 @@ def test_a_change_inside_a_table_leaves_its_other_keys(tmp_path: Path) -> None:
     fusion, demo = load(str(file)).fusion, load("demo").fusion
     assert fusion is not None
     assert demo is not None
-    assert fusion.encoders["faces"].options == {"min_size": 0.3}
+    assert fusion.encoders["faces"].options == demo.encoders["faces"].options | {"min_size": 0.3}
     assert fusion.encoders["faces"].kind == "faces"
     assert fusion.inputs == demo.inputs
 
