@@ -197,7 +197,7 @@ def verdicts(figures: Figures, name: str, hits: Hits) -> None:
     for kind in (FUSED, FIXED, *PRODUCTS):
         for against, names in {"best single": SINGLES, "best product": tuple(PRODUCTS)}.items():
             below = [kinds[kind].mean() < best_of(kinds, names).mean() for kinds in hits.values()]
-            figures.add(f"{name}, {MISSED}", kind, against, sum(below))
+            figures.add(f"{name}, {MISSED}", kind, against, float(sum(below)))
 
 
 def best_of(kinds: Mapping[str, Any], names: Sequence[str]) -> Any:
