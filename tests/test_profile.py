@@ -18,7 +18,9 @@ def test_a_shipped_profile_is_valid(name: str) -> None:
 def test_a_fusion_begins_with_that_of_its_base_and_changes_what_it_says() -> None:
     demo, laptop = load("demo").fusion, load("laptop").fusion
     assert demo is not None
-    assert laptop == demo.model_copy(update={"lateness_ms": 150.0})
+    markers = demo.encoders["markers"].model_copy(update={"options": {"width": 640}})
+    changed = {"lateness_ms": 150.0, "encoders": demo.encoders | {"markers": markers}}
+    assert laptop == demo.model_copy(update=changed)
 
 
 def test_a_change_inside_a_table_leaves_its_other_keys(tmp_path: Path) -> None:
