@@ -308,7 +308,7 @@ def _conclusion(head: Head, recent: Recent) -> Fused:
 def _are_finite(features: Iterable[torch.Tensor]) -> bool:
     """Return whether all these float32 numbers are finite; this waits for the device."""
     # a sum in float64 is finite exactly if they are
-    known = list(features)
+    known = [feature.flatten() for feature in features]  # what is yet to be encoded in training has any shape
     return not known or math.isfinite(float(torch.cat(known).sum(dtype=torch.float64)))
 
 
