@@ -4,6 +4,7 @@ Started alone, a process is a group of one.
 """
 
 import atexit
+import gc
 from datetime import timedelta
 from functools import cache
 
@@ -16,8 +17,14 @@ def join(device: torch.device) -> PartialState:
     """Return this process's place among those that train together on this kind of device."""
     # the others wait while the main one encodes hours of sessions
     place = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
-    atexit.register(place.destroy_process_group)  # its threads would abort the interpreter
+    atexit.register(_leave, place)
     return place
+
+
+def _leave(place: PartialState) -> None:
+    """End the group's threads, which would abort the interpreter; models in cycles still hold the group."""
+    gc.collect()
+    place.destroy_process_group()
 
 
 def accelerator(device: torch.device, unused: bool) -> Accelerator:
