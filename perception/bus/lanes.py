@@ -38,8 +38,6 @@ class Lanes:
         self._asked: list[str] = []
         self._readers: dict[bytes, lane.Reader] = {}
         self._receiver: Receiver | None = None
-        if every:
-            import numpy  # noqa: F401  # with the first frame, the next ones would be overwritten meanwhile
         if lane.SUPPORTED:
             with contextlib.suppress(OSError):
                 self._receiver = Receiver(directory, poll, every=every)

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Self
 
+import numpy  # noqa: F401  # pixels need it: imported with the first frame, it would cost the next ones
 from msgspec import structs
 
 from perception import topics
