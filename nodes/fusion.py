@@ -139,8 +139,8 @@ def _drained(queue: deque[ItemT]) -> list[ItemT]:
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:
     """Build and warm the models up, then fuse until stopped."""
     # torch takes seconds to import: only once the profile is known to be good
+    from perception.fusion.build import build_engine, use_threads
     from perception.fusion.compute import Compute
-    from perception.fusion.engine import build_engine, use_threads
 
     config = profile.fusion
     if config is None:

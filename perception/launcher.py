@@ -54,14 +54,22 @@ class Node:
 def plan(
     profile: Profile, profile_name: str, overrides: Sequence[str] = (), *, origin_ns: int
 ) -> tuple[Node, ...]:
-    """Return the nodes of a profile; ProfileError if it has none or two want the terminal.
+    """Return the nodes of a profile.
 
     Args:
         profile: the profile as loaded, overrides applied.
         profile_name: path or shipped name by which each node loads it again.
         overrides: `dotted.key=value`, passed on to each node.
         origin_ns: host time at which scripted and file devices start playing, the same for all.
+
+    Raises:
+        ProfileError: it has no nodes, or two want the terminal.
+        BusError: its keys are missing or open to others, so that no node could serve other hosts.
     """
+    if profile.keys is not None:
+        from perception.bus.keys import load  # costs a graph that needs none 40 ms of imports
+
+        load(profile.keys)
     options = tuple(part for override in overrides for part in ("--set", override))
     shared = {ORIGIN_VARIABLE: str(origin_ns), "PYTHONUNBUFFERED": "1"}
 

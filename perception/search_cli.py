@@ -74,7 +74,7 @@ def search(
     SESSIONs are files or folders. What they hold is embedded once, into an index beside each; results
     come by kind, as a score is comparable within its kind and model only.
     """
-    from perception.fusion.engine import pick_device
+    from perception.fusion.build import pick_device
     from perception.retrieval import search as engine
     from perception.retrieval.index import Step
 

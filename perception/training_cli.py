@@ -153,7 +153,7 @@ def benchmark(name: str, data: Path, out: Path, seeds: int | None, threads: int)
     import logging
     from importlib import import_module
 
-    from perception.fusion.engine import use_threads
+    from perception.fusion.build import use_threads
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     use_threads(threads)

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from msgspec import structs
 
+from perception.fusion.build import build_engine
 from perception.fusion.compute import Compute
 from perception.fusion.core import FusionCore, Ledger
-from perception.fusion.engine import Engine, build_engine
+from perception.fusion.engine import Engine
 from perception.messages import ClockTick, FusedState, Header, Health, Message, SwapRequest
 from perception.models.encoder import Encoding
 from perception.profile import FusionConfig

@@ -3,30 +3,30 @@
 import copy
 import gc
 import os
-import select
-import socket
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zmq
-from hypothesis import given
-from hypothesis import strategies as st
 from msgspec import structs
 
 from perception.bus import codec, lane, packet
+from perception.bus.audience import Audience
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import BusError
 from perception.messages import CameraFrame, Header, Message, Payload
+from perception.session.recorder import EVERY_MESSAGE
 
 WIDTH, HEIGHT = 320, 240
 SIZE = WIDTH * HEIGHT * 3
@@ -42,8 +42,6 @@ from perception.messages import CameraFrame
 base = Path(sys.argv[1])
 place = {"runtime": Runtime(base=base), "clock": HostClock(base).now_ns}
 """
-
-UNIX = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 pytestmark = pytest.mark.skipif(not lane.SUPPORTED, reason="needs Linux")
 
@@ -359,6 +357,48 @@ def test_the_only_frame_of_a_process_that_ends_at_once_arrives(bus: Bus) -> None
         assert bytes(message.payload) == bytes(filled(1))
 
 
+def test_what_a_publisher_sent_before_it_was_killed_arrives(bus: Bus) -> None:
+    code = (
+        CAMERA
+        + """
+import os, signal
+publisher = Publisher("camera/a", source="test", **place)
+assert publisher.wait_for_subscriber(15)
+for _ in range(50):
+    publisher.send(CameraFrame(stamp_ns=1, width=9, height=9, encoding="jpeg"), b"jpeg")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    )
+    with bus.subscriber(policies=EVERY_MESSAGE) as recorder:
+        killed = subprocess.run([sys.executable, "-c", code, str(bus.runtime.base)], timeout=30, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        messages = [recorder.receive(5) for _ in range(50)]
+        assert [message.header.seq for message in messages if message] == list(range(50))
+
+
+def test_who_is_to_miss_nothing_is_served_first(bus: Bus) -> None:
+    with (
+        bus.runtime.claim("camera/a"),
+        zmq.Context() as context,
+        context.socket(zmq.XPUB) as socket,
+        ExitStack() as stack,
+    ):
+        socket.bind(bus.runtime.ipc_endpoint("camera/a"))
+        audience = Audience(socket, "camera/a", bus.runtime.directory)
+        for count, policies in enumerate((None, EVERY_MESSAGE, None), start=1):
+            stack.enter_context(bus.subscriber(policies=policies))
+            eventually(partial(joined, audience, count))
+        wants = [packet.wants_every(name) for name in audience.near]
+        assert wants == [True, False, False]
+        audience.close()
+
+
+def joined(audience: Audience, count: int) -> bool:
+    audience.update()
+    audience.used = True
+    return len(audience.near) == count
+
+
 # --- what is not believed ---
 
 
@@ -394,61 +434,6 @@ def replaced(ring: lane.Ring, file: int) -> lane.Ring:
     other = copy.copy(ring)
     other.file = file
     return other
-
-
-class Listening:
-    """A reader's socket, and what it takes from whoever has connected."""
-
-    def __init__(self, directory: Path) -> None:
-        self.poll = select.poll()
-        self.receiver = packet.Receiver(directory, self.poll, every=False)
-        self.path = str(packet.path(directory, self.receiver.name))
-
-    def take(self) -> list[Any]:
-        return [self.receiver.receive(descriptor) for descriptor, _ in self.poll.poll(0)]
-
-
-@given(data=st.binary(min_size=1, max_size=64) | st.binary(min_size=42, max_size=80))
-def test_any_packet_is_a_message_within_bounds_or_nothing(data: bytes) -> None:
-    with tempfile.TemporaryDirectory(prefix="bus") as folder, socket.socket(*UNIX) as sender:
-        reader = Listening(Path(folder))
-        sender.connect(reader.path)
-        assert reader.take() == [None]
-        sender.send(data)
-        for parts, _, file in filter(None, reader.take()):
-            assert data.endswith(b"".join(parts))
-            assert sum(map(len, parts)) == len(data) - 42
-            assert file is None
-        reader.receiver.close()
-
-
-def test_a_file_that_comes_with_a_senseless_packet_is_closed(tmp_path: Path) -> None:
-    reader = Listening(tmp_path)
-    with socket.socket(*UNIX) as sender, (tmp_path / "file").open("wb") as file:
-        sender.connect(reader.path)
-        assert reader.take() == [None]
-        before = os.listdir("/proc/self/fd")
-        for data in (b"senseless", b"\xff" * 60):
-            socket.send_fds(sender, [data], [file.fileno()])
-            assert reader.take() == [None]
-        assert os.listdir("/proc/self/fd") == before
-    reader.receiver.close()
-
-
-def test_a_publisher_that_has_gone_is_forgotten_once_all_it_sent_is_taken(tmp_path: Path) -> None:
-    reader = Listening(tmp_path)
-    before = os.listdir("/proc/self/fd")
-    sender = packet.Sender(Path(reader.path))
-    for number in range(100):
-        sender.send(packet.pack(b"camera/a", b"%d" % number, b""), None)
-    sender.close()
-    taken = [one for _ in range(102) for one in reader.take()]
-    assert [parts for parts, _, _ in filter(None, taken)] == [
-        [b"camera/a", b"%d" % one] for one in range(100)
-    ]
-    assert os.listdir("/proc/self/fd") == before
-    assert reader.take() == []
-    reader.receiver.close()
 
 
 def test_another_file_is_not_taken_for_a_ring(tmp_path: Path) -> None:

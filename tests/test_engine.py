@@ -14,8 +14,9 @@ from msgspec import structs
 from perception.devices.script import CLASSES
 from perception.devices.scripted import messages
 from perception.errors import ProfileError
+from perception.fusion.build import build_engine, pick_device
 from perception.fusion.core import FusionCore
-from perception.fusion.engine import Engine, build_engine, pick_device
+from perception.fusion.engine import Engine
 from perception.fusion.window import CameraSlice, Window
 from perception.messages import Box, BranchState, FusedState, Latency
 from perception.models.encoder import Encoding, ImageInput

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from perception.devices.script import CLASSES
+from perception.fusion.build import build_engine
 from perception.fusion.core import FusionCore
-from perception.fusion.engine import build_engine
 from perception.fusion.window import Window
 from perception.models.checkpoint import load_head
 from perception.models.fusion import FeatureFusion
@@ -16,7 +16,8 @@ from perception.profile import HeadConfig
 from perception.training import dataset
 from perception.training.evaluate import metrics, probabilities, truth_of
 from perception.training.examples import Examples
-from perception.training.fit import FusionModel, TrainingConfig, fit
+from perception.training.fit import TrainingConfig, fit
+from perception.training.model import FusionModel
 from perception.training.train import HeadPlan, new_head
 from tests.test_training_dataset import CHEAP, config, record, script
 

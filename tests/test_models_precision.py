@@ -8,7 +8,7 @@ import torch
 from msgspec import structs
 
 from perception.devices.scripted import messages
-from perception.fusion.engine import build_engine, use_threads
+from perception.fusion.build import build_engine, use_threads
 from perception.messages import FusedState, Header, Health, Message
 from perception.models.precision import MAX_ERROR, Trial, as_published, compare, fact
 from perception.models.registry import build_encoder

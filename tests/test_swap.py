@@ -16,8 +16,8 @@ import torch
 from perception import cli
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
+from perception.fusion.build import build_engine, use_threads
 from perception.fusion.core import FusionCore
-from perception.fusion.engine import build_engine, use_threads
 from perception.fusion.swap import HeadSwap, NamedHead, Trial
 from perception.fusion.window import Window
 from perception.messages import Fused, FusedState, Header, HeadStatus, Message, SwapRequest, checked

@@ -12,8 +12,8 @@ import torch
 from perception.devices.script import CLASSES
 from perception.devices.scripted import messages
 from perception.errors import SessionError
+from perception.fusion.build import build_engine, use_threads
 from perception.fusion.core import FusionCore
-from perception.fusion.engine import build_engine, use_threads
 from perception.messages import Header, Label, Message, TextCommand
 from perception.models.registry import KINDS
 from perception.profile import (

@@ -18,7 +18,7 @@ from perception.training import train as plans
 from perception.training.encoders import trainable
 from perception.training.evaluate import metrics, probabilities
 from perception.training.examples import Examples
-from perception.training.fit import FusionModel, TrainingConfig, draw_lags, fit, hide_inputs, predict
+from perception.training.fit import TrainingConfig, draw_lags, fit, hide_inputs
 from perception.training.imbalance import (
     REMEDIES,
     ClassificationLoss,
@@ -27,6 +27,7 @@ from perception.training.imbalance import (
     epoch_order,
     long_tail,
 )
+from perception.training.model import FusionModel, predict
 
 CLASSES = ("a", "b", "c")
 INPUTS = {"eye": "camera", "ear": "microphone"}

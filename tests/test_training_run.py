@@ -10,7 +10,7 @@ from perception.cli import run
 from perception.devices.script import CLASSES
 from perception.devices.scripted import messages
 from perception.errors import PerceptionError, ProfileError
-from perception.fusion.engine import build_engine
+from perception.fusion.build import build_engine
 from perception.messages import Label, Message, TextCommand
 from perception.models.checkpoint import head_hash, load_head, weights_hash
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig

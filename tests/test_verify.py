@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from msgspec import structs
 
 from perception.devices.scripted import messages
-from perception.fusion.engine import build_engine, use_threads
+from perception.fusion.build import build_engine, use_threads
 from perception.messages import AudioBlock, FusedState, Header, Health, Journal, Message
 from perception.models.fusion import FeatureFusion
 from perception.profile import (

@@ -17,8 +17,9 @@ from perception.bench.rounds import Values
 from perception.bus import codec
 from perception.devices.scripted import messages
 from perception.features.image import decode_frame
+from perception.fusion.build import build_engine, use_threads
 from perception.fusion.core import FusionCore
-from perception.fusion.engine import Engine, build_engine, use_threads
+from perception.fusion.engine import Engine
 from perception.fusion.window import Window
 from perception.messages import CameraFrame, Header, Message, Payload
 from perception.profile import FusionConfig, Profile, load

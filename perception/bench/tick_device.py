@@ -15,8 +15,9 @@ from perception.bench.rounds import Values
 from perception.bench.tick import anywhere, scripted
 from perception.features.image import decode_frame
 from perception.features.logmel import log_mel
+from perception.fusion.build import build_engine, use_threads
 from perception.fusion.core import FusionCore
-from perception.fusion.engine import Engine, build_engine, use_threads
+from perception.fusion.engine import Engine
 from perception.fusion.window import AudioSlice, CameraSlice, Window
 from perception.models.encoder import TextInput
 from perception.profile import EncoderConfig, FusionConfig, InputConfig, load

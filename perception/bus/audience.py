@@ -34,7 +34,7 @@ class Audience:
         self.plain = 0
         """Subscriptions that are served through ZeroMQ."""
         self.near: dict[bytes, packet.Sender] = {}
-        """Readers that are served by the lane, by name, those who are to miss nothing first.
+        """Readers that are served by the lane, in order of name: those who are to miss nothing come first.
 
         Whoever is served later can then have nothing that a recorder lacks, even if this process is killed.
         """
@@ -45,7 +45,7 @@ class Audience:
     @property
     def wants_every(self) -> bool:
         """Whether a reader on this host is to miss nothing."""
-        return any(map(packet.wants_every, self.near))
+        return packet.wants_every(next(iter(self.near), b""))
 
     def update(self) -> None:
         """Take in what readers have sent since the last call."""
@@ -79,7 +79,7 @@ class Audience:
                 self.near[name] = packet.Sender(packet.path(self._directory, name))
             except OSError:
                 return  # a reader elsewhere
-            self.near = dict(sorted(self.near.items(), key=lambda reader: not packet.wants_every(reader[0])))
+            self.near = dict(sorted(self.near.items()))
             self.plain -= 1
         else:
             self.near.pop(name).close()

@@ -26,7 +26,8 @@ from perception.bus.lane import Place, Ring
 from perception.messages import Payload
 
 _EVERY: Final = "every"
-_NAME: Final = re.compile(rf"({_EVERY}|newest)[0-9a-f]{{8}}")
+_NEWEST: Final = "newest"  # after the other in order of names: see `perception.bus.audience`
+_NAME: Final = re.compile(rf"({_EVERY}|{_NEWEST})[0-9a-f]{{8}}")
 _HEAD: Final = struct.Struct("<HI QQIQQ")
 _LARGEST: Final = _HEAD.size + topics.MAX_TOPIC_LENGTH + topics.MAX_HEADER_BYTES + lane.LANE_BYTES
 _SEND_BUFFER: Final = 212_992  # what systems usually allow at most; it takes some 300 small messages
@@ -91,18 +92,19 @@ class Receiver:
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _reclaim(directory)
-        self.name = f"{_EVERY if every else 'newest'}{secrets.token_hex(4)}"
+        self.name = f"{_EVERY if every else _NEWEST}{secrets.token_hex(4)}"
         self._path = path(directory, self.name)
         self._poll = poll
         self._listener = _socket()
         self._connections: dict[int, socket.socket] = {}
+        unready = self._path.with_suffix("")  # until it listens, it would look like one of the dead
         try:
-            unready = self._path.with_suffix("")  # until it listens, it would look like one of the dead
             self._listener.bind(os.fspath(unready))
             self._listener.listen(_UNACCEPTED)
             unready.rename(self._path)
         except OSError:
             self._listener.close()
+            unready.unlink(missing_ok=True)
             raise
         poll.register(self._listener, select.POLLIN)
         self._buffer = memoryview(bytearray(_LARGEST))

@@ -1,7 +1,6 @@
 """Runs the models on the core's windows: encoders where their input changed, then the head."""
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ import cv2
 import numpy as np
 import torch
 
-from perception.errors import ProfileError
 from perception.fusion.reader import InputReader, Reading
 from perception.fusion.recent import Recent, Shown
 from perception.fusion.window import Window, WindowInput
@@ -25,16 +23,16 @@ from perception.messages import (
     ModalityState,
     ModelInfo,
 )
-from perception.models import precision
-from perception.models.checkpoint import Head, build_head, config_hash, head_hash
+from perception.models.checkpoint import Head, config_hash, head_hash
 from perception.models.device import Forward, Lanes, Span
 from perception.models.encoder import Encoding
 from perception.models.precision import noise
-from perception.models.registry import RegisteredEncoder, build_encoder
+from perception.models.registry import RegisteredEncoder
 from perception.models.weights import weights_hash
-from perception.profile import EncoderConfig, FusionConfig
+from perception.profile import FusionConfig
 
 MILLISECOND_NS: Final = 1e6
+NO_BRANCH: Final = BranchState()
 
 
 @dataclass(slots=True)
@@ -331,9 +329,6 @@ def kind_of(topic: str) -> str:
     return topic.partition("/")[0]
 
 
-NO_BRANCH: Final = BranchState()
-
-
 def _receive_ms(window: Window) -> float:
     """From the event to its arrival, for the newest data in the window that has been received."""
     newest = max(
@@ -349,65 +344,3 @@ def _receive_ms(window: Window) -> float:
 def _decisive(config: FusionConfig) -> dict[str, Any]:
     """All that decides a state besides weights and inputs: grid, inputs, encoders, head."""
     return config.model_dump(mode="json", exclude={"endpoint", "device", "threads", "dtype"})
-
-
-def pick_device(name: str) -> torch.device:
-    """Resolve `auto`; ProfileError if CUDA is asked for and absent."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ProfileError(f"fusion.device: '{name}' asked for, but torch sees no CUDA device; use 'auto'")
-    return torch.device(name)
-
-
-def use_threads(threads: int) -> None:
-    """Limit torch and OpenCV to `threads`, 0 = one on two cores, else all cores but two for capture."""
-    count = threads or max(1, (os.cpu_count() or 1) - 2)
-    torch.set_num_threads(count)
-    cv2.setNumThreads(count)
-
-
-def build_engine(config: FusionConfig, *, clock: Callable[[], int]) -> Engine:
-    """Build encoders and head of a profile on its device.
-
-    Raises:
-        ProfileError: an encoder or option does not exist, or the head does not fit the encoders.
-        WeightsError: weights are missing.
-    """
-    device = pick_device(config.device)
-    encoders: dict[str, RegisteredEncoder] = {}
-    fixed: dict[str, EncoderConfig] = {}
-    facts: precision.Facts = {}
-    alike: dict[str, tuple[EncoderConfig, RegisteredEncoder, precision.Facts]] = {}
-    for name, item in sorted(config.encoders.items()):
-
-        def build(item: EncoderConfig, name: str = name) -> RegisteredEncoder:
-            chosen = item.model_copy(update={"weights": item.weights or config.weights})
-            return build_encoder(name, chosen, device=device, seed=config.seed)
-
-        # encoders that differ in nothing but their input are one model
-        same = item.model_dump_json(exclude={"input"})
-        if same not in alike:
-            alike[same] = _in_format(item, config.dtype, build)
-        settled, encoders[name], measured = alike[same]
-        fixed[name] = settled.model_copy(update={"input": item.input})
-        facts |= {f"{name} {key}": value for key, value in measured.items()}
-        topic, modality = config.inputs[item.input].topic, encoders[name].modality
-        if modality != kind_of(topic):
-            raise ProfileError(f"fusion.encoders.{name}: '{item.kind}' takes {modality}, not {topic}")
-    dims = {name: encoder.dim for name, encoder in encoders.items()}
-    head = build_head(config.head, dims, device=device, seed=config.seed)
-    known = config.model_copy(update={"encoders": fixed, "dtype": "float32"})
-    return Engine(known, encoders, head, device=device, clock=clock, facts=facts)
-
-
-def _in_format(
-    config: EncoderConfig, dtype: str, build: Callable[[EncoderConfig], RegisteredEncoder]
-) -> tuple[EncoderConfig, RegisteredEncoder, precision.Facts]:
-    """Build an encoder in the number format of `[fusion] dtype`, unless its own options name one."""
-    if dtype == "float32" or not precision.leaves_open(config):
-        return config, build(config), {}
-    if dtype == "auto":
-        return precision.choose(config, build)
-    chosen = precision.computing_in(config, dtype)
-    return chosen, build(chosen), {precision.DTYPE: dtype}

@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from perception.devices.media import Sound, open_container
 from perception.errors import DeviceError, ProfileError, SessionError, WeightsError
-from perception.fusion.engine import pick_device
+from perception.fusion.build import pick_device
 from perception.models.embedders import (
     PictureEmbedder,
     SentenceEmbedder,

@@ -13,8 +13,9 @@ import torch
 from msgspec import structs
 
 from perception.errors import ProfileError, WeightsError
+from perception.fusion.build import build_engine, use_threads
 from perception.fusion.core import FusionCore
-from perception.fusion.engine import Encoded, Engine, build_engine, use_threads
+from perception.fusion.engine import Encoded, Engine
 from perception.messages import FusedState, Journal
 from perception.models.checkpoint import Head, head_hash, load_head
 from perception.models.precision import as_published

@@ -8,12 +8,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from perception.fusion.engine import use_threads
+from perception.fusion.build import use_threads
 from perception.profile import FusionConfig
 from perception.training import dataset
 from perception.training.dataset import DataSource
 from perception.training.examples import Examples
-from perception.training.fit import FusionModel
+from perception.training.model import FusionModel
 
 WINDOWS: Final = 50
 _REPEATS: Final = 20

@@ -18,8 +18,9 @@ import torch
 from sklearn.model_selection import GroupKFold, GroupShuffleSplit
 
 from perception.errors import SessionError
+from perception.fusion.build import build_engine, pick_device, use_threads
 from perception.fusion.core import FusionCore
-from perception.fusion.engine import Engine, build_engine, pick_device, use_threads
+from perception.fusion.engine import Engine
 from perception.fusion.window import Window
 from perception.messages import Header, Label, Message, TextCommand
 from perception.profile import FusionConfig, HeadConfig

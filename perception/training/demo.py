@@ -21,8 +21,9 @@ from perception.profile import LAUNCH_DIR, Profile, ScriptConfig, load
 from perception.training import dataset
 from perception.training.evaluate import by_subset
 from perception.training.examples import Examples
-from perception.training.fit import FusionModel, TrainingConfig, fit
+from perception.training.fit import TrainingConfig, fit
 from perception.training.labels import Span, from_messages
+from perception.training.model import FusionModel
 from perception.training.train import CACHE, branch_inputs, input_columns
 
 TRAIN_SEEDS: Final = tuple(range(1, 25))

@@ -21,7 +21,7 @@ from sklearn.metrics import (
 
 from perception.training.augment import delayed
 from perception.training.examples import Examples
-from perception.training.fit import FusionModel, predict
+from perception.training.model import FusionModel, predict
 
 Probabilities = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]

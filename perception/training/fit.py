@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +15,15 @@ from pydantic import Field
 from torch import nn
 
 from perception.errors import PerceptionError
-from perception.models.checkpoint import Head, config_hash, weights_hash
+from perception.models.checkpoint import config_hash, weights_hash
 from perception.models.fusion import ModelFusion
 from perception.profile import Section
 from perception.training import processes
 from perception.training.examples import Examples
 from perception.training.imbalance import ClassificationLoss, Imbalance, balanced_weights, epoch_order
+from perception.training.model import FusionModel, calibrate, predict
 
-Features = Mapping[str, torch.Tensor]
 Augment = Callable[[Examples, torch.Generator], Examples]
-EVALUATION_BATCH: Final = 1024
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -62,52 +61,6 @@ class TrainingConfig(Section):
     ] = "float32"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     seed: int = 0
-
-
-class FusionModel(nn.Module):
-    """A fusion head, and in front of it the encoders that are trained with it, by branch.
-
-    Branches without an encoder here bring features already.
-    """
-
-    def __init__(self, head: Head, encoders: Mapping[str, nn.Module] | None = None) -> None:
-        super().__init__()
-        self.head = head
-        self.encoders = nn.ModuleDict(dict(encoders or {}))
-
-    def train(self, mode: bool = True) -> Self:
-        """Turn training on or off; frozen layers of encoders stay as they run, batch norm among them."""
-        super().train(mode)
-        for layer in self.encoders.modules():
-            own = list(layer.parameters(recurse=False))
-            if own and not any(weight.requires_grad for weight in own):
-                layer.eval()
-        return self
-
-    def encode(self, inputs: Features, present: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the features of every branch, (B, dim) float32; what is absent (B, M) is not encoded."""
-        columns = dict(zip(self.head.branches, present.unbind(-1), strict=True))
-        return {
-            name: self._encoded(name, x, columns[name]) if name in self.encoders else x
-            for name, x in inputs.items()
-        }
-
-    def _encoded(self, name: str, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        features = torch.zeros(*present.shape, self.head.dims[name], device=x.device)
-        if present.any():
-            features[present] = self.encoders[name](x[present].float()).float()
-        return features
-
-    def forward(
-        self,
-        inputs: Features,
-        present: torch.Tensor,
-        ages_s: torch.Tensor | None = None,
-        known: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return logits (B, C); arguments as of the head."""
-        logits: torch.Tensor = self.head(self.encode(inputs, present), present, ages_s, known)
-        return logits
 
 
 @dataclass
@@ -382,35 +335,6 @@ class _Run:
         return int(state["epochs"])
 
 
-@torch.no_grad()
-def predict(model: FusionModel, data: Examples, present: torch.Tensor | None = None) -> torch.Tensor:
-    """Return logits (N, C) on the CPU for the rows that have a label, in evaluation mode.
-
-    With `present` (N, M), each row is shown no more than that, at all ticks that a head looks at.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    ticks = model.head.ticks
-    parts = []
-    for rows in torch.split(data.labelled, EVALUATION_BATCH):
-        batch = data.context(rows, ticks).to(device)
-        shown = batch.present
-        if present is not None:
-            mask = present[rows].to(device)
-            shown = shown & (mask if ticks == 1 else mask[:, None])
-        parts.append(model(batch.features, shown, batch.ages_s, batch.known).float().cpu())
-    return torch.cat(parts)
-
-
-@torch.no_grad()
-def calibrate(model: FusionModel, validation: Examples) -> None:
-    """Fit temperatures and pooling weights of a model-level head on validation rows."""
-    head = model.head
-    assert isinstance(head, ModelFusion)
-    data = validation.to(next(model.parameters()).device)
-    head.calibrate(model.encode(data.features, data.present), data.present, data.labels)
-
-
 def _identity(
     model: FusionModel, parts: Sequence[Examples], config: TrainingConfig, plan: Mapping[str, Any]
 ) -> str:
@@ -427,14 +351,6 @@ def _identity(
     decisive = config.model_dump(mode="json", exclude={"epochs"})
     told = {"head": model.head.config, "shapes": shapes, "config": decisive, "plan": dict(plan)}
     return config_hash({"rows": weights_hash(rows), **told})
-
-
-def fit_prior(head: Head, labels: torch.Tensor) -> None:
-    """Set the class prior alone: encoders in training standardise their features themselves."""
-    labels = labels.to(head.mean.device)
-    empty = {name: head.mean.new_zeros(len(labels), dim) for name, dim in head.dims.items()}
-    nothing = torch.zeros(len(labels), len(head.dims), dtype=torch.bool, device=labels.device)
-    head.fit_statistics(empty, nothing, labels)
 
 
 def _optimiser(model: FusionModel, config: TrainingConfig) -> torch.optim.Optimizer:

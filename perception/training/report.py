@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from perception.training import evaluate
 from perception.training.examples import Examples
-from perception.training.fit import FusionModel
+from perception.training.model import FusionModel
 from perception.training.train import Split
 
 ALPHA: Final = 0.1

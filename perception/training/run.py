@@ -8,14 +8,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from perception.errors import PerceptionError
-from perception.fusion.engine import pick_device, use_threads
+from perception.fusion.build import pick_device, use_threads
 from perception.models.checkpoint import check_branches, load_head
 from perception.profile import FusionConfig
 from perception.training import copies, cost, dataset, encoders, processes, report
 from perception.training import train as plans
 from perception.training.dataset import DataSource
 from perception.training.examples import Examples
-from perception.training.fit import FusionModel, History, fit
+from perception.training.fit import History, fit
+from perception.training.model import FusionModel
 from perception.training.train import CACHE, Split, TrainPlan
 
 Say = Callable[[str], Any]

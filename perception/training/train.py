@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from perception import profile as profiles
 from perception.errors import ProfileError
-from perception.fusion.engine import pick_device
+from perception.fusion.build import pick_device
 from perception.models.checkpoint import Head, config_hash, head_hash
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.memory import MAX_TICKS
@@ -22,8 +22,9 @@ from perception.training.copies import CopyPlan, joined
 from perception.training.dataset import DataSource, SessionSource
 from perception.training.encoders import Augmentation, trainable
 from perception.training.examples import Examples
-from perception.training.fit import Augment, FusionModel, History, TrainingConfig, fit
+from perception.training.fit import Augment, History, TrainingConfig, fit
 from perception.training.media import media_sources
+from perception.training.model import FusionModel
 
 CACHE: Final = Path("~/.cache/perception/features")
 

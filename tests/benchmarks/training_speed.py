@@ -17,7 +17,7 @@ import click
 import torch
 
 from perception.devices.scripted import messages
-from perception.fusion.engine import build_engine, use_threads
+from perception.fusion.build import build_engine, use_threads
 from perception.profile import FusionConfig, Profile, ScriptConfig, load
 from perception.session import SessionWriter
 from perception.training import dataset

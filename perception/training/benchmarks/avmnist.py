@@ -24,8 +24,9 @@ from perception.training.benchmarks.results import Figures
 from perception.training.cost import head_ms
 from perception.training.evaluate import mcnemar, metrics, probabilities, shuffle_drops
 from perception.training.examples import Examples
-from perception.training.fit import FusionModel, TrainingConfig, fit
+from perception.training.fit import TrainingConfig, fit
 from perception.training.imbalance import REMEDIES, Imbalance, long_tail
+from perception.training.model import FusionModel
 
 INPUTS: Final = {"audio": "audio", "image": "image"}
 SUBSETS: Final = {"both": ("audio", "image"), "image": ("image",), "audio": ("audio",)}

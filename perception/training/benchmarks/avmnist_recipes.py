@@ -27,8 +27,9 @@ from perception.training import augment
 from perception.training.augment import Disturbance
 from perception.training.benchmarks.avmnist_data import CLASSES, RATE_HZ, Pairs
 from perception.training.examples import Examples
-from perception.training.fit import FusionModel, TrainingConfig, fit
+from perception.training.fit import TrainingConfig, fit
 from perception.training.imbalance import Imbalance
+from perception.training.model import FusionModel
 
 DIM: Final = 64
 BANDS: Final = 48

@@ -29,8 +29,9 @@ from perception.training import augment
 from perception.training.benchmarks.results import Figures
 from perception.training.evaluate import metrics, probabilities
 from perception.training.examples import Examples
-from perception.training.fit import FusionModel, TrainingConfig, fit
+from perception.training.fit import TrainingConfig, fit
 from perception.training.imbalance import REMEDIES, Imbalance, long_tail
+from perception.training.model import FusionModel
 
 FOLDS: Final = range(1, 6)
 RATE_HZ: Final = 22_050

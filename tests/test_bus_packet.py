@@ -1,0 +1,80 @@
+"""The sockets of the lane: what comes through is a message within bounds or nothing."""
+
+import os
+import select
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perception.bus import lane, packet
+
+UNIX = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+pytestmark = pytest.mark.skipif(not lane.SUPPORTED, reason="needs Linux")
+
+
+class Listening:
+    """A reader's socket, and what it takes from whoever has connected."""
+
+    def __init__(self, directory: Path) -> None:
+        self.poll = select.poll()
+        self.receiver = packet.Receiver(directory, self.poll, every=False)
+        self.path = str(packet.path(directory, self.receiver.name))
+
+    def take(self) -> list[Any]:
+        return [self.receiver.receive(descriptor) for descriptor, _ in self.poll.poll(0)]
+
+
+@given(data=st.binary(min_size=1, max_size=64) | st.binary(min_size=42, max_size=80))
+def test_any_packet_is_a_message_within_bounds_or_nothing(data: bytes) -> None:
+    with tempfile.TemporaryDirectory(prefix="bus") as folder, socket.socket(*UNIX) as sender:
+        reader = Listening(Path(folder))
+        sender.connect(reader.path)
+        assert reader.take() == [None]
+        sender.send(data)
+        for parts, _, file in filter(None, reader.take()):
+            assert data.endswith(b"".join(parts))
+            assert sum(map(len, parts)) == len(data) - 42
+            assert file is None
+        reader.receiver.close()
+
+
+def test_a_file_that_comes_with_a_senseless_packet_is_closed(tmp_path: Path) -> None:
+    reader = Listening(tmp_path)
+    with socket.socket(*UNIX) as sender, (tmp_path / "file").open("wb") as file:
+        sender.connect(reader.path)
+        assert reader.take() == [None]
+        before = os.listdir("/proc/self/fd")
+        for data in (b"senseless", b"\xff" * 60):
+            socket.send_fds(sender, [data], [file.fileno()])
+            assert reader.take() == [None]
+        assert os.listdir("/proc/self/fd") == before
+    reader.receiver.close()
+
+
+def test_a_publisher_that_has_gone_is_forgotten_once_all_it_sent_is_taken(tmp_path: Path) -> None:
+    reader = Listening(tmp_path)
+    before = os.listdir("/proc/self/fd")
+    sender = packet.Sender(Path(reader.path))
+    for number in range(100):
+        sender.send(packet.pack(b"camera/a", b"%d" % number, b""), None)
+    sender.close()
+    taken = [one for _ in range(102) for one in reader.take()]
+    assert [parts for parts, _, _ in filter(None, taken)] == [
+        [b"camera/a", b"%d" % one] for one in range(100)
+    ]
+    assert os.listdir("/proc/self/fd") == before
+    assert reader.take() == []
+    reader.receiver.close()
+
+
+def test_who_cannot_listen_leaves_nothing_behind(tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 20)
+    with pytest.raises(OSError, match="too long"):
+        packet.Receiver(deep, select.poll(), every=True)
+    assert not list(deep.iterdir())
