@@ -40,6 +40,16 @@ def test_it_is_bayes_rule_for_branches_independent_given_the_class() -> None:
     np.testing.assert_allclose(pooled, joint, atol=1e-5)
 
 
+def test_reset_takes_back_all_that_was_fitted() -> None:
+    labels, logits, joint = draw(200)
+    everything, fitted = torch.ones(200, 3, dtype=torch.bool), pool()
+    fitted.fit_temperatures(3 * logits, everything, labels)
+    fitted.fit_weights(3 * logits, everything, labels)
+    assert (fitted.doubt > 0).all()
+    fitted.reset()
+    np.testing.assert_allclose(fitted(logits, everything).exp(), joint, atol=1e-5)
+
+
 def test_with_some_missing_it_is_bayes_rule_for_the_rest_and_with_all_missing_the_prior() -> None:
     _, logits, _ = draw(50)
     present = torch.tensor([True, False, True]).expand(50, 3)

@@ -12,6 +12,7 @@ import torch
 
 from perception.fusion.reader import InputReader, Reading
 from perception.fusion.recent import Recent, Shown
+from perception.fusion.streams import MILLISECOND_NS
 from perception.fusion.window import Window, WindowInput
 from perception.messages import (
     BranchState,
@@ -31,7 +32,6 @@ from perception.models.registry import RegisteredEncoder
 from perception.models.weights import weights_hash
 from perception.profile import FusionConfig
 
-MILLISECOND_NS: Final = 1e6
 NO_BRANCH: Final = BranchState()
 
 

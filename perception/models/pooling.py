@@ -41,6 +41,12 @@ class LogLinearPool(nn.Module):
         self.register_buffer("weight", torch.ones(branches))
         self.register_buffer("log_prior", torch.full((classes,), 1 / classes).log())
 
+    def reset(self) -> None:
+        """Take back all that was fitted but the prior: a product of experts, as if none was ever mistaken."""
+        self.temperature.fill_(1)
+        self.doubt.fill_(0)
+        self.weight.fill_(1)
+
     def calibrated(self, logits: torch.Tensor) -> torch.Tensor:
         """Return each branch's log-probabilities at its temperature and doubt, (B, M, C)."""
         return _calibrated(logits, self.temperature[:, None], self.doubt[:, None], self.log_prior)

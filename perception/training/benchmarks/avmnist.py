@@ -144,8 +144,8 @@ def setting_b(
         figures.add(cost, strategy, "parameters, encoders included", sum(parameters))
         figures.add(cost, strategy, "head, ms per sample", head_ms(model, parts[2]))
         if strategy == "model-level pool":
-            model.head.pool.temperature.fill_(1)  # type: ignore[operator, union-attr]
-            model.head.pool.weight.fill_(1)  # type: ignore[operator, union-attr]
+            assert isinstance(model.head, ModelFusion)
+            model.head.pool.reset()
             _score_b(figures, recipe, "product of experts", model, parts[2], noisy, best)
 
 
