@@ -138,15 +138,10 @@ def _drained(queue: deque[ItemT]) -> list[ItemT]:
 
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:
     """Build and warm the models up, then fuse until stopped."""
-    # torch takes seconds to import: only once the profile is known to be good
-    from perception.fusion.build import build_engine, use_threads
-    from perception.fusion.compute import Compute
-
     config = profile.fusion
     if config is None:
         raise ProfileError("the profile has no [fusion] table")
     runtime, clock = Runtime(profile.domain), HostClock().now_ns
-    use_threads(config.threads)
     core = FusionCore(config)
     topics = [item.topic for item in config.inputs.values()]
 
@@ -168,7 +163,11 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         publisher(f"health/{name}") as health,
         publisher(f"head/{name}") as head,
     ):
-        # built when the outputs are there: a recorder has found them before the first message
+        # torch takes seconds to import, while a recorder finds the outputs: before the first message
+        from perception.fusion.build import build_engine, use_threads
+        from perception.fusion.compute import Compute
+
+        use_threads(config.threads)
         engine = build_engine(config, clock=clock)
         engine.warm_up()
         gc.freeze()  # models stay for good: a full collection would look through them for a tenth of a second
