@@ -61,6 +61,21 @@ def test_every_optimiser_and_schedule_learns(optimiser: str, schedule: str) -> N
     assert metrics(test.labels.numpy(), probabilities(trained(config), test)).accuracy > 0.9
 
 
+def test_a_schedule_ends_with_the_last_step_of_epochs_that_oversampling_made_longer() -> None:
+    data = clusters(90)
+    config = QUICK.model_copy(
+        update={
+            "epochs": 3,
+            "batch": 16,
+            "schedule": "one-cycle",
+            "imbalance": Imbalance(remedy="oversample"),
+        }
+    )
+    rows = torch.cat([torch.nonzero(data.labels == 0).squeeze(1), torch.tensor([1, 2])])
+    history = fit(FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES)), data.rows(rows), data, config)
+    assert len(history.training_loss) == 3
+
+
 def test_the_same_seed_gives_the_same_weights() -> None:
     first, second = (trained(QUICK.model_copy(update={"epochs": 3})).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -212,8 +227,9 @@ def test_remedies_for_imbalance_do_what_they_say() -> None:
     labels = torch.tensor([0] * 90 + [1] * 9 + [2])
     weights = balanced_weights(labels, 3)
     assert torch.allclose(weights * labels.bincount(), torch.full((3,), 100 / 3))
-    order = epoch_order(Imbalance(remedy="oversample"), labels, 3, torch.Generator().manual_seed(0))
-    assert labels[order].bincount().min() > 20
+    order = epoch_order(Imbalance(remedy="oversample"), labels, torch.Generator().manual_seed(0))
+    assert labels[order].bincount().tolist() == [90] * 3
+    assert order.bincount(minlength=100).tolist() == [1] * 90 + [10] * 9 + [90]
     logits = torch.zeros(1, 3)
     common, rare = (
         ClassificationLoss(Imbalance(remedy="logit-adjustment"), labels, 3)(logits, torch.tensor([label]))

@@ -20,7 +20,13 @@ from perception.models.fusion import ModelFusion
 from perception.profile import Section
 from perception.training import processes
 from perception.training.examples import Examples
-from perception.training.imbalance import ClassificationLoss, Imbalance, balanced_weights, epoch_order
+from perception.training.imbalance import (
+    ClassificationLoss,
+    Imbalance,
+    balanced_weights,
+    epoch_length,
+    epoch_order,
+)
 from perception.training.model import FusionModel, calibrate, predict
 
 Augment = Callable[[Examples, torch.Generator], Examples]
@@ -208,14 +214,14 @@ class _Run:
         )
         self._hidden = hide_inputs(validation.present, inputs, 1.0, generator)
         self._optimiser = _optimiser(model, config)
-        steps = -(-len(self._rows) // config.batch)
+        steps = -(-epoch_length(config.imbalance, self._labels) // config.batch)
         self._schedule = _schedule(self._optimiser, config, steps)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
 
     def epoch(self, number: int) -> None:
         """Go once over the training rows, then look at validation."""
         self.model.train()
-        order = epoch_order(self.config.imbalance, self._labels, len(self.train.classes), self.generator)
+        order = epoch_order(self.config.imbalance, self._labels, self.generator)
         batches = torch.split(self._rows[order], self.config.batch)
         # batch norm needs two rows in every process
         losses = [self._step(rows) for rows in batches if len(rows) >= 2 * self.accelerator.num_processes]

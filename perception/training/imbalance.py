@@ -1,9 +1,10 @@
 """Remedies for classes that are rarer than others, each usable alone.
 
-Class weights and resampling change what the loss sees, focal loss (Lin et al. 2017, "Focal Loss for
-Dense Object Detection") how much easy examples count, logit adjustment (Menon et al. 2021, "Long-Tail
-Learning via Logit Adjustment") what the logits mean: trained on logits + tau log p(y), the plain logits
-are those of a world in which all classes are equally common.
+Class weights and oversampling change what the loss sees: oversampling repeats the rows of every class until
+it has as many as the largest, so an epoch is longer, and no row is left out. Focal loss (Lin et al. 2017,
+"Focal Loss for Dense Object Detection") changes how much easy examples count. Logit adjustment (Menon et
+al. 2021, "Long-Tail Learning via Logit Adjustment") changes what the logits mean: trained on logits + tau
+log p(y), the plain logits are those of a world in which all classes are equally common.
 """
 
 from typing import Annotated, Final, Literal
@@ -62,14 +63,22 @@ class ClassificationLoss:
         return F.cross_entropy(logits, labels, weights, label_smoothing=smoothing)
 
 
-def epoch_order(
-    config: Imbalance, labels: torch.Tensor, classes: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Return the rows of one epoch in random order; oversampling draws every class equally often."""
+def epoch_length(config: Imbalance, labels: torch.Tensor) -> int:
+    """Return how many rows an epoch over these labels (N,) has; oversampling makes it longer."""
+    counts = labels.bincount()
+    return int(counts.max() * (counts > 0).sum()) if config.remedy == "oversample" else len(labels)
+
+
+def epoch_order(config: Imbalance, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return the rows of one epoch over these labels (N,) in random order."""
+    order = torch.randperm(len(labels), generator=generator)
     if config.remedy != "oversample":
-        return torch.randperm(len(labels), generator=generator)
-    chances = 1 / class_counts(labels, classes)[labels]
-    return torch.multinomial(chances, len(labels), replacement=True, generator=generator)
+        return order
+    counts = labels.bincount()
+    largest = int(counts.max())
+    classes = (order[labels[order] == label] for label in counts.nonzero())
+    filled = torch.cat([rows.repeat(-(-largest // len(rows)))[:largest] for rows in classes])
+    return filled[torch.randperm(len(filled), generator=generator)]
 
 
 def long_tail(labels: torch.Tensor, classes: int, ratio: float, generator: torch.Generator) -> torch.Tensor:
