@@ -87,7 +87,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def examples(sources: Sequence[SessionSource], cache: Path, plan: CopyPlan | None = None) -> Examples:
     """Return all windows of the sources, or of their copies."""
     chosen = sources if plan is None else copied(sources, plan)
-    return build(chosen, FUSION, cache, classes=CLASSES, context=True)
+    return build(chosen, FUSION, cache, classes=CLASSES, context=True).read()
 
 
 def rows(part: Examples) -> set[tuple[int, int]]:
@@ -97,6 +97,7 @@ def rows(part: Examples) -> set[tuple[int, int]]:
 def changed(first: Examples, second: Examples) -> set[str]:
     """Name the branches that two cuts of the same windows differ in."""
     assert torch.equal(first.ends_ns, second.ends_ns)
+    first, second = first.read(), second.read()
     return {name for name in first.branches if not torch.equal(first.features[name], second.features[name])}
 
 
@@ -202,7 +203,7 @@ def _learns_from_copies_only(without: Split, found: Split, copies: Sequence[Exam
     expected = [copy.rows(mask) for copy, mask in zip(copies, learned, strict=True)]
     assert len(found.train) == count + sum(map(len, expected))
     assert set(found.train.sources.tolist()) == own
-    added = found.train.rows(torch.arange(count, len(found.train)))
+    added = found.train.rows(torch.arange(count, len(found.train))).read()
     for name in added.branches:
         assert torch.equal(added.features[name], torch.cat([part.features[name] for part in expected]))
 

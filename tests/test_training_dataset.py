@@ -1,5 +1,6 @@
 """Datasets: windows and features of a session are the bytes a live head was given, computed once."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from perception.training.dataset import SessionSource, build, folds, holdout
 from perception.training.examples import Examples
 from perception.training.labels import Span, from_messages
 from perception.training.media import media_sources
+from perception.training.rows import Rows
 from tests import tiny_models
 
 CAMERA = CameraConfig(source="scripted", width=160, height=120, rate_hz=10)
@@ -239,7 +241,42 @@ def test_a_folder_of_ordinary_media_is_a_data_set_labelled_by_its_names(tmp_path
     assert [source.name for source in sources] == ["high/0.wav", "high/1.wav", "low/0.wav", "low/1.wav"]
     examples = build(sources, fusion, tmp_path / "cache")
     assert examples.classes == ("high", "low")
-    heard = examples.rows(examples.present[:, 0])
+    heard = examples.rows(examples.present[:, 0]).read()
     assert set(heard.sources.tolist()) == {0, 1, 2, 3}
     means = [heard.features["mfcc"][heard.labels == label].mean(dim=0) for label in (0, 1)]
     assert (means[0] - means[1]).norm() > 1
+
+
+def test_rows_stand_for_the_tensor_that_is_not_made_of_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(count, 3, generator=generator) for count in (5, 0, 7, 1)]
+    whole, rows = torch.cat(parts), Rows.joined([Rows([part.numpy() for part in parts[:2]]), *parts[2:]])
+    assert (len(rows), rows.shape) == (13, (13, 3))
+    assert torch.equal(rows.read(), whole)
+    mixed = torch.randint(13, (4, 6), generator=generator)
+    for index in (mixed, slice(3, 9, 2), whole[:, 0] > 0, torch.zeros(0).long()):
+        assert torch.equal(rows[index].read(), whole[index])
+        assert torch.equal(rows[index].read(), Rows.joined([rows[index]]).read())
+    assert torch.equal(rows[mixed][1:, 2].read(), whole[mixed][1:, 2])  # type: ignore[index]
+    assert torch.equal(Rows.joined([rows[5:], rows[:2]]).read(), torch.cat([whole[5:], whole[:2]]))
+
+
+def test_what_is_trained_on_stays_in_the_files_of_the_cache(tmp_path: Path) -> None:
+    sources = [record(tmp_path / f"{seed}.mcap", script(2.0, seed)) for seed in (3, 4)]
+    data = build(sources, config(CHEAP), tmp_path / "cache", classes=CLASSES, context=True)
+    train, _ = holdout(data, 0.5, 0)
+    maps = Path("/proc/self/maps").read_text()
+    assert all(str(file) in maps for file in (tmp_path / "cache").iterdir())
+    assert isinstance(train.features["level"], Rows)
+    assert isinstance(train.context(torch.tensor([1, 0])).features["level"], torch.Tensor)
+
+
+def test_pictures_of_two_sizes_cannot_be_trained_on_together() -> None:
+    small, large = (
+        Examples.of({"eye": torch.zeros(2, 3, side, side)}, torch.arange(2), ("x", "y")) for side in (4, 8)
+    )
+    with pytest.raises(SessionError, match=r"'eye' takes is \(3, 4, 4\) in 0 and \(3, 8, 8\) in 0"):
+        Examples.concatenate([small, large])
+    blind = dataclasses.replace(large, present=torch.zeros(2, 1, dtype=torch.bool))
+    joined = Examples.concatenate([small, blind]).read()
+    assert joined.features["eye"].shape == (4, 3, 4, 4)

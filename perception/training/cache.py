@@ -1,7 +1,7 @@
 """Features of frozen encoders on disk: computed once per source, found again by what decides them.
 
 One safetensors file per source, written whole or not at all, so that an interrupted run goes on where it
-stopped; mapped, so that a row that is not used is not read. Those that are trained on end up in memory.
+stopped; mapped, so that a row is read when a batch needs it and memory holds no more than it has to spare.
 """
 
 import hashlib

@@ -33,6 +33,7 @@ from perception.training.cache import Cache, file_hash, key
 from perception.training.encoders import Prepared
 from perception.training.examples import Examples
 from perception.training.labels import Span
+from perception.training.rows import Rows
 
 LABEL_SUFFIXES: Final = (".labels.txt", ".labels.csv", ".labels.tsv", ".txt", ".csv", ".tsv")
 _UNDECISIVE: Final = {"head", "device", "threads", "endpoint", "name"}
@@ -273,8 +274,8 @@ def _examples(
             f"{cache.folder}: features of {source.name} are damaged; remove {name}.safetensors"
         )
     index = torch.from_numpy(label_files.indices_at(spans, tensors["ends_ns"].numpy(), classes, track))
-    features = {
-        entry.removeprefix("feature."): values
+    features: dict[str, Any] = {
+        entry.removeprefix("feature."): Rows([values.numpy()])
         for entry, values in tensors.items()
         if entry.startswith("feature.")
     }

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
+
+from perception.errors import SessionError
+from perception.training.rows import Rows, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +15,10 @@ class Examples:
     """N labelled windows. Branches are in sorted order, as in every fusion head."""
 
     features: dict[str, torch.Tensor]
-    """By branch: (N, dim) float32, or (N, ...) what a trainable encoder takes; anything where absent."""
+    """By branch: (N, dim) float32, or (N, ...) what a trainable encoder takes; anything where absent.
+
+    Those of sessions are `Rows` that stand for tensors: `context` and `read` give tensors.
+    """
     present: torch.Tensor
     """(N, M) bool."""
     ages_s: torch.Tensor
@@ -63,10 +69,16 @@ class Examples:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """Join several of the same branches and classes, in order; sources stay apart."""
+        """Join several of the same branches and classes, in order; sources stay apart.
+
+        Features stay where they are, in the files that they are mapped from.
+
+        Raises:
+            SessionError: what a trainable encoder takes differs in its shape.
+        """
         offsets = [sum(len(part.names) for part in parts[:index]) for index in range(len(parts))]
         return cls(
-            {name: torch.cat([part.features[name] for part in parts]) for name in parts[0].branches},
+            {name: _joined(parts, name) for name in parts[0].branches},
             torch.cat([part.present for part in parts]),
             torch.cat([part.ages_s for part in parts]),
             torch.cat([part.labels for part in parts]),
@@ -78,7 +90,7 @@ class Examples:
         )
 
     def rows(self, index: torch.Tensor | slice) -> Self:
-        """Return the rows of an index, a mask or a slice; the list of sources stays whole."""
+        """Return the rows of an index, a mask or a slice, not yet read; the list of sources stays whole."""
         return replace(
             self,
             features={name: values[index] for name, values in self.features.items()},
@@ -89,6 +101,10 @@ class Examples:
             ends_ns=self.ends_ns[index],
             known=None if self.known is None else self.known[index],
         )
+
+    def read(self) -> Self:
+        """Return the same with features in memory."""
+        return replace(self, features={name: read(values) for name, values in self.features.items()})
 
     @property
     def labelled(self) -> torch.Tensor:
@@ -106,7 +122,7 @@ class Examples:
             late: (n, M) int64, by how many ticks each branch is late; absent where there is no such tick.
         """
         if ticks == 1 and late is None:
-            return self.rows(index)
+            return self.rows(index).read()
         back = torch.arange(ticks - 1, -1, -1)
         due_ns = self.ends_ns[index][:, None] - back * self.hop_ns
         at, known = self._at(index, index[:, None] - back, due_ns)
@@ -116,7 +132,7 @@ class Examples:
             if late is not None:
                 lag = late[:, column, None]
                 then, there = self._at(index, at - lag, due_ns - lag * self.hop_ns)
-            features[name] = values[then] if ticks > 1 else values[then.squeeze(1)]
+            features[name] = read(values[then] if ticks > 1 else values[then.squeeze(1)])
             present.append(self.present[then, column] & there & known)
             ages_s.append(self.ages_s[then, column] + lag * (self.hop_ns / 1e9))
         row = self.rows(index)
@@ -152,7 +168,7 @@ class Examples:
         """Return the same with every tensor on `device`."""
         return replace(
             self,
-            features={name: values.to(device) for name, values in self.features.items()},
+            features={name: read(values).to(device) for name, values in self.features.items()},
             present=self.present.to(device),
             ages_s=self.ages_s.to(device),
             labels=self.labels.to(device),
@@ -160,3 +176,25 @@ class Examples:
             ends_ns=self.ends_ns.to(device),
             known=None if self.known is None else self.known.to(device),
         )
+
+
+def _joined(parts: Sequence[Examples], branch: str) -> Any:
+    """Return one branch of all; parts that never have it take the shape of the others."""
+    column = parts[0].branches.index(branch)
+    there = [part for part in parts if part.present[:, column].any()]
+    like = (there or parts)[0].features[branch]
+    for part in there:
+        if part.features[branch].shape[1:] != like.shape[1:]:
+            shapes = [tuple(values.shape[1:]) for values in (like, part.features[branch])]
+            raise SessionError(
+                f"what encoder '{branch}' takes is {shapes[0]} in {there[0].names[0]} and {shapes[1]} in "
+                f"{part.names[0]}: to train it, pictures or sounds of one size are needed"
+            )
+    nothing = read(like[:1])
+    alike = [part.features[branch].shape[1:] == like.shape[1:] for part in parts]
+    return Rows.joined(
+        [
+            part.features[branch] if same else torch.zeros_like(nothing).expand(len(part), *nothing.shape[1:])
+            for part, same in zip(parts, alike, strict=True)
+        ]
+    )

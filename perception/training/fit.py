@@ -27,9 +27,11 @@ from perception.training.imbalance import (
     epoch_length,
     epoch_order,
 )
-from perception.training.model import FusionModel, calibrate, predict
+from perception.training.model import EVALUATION_BATCH, FusionModel, calibrate, predict
 
 Augment = Callable[[Examples, torch.Generator], Examples]
+STATISTICS_ROWS: Final = 1 << 16
+"""Of more, as many at even distances: means and deviations need no more, and they have to fit in memory."""
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -201,10 +203,14 @@ class _Run:
         learnt = train if len(self._rows) == len(train) else train.rows(self._rows)
         self._labels = learnt.labels
         # encoders in training standardise their features themselves
-        there = learnt.to(self.device)
-        frozen = torch.tensor([name not in model.encoders for name in train.branches], device=self.device)
-        features = {name: x for name, x in there.features.items() if name not in model.encoders}
-        model.head.fit_statistics(features, there.present & frozen, there.labels)
+        frozen = [name not in model.encoders for name in train.branches]
+        count = min(len(learnt), STATISTICS_ROWS)
+        some = torch.arange(count) * len(learnt) // count
+        there = learnt.select([name for name in train.branches if name not in model.encoders]).rows(some)
+        present = learnt.present[some] & torch.tensor(frozen)
+        features = there.to(self.device).features
+        labels = there.labels.to(self.device)
+        model.head.fit_statistics(features, present.to(self.device), labels)
         classes = len(train.classes)
         loss = ClassificationLoss(config.imbalance, learnt.labels, classes)
         self._objective = accelerator.prepare_model(_Objective(model, loss, config.auxiliary))
@@ -345,18 +351,19 @@ def _identity(
     model: FusionModel, parts: Sequence[Examples], config: TrainingConfig, plan: Mapping[str, Any]
 ) -> str:
     """Return the hash of what a stored state belongs to; it may go on for more epochs."""
-    rows = {
-        f"{number}.{name}": values
-        for number, part in enumerate(parts)
-        for name, values in (
-            *((f"feature.{branch}", x) for branch, x in part.features.items()),
-            *((key, getattr(part, key)) for key in ("labels", "sources", "ends_ns", "present", "ages_s")),
-        )
-    }
+    rows = [
+        weights_hash({**batch.features, **{f" {key}": getattr(batch, key) for key in _DECISIVE}})
+        for part in parts
+        for at in torch.split(torch.arange(len(part)), EVALUATION_BATCH)
+        for batch in [part.rows(at).read()]
+    ]
     shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
     decisive = config.model_dump(mode="json", exclude={"epochs"})
     told = {"head": model.head.config, "shapes": shapes, "config": decisive, "plan": dict(plan)}
-    return config_hash({"rows": weights_hash(rows), **told})
+    return config_hash({"rows": rows, **told})
+
+
+_DECISIVE: Final = ("labels", "sources", "ends_ns", "present", "ages_s")
 
 
 def _optimiser(model: FusionModel, config: TrainingConfig) -> torch.optim.Optimizer:

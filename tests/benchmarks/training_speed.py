@@ -68,7 +68,7 @@ def an_hour(data: Examples) -> Examples:
         names = tuple(f"{name} {copy}" for name in data.names)
         noisy = {
             name: x + 0.05 * x.std(dim=0, keepdim=True) * torch.randn(x.shape, generator=generator)
-            for name, x in data.features.items()
+            for name, x in data.read().features.items()
         }
         parts.append(replace(data, features=noisy, names=names))
     return Examples.concatenate(parts).rows(torch.arange(HOUR))

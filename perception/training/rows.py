@@ -1,0 +1,58 @@
+"""Rows of features that stay in the files which they are mapped from until a batch is made of them."""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+class Rows:
+    """Stands for a tensor (N, ...): rows of several arrays, one after another.
+
+    An index gives other rows, and still none is read.
+    """
+
+    def __init__(self, parts: Sequence[npt.NDArray[Any]], numbers: torch.Tensor | None = None) -> None:
+        """Take all rows of the parts, alike but for their lengths, or those with these numbers."""
+        self._parts = tuple(parts)
+        self._bounds = [0, *accumulate(map(len, self._parts))]
+        self._numbers = torch.arange(self._bounds[-1]) if numbers is None else numbers
+
+    @classmethod
+    def joined(cls, values: Sequence["torch.Tensor | Rows"]) -> Self:
+        """Return the rows of all, in order."""
+        each = [value if isinstance(value, Rows) else cls([value.numpy()]) for value in values]
+        offsets = accumulate((one._bounds[-1] for one in each[:-1]), initial=0)
+        numbers = [one._numbers + offset for one, offset in zip(each, offsets, strict=True)]
+        return cls([part for one in each for part in one._parts], torch.cat(numbers))
+
+    @property
+    def shape(self) -> torch.Size:
+        """As of the tensor."""
+        return self._numbers.shape + torch.Size(self._parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: torch.Tensor | slice) -> Self:
+        return type(self)(self._parts, self._numbers[index])
+
+    def read(self) -> torch.Tensor:
+        """Return the tensor, in memory."""
+        numbers = self._numbers.flatten().numpy()
+        order = numbers.argsort()
+        ascending = numbers[order]
+        cuts = np.searchsorted(ascending, self._bounds).tolist()
+        rows = np.empty((len(numbers), *self._parts[0].shape[1:]), self._parts[0].dtype)
+        for part, first, (begin, end) in zip(self._parts, self._bounds, pairwise(cuts), strict=False):
+            if begin < end:
+                rows[order[begin:end]] = part[ascending[begin:end] - first]
+        return torch.from_numpy(rows).view(self.shape)
+
+
+def read(values: torch.Tensor | Rows) -> torch.Tensor:
+    """Return a tensor, or what stands for one, in memory."""
+    return values.read() if isinstance(values, Rows) else values
