@@ -189,11 +189,12 @@ def build_models(profile_name: str, overrides: tuple[str, ...]) -> dict[str, str
     """
     import torch
 
-    from perception.models.checkpoint import build_head
+    from perception.models.checkpoint import build_head, with_own_encoders
     from perception.models.registry import build_encoder
 
     fusion = profiles.load(profile_name, overrides).fusion
     assert fusion is not None
+    fusion = with_own_encoders(fusion)
     problems: dict[str, str] = {}
     dims: dict[str, int] = {}
     cpu = torch.device("cpu")

@@ -204,7 +204,7 @@ def test_layers_before_the_last_stay_as_they_are_and_run(tmp_path: Path) -> None
         name for name, value in encoder.network.state_dict().items() if not torch.equal(value, before[name])
     }
     assert {name.rpartition(".")[0] for name in changed} == {
-        "model.layer4.1.bn1", "model.layer4.1.conv2", "model.layer4.1.bn2"
+        "network.model.layer4.1.bn1", "network.model.layer4.1.conv2", "network.model.layer4.1.bn2"
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from perception.devices.scripted import messages
 from perception.errors import PerceptionError, ProfileError
 from perception.fusion.build import build_engine
 from perception.messages import Label, Message, TextCommand
-from perception.models.checkpoint import head_hash, load_head, weights_hash
+from perception.models.checkpoint import head_hash, load_head, weights_hash, with_own_encoders
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from perception.session.writer import SessionWriter
 from perception.training import dataset
@@ -289,13 +289,9 @@ sound = { input = "microphone", kind = "cnn-sound", weights = "random", options 
     ]
     sources = (*sessions, "--cache", tmp_path / "cache", "--workers", 1)
     assert command("train", plan, *sources, "--out", tmp_path / "head") == 0
-    live = text
-    for name in ("picture", "sound"):
-        kind = f'kind = "cnn-{"image" if name == "picture" else "sound"}", weights = '
-        live = live.replace(f'{kind}"random"', f'{kind}"{tmp_path / "head" / "encoders" / name}"')
-    live = live.partition("[fusion.head]")[0] + f'[fusion.head]\nweights = "{tmp_path / "head"}"\n'
+    live = text.partition("[fusion.head]")[0] + f'[fusion.head]\nweights = "{tmp_path / "head"}"\n'
     (tmp_path / "live.toml").write_text(live)
-    fusion = plans.fusion_of(str(tmp_path / "live.toml"))
+    fusion = with_own_encoders(plans.fusion_of(str(tmp_path / "live.toml")))
     before, after = (
         build_engine(plans.fusion_of(str(file)), clock=lambda: 0)
         for file in (profile, tmp_path / "live.toml")

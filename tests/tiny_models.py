@@ -29,7 +29,12 @@ def bert(folder: Path) -> None:
     """Write a text model that knows a few words."""
     config = BertConfig(vocab_size=len(WORDS), hidden_size=16, **SMALL | {"num_hidden_layers": 2})
     BertModel(config).save_pretrained(folder)
-    BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+
+
+def tokenizer(**options: Any) -> BertTokenizer:
+    """Return one that knows a few words."""
+    return BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}, **options)
 
 
 def vit(folder: Path) -> None:

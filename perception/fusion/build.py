@@ -9,7 +9,7 @@ import torch
 from perception.errors import ProfileError
 from perception.fusion.engine import Engine, kind_of
 from perception.models import precision
-from perception.models.checkpoint import build_head
+from perception.models.checkpoint import build_head, with_own_encoders
 from perception.models.registry import RegisteredEncoder, build_encoder
 from perception.profile import EncoderConfig, FusionConfig
 
@@ -31,13 +31,14 @@ def use_threads(threads: int) -> None:
 
 
 def build_engine(config: FusionConfig, *, clock: Callable[[], int]) -> Engine:
-    """Build encoders and head of a profile on its device.
+    """Build encoders and head of a profile on its device; encoders that were trained with the head are its.
 
     Raises:
         ProfileError: an encoder or option does not exist, or the head does not fit the encoders.
         WeightsError: weights are missing.
     """
     device = pick_device(config.device)
+    config = with_own_encoders(config)
     encoders: dict[str, RegisteredEncoder] = {}
     fixed: dict[str, EncoderConfig] = {}
     facts: precision.Facts = {}

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from perception.errors import PerceptionError, WeightsError
+from perception.errors import PerceptionError, ProfileError, WeightsError
 from perception.fusion.engine import Engine
 from perception.messages import Agreement, Fused, HeadStatus, HeadUse, SwapRequest
 from perception.models.checkpoint import (
@@ -22,7 +22,10 @@ from perception.models.checkpoint import (
     head_folder,
     head_hash,
     load_head,
+    own_encoders,
 )
+from perception.models.registry import build_encoder
+from perception.models.weights import weights_hash
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -150,12 +153,28 @@ class HeadSwap:
             raise WeightsError(f"{folder}: its hash is {found[:12]}, asked for was {request.head_hash[:12]}")
         check_branches(head, engine.dims)
         check_classes(head, self.in_force.head.classes)
+        self._check_encoders(folder)
         head = head.requires_grad_(False).to(engine.device)
         weights = [value for value in head.state_dict().values() if value.is_floating_point()]
         if not all(bool(torch.isfinite(value).all()) for value in weights):
             raise WeightsError(f"{folder}: its weights are not all finite")
         engine.warm_up_head(head)
         return NamedHead(head, found, folder)
+
+    def _check_encoders(self, folder: str) -> None:
+        """Raise ProfileError unless the encoders trained with a head are those that run."""
+        engine, own = self._engine, own_encoders(folder)
+        for name in own.keys() | own_encoders(self.in_force.folder).keys():
+            if name in own:
+                item = engine.config.encoders[name].model_copy(update={"weights": str(own[name])})
+                cpu, seed = torch.device("cpu"), engine.config.seed
+                trained = weights_hash(build_encoder(name, item, device=cpu, seed=seed).weights())
+                if trained == weights_hash(engine.encoders[name].weights()):
+                    continue
+            raise ProfileError(
+                f"it was trained with another encoder '{name}' than the one that runs, and a swap changes "
+                f'the head alone; restart the fusion with fusion.head.weights = "{folder}"'
+            )
 
     def _refuse(self, request: SwapRequest, reason: str) -> None:
         self._tell(request, phase="refused", reason=reason)

@@ -11,9 +11,10 @@ import torch
 from perception.errors import ProfileError, WeightsError
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.weights import load_into, local_state, seeded, source_of, weights_hash
-from perception.profile import LAUNCH_DIR, HeadConfig
+from perception.profile import LAUNCH_DIR, FusionConfig, HeadConfig
 
 __all__ = [
+    "ENCODERS",
     "Head",
     "build_head",
     "check_branches",
@@ -22,10 +23,14 @@ __all__ = [
     "head_folder",
     "head_hash",
     "load_head",
+    "own_encoders",
     "weights_hash",
+    "with_own_encoders",
 ]
 
 Head = FeatureFusion | ModelFusion
+ENCODERS: Final = "encoders"
+"""Folder in a checkpoint: by name, the encoders that were trained with the head."""
 KINDS: Final[dict[str, type[FeatureFusion] | type[ModelFusion]]] = {
     "feature": FeatureFusion,
     "model": ModelFusion,
@@ -90,6 +95,24 @@ def head_folder(config: HeadConfig) -> str:
     """Return where a profile's head lies, absolute; empty for a random one."""
     source, path = source_of(config.weights)
     return str((path if path.exists() else LAUNCH_DIR / path).absolute()) if source == "local" else ""
+
+
+def own_encoders(folder: Path | str) -> dict[str, Path]:
+    """Return the encoders that were trained with a head, as what `weights` may name; empty if none were."""
+    return {place.name: place for place in sorted((Path(folder) / ENCODERS).glob("*/"))} if folder else {}
+
+
+def with_own_encoders(config: FusionConfig, folder: Path | str | None = None) -> FusionConfig:
+    """Return the fusion with the encoders that were trained with a head in place of those they began as.
+
+    The head is the fusion's, or that of a folder.
+    """
+    own = {
+        name: config.encoders[name].model_copy(update={"weights": str(place)})
+        for name, place in own_encoders(folder or head_folder(config.head)).items()
+        if name in config.encoders
+    }
+    return config.model_copy(update={"encoders": {**config.encoders, **own}})
 
 
 def head_hash(head: Head) -> str:

@@ -1,6 +1,7 @@
 """Text encoders: any transformers text model, and TF-IDF intents learned from a few example phrases."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from string import ascii_lowercase, digits, punctuation
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -8,14 +9,62 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 import numpy as np
 import torch
 from pydantic import Field, field_validator
+from torch import nn
 
 from perception.errors import WeightsError
 from perception.messages import BranchState
 from perception.models.encoder import Encoding, TextInput
-from perception.models.weights import hub_folder, load_transformer, seeded, source_of
+from perception.models.weights import State, hub_folder, load_transformer, save_transformer, seeded, source_of
 from perception.profile import Section
 
 OTHER: Final = "other"
+_BYTES_PER_TOKEN: Final = 16
+"""Kept of a text for training; words of any language have fewer on average."""
+
+
+def as_bytes(text: str, length: int) -> torch.Tensor:
+    """Return a text's UTF-8 as (length,) uint8, cut or filled up with zeros."""
+    row = torch.zeros(length, dtype=torch.uint8)
+    kept = bytearray(text.encode()[:length])
+    if kept:
+        row[: len(kept)] = torch.frombuffer(kept, dtype=torch.uint8)
+    return row
+
+
+def as_texts(rows: torch.Tensor) -> list[str]:
+    """Return the texts of (n, length) uint8; of a character that was cut nothing is left."""
+    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows.cpu().numpy()]
+
+
+class TextNetwork(nn.Module):
+    """A text model with its tokenizer: masked mean over the last hidden states.
+
+    Args:
+        model: of transformers.
+        tokenizer: of its checkpoint.
+        max_tokens: longer texts are cut.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, max_tokens: int) -> None:
+        super().__init__()
+        self.model = model
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+
+    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return features (n, dim) float32."""
+        tokens = self._tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+        ).to(next(self.model.parameters()).device)
+        states = self.model(**tokens).last_hidden_state.float()  # (n, T, D)
+        mask = tokens["attention_mask"][:, :, None].float()
+        features: torch.Tensor = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+        return features
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Encode texts given as bytes (n, length) uint8, each different one once."""
+        different, which = torch.unique(rows, dim=0, return_inverse=True)
+        return self.encode(as_texts(different))[which]
 
 
 class TransformersTextEncoder:
@@ -38,36 +87,47 @@ class TransformersTextEncoder:
     def __init__(
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
-        source, folder = source_of(weights)
-        if source == "random":
-            model, self._tokenizer = _random_bert(seed)
-        else:
-            folder = folder if source == "local" else hub_folder(options.model, options.revision)
-            model = load_transformer(folder, seed)
-            self._tokenizer = load_tokenizer(folder)
-        if model.config.is_encoder_decoder:
-            model = model.get_encoder()
-        model = getattr(model, "text_model", model)
-        self._model = model.eval().requires_grad_(False).to(device, getattr(torch, options.dtype))
-        self._device = device
-        self._max_tokens = options.max_tokens
+        self._load = partial(_load_text, options, seed, weights)
+        whole, tokenizer = self._load()
+        self._model = _text_half(whole).eval().requires_grad_(False).to(device, getattr(torch, options.dtype))
+        self.network = TextNetwork(self._model, tokenizer, options.max_tokens)
+        self._bytes = _BYTES_PER_TOKEN * options.max_tokens
         self.dim = int(self._model.config.hidden_size)
 
     @torch.no_grad()
     def __call__(self, data: TextInput, /) -> Encoding:
         """Encode one command."""
-        tokens = self._tokenizer(
-            data.text, truncation=True, max_length=self._max_tokens, return_tensors="pt"
-        ).to(self._device)
-        states = self._model(**tokens).last_hidden_state.float()  # (1, T, D)
-        mask = tokens["attention_mask"][:, :, None].float()
-        features = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
-        return Encoding(features[0])
+        return Encoding(self.network.encode([data.text])[0])
 
-    def weights(self) -> dict[str, torch.Tensor]:
+    def prepare(self, data: TextInput, /) -> torch.Tensor:
+        """Return what the network takes, for training: the text as uint8, which can still be disturbed."""
+        return as_bytes(data.text, self._bytes)
+
+    def weights(self) -> State:
         """Return the model's parameters and buffers."""
-        state: dict[str, torch.Tensor] = self._model.state_dict()
+        state: State = self._model.state_dict()
         return state
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model, with the half of it that is not used here, and its tokenizer."""
+        whole, tokenizer = self._load()
+        _text_half(whole).load_state_dict(self._model.state_dict())
+        save_transformer(folder, whole, tokenizer)
+
+
+def _load_text(options: TransformersTextEncoder.Options, seed: int, weights: str | None) -> tuple[Any, Any]:
+    """Return model and tokenizer, on the CPU in float32."""
+    source, folder = source_of(weights)
+    if source == "random":
+        return _random_bert(seed)
+    folder = folder if source == "local" else hub_folder(options.model, options.revision)
+    return load_transformer(folder, seed), load_tokenizer(folder)
+
+
+def _text_half(model: Any) -> Any:
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    return getattr(model, "text_model", model)
 
 
 def load_tokenizer(folder: Path) -> Any:

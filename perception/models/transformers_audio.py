@@ -1,5 +1,7 @@
 """Any transformers audio model as an encoder: AST, CLAP's audio half, wav2vec 2 and their kin."""
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -7,14 +9,70 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
+from torch import nn
 
-from perception.errors import WeightsError
+from perception.errors import ProfileError, WeightsError
 from perception.features.resample import resample
 from perception.models.encoder import AudioInput, Encoding
-from perception.models.weights import State, hub_folder, load_transformer, seeded, source_of
+from perception.models.weights import State, hub_folder, load_transformer, save_transformer, seeded, source_of
 from perception.profile import Section
 
 SAMPLE_RATE_HZ: Final = 16_000
+
+
+_MASK: Final = "attention_mask"
+
+
+class AudioNetwork(nn.Module):
+    """An audio model on what its preprocessing makes of windows, as pictures (n, channels, frames, bands).
+
+    A waveform is frames of one band.
+
+    Args:
+        model: of transformers.
+        example: what the preprocessing makes of one sound.
+        bands: of its spectrogram; a model that takes (bands, frames) gets them so.
+    """
+
+    def __init__(self, model: Any, example: Mapping[str, torch.Tensor], bands: int) -> None:
+        super().__init__()
+        self.model = model
+        self._encode = getattr(model, "get_audio_features", model)
+        self.main = str(model.main_input_name)
+        if self.main not in example:
+            (self.main,) = (name for name in example if name.startswith("input_"))
+        shape = example[self.main].shape[1:]
+        self._rank = len(shape)
+        self._bands_first = len(shape) == 2 and shape[0] == bands != shape[1]
+        self._constant = {name: x for name, x in example.items() if name not in (self.main, _MASK)}
+
+    def encode(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return features (n, dim) float32 of what the preprocessing made."""
+        dtype = next(self.model.parameters()).dtype
+        output = self._encode(**{k: x.to(dtype) if x.is_floating_point() else x for k, x in inputs.items()})
+        pooled = output if isinstance(output, torch.Tensor) else getattr(output, "pooler_output", None)
+        features: torch.Tensor = output.last_hidden_state.float().mean(dim=1) if pooled is None else pooled
+        return features.float()
+
+    def picture(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return one window's (channels, frames, bands)."""
+        if not inputs.get(_MASK, torch.ones(1)).all():
+            raise ProfileError(
+                "its preprocessing fills the sound up, which cannot be trained; give the profile's input the "
+                "length that the model is made for"
+            )
+        x = inputs[self.main][0]
+        x = x[:, None] if self._rank == 1 else x
+        x = x if self._rank == 3 else x[None]
+        return x.transpose(1, 2) if self._bands_first else x
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Encode (n, channels, frames, bands) into (n, dim) float32."""
+        x = pictures.transpose(2, 3) if self._bands_first else pictures
+        x = x if self._rank == 3 else x[:, 0]
+        x = x[:, :, 0] if self._rank == 1 else x
+        constant = {k: v.to(x.device).expand(len(x), *v.shape[1:]) for k, v in self._constant.items()}
+        return self.encode({self.main: x, **constant})
 
 
 class TransformersAudioEncoder:
@@ -38,32 +96,42 @@ class TransformersAudioEncoder:
     def __init__(
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
-        source, folder = source_of(weights)
-        if source == "random":
-            model, self._processor = _random_audio(options.architecture, seed)
-        else:
-            folder = folder if source == "local" else hub_folder(options.model, options.revision)
-            model = load_transformer(folder, seed)
-            self._processor = load_feature_extractor(folder)
-        if model.config.is_encoder_decoder:
-            model = model.get_encoder()
-        self._device, self._dtype = device, getattr(torch, options.dtype)
-        self.model = model.eval().requires_grad_(False).to(device, self._dtype)
-        self._encode = getattr(self.model, "get_audio_features", self.model)
-        self.dim = self.features(np.zeros(SAMPLE_RATE_HZ, np.float32), SAMPLE_RATE_HZ).numel()
+        self._load = partial(_load_audio, options, seed, weights)
+        whole, self._processor = self._load()
+        self._device = device
+        self.model = (
+            _encoder_half(whole).eval().requires_grad_(False).to(device, getattr(torch, options.dtype))
+        )
+        second = np.zeros(SAMPLE_RATE_HZ, np.float32)
+        example = self._inputs(second, SAMPLE_RATE_HZ)
+        self.network = AudioNetwork(self.model, example, self._processor.feature_size)
+        self.dim = self.features(second, SAMPLE_RATE_HZ).numel()
 
     def __call__(self, data: AudioInput, /) -> Encoding:
         """Encode the waveform."""
         return Encoding(self.features(data.waveform, SAMPLE_RATE_HZ))
+
+    def prepare(self, data: AudioInput, /) -> torch.Tensor:
+        """Return what the network takes, for training: (channels, frames, bands) float16 on the CPU."""
+        return self.network.picture(self._inputs(data.waveform, SAMPLE_RATE_HZ)).half().cpu()
 
     def weights(self) -> State:
         """Return the model's parameters and buffers."""
         state: State = self.model.state_dict()
         return state
 
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model, with the half of it that is not used here, and its preprocessing."""
+        whole, processor = self._load()
+        _encoder_half(whole).load_state_dict(self.model.state_dict())
+        save_transformer(folder, whole, processor)
+
     @torch.no_grad()
     def features(self, waveform: npt.NDArray[np.float32], rate_hz: int) -> torch.Tensor:
         """Encode (samples,) mono at any rate into (dim,); ValueError if there are none or not all finite."""
+        return self.network.encode(self._inputs(waveform, rate_hz))[0]
+
+    def _inputs(self, waveform: npt.NDArray[np.float32], rate_hz: int) -> dict[str, torch.Tensor]:
         if not waveform.size or not np.isfinite(waveform).all():
             raise ValueError("an audio model takes finite samples, at least one")
         model_rate_hz = self._processor.sampling_rate
@@ -72,18 +140,23 @@ class TransformersAudioEncoder:
         longest = getattr(self._processor, "nb_max_samples", None)
         samples = samples[-longest:] if longest else samples
         inputs = self._processor(samples, sampling_rate=model_rate_hz, return_tensors="pt").to(self._device)
-        floats = {
-            name: value.to(self._dtype) if value.is_floating_point() else value
-            for name, value in inputs.items()
-        }
-        output = self._encode(**floats)
-        pooled: torch.Tensor | None = getattr(output, "pooler_output", None)
-        if isinstance(output, torch.Tensor):
-            pooled = output
-        if pooled is not None:
-            return pooled[0].float()
-        states: torch.Tensor = output.last_hidden_state[0].float()  # (T, D)
-        return states.mean(dim=0)
+        return dict(inputs)
+
+
+def _load_audio(options: TransformersAudioEncoder.Options, seed: int, weights: str | None) -> tuple[Any, Any]:
+    """Return model and preprocessing, on the CPU in float32."""
+    source, folder = source_of(weights)
+    if source == "random":
+        return _random_audio(options.architecture, seed)
+    folder = folder if source == "local" else hub_folder(options.model, options.revision)
+    return load_transformer(folder, seed), load_feature_extractor(folder)
+
+
+def _encoder_half(model: Any) -> Any:
+    # its masks are drawn from numpy's global generator: [augment] has masks of its own
+    if getattr(model.config, "apply_spec_augment", False):
+        model.config.apply_spec_augment = False
+    return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
 def load_feature_extractor(folder: Path) -> Any:

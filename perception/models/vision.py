@@ -26,6 +26,7 @@ from perception.models.weights import (
     load_into,
     load_transformer,
     local_state,
+    save_transformer,
     seeded,
     source_of,
     url_state,
@@ -107,8 +108,6 @@ class _Features(nn.Module):
         self.logits = torch.empty(0)
         self._last_input = torch.empty(0)
         last = _last_layer(model)
-        self.beside: tuple[nn.Module, ...] = (last,)
-        """Layers that no feature comes through."""
         last.register_forward_pre_hook(self._keep)
         self.dim = last.in_features if isinstance(last, nn.Linear) else last.in_channels
 
@@ -120,6 +119,26 @@ class _Features(nn.Module):
 
     def _keep(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         self._last_input = inputs[0]
+
+
+class PictureNetwork(nn.Module):
+    """A network on pictures (B, 3, H, W) in [0, 1], normalised as it expects them.
+
+    Args:
+        network: gives features (B, dim).
+        mean: per RGB channel.
+        std: likewise.
+    """
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self._mean, self._std = list(mean), list(std)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return features (B, dim)."""
+        features: torch.Tensor = self.network(transforms.normalize(pictures, self._mean, self._std))
+        return features
 
 
 class TorchvisionEncoder:
@@ -169,8 +188,9 @@ class TorchvisionEncoder:
         self._device, self._dtype = device, getattr(torch, options.dtype)
         self._model = model.eval().requires_grad_(False).to(device, self._dtype)
         self._model.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
-        self.network = _Features(self._model)
-        self.dim = self.network.dim
+        self._features = _Features(self._model)
+        self.network = PictureNetwork(self._features, self._preset.mean, self._preset.std)
+        self.dim = self._features.dim
         self.forward = Forward(options.model, self._infer, device=device)
 
     def __call__(self, data: ImageInput, /) -> Encoding:
@@ -197,24 +217,26 @@ class TorchvisionEncoder:
         ]
 
     def prepare(self, data: ImageInput, /) -> torch.Tensor:
-        """Return what the network takes, for training: (3, size, size) float16 on the CPU, normalised."""
-        return self._pixels(data)[0].half().cpu()
+        """Return what the network takes, for training: (3, size, size) float16 in [0, 1] on the CPU."""
+        return self._pixels(data, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))[0].half().cpu()
 
-    def _pixels(self, data: ImageInput) -> torch.Tensor:
+    def _pixels(
+        self, data: ImageInput, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+    ) -> torch.Tensor:
         return to_model_input(
             data,
             self._size,
             self._device,
             resize=self._short_side,
-            mean=tuple(self._preset.mean),
-            std=tuple(self._preset.std),
+            mean=mean or tuple(self._preset.mean),
+            std=std or tuple(self._preset.std),
             interpolation=self._preset.interpolation,
         )
 
     def _infer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map (N, 3, size, size) to features (N, dim) and logits (N, classes), both float32."""
-        features = self.network(pixels.to(self._dtype, memory_format=torch.channels_last))
-        return features.float(), self.network.logits.float()
+        features = self._features(pixels.to(self._dtype, memory_format=torch.channels_last))
+        return features.float(), self._features.logits.float()
 
     def weights(self) -> State:
         """Return the classifier's parameters and buffers."""
@@ -249,6 +271,24 @@ def _renamed(state: State) -> State:
     return state
 
 
+class _Pooled(nn.Module):
+    """A vision model of transformers, its output as one float32 vector per picture."""
+
+    def __init__(self, model: nn.Module, pooling: Literal["mean", "pooler"]) -> None:
+        super().__init__()
+        self.model = model
+        self._pooling = pooling
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return features (B, dim) of normalised pixels (B, 3, H, W)."""
+        output = self.model(pixel_values=pixels.to(next(self.model.parameters()).dtype))
+        if self._pooling == "pooler":
+            features: torch.Tensor = output.pooler_output.float()
+            return features.flatten(1)
+        states: torch.Tensor = output.last_hidden_state.float()  # (B, T, D) or (B, D, H, W)
+        return states.mean(dim=1) if states.ndim == 3 else states.mean(dim=(2, 3))
+
+
 class TransformersVisionEncoder:
     """A transformers vision model with its stored preprocessing; of CLIP and the like, the vision tower.
 
@@ -269,17 +309,16 @@ class TransformersVisionEncoder:
     def __init__(
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
-        source, folder = source_of(weights)
-        if source == "random":
-            model, self._processor = _random_vision(options.architecture, seed)
-        else:
-            folder = folder if source == "local" else hub_folder(options.model, options.revision)
-            model = load_transformer(folder, seed, pooler=options.pooling == "pooler")
-            self._processor = load_image_processor(folder)
-        model = getattr(model, "vision_model", model)
-        self._device, self._dtype = device, getattr(torch, options.dtype)
-        self._model = model.eval().requires_grad_(False).to(device, self._dtype)
-        self._pooling = options.pooling
+        self._load = partial(_load_vision, options, seed, weights)
+        whole, self._processor = self._load()
+        self._device = device
+        self._model = (
+            _vision_half(whole).eval().requires_grad_(False).to(device, getattr(torch, options.dtype))
+        )
+        self._pooled = _Pooled(self._model, options.pooling)
+        mean, std = self._processor.image_mean, self._processor.image_std
+        plain = not self._processor.do_normalize
+        self.network = self._pooled if plain else PictureNetwork(self._pooled, mean, std)
         self.dim = self._features(torch.zeros(3, 64, 64, dtype=torch.uint8, device=device)).numel()
 
     def __call__(self, data: ImageInput, /) -> Encoding:
@@ -287,21 +326,49 @@ class TransformersVisionEncoder:
         check_bgr(data.image)
         return Encoding(self._features(rgb_on_device(data, self._device)))
 
+    def prepare(self, data: ImageInput, /) -> torch.Tensor:
+        """Return what the network takes, for training: (3, H, W) float16 in [0, 1] on the CPU."""
+        check_bgr(data.image)
+        return self._pixels(rgb_on_device(data, self._device), do_normalize=False)[0].half().cpu()
+
     def weights(self) -> State:
         """Return the model's parameters and buffers."""
         state: State = self._model.state_dict()
         return state
 
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model, with the half of it that is not used here, and its preprocessing."""
+        whole, processor = self._load()
+        _vision_half(whole).load_state_dict(self._model.state_dict())
+        save_transformer(folder, whole, processor)
+
     @torch.no_grad()
     def _features(self, rgb: torch.Tensor) -> torch.Tensor:
         """Encode (3, H, W) uint8 on the device into (dim,)."""
-        pixels = self._processor(images=rgb, return_tensors="pt", device=self._device)["pixel_values"]
-        output = self._model(pixel_values=pixels.to(self._dtype))
-        if self._pooling == "pooler":
-            features: torch.Tensor = output.pooler_output[0].float()
-            return features.flatten()
-        states: torch.Tensor = output.last_hidden_state[0].float()  # (T, D) or (D, H, W)
-        return states.mean(dim=0) if states.ndim == 2 else states.mean(dim=(1, 2))
+        features: torch.Tensor = self._pooled(self._pixels(rgb))[0]
+        return features
+
+    def _pixels(self, rgb: torch.Tensor, **changed: bool) -> torch.Tensor:
+        """Return (1, 3, H', W') as the model's own preprocessing makes it of (3, H, W) uint8."""
+        inputs = self._processor(images=rgb, return_tensors="pt", device=self._device, **changed)
+        pixels: torch.Tensor = inputs["pixel_values"]
+        return pixels
+
+
+def _load_vision(
+    options: TransformersVisionEncoder.Options, seed: int, weights: str | None
+) -> tuple[Any, Any]:
+    """Return model and preprocessing, on the CPU in float32."""
+    source, folder = source_of(weights)
+    if source == "random":
+        return _random_vision(options.architecture, seed)
+    folder = folder if source == "local" else hub_folder(options.model, options.revision)
+    model = load_transformer(folder, seed, pooler=options.pooling == "pooler")
+    return model, load_image_processor(folder)
+
+
+def _vision_half(model: Any) -> Any:
+    return getattr(model, "vision_model", model)
 
 
 def load_image_processor(folder: Path) -> Any:

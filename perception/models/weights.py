@@ -138,6 +138,15 @@ def load_transformer(folder: Path, seed: int, *, pooler: bool = False) -> Any:
     return model
 
 
+def save_transformer(folder: Path, model: Any, preprocessing: Any) -> None:
+    """Write what `load_transformer` reads, with the tokenizer or the processor beside it."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    preprocessing.save_pretrained(folder)
+
+
 def url_state(url: str, cache: Path | None = None) -> State:
     """Fetch a torchvision weight once, with progress, and check its hash each time it is read.
 

@@ -189,7 +189,7 @@ def typos(rate: float, seed: int = 0, drops: float = 0.0, topic: str = "text") -
             if isinstance(message.header, TextCommand) and _is(message, topic):
                 # seeded by place, as noise is
                 rng = random.Random(f"{seed} {message.topic} {message.header.stamp_ns}")
-                text = _typed_badly(message.header.text, rng, rate, drops)
+                text = typed_badly(message.header.text, rng, rate, drops)
                 yield replace(message, header=structs.replace(message.header, text=text), wire=b"")
             else:
                 yield message
@@ -295,7 +295,8 @@ def _with_samples(
     return replace(message, payload=scaled.astype(_SAMPLE[header.format]).tobytes())
 
 
-def _typed_badly(text: str, rng: random.Random, typos: float, drops: float) -> str:
+def typed_badly(text: str, rng: random.Random, typos: float, drops: float) -> str:
+    """Return a text with letters replaced, swapped or lost, and words lost, with these probabilities."""
     words = [word for word in text.split() if rng.random() >= drops] or text.split()[:1]
     return " ".join("".join(_typo(word, rng, typos)) for word in words)
 

@@ -26,11 +26,11 @@ class FusionModel(nn.Module):
         self.encoders = nn.ModuleDict(dict(encoders or {}))
 
     def train(self, mode: bool = True) -> Self:
-        """Turn training on or off; frozen layers of encoders stay as they run, batch norm among them."""
+        """Turn training on or off; what is frozen of encoders stays as it runs: batch norm, dropout."""
         super().train(mode)
         for layer in self.encoders.modules():
-            own = list(layer.parameters(recurse=False))
-            if own and not any(weight.requires_grad for weight in own):
+            weights = list(layer.parameters())
+            if weights and not any(weight.requires_grad for weight in weights):
                 layer.eval()
         return self
 
@@ -45,7 +45,9 @@ class FusionModel(nn.Module):
     def _encoded(self, name: str, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         features = torch.zeros(*present.shape, self.head.dims[name], device=x.device)
         if present.any():
-            features[present] = self.encoders[name](x[present].float()).float()
+            shown = x[present]
+            shown = shown.float() if shown.is_floating_point() else shown  # bytes are text
+            features[present] = self.encoders[name](shown).float()
         return features
 
     def forward(
@@ -85,8 +87,13 @@ def calibrate(model: FusionModel, validation: Examples) -> None:
     """Fit temperatures and pooling weights of a model-level head on validation rows."""
     head = model.head
     assert isinstance(head, ModelFusion)
-    data = validation.to(next(model.parameters()).device)
-    head.calibrate(model.encode(data.features, data.present), data.present, data.labels)
+    device = next(model.parameters()).device
+    parts = []
+    for rows in torch.split(torch.arange(len(validation)), EVALUATION_BATCH):
+        batch = validation.context(rows).to(device)
+        parts.append(model.encode(batch.features, batch.present))
+    features = {name: torch.cat([part[name] for part in parts]) for name in head.branches}
+    head.calibrate(features, validation.present.to(device), validation.labels.to(device))
 
 
 def fit_prior(head: Head, labels: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from perception.errors import PerceptionError
 from perception.fusion.build import pick_device, use_threads
-from perception.models.checkpoint import check_branches, load_head
+from perception.models.checkpoint import check_branches, load_head, with_own_encoders
 from perception.profile import FusionConfig
 from perception.training import copies, cost, dataset, encoders, processes, report
 from perception.training import train as plans
@@ -113,7 +113,7 @@ def evaluate(
 
     What search is worth in them is reported too, if that is given.
     """
-    fusion = plans.fusion_of(name)
+    fusion = with_own_encoders(plans.fusion_of(name), folder)
     head = load_head(folder)
     sources = plans.find_sources(paths, fusion)
     data = _build(sources, fusion, head.classes, track, cache, workers, context=head.ticks > 1)

@@ -250,7 +250,8 @@ tags: [perception, sensor-fusion]
 # Fusion head: {classes}
 
 Load it in a profile by `fusion.head.weights = "{folder}"`, or in Python by
-`perception.models.load_head("{folder}")`. It takes exactly the encoders it was trained with.
+`perception.models.load_head("{folder}")`. It takes exactly the encoders it was trained with;
+those in `encoders`, if there are any, were trained with it and come with it.
 
 | branch | features | input |
 |---|---|---|
