@@ -9,7 +9,7 @@ import torch
 from perception.cli import run
 from perception.devices.script import CLASSES
 from perception.devices.scripted import messages
-from perception.errors import PerceptionError, ProfileError
+from perception.errors import PerceptionError
 from perception.fusion.build import build_engine
 from perception.messages import Label, Message, TextCommand
 from perception.models.checkpoint import head_hash, load_head, weights_hash, with_own_encoders
@@ -312,9 +312,19 @@ sound = { input = "microphone", kind = "cnn-sound", weights = "random", options 
         )
 
 
-def test_an_encoder_that_cannot_be_trained_is_named(folder: Path) -> None:
-    fusion = plans.fusion_of(str(folder / "profile.toml"))
-    with pytest.raises(ProfileError, match="'level' is of kind 'level', which cannot be trained"):
-        trainable(fusion, ["level"], 0)
-    with pytest.raises(ProfileError, match="no encoder 'nose'"):
-        trainable(fusion, ["nose"], 0)
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('train_encoders = ["level"]', "'level' is of kind 'level', which cannot be trained"),
+        ('train_encoders = ["nose"]', "no encoder 'nose'"),
+        ("[augment]\nflip = true", "plan.toml: augment.flip: none of train_encoders takes camera"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_anything_is_encoded(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, problem: str
+) -> None:
+    (tmp_path / "plan.toml").write_text(f'profile = "{folder / "profile.toml"}"\n{text}\n')
+    options = ("--sessions", folder / "sessions", "--cache", tmp_path / "cache")
+    assert command("train", tmp_path / "plan.toml", *options, "--out", tmp_path / "x") == 2
+    assert problem in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()

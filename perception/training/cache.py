@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from perception.models.checkpoint import config_hash
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Counts up when the same source, encoders and configuration would give other features."""
 
 

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import torch
 from pydantic import Field
@@ -21,6 +21,12 @@ from perception.session.perturb import typed_badly
 from perception.training import augment
 from perception.training.augment import Disturbance
 from perception.training.examples import Examples
+
+_ABOUT: Final = {
+    **dict.fromkeys(("flip", "shift", "turn_deg", "scale", "colour", "occlusion"), "camera"),
+    **dict.fromkeys(("mask_time", "mask_bands", "sound_shift"), "microphone"),
+    **dict.fromkeys(("typos", "word_drops"), "text"),
+}
 
 
 class Trainable(RegisteredEncoder, Protocol):
@@ -99,6 +105,17 @@ def _over_ticks(change: Disturbance, dims: int) -> Disturbance:
         return change(shown.flatten(0, -1 - dims), generator).reshape(x.shape)
 
     return disturb
+
+
+def check(file: Path, augment: Augmentation, fusion: FusionConfig, names: Iterable[str]) -> None:
+    """Raise ProfileError if an encoder cannot be trained, or a disturbance is of what none that is takes."""
+    kinds = {encoder.modality for encoder in trainable(fusion, names, 0).values()}
+    for key in sorted(augment.model_fields_set):
+        if _ABOUT[key] not in kinds:
+            raise ProfileError(
+                f"{file}: augment.{key}: none of train_encoders takes {_ABOUT[key]}; [[copies]] disturb what "
+                "other encoders take"
+            )
 
 
 def trainable(fusion: FusionConfig, names: Iterable[str], seed: int, layers: int = 0) -> dict[str, Trainable]:

@@ -40,6 +40,7 @@ def train(
     fusion = plans.fusion_of(plan.profile)
     options = {"context": plan.head.gru > 0, "prepared": plan.train_encoders}
     copies.check(config, plan.copies, fusion)
+    encoders.check(config, plan.augment, fusion, plan.train_encoders)
     sources = plans.find_sources(paths, fusion)
     with here.main_process_first():
         data = _build(sources, fusion, plan.classes, plan.track, cache, workers, **options)
