@@ -18,7 +18,7 @@ from perception.training import train as plans
 from perception.training.encoders import trainable
 from perception.training.evaluate import metrics, probabilities
 from perception.training.examples import Examples
-from perception.training.fit import TrainingConfig, draw_lags, fit, hide_inputs
+from perception.training.fit import TrainingConfig, draw_lags, fit, hide_inputs, thinning
 from perception.training.imbalance import (
     REMEDIES,
     ClassificationLoss,
@@ -340,3 +340,20 @@ def test_late_inputs_are_those_of_earlier_ticks_of_the_same_source() -> None:
     assert not (lags[:, 0].bool() & lags[:, 2].bool()).any()
     assert 0.45 < (lags > 0).any(dim=1).float().mean() < 0.55
     assert set(lags.flatten().tolist()) == {0, 1, 2, 3}
+
+
+def test_an_epoch_of_a_head_with_a_memory_leaves_out_what_its_windows_share() -> None:
+    assert [thinning(36_000, ticks) for ticks in (1, 2, 3, 20, 128)] == [1, 1, 1, 10, 17]
+    assert [thinning(rows, 20) for rows in (500, 4096, 6144, 10**6)] == [1, 2, 3, 10]
+    seen: list[torch.Tensor] = []
+
+    def look(batch: Examples, generator: torch.Generator) -> Examples:
+        seen.append(batch.ends_ns)
+        return batch
+
+    data = clusters(8192)
+    model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES, gru=4, ticks=8))
+    fit(model, data, clusters(seed=1), QUICK.model_copy(update={"epochs": 2}), augment=look)
+    first, second = torch.cat(seen).view(2, -1)
+    assert len(first) == len(first.unique()) == 8192 // 4
+    assert set(first.tolist()) != set(second.tolist())

@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -32,6 +32,11 @@ from perception.training.model import EVALUATION_BATCH, FusionModel, calibrate, 
 Augment = Callable[[Examples, torch.Generator], Examples]
 STATISTICS_ROWS: Final = 1 << 16
 """Of more, as many at even distances: means and deviations need no more, and they have to fit in memory."""
+OVERLAP: Final = 2
+"""How often an epoch shows a tick to a head with a memory, on average; all its rows would as often as it has
+ticks, and the best epoch was the third."""
+LEAST_ROWS: Final = 2048
+"""An epoch has no fewer for that, nor has validation."""
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -106,6 +111,11 @@ def draw_lags(
     one = torch.randint(int(inputs.max()) + 1, (rows, 1), generator=generator) == inputs
     lag = torch.randint(1, ticks + 1, (rows, 1), generator=generator)
     return lag * one * (torch.rand(rows, 1, generator=generator) < share)
+
+
+def thinning(rows: int, ticks: int) -> int:
+    """Return of how many rows one is in an epoch, another each time, by a head of so many ticks."""
+    return max(1, min(ticks // OVERLAP, rows // LEAST_ROWS))
 
 
 def fit(
@@ -202,32 +212,26 @@ class _Run:
         self._rows = train.labelled
         learnt = train if len(self._rows) == len(train) else train.rows(self._rows)
         self._labels = learnt.labels
-        # encoders in training standardise their features themselves
-        frozen = [name not in model.encoders for name in train.branches]
-        count = min(len(learnt), STATISTICS_ROWS)
-        some = torch.arange(count) * len(learnt) // count
-        there = learnt.select([name for name in train.branches if name not in model.encoders]).rows(some)
-        present = learnt.present[some] & torch.tensor(frozen)
-        features = there.to(self.device).features
-        labels = there.labels.to(self.device)
-        model.head.fit_statistics(features, present.to(self.device), labels)
+        _fit_statistics(model, learnt)
         classes = len(train.classes)
         loss = ClassificationLoss(config.imbalance, learnt.labels, classes)
         self._objective = accelerator.prepare_model(_Objective(model, loss, config.auxiliary))
-        judged = validation.labels[validation.labelled]
+        self._one_in = thinning(len(self._rows), model.head.ticks)
+        self._judged = _judged(validation, model.head.ticks)
+        labels = self._judged.labels[self._judged.labelled]
         self._weights = (
-            balanced_weights(judged, classes).to(self.device) if config.select == "balanced-nll" else None
+            balanced_weights(labels, classes).to(self.device) if config.select == "balanced-nll" else None
         )
         self._hidden = hide_inputs(validation.present, inputs, 1.0, generator)
         self._optimiser = _optimiser(model, config)
-        steps = -(-epoch_length(config.imbalance, self._labels) // config.batch)
+        steps = -(-epoch_length(config.imbalance, self._labels) // (config.batch * self._one_in))
         self._schedule = _schedule(self._optimiser, config, steps)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
 
     def epoch(self, number: int) -> None:
-        """Go once over the training rows, then look at validation."""
+        """Go over the training rows, by a head with a memory a share of them, then look at validation."""
         self.model.train()
-        order = epoch_order(self.config.imbalance, self._labels, self.generator)
+        order = epoch_order(self.config.imbalance, self._labels, self.generator)[:: self._one_in]
         batches = torch.split(self._rows[order], self.config.batch)
         # batch norm needs two rows in every process
         losses = [self._step(rows) for rows in batches if len(rows) >= 2 * self.accelerator.num_processes]
@@ -288,8 +292,8 @@ class _Run:
         return float(broadcast(torch.tensor(loss, dtype=torch.float64, device=self.device)))
 
     def _nll(self, present: torch.Tensor) -> float:
-        logits = predict(self.model, self.validation, present).to(self.device)
-        labels = self.validation.labels[self.validation.labelled].to(self.device)
+        logits = predict(self.model, self._judged, present).to(self.device)
+        labels = self._judged.labels[self._judged.labelled].to(self.device)
         return float(F.cross_entropy(logits, labels, self._weights))
 
     def finish(self) -> None:
@@ -345,6 +349,24 @@ class _Run:
         self.history = History(**state["history"])
         _LOG.info("%s: going on after epoch %d", file, state["epochs"])
         return int(state["epochs"])
+
+
+def _fit_statistics(model: FusionModel, learnt: Examples) -> None:
+    """Fit the head to what it is given; encoders in training standardise their features themselves."""
+    device = next(model.parameters()).device
+    count = min(len(learnt), STATISTICS_ROWS)
+    rows = learnt.rows(torch.arange(count) * len(learnt) // count)
+    frozen = [name not in model.encoders for name in learnt.branches]
+    there = rows.select([name for name, one in zip(learnt.branches, frozen, strict=True) if one]).to(device)
+    present = (rows.present & torch.tensor(frozen)).to(device)
+    model.head.fit_statistics(there.features, present, there.labels)
+
+
+def _judged(validation: Examples, ticks: int) -> Examples:
+    """Return the validation rows with the labels alone that an epoch is judged by."""
+    kept = validation.labelled[:: thinning(len(validation.labelled), ticks)]
+    labels = torch.full_like(validation.labels, -1).index_copy(0, kept, validation.labels[kept])
+    return replace(validation, labels=labels)
 
 
 def _identity(
