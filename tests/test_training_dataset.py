@@ -28,6 +28,7 @@ from perception.profile import (
 )
 from perception.session.writer import SessionWriter
 from perception.training import dataset
+from perception.training.cache import Cache
 from perception.training.dataset import SessionSource, build, folds, holdout
 from perception.training.examples import Examples
 from perception.training.labels import Span, from_messages
@@ -261,14 +262,24 @@ def test_rows_stand_for_the_tensor_that_is_not_made_of_them() -> None:
     assert torch.equal(Rows.joined([rows[5:], rows[:2]]).read(), torch.cat([whole[5:], whole[:2]]))
 
 
-def test_what_is_trained_on_stays_in_the_files_of_the_cache(tmp_path: Path) -> None:
-    sources = [record(tmp_path / f"{seed}.mcap", script(2.0, seed)) for seed in (3, 4)]
-    data = build(sources, config(CHEAP), tmp_path / "cache", classes=CLASSES, context=True)
-    train, _ = holdout(data, 0.5, 0)
+def test_few_rows_are_packed_and_many_stay_in_the_files_of_the_cache(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    rows = 1000
+    parts = []
+    for name in ("first", "second", "third"):
+        cache.put(name, {"x": torch.full((rows, 1), float(len(name)))})
+        stored = cache.get(name)
+        assert stored is not None
+        parts.append(Rows([stored["x"].numpy()]))
+    few, many = (Rows.joined(each).packed(limit_bytes=8 * rows) for each in (parts[:2], parts))
+    del stored, parts
     maps = Path("/proc/self/maps").read_text()
-    assert all(str(file) in maps for file in (tmp_path / "cache").iterdir())
-    assert isinstance(train.features["level"], Rows)
-    assert isinstance(train.context(torch.tensor([1, 0])).features["level"], torch.Tensor)
+    assert [f"{name}.safetensors" in maps for name in ("first", "second", "third")] == [True] * 3
+    picked = torch.tensor([0, rows, rows - 1, 2 * rows - 1])
+    assert few[picked].read().flatten().tolist() == many[picked].read().flatten().tolist() == [5, 6, 5, 6]
+    del many
+    maps = Path("/proc/self/maps").read_text()
+    assert not any(f"{name}.safetensors" in maps for name in ("first", "second", "third"))
 
 
 def test_pictures_of_two_sizes_cannot_be_trained_on_together() -> None:

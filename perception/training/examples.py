@@ -71,7 +71,7 @@ class Examples:
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """Join several of the same branches and classes, in order; sources stay apart.
 
-        Features stay where they are, in the files that they are mapped from.
+        Features stay where they are, in the files that they are mapped from, unless they are few.
 
         Raises:
             SessionError: what a trainable encoder takes differs in its shape.
@@ -197,4 +197,4 @@ def _joined(parts: Sequence[Examples], branch: str) -> Any:
             part.features[branch] if same else torch.zeros_like(nothing).expand(len(part), *nothing.shape[1:])
             for part, same in zip(parts, alike, strict=True)
         ]
-    )
+    ).packed()

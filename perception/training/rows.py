@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+PACKED_BYTES: Final = 1 << 28
+"""So much is worth its memory: a batch comes faster from one array than from many."""
 
 
 class Rows:
@@ -28,6 +31,11 @@ class Rows:
         offsets = accumulate((one._bounds[-1] for one in each[:-1]), initial=0)
         numbers = [one._numbers + offset for one, offset in zip(each, offsets, strict=True)]
         return cls([part for one in each for part in one._parts], torch.cat(numbers))
+
+    def packed(self, limit_bytes: int = PACKED_BYTES) -> Self:
+        """Return the same rows in memory, as one array, if they are few."""
+        size = self._parts[0].dtype.itemsize * self.shape.numel()
+        return self if len(self._parts) == 1 or size > limit_bytes else type(self)([self.read().numpy()])
 
     @property
     def shape(self) -> torch.Size:
