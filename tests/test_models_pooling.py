@@ -127,6 +127,19 @@ def test_fitting_stays_finite_on_separable_data_and_leaves_a_branch_never_seen_a
     assert (fitted(logits, present).argmax(dim=1) == labels).all()
 
 
+def test_copies_of_an_observation_count_once_so_that_few_do_not_look_like_many() -> None:
+    labels, logits, _ = draw(40)
+    everything = torch.ones(40, 3, dtype=torch.bool)
+    once, copied, taken_for_many = pool(), pool(), pool()
+    for fitted, times, copies in ((once, 1, 1), (copied, 50, 50), (taken_for_many, 50, 1)):
+        told, present, truth = (x.repeat_interleave(times, dim=0) for x in (logits, everything, labels))
+        fitted.fit_temperatures(told, present, truth, copies)
+        fitted.fit_weights(told, present, truth, copies)
+    for name in ("temperature", "doubt", "weight"):
+        torch.testing.assert_close(getattr(copied, name), getattr(once, name), rtol=1e-3, atol=1e-4)
+    assert (taken_for_many.weight - 1).abs().max() > (once.weight - 1).abs().max()
+
+
 def test_doubt_is_how_often_a_branch_knows_nothing_and_bounds_what_it_can_do() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(3000) % 3

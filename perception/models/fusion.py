@@ -338,15 +338,26 @@ class ModelFusion(FusionHead):
 
     @torch.no_grad()
     def calibrate(
-        self, features: Mapping[str, torch.Tensor], present: torch.Tensor, labels: torch.Tensor
+        self,
+        features: Mapping[str, torch.Tensor],
+        present: torch.Tensor,
+        labels: torch.Tensor,
+        copies: int = 1,
     ) -> None:
-        """Fit the pool's temperatures, then its weights, on validation data in evaluation mode."""
+        """Fit the pool's temperatures, then its weights, on validation data in evaluation mode.
+
+        Args:
+            features: per branch (N, dim) float32.
+            present: (N, M) bool.
+            labels: (N,) int64.
+            copies: how many of the rows, on average, show one and the same observation.
+        """
         if self.training:
             raise ValueError("calibrate after head.eval(): dropout must not enter")
         x, present = self._inputs(features, present)
         logits = self._branch_logits(x)
-        self.pool.fit_temperatures(logits, present, labels)
-        self.pool.fit_weights(logits, present, labels)
+        self.pool.fit_temperatures(logits, present, labels, copies)
+        self.pool.fit_weights(logits, present, labels, copies)
 
     def _branch_logits(self, x: torch.Tensor) -> torch.Tensor:
         parts = torch.split(x, list(self.dims.values()), dim=1)

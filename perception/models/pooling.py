@@ -20,9 +20,9 @@ from torch import nn
 MAX_ITERATIONS: Final = 200
 PULL: Final = 0.5
 """Pull of log-temperatures to 0 and weights to 1, as a unit Gaussian prior in the sum of all rows' NLL: it
-fades as rows grow in number. Without it, validation data that the branches separate perfectly would send
-both to infinity, or a branch that is not needed there to weight 0. Log-odds of a doubt are pulled likewise
-to those of USUAL_DOUBT."""
+fades as rows grow in number, those that are not copies of each other. Without it, validation data that the
+branches separate perfectly would send both to infinity, or a branch that is not needed there to weight 0.
+Log-odds of a doubt are pulled likewise to those of USUAL_DOUBT."""
 USUAL_DOUBT: Final = 0.02
 
 
@@ -58,10 +58,13 @@ class LogLinearPool(nn.Module):
         """
         return self._pool(self.calibrated(_known(logits, present)), present, self.weight)
 
-    def fit_temperatures(self, logits: torch.Tensor, present: torch.Tensor, labels: torch.Tensor) -> None:
+    def fit_temperatures(
+        self, logits: torch.Tensor, present: torch.Tensor, labels: torch.Tensor, copies: int = 1
+    ) -> None:
         """Minimise each branch's own NLL on validation logits (N, M, C); labels (N,) int64.
 
-        Its temperature and its doubt are fitted together.
+        Its temperature and its doubt are fitted together. So many `copies` of an observation, as of one
+        clip under several disturbances, count as one row against the pull.
         """
         start = torch.tensor([0.0, math.log(USUAL_DOUBT / (1 - USUAL_DOUBT))], device=logits.device).double()
         for branch in range(logits.shape[1]):
@@ -72,18 +75,20 @@ class LogLinearPool(nn.Module):
 
             def nll(point: torch.Tensor, own: torch.Tensor = own, to: torch.Tensor = targets) -> torch.Tensor:
                 log_p = _calibrated(own, point[0].exp(), point[1].sigmoid(), self.log_prior.double())
-                return F.nll_loss(log_p, to) + PULL / len(to) * (point - start).square().sum()
+                return F.nll_loss(log_p, to) + PULL * copies / len(to) * (point - start).square().sum()
 
             log_t, doubt = _minimise(nll, start)
             self.temperature[branch], self.doubt[branch] = log_t.exp(), doubt.sigmoid()
 
-    def fit_weights(self, logits: torch.Tensor, present: torch.Tensor, labels: torch.Tensor) -> None:
-        """Minimise the pool's NLL over non-negative weights, temperatures as they are."""
+    def fit_weights(
+        self, logits: torch.Tensor, present: torch.Tensor, labels: torch.Tensor, copies: int = 1
+    ) -> None:
+        """Minimise the pool's NLL over non-negative weights, temperatures as they are; `copies` as there."""
         log_p = self.calibrated(_known(logits, present)).double().detach()
 
         def nll(raw: torch.Tensor) -> torch.Tensor:
             weight = F.softplus(raw)
-            pull = PULL / len(labels) * (weight - 1).square().sum()
+            pull = PULL * copies / len(labels) * (weight - 1).square().sum()
             return F.nll_loss(self._pool(log_p, present, weight), labels) + pull
 
         start = log_p.new_ones(len(self.weight)).expm1().log()  # softplus of this is 1
