@@ -27,6 +27,8 @@ from perception.training.benchmarks.grid_features import (
 )
 
 COMPONENTS: Final = 80
+MOVED_S: Final = (0.0, -0.04, 0.04)
+"""Places of the word in the video that are trained on: the times given for words are off by about a frame."""
 SOFTNESS: Final = 2.0
 """Components are not as independent as Gaussian classes have it; likelihoods are flattened by this."""
 MOUTH_COMPONENTS: Final = 6
@@ -166,7 +168,8 @@ class Experts:
             }
             every = np.tile(labels, len(TRAINING_NOISE))
             self._audio[slot] = Expert().fit(np.concatenate([*heard.values()]), np.tile(every, len(SNRS_DB)))
-            self._video[slot] = Expert().fit(data.video(rows, 0.0), labels)
+            seen = [data.video(rows, moved_s) for moved_s in MOVED_S]
+            self._video[slot] = Expert().fit(np.concatenate(seen), np.tile(labels, len(MOVED_S)))
             if slot in slots:
                 self._levels[slot] = NoiseLevels().fit(heard, every, self._audio[slot].pca)
                 self._clean[slot] = Expert().fit(data.audio[np.inf, TEST_NOISE][rows], labels)
