@@ -6,7 +6,6 @@ msgpack map of these models, pixels and samples the payload.
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar, dataclass_transform, get_args
 
 import msgspec
@@ -307,13 +306,24 @@ Payload = bytes | bytearray | memoryview
 HeaderT = TypeVar("HeaderT", bound=Header, covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Message(Generic[HeaderT]):
+class Message(msgspec.Struct, Generic[HeaderT], frozen=True, gc=False, eq=False):
     """One message as it travels in a process: topic, validated header, payload, arrival."""
 
     topic: str
     header: HeaderT
     payload: Payload = b""
     received_ns: int = 0
-    wire: bytes = field(default=b"", compare=False, repr=False)
-    """The header as it came, byte for byte, for who records it; empty if it never travelled."""
+    wire: bytes = b""
+    """The header as it came, byte for byte, for who records it; empty if it never travelled.
+
+    Not part of what makes two messages equal.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message) and self._said() == other._said()
+
+    def __hash__(self) -> int:
+        return hash(self._said())
+
+    def _said(self) -> tuple[object, ...]:
+        return self.topic, self.header, self.payload, self.received_ns

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from msgspec import structs
 
@@ -140,7 +139,7 @@ def late(
 ) -> list[Message[Header]]:
     """Let what a topic sends between two times arrive later than it did."""
     moved = [
-        replace(one, received_ns=one.received_ns + delay_ns)
+        structs.replace(one, received_ns=one.received_ns + delay_ns)
         if one.topic == topic and from_ns <= one.received_ns < to_ns
         else one
         for one in messages
@@ -159,7 +158,7 @@ def restarted(
             if message.received_ns < returns_ns:
                 continue
             header = structs.replace(message.header, source="again#1", seq=seq)
-            message, seq = replace(message, header=header), seq + 1
+            message, seq = structs.replace(message, header=header), seq + 1
         result.append(message)
     return result
 

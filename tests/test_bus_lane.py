@@ -417,10 +417,11 @@ def test_a_ring_that_cannot_be_opened_sends_the_reader_back_to_zeromq(bus: Bus, 
         assert plain == b"\1camera/a"
         assert asked.startswith(b"\1~")
         assert asked.endswith(b"/camera/a")
-        near = packet.Sender(packet.path(bus.runtime.directory, asked[2:].partition(b"/")[0]))
+        socket_file = packet.path(bus.runtime.directory, asked[2:].partition(b"/")[0])
+        near = packet.Sender(socket_file, b"camera/a")
         ring = lane.Ring(SIZE)
         place = ring.commit(0, SIZE)
-        near.send(packet.pack(b"camera/a", header, place), replaced(ring, file.fileno()))
+        near.send(packet.pack_placed(bytes(header), place), replaced(ring, file.fileno()))
         assert foreign.recv() == b"\0" + asked[1:]
         foreign.send_multipart([b"camera/a", header, bytes(filled(3))])
         message = subscriber.receive(5)
@@ -438,10 +439,10 @@ def replaced(ring: lane.Ring, file: int) -> lane.Ring:
 
 def test_another_file_is_not_taken_for_a_ring(tmp_path: Path) -> None:
     with (tmp_path / "file").open("wb+") as file:
+        for size in (0, 10, 4096, 4096 * 34):
+            file.truncate(size)
+            with pytest.raises(ValueError, match="no file of a ring"):
+                lane.Reader(file.fileno())
         file.truncate(4096 * 33)
-        status = os.fstat(file.fileno())
-        place = lane.Place(status.st_ino, 4096, 0, 1, 10)
         with pytest.raises(OSError, match="Invalid argument"):  # cannot be sealed
-            lane.Reader(file.fileno(), place)
-        with pytest.raises(ValueError, match="no file of a ring"):
-            lane.Reader(file.fileno(), place._replace(inode=0))
+            lane.Reader(file.fileno())

@@ -6,6 +6,7 @@ from dataclasses import replace
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec import structs
 
 from perception import topics
 from perception.bus.mailbox import Mailbox
@@ -58,10 +59,10 @@ def test_a_queue_is_bounded_in_bytes_too_and_takes_more_once_it_has_room() -> No
         {"camera": replace(topics.TOPICS["camera"], policy="queue", depth=9, max_queued_bytes=10)}
     )
     for seq in range(3):
-        mailbox.put(replace(message(CAMERA, seq), payload=b"12345"))
+        mailbox.put(structs.replace(message(CAMERA, seq), payload=b"12345"))
     assert account(mailbox, CAMERA).dropped == {"overflow": 1}
     mailbox.take()
-    mailbox.put(replace(message(CAMERA, 3), payload=b"12345"))
+    mailbox.put(structs.replace(message(CAMERA, 3), payload=b"12345"))
     assert [one.header.seq for one in drain(mailbox)] == [1, 3]
 
 

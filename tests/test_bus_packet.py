@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from perception.bus import lane, packet
 
 UNIX = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+TOPIC = b"camera/a"
+HEAD_BYTES = 20
 
 pytestmark = pytest.mark.skipif(not lane.SUPPORTED, reason="needs Linux")
 
@@ -23,51 +25,65 @@ class Listening:
 
     def __init__(self, directory: Path) -> None:
         self.poll = select.poll()
-        self.receiver = packet.Receiver(directory, self.poll, every=False)
+        self.unreadable: list[str] = []
+        self.receiver = packet.Receiver(directory, self.poll, every=False, unreadable=self.unreadable.append)
         self.path = str(packet.path(directory, self.receiver.name))
 
     def take(self) -> list[Any]:
         return [self.receiver.receive(descriptor) for descriptor, _ in self.poll.poll(0)]
 
 
-@given(data=st.binary(min_size=1, max_size=64) | st.binary(min_size=42, max_size=80))
+@given(data=st.binary(min_size=1, max_size=64) | st.binary(max_size=40).map(bytes(HEAD_BYTES).__add__))
 def test_any_packet_is_a_message_within_bounds_or_nothing(data: bytes) -> None:
     with tempfile.TemporaryDirectory(prefix="bus") as folder, socket.socket(*UNIX) as sender:
         reader = Listening(Path(folder))
         sender.connect(reader.path)
+        sender.send(TOPIC)
+        assert reader.take() == [None]
         assert reader.take() == [None]
         sender.send(data)
-        for parts, _, file in filter(None, reader.take()):
-            assert data.endswith(b"".join(parts))
-            assert sum(map(len, parts)) == len(data) - 42
-            assert file is None
+        for coder, header, payload in filter(None, reader.take()):
+            assert coder.name == TOPIC
+            assert payload is None or data[HEAD_BYTES:] == header + payload
         reader.receiver.close()
 
 
-def test_a_file_that_comes_with_a_senseless_packet_is_closed(tmp_path: Path) -> None:
+@given(topic=st.binary(min_size=1, max_size=80))
+def test_who_does_not_say_which_topic_it_publishes_is_not_heard(topic: bytes) -> None:
+    with tempfile.TemporaryDirectory(prefix="bus") as folder, socket.socket(*UNIX) as sender:
+        reader = Listening(Path(folder))
+        sender.connect(reader.path)
+        sender.send(b"~" + topic)
+        sender.send(packet.pack(b"header", b"payload"))
+        assert [one for _ in range(3) for one in reader.take()] == [None] * 3
+        reader.receiver.close()
+
+
+def test_a_file_that_is_no_ring_is_closed_and_told(tmp_path: Path) -> None:
     reader = Listening(tmp_path)
     with socket.socket(*UNIX) as sender, (tmp_path / "file").open("wb") as file:
         sender.connect(reader.path)
+        sender.send(TOPIC)
+        assert reader.take() == [None]
         assert reader.take() == [None]
         before = os.listdir("/proc/self/fd")
         for data in (b"senseless", b"\xff" * 60):
             socket.send_fds(sender, [data], [file.fileno()])
             assert reader.take() == [None]
         assert os.listdir("/proc/self/fd") == before
+    assert reader.unreadable == [TOPIC.decode()] * 2
     reader.receiver.close()
 
 
 def test_a_publisher_that_has_gone_is_forgotten_once_all_it_sent_is_taken(tmp_path: Path) -> None:
     reader = Listening(tmp_path)
     before = os.listdir("/proc/self/fd")
-    sender = packet.Sender(Path(reader.path))
+    sender = packet.Sender(Path(reader.path), TOPIC)
     for number in range(100):
-        sender.send(packet.pack(b"camera/a", b"%d" % number, b""), None)
+        sender.send(packet.pack(b"%d" % number, b""), None)
     sender.close()
-    taken = [one for _ in range(102) for one in reader.take()]
-    assert [parts for parts, _, _ in filter(None, taken)] == [
-        [b"camera/a", b"%d" % one] for one in range(100)
-    ]
+    taken = [one for _ in range(103) for one in reader.take()]
+    assert [header for _, header, _ in filter(None, taken)] == [b"%d" % one for one in range(100)]
     assert os.listdir("/proc/self/fd") == before
     assert reader.take() == []
     reader.receiver.close()
@@ -76,5 +92,5 @@ def test_a_publisher_that_has_gone_is_forgotten_once_all_it_sent_is_taken(tmp_pa
 def test_who_cannot_listen_leaves_nothing_behind(tmp_path: Path) -> None:
     deep = tmp_path / ("deep" * 20)
     with pytest.raises(OSError, match="too long"):
-        packet.Receiver(deep, select.poll(), every=True)
+        packet.Receiver(deep, select.poll(), every=True, unreadable=print)
     assert not list(deep.iterdir())

@@ -345,6 +345,19 @@ with Subscriber("health/a", runtime=Runtime(base=base), clock=HostClock(base).no
         reader.kill()
 
 
+def test_who_always_has_a_message_still_finds_new_topics(bus: Bus) -> None:
+    with bus.publisher("text/a") as busy, bus.subscriber("text/*") as subscriber:
+        assert busy.wait_for_subscriber(5)
+        with bus.publisher("text/b") as late:
+
+            def found() -> bool:
+                busy.send(say("again"))
+                late.send(say("at last"))
+                return text(subscriber.receive(5)) == "at last"
+
+            eventually(found)
+
+
 def test_a_recorder_may_queue_what_a_display_skips(bus: Bus) -> None:
     rows = {"state": replace(topics.TOPICS["state"], policy="queue", depth=64)}
     rows |= {"clock": replace(topics.TOPICS["clock"], policy="latest", depth=1)}

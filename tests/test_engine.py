@@ -119,7 +119,7 @@ def corrupted(window: Window, part: str) -> Window:
     item = window.inputs["camera"]
     assert isinstance(item.data, CameraSlice)
     message = getattr(item.data, part)
-    data = replace(item.data, **{part: replace(message, payload=b"\xff\xd8 not a jpeg")})
+    data = replace(item.data, **{part: structs.replace(message, payload=b"\xff\xd8 not a jpeg")})
     return replace(window, inputs=window.inputs | {"camera": replace(item, data=data)})
 
 

@@ -246,7 +246,9 @@ def test_blocks_of_changing_format_make_one_sound() -> None:
 def as_stereo_s16(message: Message[AudioBlock]) -> Message[AudioBlock]:
     samples = np.frombuffer(message.payload, "<f4") * 32768
     payload = np.repeat(samples.astype("<i2"), 2).tobytes()
-    return replace(message, header=structs.replace(message.header, format="s16", channels=2), payload=payload)
+    return structs.replace(
+        message, header=structs.replace(message.header, format="s16", channels=2), payload=payload
+    )
 
 
 def test_a_long_silence_is_skipped_in_one_step_not_cut_window_by_window() -> None:

@@ -1,10 +1,10 @@
 """Decoding ahead: which frames a window is expected to take, and that it changes no pixel."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from perception.devices.scripted import messages
 from perception.features.image import decode_frame
@@ -19,7 +19,7 @@ from tests import streams
 def jpegs(count: int) -> list[Message[CameraFrame]]:
     camera = CameraConfig(source="scripted", width=160, height=120, rate_hz=20)
     play = messages(ScriptConfig(), camera, MicrophoneConfig(source="scripted"), count / 20)
-    frames = (replace(m, header=m.header) for m in play if isinstance(m.header, CameraFrame))
+    frames = (structs.replace(m, header=m.header) for m in play if isinstance(m.header, CameraFrame))
     return list(frames)  # type: ignore[arg-type]
 
 
@@ -64,7 +64,7 @@ def test_frames_expected_and_never_asked_for_are_let_go() -> None:
 
 def test_a_corrupt_frame_is_refused_when_it_is_asked_for() -> None:
     decoder = FrameDecoder()
-    message = replace(jpegs(1)[0], payload=b"\xff\xd8 not a jpeg")
+    message = structs.replace(jpegs(1)[0], payload=b"\xff\xd8 not a jpeg")
     decoder.expect(message)
     with pytest.raises(ValueError, match="no whole JPEG"):
         decoder.decode(message)

@@ -1,6 +1,5 @@
 """Number formats: what auto chooses, what is published, and that a verification computes in the same one."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,7 +101,8 @@ def told_otherwise(recording: Recording, dtype: str) -> Recording:
         return structs.replace(header, device=header.device | {fact("resnet"): dtype})
 
     return [
-        replace(one, header=told(one.header)) if isinstance(one.header, Health) else one for one in recording
+        structs.replace(one, header=told(one.header)) if isinstance(one.header, Health) else one
+        for one in recording
     ]
 
 

@@ -1,10 +1,9 @@
 """Replaying in process: from where a core stood, without journals, by several workers."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
-from msgspec import msgpack
+from msgspec import msgpack, structs
 
 from perception.fusion.core import FusionCore
 from perception.fusion.window import Window
@@ -74,7 +73,7 @@ def ticks(stream: Sequence[Message[Header]], config: FusionConfig, on_clock: boo
 
 def test_time_goes_on_by_arrivals_while_nothing_that_is_fused_arrives(recording: Stream) -> None:
     last_ns = START_NS + 3 * SECOND_NS
-    silent = [*recording[:40], replace(of(recording, "label/truth")[0], received_ns=last_ns)]
+    silent = [*recording[:40], structs.replace(of(recording, "label/truth")[0], received_ns=last_ns)]
     live, alone = (ticks(silent, fusion(), on_clock) for on_clock in (True, False))
     assert live[: len(alone)] == alone
     assert live[-1] == (last_ns - 1 - 60 * MS) // (100 * MS)

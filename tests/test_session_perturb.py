@@ -1,10 +1,10 @@
 """What can go wrong with the inputs of a recording, each alone and combined."""
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from perception.features.window import decode_samples
 from perception.messages import AudioBlock, CameraFrame, Message, TextCommand
@@ -170,7 +170,7 @@ def test_a_stamp_leaps_and_the_next_is_right_again(recording: Stream) -> None:
 def test_perturbations_combine_and_leave_out_what_was_concluded(recording: Stream) -> None:
     both = apply(recording, delay("microphone", ms=50), drop(rate=0.5, seed=3, topic="microphone"))
     assert 0 < len(of(both, MICROPHONE)) < len(of(recording, MICROPHONE))
-    concluded = replace(clock_tick(START_NS), topic="state/fused")
+    concluded = structs.replace(clock_tick(START_NS), topic="state/fused")
     assert apply([concluded, *recording]) == recording
     assert delay("microphone", ms=5) == delay("microphone", ms=5) != delay("microphone", ms=6)
     assert str(drop(rate=0.1, seed=1)) == "drop(rate=0.1, seed=1, topic='*')"

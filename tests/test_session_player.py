@@ -7,11 +7,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from msgspec import structs
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
@@ -66,7 +66,7 @@ def session_file(recording: Stream, tmp_path_factory: pytest.TempPathFactory) ->
             if one.received_ns < START_NS + 2 * SECOND_NS:
                 writer.write(one)
         writer.write(
-            replace(clock_tick(START_NS), topic="clock/fusion", received_ns=START_NS + 2 * SECOND_NS)
+            structs.replace(clock_tick(START_NS), topic="clock/fusion", received_ns=START_NS + 2 * SECOND_NS)
         )
     return file
 

@@ -4,11 +4,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from perception.bus import codec
 from perception.bus.host import HostClock, Runtime
@@ -88,7 +88,7 @@ def test_models_and_devices_are_noted_when_first_heard_of_and_in_every_later_fil
     for number in range(3):
         now_ns = START_NS + number * SECOND_NS
         for message in known:
-            recorder.write(replace(message, received_ns=now_ns), now_ns)
+            recorder.write(structs.replace(message, received_ns=now_ns), now_ns)
         recorder.tick(now_ns + SECOND_NS)
     recorder.close()
     files = sorted(tmp_path.iterdir())

@@ -1,7 +1,6 @@
 """Live equals replay: what a fusion concluded on a real clock, under overload, follows from its recording."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,7 @@ def changed(recording: Recording, number: int, **update: Any) -> Recording:
     """The recording with fields of one state changed."""
     at = [index for index, one in enumerate(recording) if isinstance(one.header, FusedState)][number]
     header = structs.replace(recording[at].header, **update)
-    return [*recording[:at], replace(recording[at], header=header), *recording[at + 1 :]]
+    return [*recording[:at], structs.replace(recording[at], header=header), *recording[at + 1 :]]
 
 
 def test_the_first_divergence_is_named_by_topic_seq_and_field(recording: Recording) -> None:
@@ -217,7 +216,7 @@ def test_a_recording_cut_off_anywhere_is_verified_up_to_there(recording: Recordi
 
 def test_a_restarted_fusion_is_another_core(recording: Recording) -> None:
     again = [
-        replace(one, header=structs.replace(one.header, source="scripted#1"))
+        structs.replace(one, header=structs.replace(one.header, source="scripted#1"))
         for one in scripted(4.0, start_s=11.0)
     ]
     second = LiveRun(fusion(), "second", speed=SPEED).run(again)
@@ -239,7 +238,7 @@ def test_a_restarted_fusion_is_another_core(recording: Recording) -> None:
 def test_another_fusion_beside_it_is_left_alone(recording: Recording) -> None:
     other = LiveRun(fusion(name="other", hop_ms=200), "other", speed=SPEED).run(scripted(4.0))
     aside = [
-        replace(one, topic=one.topic.replace("/fusion", "/second"))
+        structs.replace(one, topic=one.topic.replace("/fusion", "/second"))
         for one in other
         if one.topic.partition("/")[0] in ("journal", "clock", "state")
     ]
@@ -276,7 +275,7 @@ def test_another_head_is_another_model(recording: Recording) -> None:
 def test_a_gpu_that_is_not_here_is_said(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     there = [
-        replace(one, header=structs.replace(one.header, device={"device": "cuda:0"}))
+        structs.replace(one, header=structs.replace(one.header, device={"device": "cuda:0"}))
         if isinstance(one.header, Health)
         else one
         for one in recording

@@ -38,14 +38,11 @@ class Audience:
 
         Whoever is served later can then have nothing that a recorder lacks, even if this process is killed.
         """
+        self.wants_every = False
+        """Whether a reader on this host is to miss nothing."""
 
     def __len__(self) -> int:
         return self.plain + len(self.near)
-
-    @property
-    def wants_every(self) -> bool:
-        """Whether a reader on this host is to miss nothing."""
-        return packet.wants_every(next(iter(self.near), b""))
 
     def update(self) -> None:
         """Take in what readers have sent since the last call."""
@@ -76,7 +73,7 @@ class Audience:
             return
         if joins:
             try:
-                self.near[name] = packet.Sender(packet.path(self._directory, name))
+                self.near[name] = packet.Sender(packet.path(self._directory, name), self._topic)
             except OSError:
                 return  # a reader elsewhere
             self.near = dict(sorted(self.near.items()))
@@ -84,6 +81,7 @@ class Audience:
         else:
             self.near.pop(name).close()
             self.plain += 1
+        self.wants_every = packet.wants_every(next(iter(self.near), b""))
         self._set(not joins, beginning)
 
     def _set(self, joins: bool, beginning: bytes) -> None:

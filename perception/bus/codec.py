@@ -1,7 +1,7 @@
 """Messages to bytes and back: `[topic, msgpack map, payload?]`. Whatever the bytes, decoding is safe."""
 
-from collections.abc import Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -42,6 +42,62 @@ def _plain(value: object) -> object:
 _pack: Final = msgspec.msgpack.Encoder(enc_hook=_plain).encode
 
 
+class Coder:
+    """Messages of one topic: what must hold of them, and their headers to bytes and back."""
+
+    def __init__(self, topic: str) -> None:
+        """Look `topic` up, such as `camera/front`; BusError if it is none."""
+        row = topics.lookup(topic)
+        self.topic = topic
+        self.name: Final = topic.encode()
+        """As it is on the wire."""
+        self._kind = row.message
+        self._unpack = msgspec.msgpack.Decoder(row.message).decode
+        self._most_bytes = row.max_payload_bytes
+        self._wrong = _WRONG.get(row.message)
+
+    def pack(self, header: Header, payload_bytes: int) -> bytes:
+        """Return the header on the wire; MalformedMessageError if it is not what the topic carries."""
+        if not isinstance(header, self._kind):
+            kind = type(header).__name__
+            raise MalformedMessageError(f"{self.topic} carries {self._kind.__name__}, not {kind}")
+        self._check_payload(header, payload_bytes)
+        try:
+            packed = _pack(header)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise MalformedMessageError(f"{self.topic}: header cannot be packed: {error}") from error
+        if len(packed) > topics.MAX_HEADER_BYTES:
+            raise self._too_long(packed)
+        return packed
+
+    def unpack(self, packed: bytes, payload: Payload, received_ns: int) -> Message[Header]:
+        """Return the message; MalformedMessageError says in one line what is wrong with it."""
+        if len(packed) > topics.MAX_HEADER_BYTES:
+            raise self._too_long(packed)
+        try:
+            header = self._unpack(packed)
+        except msgspec.ValidationError as error:
+            raise MalformedMessageError(f"{self.topic}: {_brief(error)}") from error
+        except (ValueError, RecursionError) as error:
+            raise MalformedMessageError(
+                f"{self.topic}: header is not msgpack within limits: {_brief(error)}"
+            ) from error
+        self._check_payload(header, len(payload))
+        return Message(self.topic, header, payload, received_ns, packed)
+
+    def _check_payload(self, header: Header, size: int) -> None:
+        if size > self._most_bytes:
+            raise MalformedMessageError(
+                f"{self.topic}: payload of {size} bytes; at most {self._most_bytes} are allowed"
+            )
+        if self._wrong is not None and (wrong := self._wrong(header, size)) is not None:
+            raise MalformedMessageError(f"{self.topic}: {wrong}")
+
+    def _too_long(self, packed: bytes) -> MalformedMessageError:
+        size, most = len(packed), topics.MAX_HEADER_BYTES
+        return MalformedMessageError(f"{self.topic}: header of {size} bytes; at most {most} are allowed")
+
+
 def encode(topic: str, header: Header, payload: "Data" = b"") -> list[bytes | memoryview]:
     """Return the parts of a message on the wire.
 
@@ -54,93 +110,44 @@ def encode(topic: str, header: Header, payload: "Data" = b"") -> list[bytes | me
         BusError: `topic` is not a topic.
         MalformedMessageError: header or payload is not what the topic carries.
     """
-    row = topics.lookup(topic)
-    if not isinstance(header, row.message):
-        raise MalformedMessageError(f"{topic} carries {row.message.__name__}, not {type(header).__name__}")
-    data = _flat(topic, payload)
-    _check_payload(topic, row, header, len(data))
-    try:
-        packed = _pack(header)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise MalformedMessageError(f"{topic}: header cannot be packed: {error}") from error
-    if len(packed) > topics.MAX_HEADER_BYTES:
-        raise MalformedMessageError(
-            f"{topic}: header of {len(packed)} bytes; at most {topics.MAX_HEADER_BYTES} are allowed"
-        )
-    parts: list[bytes | memoryview] = [topic.encode(), packed]
+    coder, data = coder_of(topic), flat(topic, payload)
+    parts: list[bytes | memoryview] = [coder.name, coder.pack(header, len(data))]
     return [*parts, data] if len(data) else parts
 
 
 def decode(parts: Sequence[Payload], *, received_ns: int) -> Message[Header]:
     """Return the message in `parts`; MalformedMessageError says in one line what is wrong with them."""
+    coder, packed, payload = opened(parts)
+    return coder.unpack(packed, payload, received_ns)
+
+
+def opened(parts: Sequence[Payload]) -> tuple[Coder, bytes, Payload]:
+    """Return what reads the header of a message, the header, and the payload; or raise as `decode` does."""
     if len(parts) not in (2, 3):
         raise MalformedMessageError(f"a message has 2 or 3 parts, not {len(parts)}")
-    topic, row, decoder = _topic(bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]))
-    header = _header(topic, decoder, parts[1])
-    payload = parts[2] if len(parts) == 3 else b""
-    _check_payload(topic, row, header, len(payload))
-    return Message(topic, header, payload, received_ns, wire=bytes(parts[1]))
+    coder = coder_named(bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]))
+    return coder, bytes(parts[1]), parts[2] if len(parts) == 3 else b""
+
+
+coder_of: Final = lru_cache(maxsize=256)(Coder)
+"""Return the coder of a topic, made once; BusError if it is none."""
 
 
 @lru_cache(maxsize=256)
-def _topic(part: bytes) -> tuple[str, topics.Topic, "msgspec.msgpack.Decoder[Header]"]:
-    if len(part) > topics.MAX_TOPIC_LENGTH:
+def coder_named(name: bytes) -> Coder:
+    """Return the coder of a topic as it came; MalformedMessageError if it is none."""
+    if len(name) > topics.MAX_TOPIC_LENGTH:
         raise MalformedMessageError(f"a topic of over {topics.MAX_TOPIC_LENGTH} bytes")
     try:
-        topic = part.decode()
-        row = topics.lookup(topic)
-        return topic, row, _decoder(row.message)
+        return coder_of(name.decode())
     except UnicodeDecodeError as error:
         raise MalformedMessageError("the topic is not UTF-8") from error
     except BusError as error:
         raise MalformedMessageError(str(error)) from error
 
 
-@cache
-def _decoder(message: type[Header]) -> "msgspec.msgpack.Decoder[Header]":
-    return msgspec.msgpack.Decoder(message)
-
-
-def _header(topic: str, decoder: "msgspec.msgpack.Decoder[Header]", part: Payload) -> Header:
-    if len(part) > topics.MAX_HEADER_BYTES:
-        raise MalformedMessageError(
-            f"{topic}: header of {len(part)} bytes; at most {topics.MAX_HEADER_BYTES} are allowed"
-        )
-    try:
-        return decoder.decode(part)
-    except msgspec.ValidationError as error:
-        raise MalformedMessageError(f"{topic}: {_brief(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise MalformedMessageError(
-            f"{topic}: header is not msgpack within limits: {_brief(error)}"
-        ) from error
-
-
-def _brief(error: Exception) -> str:
-    text = str(error)  # it may quote what came
-    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}…"
-
-
-def _check_payload(topic: str, row: topics.Topic, header: Header, size: int) -> None:
-    if size > row.max_payload_bytes:
-        raise MalformedMessageError(
-            f"{topic}: payload of {size} bytes; at most {row.max_payload_bytes} are allowed"
-        )
-    if isinstance(header, CameraFrame):
-        if not size:
-            raise MalformedMessageError(f"{topic}: empty {header.encoding} frame")
-        if header.encoding == "jpeg":
-            return
-        expected = header.width * header.height * _PIXEL_BYTES[header.encoding]
-    elif isinstance(header, AudioBlock):
-        expected = header.samples * header.channels * _SAMPLE_BYTES[header.format]
-    else:
-        return
-    if size != expected:
-        raise MalformedMessageError(f"{topic}: payload of {size} bytes where the header says {expected}")
-
-
-def _flat(topic: str, payload: Any) -> memoryview:
+def flat(topic: str, payload: Any) -> memoryview:
+    """Return a payload as bytes in a row; MalformedMessageError if it cannot be had so."""
     try:
         view = memoryview(payload)
         if not view.nbytes:
@@ -148,3 +155,31 @@ def _flat(topic: str, payload: Any) -> memoryview:
         return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
     except (TypeError, ValueError, BufferError, NotImplementedError) as error:
         raise MalformedMessageError(f"{topic}: payload is no plain buffer: {error}") from error
+
+
+def _brief(error: Exception) -> str:
+    text = str(error)  # it may quote what came
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}…"
+
+
+def _wrong_frame(header: Any, size: int) -> str | None:
+    if not size:
+        return f"empty {header.encoding} frame"
+    if header.encoding == "jpeg":
+        return None
+    return _wrong_size(size, header.width * header.height * _PIXEL_BYTES[header.encoding])
+
+
+def _wrong_block(header: Any, size: int) -> str | None:
+    return _wrong_size(size, header.samples * header.channels * _SAMPLE_BYTES[header.format])
+
+
+def _wrong_size(size: int, expected: int) -> str | None:
+    return None if size == expected else f"payload of {size} bytes where the header says {expected}"
+
+
+_WRONG: Final[dict[type[Header], Callable[[Any, int], str | None]]] = {
+    CameraFrame: _wrong_frame,
+    AudioBlock: _wrong_block,
+}
+"""By message, what says how a header and the size of its payload do not go together."""

@@ -17,9 +17,15 @@ class Inbox:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._futures: set[asyncio.Future[None]] = set()
-        self.closed = threading.Event()
+        self.closed = False
+        self._end = threading.Event()
         self.waiting = 0
         """Threads in `wait`."""
+
+    @property
+    def filled(self) -> bool:
+        """Whether a message waits."""
+        return len(self._mailbox) > 0
 
     def put(self, message: Message[Header]) -> None:
         """Take in a message and wake who waits."""
@@ -41,13 +47,18 @@ class Inbox:
     def close(self) -> None:
         """Let everyone who waits, now or later, get None."""
         with self._lock:
-            self.closed.set()
+            self.closed = True
+            self._end.set()
             self._wake()
+
+    def rest(self, timeout_s: float) -> None:
+        """Wait, at most until the inbox is closed."""
+        self._end.wait(timeout_s)
 
     def take(self) -> Message[Header] | None:
         """Return the next message, None if none is there or the inbox is closed."""
         with self._lock:
-            return None if self.closed.is_set() else self._mailbox.take()
+            return None if self.closed else self._mailbox.take()
 
     def wait(self, timeout_s: float | None, vain: Callable[[], bool]) -> None:
         """Wait until a message comes, the inbox is closed, `wake` is called or time is up.
@@ -55,7 +66,7 @@ class Inbox:
         Returns at once if waiting is in `vain`, which is judged when nothing can come in between.
         """
         with self._changed:
-            if not len(self._mailbox) and not self.closed.is_set() and not vain():
+            if not len(self._mailbox) and not self.closed and not vain():
                 self.waiting += 1
                 self._changed.wait(timeout_s)
                 self.waiting -= 1
@@ -70,7 +81,7 @@ class Inbox:
         """Return the next message without blocking the event loop, None once closed."""
         while True:
             with self._lock:
-                if self.closed.is_set():
+                if self.closed:
                     return None
                 message = self._mailbox.take()
                 if message is not None:

@@ -1,9 +1,12 @@
 """Large payloads between processes of one host: slots of shared memory, their place sent to the readers.
 
 The memory has no name (`memfd_create`): a reader is given its file, and the kernel frees it with the last
-process that has it, however that ended. A writer locks a slot while it fills it, a reader locks it, together
-with other readers, for as long as anything refers to the payload: a payload never changes while it can be
-seen. The kernel holds these locks too, and drops those of the dead.
+process that has it, however that ended. A reader locks a slot, together with other readers, for as long as
+anything refers to the payload: a payload never changes while it can be seen. The kernel holds these locks
+too, and drops those of the dead.
+
+A reader locks first and then looks at the slot's generation; a writer makes that nought and then asks for
+locks, before it fills the slot. The kernel serves one of them after the other, and so one sees the other.
 """
 
 import fcntl
@@ -33,26 +36,26 @@ _WORDS: Final = 8
 
 
 def _locks(kind: int) -> tuple[bytes, ...]:
-    # struct flock of fcntl(2) on 64-bit Linux, a byte per slot
-    return tuple(struct.pack("hhqqi4x", kind, os.SEEK_SET, slot, 1, 0) for slot in range(_SLOTS))
+    # struct flock of fcntl(2) on 64-bit Linux, a byte per slot and one that is no slot's
+    return tuple(struct.pack("hhqqi4x", kind, os.SEEK_SET, slot, 1, 0) for slot in range(_SLOTS + 1))
 
 
 # Of the open file, not of the process: two subscribers of one process are two readers.
 _SET_LOCK: Final = fcntl.F_OFD_SETLK if SUPPORTED else 0
+_ASK_LOCK: Final = fcntl.F_OFD_GETLK if SUPPORTED else 0
 _WRITE: Final = _locks(fcntl.F_WRLCK)
 _READ: Final = _locks(fcntl.F_RDLCK)
 _UNLOCK: Final = _locks(fcntl.F_UNLCK)
+_UNLOCKED: Final = _UNLOCK[0][:2]
 _SEALS: Final = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW: a mapping never loses its pages
 
 
 class Place(NamedTuple):
-    """Where a payload lies: in which file, laid out how, in which slot, and which of those it has held."""
+    """Where a payload lies in its ring, and which of those that its slot has held it is, counted from 1."""
 
-    inode: int
-    stride: int
     slot: int
-    generation: int
     size: int
+    generation: int
 
 
 class Ring:
@@ -67,9 +70,10 @@ class Ring:
         weakref.finalize(self, os.close, self.file)  # not before the last loan is given back
         os.ftruncate(self.file, total)
         fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, _SEALS)
+        # Asked about a file without any lock, the kernel would answer without waiting for its turn.
+        _lock(self.file, _WRITE[_SLOTS])
         self._memory = memoryview(mmap.mmap(self.file, total))
         self._generations = self._memory[:_PAGE].cast("Q")
-        self._inode = os.fstat(self.file).st_ino
         self._allocated = [0] * _SLOTS
         self._filling: set[int] = set()
         self._active = _FIRST_SLOTS
@@ -77,11 +81,11 @@ class Ring:
         self._generation = 0
 
     def take(self, size: int) -> int | None:
-        """Return a slot nobody reads, now locked for writing `size` bytes; None if there is none."""
+        """Return a slot nobody reads, to be filled with `size` bytes; None if there is none."""
         for tried in range(_SLOTS):
             slot = self._candidate(tried)
-            if slot not in self._filling and _lock(self.file, _WRITE[slot]):
-                return slot if self._back(slot, size) else None
+            if slot not in self._filling and self._seize(slot):
+                return slot if size <= self._allocated[slot] or self._back(slot, size) else None
         return None
 
     def widen(self) -> None:
@@ -95,15 +99,25 @@ class Ring:
 
     def commit(self, slot: int, size: int) -> Place:
         """Let readers have a slot that has been filled."""
-        self._generation += 1
-        self._generations[slot * _WORDS] = self._generation
-        self.release(slot)
-        return Place(self._inode, self.stride, slot, self._generation, size)
+        self._generation = generation = self._generation + 1
+        self._generations[slot * _WORDS] = generation
+        self._filling.discard(slot)
+        return Place(slot, size, generation)
 
     def release(self, slot: int) -> None:
         """Give a slot taken back."""
-        _lock(self.file, _UNLOCK[slot])  # first: once it is not being filled, another thread may lock it
         self._filling.discard(slot)
+
+    def _seize(self, slot: int) -> bool:
+        """Let nobody read what a slot holds any more; return whether nobody does."""
+        word = slot * _WORDS
+        generation = self._generations[word]
+        self._generations[word] = 0
+        if fcntl.fcntl(self.file, _ASK_LOCK, _WRITE[slot])[:2] == _UNLOCKED:
+            self._filling.add(slot)
+            return True
+        self._generations[word] = generation
+        return False
 
     def _candidate(self, tried: int) -> int:
         """Return the oldest slot; one not used before if many are in use; at last one to copy from."""
@@ -117,15 +131,12 @@ class Ring:
 
     def _back(self, slot: int, size: int) -> bool:
         """Have real memory behind the slot: writing where there is none would end the process."""
-        self._filling.add(slot)
         try:
-            if size > self._allocated[slot]:
-                os.posix_fallocate(self.file, _PAGE + slot * self.stride, size)
-                self._allocated[slot] = size
+            os.posix_fallocate(self.file, _PAGE + slot * self.stride, size)
         except OSError:
             self.release(slot)
             return False
-        self._generations[slot * _WORDS] = 0
+        self._allocated[slot] = size
         return True
 
 
@@ -154,17 +165,16 @@ class Loan:
 class Reader:
     """One subscriber's side of one publisher's ring."""
 
-    def __init__(self, file: int, place: Place) -> None:
-        """Open the ring of `place`, given its file; OSError or ValueError if that cannot be done."""
+    def __init__(self, file: int) -> None:
+        """Open a ring, given its file; OSError or ValueError if that cannot be done."""
         import numpy as np  # only who reads pixels needs it
 
-        self._ring = place[:2]
         # Opened anew, for reading: locks belong to the opening, and the publisher's own would not count.
         self._file = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
-        total = _PAGE + _SLOTS * place.stride
-        status = os.fstat(self._file)
-        if place.stride % _PAGE or (status.st_ino, status.st_size) != (place.inode, total):
+        total = os.fstat(self._file).st_size
+        self._stride, odd = divmod(total - _PAGE, _SLOTS)
+        if odd or self._stride < _PAGE or self._stride % _PAGE:
             raise ValueError("no file of a ring")
         if fcntl.fcntl(self._file, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             raise ValueError("the ring could shrink while it is read")
@@ -173,10 +183,9 @@ class Reader:
         self._bytes: Any = np.frombuffer(memory, np.uint8)
         self._pinned: dict[int, weakref.ref[Any]] = {}
 
-    def payload(self, place: Place) -> memoryview | None:
+    def payload(self, slot: int, size: int, generation: int) -> memoryview | None:
         """Return the payload, unchanging while anything refers to it; None if its slot is used anew."""
-        inode, stride, slot, generation, size = place
-        if (inode, stride) != self._ring or slot >= _SLOTS or size > stride:
+        if slot >= _SLOTS or size > self._stride:
             return None
         # A lock that this reader holds already means another message: the slot cannot hold both.
         if slot in self._pinned or not _lock(self._file, _READ[slot]):
@@ -184,7 +193,7 @@ class Reader:
         if self._generations[slot * _WORDS] != generation:
             _lock(self._file, _UNLOCK[slot])
             return None
-        start = _PAGE + slot * stride
+        start = _PAGE + slot * self._stride
         pixels = self._bytes[start : start + size]
         if slot >= _HELD or len(self._pinned) >= _PINNED:
             copy = memoryview(pixels.tobytes())

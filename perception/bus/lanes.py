@@ -1,4 +1,4 @@
-"""A subscriber's side of the lane: asks for it, opens rings, and gives it up where they cannot be opened.
+"""A subscriber's side of the lane: asks for it, and gives it up where rings cannot be opened.
 
 A reader asks by a second subscription, `~NAME/` before the beginning of topics: its publishers find the
 socket of that name in the directory of their domain, unless they are on another host, and from then on send
@@ -7,7 +7,6 @@ there and no longer through ZeroMQ.
 
 import contextlib
 import logging
-import os
 import select
 from pathlib import Path
 from typing import Final
@@ -15,7 +14,7 @@ from typing import Final
 import zmq
 
 from perception.bus import lane
-from perception.bus.packet import Receiver
+from perception.bus.packet import Arrival, Receiver
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -36,11 +35,10 @@ class Lanes:
         """
         self._socket = socket
         self._asked: list[str] = []
-        self._readers: dict[bytes, lane.Reader] = {}
         self._receiver: Receiver | None = None
         if lane.SUPPORTED:
             with contextlib.suppress(OSError):
-                self._receiver = Receiver(directory, poll, every=every)
+                self._receiver = Receiver(directory, poll, every=every, unreadable=self._give_up)
 
     def subscribe(self, beginning: str) -> None:
         """Subscribe to all topics that begin so, by the lane from publishers on this host."""
@@ -50,39 +48,18 @@ class Lanes:
             self._asked.append(f"~{self._receiver.name}/{beginning}")
             self._socket.subscribe(self._asked[-1])
 
-    def receive(self, descriptor: int) -> tuple[list[bytes | memoryview], bool] | None:
-        """Return the parts of what came first at a descriptor, and whether its payload is there."""
-        packet = self._receiver.receive(descriptor) if self._receiver is not None else None
-        if packet is None:
-            return None
-        parts, place, file = packet
-        if file is not None:
-            self._open(parts[0], place, file)
-        if place is None:
-            return [*parts], True
-        reader = self._readers.get(parts[0])
-        payload = None if reader is None else reader.payload(place)
-        return ([*parts], False) if payload is None else ([*parts, payload], True)
+    def receive(self, descriptor: int) -> Arrival | None:
+        """Return what came first at a descriptor, if anything did that makes sense."""
+        return None if self._receiver is None else self._receiver.receive(descriptor)
 
     def close(self) -> None:
         """Leave nothing behind."""
         if self._receiver is not None:
             self._receiver.close()
 
-    def _open(self, topic: bytes, place: lane.Place | None, file: int) -> None:
-        try:
-            if place is not None:
-                self._readers[topic] = lane.Reader(file, place)
-        except (OSError, ValueError):
-            self._readers.pop(topic, None)
-            self._give_up(topic)
-        finally:
-            os.close(file)
-
-    def _give_up(self, topic: bytes) -> None:
+    def _give_up(self, topic: str) -> None:
         if self._asked:
-            name = topic.decode("utf-8", "replace")
-            _LOG.warning("%s: cannot open its shared memory; payloads come through the socket", name)
+            _LOG.warning("%s: cannot open its shared memory; payloads come through the socket", topic)
         for beginning in self._asked:
             self._socket.unsubscribe(beginning)
         self._asked.clear()

@@ -16,7 +16,7 @@ class _Account:
     row: topics.Topic
     arrivals: deque[int] = field(default_factory=deque)
     queued_bytes: int = 0
-    last_seq: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    last_seq: dict[str, int] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
     received: int = 0
     consumed: int = 0
@@ -27,17 +27,17 @@ class _Account:
 
     def count_gap(self, header: Header) -> str | None:
         """Count what is missing before `header`; return why it must be dropped, if it must."""
-        last = self.last_seq.get(header.source)
-        if last is not None and header.seq <= last:
-            return "duplicate" if header.seq == last else "backwards"
+        source, seq = header.source, header.seq
+        last = self.last_seq.get(source)
         if last is None:
-            while len(self.last_seq) >= _SOURCES_REMEMBERED:
-                self.last_seq.popitem(last=False)
-        else:
-            self.lost += max(header.seq - last - 1 - self.unexplained, 0)
+            if len(self.last_seq) >= _SOURCES_REMEMBERED:
+                del self.last_seq[next(iter(self.last_seq))]
+        elif seq <= last:
+            return "duplicate" if seq == last else "backwards"
+        elif (missing := seq - last - 1) > self.unexplained:
+            self.lost += missing - self.unexplained
         self.unexplained = 0
-        self.last_seq[header.source] = header.seq
-        self.last_seq.move_to_end(header.source)
+        self.last_seq[source] = seq
         return None
 
 
@@ -64,19 +64,21 @@ class Mailbox:
 
     def put(self, message: Message[Header]) -> None:
         """Take in one message, dropping what the topic's policy says."""
-        account = self._account(message.topic)
+        account, header, size = self._account(message.topic), message.header, len(message.payload)
         account.received += 1
-        reason = account.count_gap(message.header)
-        if reason is not None:
+        if (reason := account.count_gap(header)) is not None:
             account.dropped[reason] += 1
             return
-        account.newest_stamp_ns = max(account.newest_stamp_ns or 0, message.header.stamp_ns)
-        row, size = account.row, len(message.payload)
+        newest_ns = account.newest_stamp_ns
+        if newest_ns is None or header.stamp_ns > newest_ns:
+            account.newest_stamp_ns = header.stamp_ns
+        row = account.row
         full = len(account.arrivals) >= row.depth
-        if row.policy == "queue" and (full or account.queued_bytes + size > row.max_queued_bytes):
-            account.dropped["overflow"] += 1
-            return
-        if full:
+        if row.policy == "queue":
+            if full or account.queued_bytes + size > row.max_queued_bytes:
+                account.dropped["overflow"] += 1
+                return
+        elif full:
             superseded = self._waiting.pop(account.arrivals.popleft())
             account.queued_bytes -= len(superseded.payload)
             account.dropped["superseded"] += 1

@@ -5,8 +5,9 @@ where one does. So a reader on the same host listens on a unix socket beside its
 where it asks for the lane (see `perception.bus.lanes`). What has been sent lies in the kernel: it arrives
 even if its publisher has been killed meanwhile.
 
-A packet is `head, topic, header, payload`. A payload in shared memory is not part of it: the head then says
-where it lies, and the first packet that needs a ring brings the ring's file along (SCM_RIGHTS).
+A connection's first packet is its topic, all others are `head, header, payload`. A payload in shared memory
+is not part of them: the head then says where it lies, and the first packet that needs a ring brings the
+ring's file along (SCM_RIGHTS).
 """
 
 import contextlib
@@ -17,43 +18,54 @@ import select
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from perception import topics
 from perception.bus import lane
+from perception.bus.codec import Coder, coder_named
 from perception.bus.lane import Place, Ring
+from perception.errors import MalformedMessageError
 from perception.messages import Payload
 
 _EVERY: Final = "every"
 _NEWEST: Final = "newest"  # after the other in order of names: see `perception.bus.audience`
 _NAME: Final = re.compile(rf"({_EVERY}|{_NEWEST})[0-9a-f]{{8}}")
-_HEAD: Final = struct.Struct("<HI QQIQQ")
-_LARGEST: Final = _HEAD.size + topics.MAX_TOPIC_LENGTH + topics.MAX_HEADER_BYTES + lane.LANE_BYTES
+_HEAD: Final = struct.Struct("<IIIQ")
+"""Bytes of the header; slot, size and generation of a payload in shared memory, zeros if there is none."""
+_HEAD_BYTES: Final = _HEAD.size
+_LARGEST: Final = _HEAD.size + topics.MAX_HEADER_BYTES + lane.LANE_BYTES
 _SEND_BUFFER: Final = 212_992  # what systems usually allow at most; it takes some 300 small messages
 _UNACCEPTED: Final = 128  # publishers that may have connected since the reader last looked
 _FILE: Final = struct.calcsize("i")
 _ANCILLARY: Final = socket.CMSG_SPACE(_FILE)
 _TRUNCATED: Final = int(socket.MSG_TRUNC)
-_NOWHERE: Final = Place(0, 0, 0, 0, 0)
+_CLOSE_ON_EXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+Arrival: TypeAlias = tuple[Coder, bytes, Payload | None]
+"""What reads its header, the header, and the payload; None if that has been overwritten."""
 
 
-def pack(topic: bytes, header: Payload, payload: Payload | Place) -> bytes:
-    """Return a message as it travels; the payload is either bytes or where it lies."""
-    if isinstance(payload, Place):
-        return b"".join((_HEAD.pack(len(topic), len(header), *payload), topic, header))
-    return b"".join((_HEAD.pack(len(topic), len(header), *_NOWHERE), topic, header, payload))
+def pack(header: bytes, payload: Payload) -> bytes:
+    """Return a message as it travels, its payload included."""
+    return b"".join((_HEAD.pack(len(header), 0, 0, 0), header, payload))
+
+
+def pack_placed(header: bytes, place: Place) -> bytes:
+    """Return a message as it travels, its payload being in shared memory."""
+    return _HEAD.pack(len(header), *place) + header
 
 
 class Sender:
     """A publisher's way to one reader. Never waits: what the reader has no room for is lost to it."""
 
-    def __init__(self, path: Path) -> None:
-        """Connect; OSError if nobody is there."""
+    def __init__(self, path: Path, topic: bytes) -> None:
+        """Connect, to publish `topic`; OSError if nobody is there."""
         self._socket = _socket()
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             self._socket.connect(os.fspath(path))
+            self._socket.send(topic)
         except OSError:
             self._socket.close()
             raise
@@ -76,16 +88,32 @@ class Sender:
         self._socket.close()
 
 
+class _Line:
+    """A publisher's connection, from the reader's side."""
+
+    __slots__ = ("coder", "reader", "receive", "socket")
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.socket = connection
+        self.receive = connection.recvmsg_into
+        self.coder: Coder | None = None
+        self.reader: lane.Reader | None = None
+
+
 class Receiver:
     """A reader's socket for the packets of all publishers of one domain."""
 
-    def __init__(self, directory: Path, poll: "select.poll", *, every: bool) -> None:
+    def __init__(
+        self, directory: Path, poll: "select.poll", *, every: bool, unreadable: Callable[[str], None]
+    ) -> None:
         """Listen in the domain's directory, where the sockets of dead processes are removed.
 
         Args:
             directory: of the domain.
             poll: is to wait for what comes; `receive` then takes it.
             every: whether this reader is to miss nothing; publishers serve it before the others.
+            unreadable: is told the topic whose shared memory this reader cannot open.
 
         Raises:
             OSError: it cannot listen there.
@@ -95,8 +123,9 @@ class Receiver:
         self.name = f"{_EVERY if every else _NEWEST}{secrets.token_hex(4)}"
         self._path = path(directory, self.name)
         self._poll = poll
+        self._unreadable = unreadable
         self._listener = _socket()
-        self._connections: dict[int, socket.socket] = {}
+        self._lines: dict[int, _Line] = {}
         unready = self._path.with_suffix("")  # until it listens, it would look like one of the dead
         try:
             self._listener.bind(os.fspath(unready))
@@ -108,62 +137,69 @@ class Receiver:
             raise
         poll.register(self._listener, select.POLLIN)
         self._buffer = memoryview(bytearray(_LARGEST))
+        self._buffers = (self._buffer,)
 
-    def receive(self, descriptor: int) -> tuple[list[bytes], Place | None, int | None] | None:
-        """Return what has come first at a descriptor; None if nothing has, or nothing that makes sense.
-
-        Returns:
-            topic, header and, if it is not empty, payload; the place of a payload in shared memory; and the
-            descriptor of a file that came along, to be closed by who gets it.
-        """
-        connection = self._connections.get(descriptor)
-        if connection is None:
+    def receive(self, descriptor: int) -> Arrival | None:
+        """Return what has come first at a descriptor; None if nothing has, or nothing that makes sense."""
+        line = self._lines.get(descriptor)
+        if line is None:
             self._accept()
             return None
         try:
-            size, ancillary, flags, _ = connection.recvmsg_into(
-                (self._buffer,), _ANCILLARY, socket.MSG_CMSG_CLOEXEC
-            )
+            size, ancillary, flags, _ = line.receive(self._buffers, _ANCILLARY, _CLOSE_ON_EXEC)
         except BlockingIOError:
             return None
         except OSError:
             size, ancillary, flags = 0, [], 0
-        file = int.from_bytes(ancillary[0][2][:_FILE], sys.byteorder) if ancillary else None
-        if size >= _HEAD.size and not flags & _TRUNCATED:
-            topic_bytes, header_bytes, *place = _HEAD.unpack_from(self._buffer)
-            begins = _HEAD.size + topic_bytes
-            ends = begins + header_bytes
-            if ends <= size:
-                data = self._buffer[:size]
-                parts = [bytes(data[_HEAD.size : begins]), bytes(data[begins:ends])]
-                if ends < size:
-                    parts.append(bytes(data[ends:]))
-                return parts, Place._make(place) if place[0] else None, file
-        if file is not None:
-            os.close(file)
-        if not size:
-            self._drop(descriptor)
-        return None
+        if ancillary:
+            self._open(line, int.from_bytes(ancillary[0][2][:_FILE], sys.byteorder))
+        coder = line.coder
+        if coder is None or size < _HEAD_BYTES or flags & _TRUNCATED:
+            self._begin_or_end(line, descriptor, size)
+            return None
+        header_bytes, slot, payload_bytes, generation = _HEAD.unpack_from(self._buffer)
+        ends = _HEAD_BYTES + header_bytes
+        if ends > size:
+            return None
+        header = self._buffer[_HEAD_BYTES:ends].tobytes()
+        if not generation:
+            return coder, header, self._buffer[ends:size].tobytes()
+        reader = line.reader
+        return coder, header, None if reader is None else reader.payload(slot, payload_bytes, generation)
 
     def close(self) -> None:
         """Leave, and leave nothing behind."""
         self._listener.close()
         self._path.unlink(missing_ok=True)
-        for connection in self._connections.values():
-            connection.close()
-        self._connections.clear()
+        for line in self._lines.values():
+            line.socket.close()
+        self._lines.clear()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             connection, _ = self._listener.accept()
-            connection.setblocking(False)
-            self._connections[connection.fileno()] = connection
+            self._lines[connection.fileno()] = _Line(connection)
             self._poll.register(connection, select.POLLIN)
 
-    def _drop(self, descriptor: int) -> None:
-        """Forget a publisher that has gone, all of whose messages have been taken."""
-        self._poll.unregister(descriptor)
-        self._connections.pop(descriptor).close()
+    def _open(self, line: _Line, file: int) -> None:
+        """Read what is to come from the ring of this file."""
+        line.reader = None
+        try:
+            line.reader = lane.Reader(file)
+        except (OSError, ValueError):
+            if line.coder is not None:
+                self._unreadable(line.coder.topic)
+        finally:
+            os.close(file)
+
+    def _begin_or_end(self, line: _Line, descriptor: int, size: int) -> None:
+        """Learn a connection's topic, or forget a publisher that has gone, all it sent having been taken."""
+        if size and line.coder is None:
+            with contextlib.suppress(MalformedMessageError):
+                line.coder = coder_named(self._buffer[:size].tobytes())
+        if not size:
+            self._poll.unregister(descriptor)
+            self._lines.pop(descriptor).socket.close()
 
 
 def _socket() -> socket.socket:

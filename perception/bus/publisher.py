@@ -5,7 +5,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
@@ -30,6 +30,8 @@ _LOG: Final = logging.getLogger(__name__)
 _LINGER_MS: Final = 1000
 _COPY_BELOW_BYTES: Final = 64 * 1024  # handing a buffer over costs more than copying a small one
 _POLL_MS: Final = 10
+_LOOK_S: Final = 0.05
+"""So often a publisher looks who has come, at most: each time costs as much as a message does."""
 
 
 class Publisher:
@@ -64,7 +66,6 @@ class Publisher:
             BusError: the topic is published already, the endpoint is busy, malformed or unsafe.
         """
         self.topic = topic
-        self._topic = topic.encode()
         self.source = f"{source}#{secrets.token_hex(4)}"
         self._clock = clock
         self._remote = remote
@@ -73,6 +74,9 @@ class Publisher:
         self._crowded = False
         self._lock = threading.Lock()
         row = topics.lookup(topic)
+        self._coder = codec.coder_of(topic)
+        self._closed = False
+        self._next_look_s = 0.0
         if endpoint is not None:
             endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
         self._claim = runtime.claim(topic)
@@ -112,7 +116,7 @@ class Publisher:
                 self._audience.update()
                 if len(self._audience):
                     return True
-                if self._socket.closed or time.monotonic() >= deadline:
+                if self._closed or time.monotonic() >= deadline:
                     return False
                 self._audience.used = True
                 self._socket.poll(_POLL_MS)
@@ -123,7 +127,7 @@ class Publisher:
         Readers on this host then see it without any copy. A loan that is dropped is given back.
         """
         with self._lock:
-            self._audience.update()
+            self._look()
             ring = self._ring_for(size) if self._audience.near else None
             slot = ring.take(size) if ring is not None else None
             if ring is None or slot is None:
@@ -140,19 +144,21 @@ class Publisher:
             BusError: the publisher is closed, or a loan has been published before.
         """
         with self._lock:
-            if self._socket.closed:
+            if self._closed:
                 raise BusError(f"{self.topic}: the publisher is closed")
-            loan, data = (payload, payload.data) if isinstance(payload, lane.Loan) else (None, payload)
-            if loan is None:
-                self._audience.update()
+            if isinstance(payload, lane.Loan):
+                loan, data = payload, payload.data
+            else:
+                self._look()
+                loan, data = None, codec.flat(self.topic, payload)
             stamped = structs.replace(header, seq=self._published, sent_ns=self._clock(), source=self.source)
-            parts = codec.encode(self.topic, stamped, data)
+            packed = self._coder.pack(stamped, len(data))
             if loan is not None:
                 loan.spend()
             if self._audience.near:
-                self._send_near(parts, loan)
+                self._send_near(packed, data, loan)
             if self._audience.plain:
-                self._send(self._inline(self._converted(parts, stamped), loan))
+                self._send_plain(stamped, packed, data, loan)
             if loan is not None and loan.ring is not None and not self._audience.near:
                 loan.ring.release(loan.slot)
             self._published += 1
@@ -161,6 +167,7 @@ class Publisher:
     def close(self) -> None:
         """Send what is still on its way, for a second at most, and give the topic back."""
         with self._lock:
+            self._closed = True
             self._socket.close()
             self._audience.close()
             if self._guard is not None:
@@ -173,6 +180,12 @@ class Publisher:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _look(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._next_look_s:
+            self._next_look_s = now_s + _LOOK_S
+            self._audience.update()
 
     def _bind(self, endpoint: str) -> None:
         self._socket.set(zmq.IPV6, int("[" in endpoint))
@@ -197,44 +210,41 @@ class Publisher:
                 self._bind(endpoint)
         self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
-    def _send(self, parts: Sequence[bytes | memoryview]) -> None:
+    def _send_plain(self, header: Header, packed: bytes, data: memoryview, loan: lane.Loan | None) -> None:
+        """Send through ZeroMQ, which reads a payload that is not small after this has returned."""
+        parts: list[bytes | memoryview] = [self._coder.name, packed]
+        if self._remote is not None:
+            parts = codec.encode(self.topic, *self._remote(header, data))
+        elif len(data):
+            parts.append(data)
+        if loan is not None and loan.ring is not None:  # a slot may be lent anew by then
+            parts[2:] = map(bytes, parts[2:])
         self._audience.used = True
-        small = len(parts) < 3 or len(parts[2]) < _COPY_BELOW_BYTES
-        self._socket.send_multipart(parts, copy=small)
+        self._socket.send_multipart(parts, copy=sum(map(len, parts[2:])) < _COPY_BELOW_BYTES)
 
-    def _converted(self, parts: list[bytes | memoryview], header: Header) -> list[bytes | memoryview]:
-        payload = parts[2] if len(parts) > 2 else b""
-        return codec.encode(self.topic, *self._remote(header, payload)) if self._remote else parts
+    def _send_near(self, packed: bytes, data: memoryview, loan: lane.Loan | None) -> None:
+        ring = place = None
+        if loan is not None and loan.ring is not None:
+            ring, place = loan.ring, loan.ring.commit(loan.slot, len(data))
+        elif len(data) >= lane.LANE_BYTES:
+            ring, place = self._copied(data)
+            if place is None:
+                return
+        message = packet.pack(packed, data) if place is None else packet.pack_placed(packed, place)
+        for sender in self._audience.near.values():
+            sender.send(message, ring)
 
-    def _inline(self, parts: list[bytes | memoryview], loan: lane.Loan | None) -> list[bytes | memoryview]:
-        if loan is None or loan.ring is None:
-            return parts
-        return [*parts[:2], *map(bytes, parts[2:])]  # ZeroMQ would read the slot after it has been lent anew
-
-    def _send_near(self, parts: list[bytes | memoryview], loan: lane.Loan | None) -> None:
-        ring, payload = self._placed(parts[2], loan) if len(parts) > 2 else (None, b"")
-        if payload is not None:
-            message = packet.pack(self._topic, parts[1], payload)
-            for sender in self._audience.near.values():
-                sender.send(message, ring)
-        elif not self._crowded:
+    def _copied(self, data: memoryview) -> tuple[lane.Ring | None, lane.Place | None]:
+        """Return where a copy of a payload lies; nothing if there is no room for it, which is said once."""
+        ring = self._ring_for(len(data))
+        slot = ring.take(len(data)) if ring is not None else None
+        if ring is not None and slot is not None:
+            ring.memory(slot, len(data))[:] = data
+            return ring, ring.commit(slot, len(data))
+        if not self._crowded:
             self._crowded = True
             _LOG.warning("%s: no shared memory left; readers on this host miss messages", self.topic)
-
-    def _placed(
-        self, payload: Payload, loan: lane.Loan | None
-    ) -> tuple[lane.Ring | None, Payload | lane.Place | None]:
-        """Return a small payload as it is, of a large one where it lies, None if there is no room for it."""
-        if loan is not None and loan.ring is not None:
-            return loan.ring, loan.ring.commit(loan.slot, len(payload))
-        if len(payload) < lane.LANE_BYTES:
-            return None, payload
-        ring = self._ring_for(len(payload))
-        slot = ring.take(len(payload)) if ring is not None else None
-        if ring is None or slot is None:
-            return None, None
-        ring.memory(slot, len(payload))[:] = payload
-        return ring, ring.commit(slot, len(payload))
+        return None, None
 
     def _ring_for(self, size: int) -> lane.Ring | None:
         """Return a ring with room for `size` bytes, a new one if need be; None if there is no memory."""

@@ -34,8 +34,10 @@ _LOG: Final = logging.getLogger(__name__)
 _RESCAN_S: Final = 0.1
 _CLOSE_S: Final = 2.0
 _WAKE_S: Final = 0.05
-_AWAY_S: Final = 0.04
+_AWAY_S: Final = 0.2
 """So long after its last message a consumer counts as busy; what comes till then waits in the kernel."""
+_FRESH_NS: Final = 500_000
+"""Behind a message that was sent less than this ago nothing is worth a look that could be newer."""
 _RECONNECT_MS: Final = 50
 _HEARTBEAT_MS: Final = 1000
 _EVENTS: Final = int(zmq.EVENTS)  # plain numbers: arithmetic of enums is slow
@@ -150,6 +152,8 @@ class _Drain:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._watch = Watch(self._socket)
+        self._waited = False
+        """Whether something was taken in that had been waiting, so that more may wait behind it."""
         self._unread = True
         """Whether to look at the ZeroMQ socket before waiting: it wakes only for what comes afterwards."""
         self._descriptor = int(self._socket.get(zmq.FD))
@@ -164,18 +168,17 @@ class _Drain:
 
     def run(self) -> None:
         """Drain while no consumer does, until the inbox is closed."""
-        closed = self._inbox.closed
         try:
-            while not closed.is_set():
+            while not self._inbox.closed:
                 if self._inbox.waiting:
                     self._attended_s = time.monotonic()
                     self._inbox.wake()
                 away_s = time.monotonic() - self._attended_s
                 if away_s < _AWAY_S:
-                    closed.wait(_AWAY_S - max(away_s, 0.0))
+                    self._inbox.rest(_AWAY_S - max(away_s, 0.0))
                 elif self._turn.acquire(timeout=_WAKE_S):
                     try:
-                        self._scan_when_due()
+                        self._scan_when_due(time.monotonic())
                         self._take_in_what_comes(_WAKE_S)
                     finally:
                         self._turn.release()
@@ -187,7 +190,7 @@ class _Drain:
     def receive(self, timeout_s: float | None) -> Message[Header] | None:
         """Return the next message; None if none came in time, or once the inbox is closed."""
         deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        while not self._inbox.closed.is_set():
+        while not self._inbox.closed:
             if self._turn.acquire(blocking=False):
                 try:
                     message = self._attend(deadline_s)
@@ -207,32 +210,33 @@ class _Drain:
     def _attend(self, deadline_s: float) -> Message[Header] | None:
         """Drain until there is a message to return."""
         self._attended_s = math.inf
+        now_s, looks = time.monotonic(), 0
         try:
-            while True:
-                for _ in range(_MOST_AT_ONCE):  # what has come meanwhile may supersede what waits
-                    if not self._take_in_what_comes(0):
-                        break
+            while not self._inbox.closed:
+                self._scan_when_due(now_s)
+                patience_s = 0.0 if self._inbox.filled else min(_WAKE_S, deadline_s - now_s)
+                self._waited = False
+                self._take_in_what_comes(max(patience_s, 0.0))
+                looks += 1
+                if self._waited and looks < _MOST_AT_ONCE:
+                    continue  # what comes next may supersede it
                 if (message := self._inbox.take()) is not None:
                     return message
-                self._scan_when_due()
-                left_s = min(_WAKE_S, deadline_s - time.monotonic())
-                if left_s <= 0 or self._inbox.closed.is_set():
+                now_s = time.monotonic()
+                if now_s >= deadline_s:
                     return None
-                self._take_in_what_comes(left_s)
+            return None
         finally:
             self._attended_s = time.monotonic()
 
-    def _scan_when_due(self) -> None:
-        now_s = time.monotonic()
+    def _scan_when_due(self, now_s: float) -> None:
         if now_s >= self._next_scan_s:
             self._next_scan_s = now_s + _RESCAN_S
             self._scan()
 
-    def _take_in_what_comes(self, timeout_s: float) -> bool:
-        """Wait for messages and take in some; return whether something came."""
-        if self._socket.closed:
-            return False
-        came = self._poll.poll(0 if self._unread else math.ceil(timeout_s * 1e3))
+    def _take_in_what_comes(self, timeout_s: float) -> None:
+        """Wait for messages and take in some."""
+        came = self._poll.poll(0 if self._unread else timeout_s * 1e3)
         for descriptor, _ in came:
             if descriptor == self._descriptor:
                 self._unread = True
@@ -240,15 +244,17 @@ class _Drain:
                 self._take_in(*arrival)
         if self._unread:
             self._unread = self._take_in_from_socket()
-        return bool(came)
 
     def _take_in_from_socket(self) -> bool:
         """Take in what ZeroMQ has; return whether there may be more."""
         for _ in range(_MOST_AT_ONCE):
             if not int(self._socket.get(_EVENTS)) & _POLLIN:
                 return False
+            self._waited = True
             frames = self._socket.recv_multipart(copy=False)
-            self._take_in([frame.buffer if len(frame) > _COPY_BELOW else frame.bytes for frame in frames])
+            self._take_in_parts(
+                [frame.buffer if len(frame) > _COPY_BELOW else frame.bytes for frame in frames]
+            )
         return True
 
     def _open(self) -> None:
@@ -306,24 +312,31 @@ class _Drain:
             for pattern in self._patterns
         )
 
-    def _take_in(self, parts: Sequence[Payload], complete: bool = True) -> None:
+    def _take_in_parts(self, parts: Sequence[Payload]) -> None:
         try:
-            if complete:
-                message = codec.decode(parts, received_ns=self._clock())
-                if (
-                    message.topic in self._topics
-                ):  # ZeroMQ matches beginnings: camera/a lets camera/ab through
-                    self._inbox.put(message)
-                return
-            reason, complaint = "overwritten", None
-            self._unread = True  # the lane may have been given up, which uses the socket
+            self._take_in(*codec.opened(parts))
         except MalformedMessageError as error:
-            reason, complaint = "malformed", f"refused a message: {error}; further ones are only counted"
-        topic = bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]).decode("utf-8", "replace")
+            self._refuse(bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]).decode("utf-8", "replace"), error)
+
+    def _take_in(self, coder: codec.Coder, header: bytes, payload: Payload | None) -> None:
+        if coder.topic not in self._topics:
+            return  # ZeroMQ matches beginnings: camera/a lets camera/ab through
+        if payload is None:
+            self._inbox.refuse(coder.topic, "overwritten")
+            self._unread = self._waited = True  # the lane may have been given up, which uses the socket
+            return
+        try:
+            message = coder.unpack(header, payload, self._clock())
+            self._inbox.put(message)
+            if not 0 <= message.received_ns - message.header.sent_ns < _FRESH_NS:
+                self._waited = True
+        except MalformedMessageError as error:
+            self._refuse(coder.topic, error)
+
+    def _refuse(self, topic: str, error: MalformedMessageError) -> None:
         if topic in self._topics:
-            self._inbox.refuse(topic, reason)
-            if complaint is not None:
-                self._complain(topic, complaint)
+            self._inbox.refuse(topic)
+            self._complain(topic, f"refused a message: {error}; further ones are only counted")
 
     def _complain(self, topic: str, text: str) -> None:
         if topic not in self._complained:

@@ -10,7 +10,7 @@ import random
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from string import ascii_lowercase
 from typing import Any, Final
@@ -85,7 +85,11 @@ def delay(topic: str, ms: float) -> Perturbation:
         raise ValueError(f"delay: {ms} ms; nothing arrives before it is sent")
 
     def later(message: Message[Header]) -> Message[Header]:
-        return replace(message, received_ns=message.received_ns + late_ns) if _is(message, topic) else message
+        return (
+            structs.replace(message, received_ns=message.received_ns + late_ns)
+            if _is(message, topic)
+            else message
+        )
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         return _in_order(messages, later, lambda arrival_ns: arrival_ns)
@@ -125,7 +129,9 @@ def drift(ppm: float, topic: str = "microphone") -> Perturbation:
             first_ns.setdefault(message.topic, stamp_ns)
             shift_ns = moved(message.topic, stamp_ns) - stamp_ns
             header = structs.replace(message.header, stamp_ns=stamp_ns + shift_ns)
-            return replace(message, header=header, received_ns=message.received_ns + shift_ns, wire=b"")
+            return structs.replace(
+                message, header=header, received_ns=message.received_ns + shift_ns, wire=b""
+            )
 
         def earliest(arrival_ns: int) -> int:
             return min([arrival_ns, *(moved(name, arrival_ns) for name in first_ns)])
@@ -173,7 +179,7 @@ def shift(ms: float, topic: str = "microphone") -> Perturbation:
         if not _is(message, topic):
             return message
         header = structs.replace(message.header, stamp_ns=message.header.stamp_ns + shift_ns)
-        return replace(message, header=header, received_ns=message.received_ns + shift_ns, wire=b"")
+        return structs.replace(message, header=header, received_ns=message.received_ns + shift_ns, wire=b"")
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         return _in_order(messages, moved, lambda arrival_ns: arrival_ns + min(shift_ns, 0))
@@ -190,7 +196,7 @@ def typos(rate: float, seed: int = 0, drops: float = 0.0, topic: str = "text") -
                 # seeded by place, as noise is
                 rng = random.Random(f"{seed} {message.topic} {message.header.stamp_ns}")
                 text = typed_badly(message.header.text, rng, rate, drops)
-                yield replace(message, header=structs.replace(message.header, text=text), wire=b"")
+                yield structs.replace(message, header=structs.replace(message.header, text=text), wire=b"")
             else:
                 yield message
 
@@ -221,7 +227,7 @@ def stamp_leap(topic: str, ms: float, at_s: float = 0.0, count: int = 1) -> Pert
                 leapt[message.topic] += 1
                 stamp_ns = message.header.stamp_ns + round(ms * 1e6)
                 header = structs.replace(message.header, stamp_ns=stamp_ns)
-                yield replace(message, header=header, wire=b"")
+                yield structs.replace(message, header=header, wire=b"")
             else:
                 yield message
 
@@ -292,7 +298,7 @@ def _with_samples(
     scaled = samples * _FULL_SCALE[header.format]
     if header.format == "s16":
         scaled = np.rint(scaled).clip(-32768, 32767)
-    return replace(message, payload=scaled.astype(_SAMPLE[header.format]).tobytes())
+    return structs.replace(message, payload=scaled.astype(_SAMPLE[header.format]).tobytes())
 
 
 def typed_badly(text: str, rng: random.Random, typos: float, drops: float) -> str:
@@ -322,4 +328,4 @@ def _repeat(held: Message[Header], message: Message[Header]) -> Message[Header]:
     elif isinstance(held.header, AudioBlock) and len(held.payload) != len(message.payload):
         return message
     header = structs.replace(message.header, **content)
-    return replace(message, header=header, payload=held.payload, wire=b"")
+    return structs.replace(message, header=header, payload=held.payload, wire=b"")

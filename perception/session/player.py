@@ -11,7 +11,7 @@ import tty
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
@@ -119,7 +119,7 @@ def moved(message: Message[Header], by_ns: int) -> Message[Header]:
     update = {"stamp_ns": header.stamp_ns + by_ns}
     if isinstance(header, Label):
         update |= {"start_ns": header.start_ns + by_ns, "end_ns": header.end_ns + by_ns}
-    return replace(message, header=structs.replace(header, **update))
+    return structs.replace(message, header=structs.replace(header, **update))
 
 
 class Player:
