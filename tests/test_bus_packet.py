@@ -1,9 +1,12 @@
 """The sockets of the lane: what comes through is a message within bounds or nothing."""
 
+import contextlib
 import os
+import resource
 import select
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +71,48 @@ def test_a_file_that_is_no_ring_is_closed_and_told(tmp_path: Path) -> None:
         assert reader.take() == [None]
         before = os.listdir("/proc/self/fd")
         for data in (b"senseless", b"\xff" * 60):
-            socket.send_fds(sender, [data], [file.fileno()])
+            socket.send_fds(sender, [data], [file.fileno()] * 2)
             assert reader.take() == [None]
         assert os.listdir("/proc/self/fd") == before
     assert reader.unreadable == [TOPIC.decode()] * 2
     reader.receiver.close()
+
+
+def test_a_ring_whose_file_cannot_be_had_is_not_taken_for_the_one_before(tmp_path: Path) -> None:
+    reader = Listening(tmp_path)
+    sender = packet.Sender(Path(reader.path), TOPIC)
+    assert reader.take() == [None]
+    assert reader.take() == [None]
+
+    def sent(ring: lane.Ring, data: bytes) -> bytes | None:
+        slot = ring.take(len(data))
+        assert slot is not None
+        ring.memory(slot, len(data))[:] = data
+        sender.send(packet.pack_placed(b"header", ring.commit(slot, len(data))), ring)
+        [(_, _, payload)] = reader.take()
+        return None if payload is None else bytes(payload)
+
+    before, after = lane.Ring(4096), lane.Ring(8192)
+    assert sent(before, b"before") == b"before"
+    with no_more_files():
+        assert sent(after, b"after!") is None
+    assert sent(after, b"after!") is None
+    assert reader.unreadable == [TOPIC.decode()]
+    sender.close()
+    reader.receiver.close()
+
+
+@contextlib.contextmanager
+def no_more_files() -> Iterator[None]:
+    """This process cannot open any."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_publisher_that_has_gone_is_forgotten_once_all_it_sent_is_taken(tmp_path: Path) -> None:

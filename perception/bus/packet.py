@@ -39,11 +39,12 @@ _LARGEST: Final = _HEAD.size + topics.MAX_HEADER_BYTES + lane.LANE_BYTES
 _SEND_BUFFER: Final = 212_992  # what systems usually allow at most; it takes some 300 small messages
 _UNACCEPTED: Final = 128  # publishers that may have connected since the reader last looked
 _FILE: Final = struct.calcsize("i")
-_ANCILLARY: Final = socket.CMSG_SPACE(_FILE)
+_ANCILLARY: Final = socket.CMSG_LEN(_FILE)  # CMSG_SPACE would let a second file in
 _TRUNCATED: Final = int(socket.MSG_TRUNC)
+_FILE_REFUSED: Final = int(socket.MSG_CTRUNC)  # by the kernel: this process has too many open
 _CLOSE_ON_EXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 Arrival: TypeAlias = tuple[Coder, bytes, Payload | None]
-"""What reads its header, the header, and the payload; None if that has been overwritten."""
+"""What reads its header, the header, and the payload; None if that is out of reach or overwritten."""
 
 
 def pack(header: bytes, payload: Payload) -> bytes:
@@ -153,6 +154,8 @@ class Receiver:
             size, ancillary, flags = 0, [], 0
         if ancillary:
             self._open(line, int.from_bytes(ancillary[0][2][:_FILE], sys.byteorder))
+        elif flags & _FILE_REFUSED:
+            self._lose(line)
         coder = line.coder
         if coder is None or size < _HEAD_BYTES or flags & _TRUNCATED:
             self._begin_or_end(line, descriptor, size)
@@ -183,14 +186,18 @@ class Receiver:
 
     def _open(self, line: _Line, file: int) -> None:
         """Read what is to come from the ring of this file."""
-        line.reader = None
         try:
             line.reader = lane.Reader(file)
         except (OSError, ValueError):
-            if line.coder is not None:
-                self._unreadable(line.coder.topic)
+            self._lose(line)
         finally:
             os.close(file)
+
+    def _lose(self, line: _Line) -> None:
+        """Read no more from the ring before: places in the new one would be taken for places in it."""
+        line.reader = None
+        if line.coder is not None:
+            self._unreadable(line.coder.topic)
 
     def _begin_or_end(self, line: _Line, descriptor: int, size: int) -> None:
         """Learn a connection's topic, or forget a publisher that has gone, all it sent having been taken."""
