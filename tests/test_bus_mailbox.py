@@ -3,12 +3,14 @@
 from collections import defaultdict, deque
 from dataclasses import replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec import structs
 
 from perception import topics
+from perception.bus.inbox import Inbox
 from perception.bus.mailbox import Mailbox
 from perception.messages import ClockTick, Header, InputHealth, Message
 
@@ -199,3 +201,22 @@ class Exactness(RuleBasedStateMachine):
 
 TestExactness = Exactness.TestCase
 TestExactness.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_who_judges_whether_to_wait_is_counted_among_those_who_do() -> None:
+    inbox = Inbox(Mailbox())
+    counted = []
+
+    def vain() -> bool:
+        counted.append(inbox.waiting)
+        return True
+
+    inbox.wait(None, vain)
+    assert (counted, inbox.waiting) == ([1], 0)
+
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inbox.wait(None, vain=interrupted)
+    assert inbox.waiting == 0

@@ -63,12 +63,17 @@ class Inbox:
     def wait(self, timeout_s: float | None, vain: Callable[[], bool]) -> None:
         """Wait until a message comes, the inbox is closed, `wake` is called or time is up.
 
-        Returns at once if waiting is in `vain`, which is judged when nothing can come in between.
+        Returns at once if waiting is in `vain`, which is judged when nothing can come in between, and who
+        changes it from then on sees that somebody waits.
         """
         with self._changed:
-            if not len(self._mailbox) and not self.closed and not vain():
-                self.waiting += 1
-                self._changed.wait(timeout_s)
+            if len(self._mailbox) or self.closed:
+                return
+            self.waiting += 1
+            try:
+                if not vain():
+                    self._changed.wait(timeout_s)
+            finally:
                 self.waiting -= 1
 
     def wake(self) -> None:
