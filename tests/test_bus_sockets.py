@@ -166,6 +166,14 @@ def test_tcp_carries_the_same_messages(bus: Bus, endpoint: str) -> None:
             assert text(subscriber.receive(5)) == "over tcp"
 
 
+def test_what_has_come_from_a_new_publisher_is_received_without_waiting(bus: Bus) -> None:
+    with bus.publisher("text/say") as publisher, bus.subscriber("text/say") as subscriber:
+        assert subscriber.receive(0.1) is None
+        assert publisher.wait_for_subscriber(5)
+        publisher.send(say("here"))
+        assert text(subscriber.receive(0)) == "here"
+
+
 def test_receiving_gives_none_when_nothing_comes_and_when_closed(bus: Bus) -> None:
     subscriber = bus.subscriber("text/say")
     assert subscriber.receive(0) is None

@@ -217,8 +217,8 @@ class _Drain:
                 patience_s = 0.0 if self._inbox.filled else min(_WAKE_S, deadline_s - now_s)
                 self._waited = False
                 self._take_in_what_comes(max(patience_s, 0.0))
-                looks += 1
                 if self._waited and looks < _MOST_AT_ONCE:
+                    looks += 1
                     continue  # what comes next may supersede it
                 if (message := self._inbox.take()) is not None:
                     return message
@@ -240,8 +240,10 @@ class _Drain:
         for descriptor, _ in came:
             if descriptor == self._descriptor:
                 self._unread = True
-            elif (arrival := self._lanes.receive(descriptor)) is not None:
-                self._take_in(*arrival)
+            elif (arrival := self._lanes.receive(descriptor)) is None:
+                self._unread = self._waited = True  # the lane may have been given up, which uses the socket
+            elif not self._take_in(*arrival):
+                self._waited = True
         if self._unread:
             self._unread = self._take_in_from_socket()
 
@@ -318,20 +320,21 @@ class _Drain:
         except MalformedMessageError as error:
             self._refuse(bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]).decode("utf-8", "replace"), error)
 
-    def _take_in(self, coder: codec.Coder, header: bytes, payload: Payload | None) -> None:
+    def _take_in(self, coder: codec.Coder, header: bytes, payload: Payload | None) -> bool:
+        """Take in a message; return whether it is a good one that was sent just now."""
         if coder.topic not in self._topics:
-            return  # ZeroMQ matches beginnings: camera/a lets camera/ab through
+            return False  # ZeroMQ matches beginnings: camera/a lets camera/ab through
         if payload is None:
             self._inbox.refuse(coder.topic, "overwritten")
-            self._unread = self._waited = True  # the lane may have been given up, which uses the socket
-            return
+            self._unread = True  # as above
+            return False
         try:
             message = coder.unpack(header, payload, self._clock())
-            self._inbox.put(message)
-            if not 0 <= message.received_ns - message.header.sent_ns < _FRESH_NS:
-                self._waited = True
         except MalformedMessageError as error:
             self._refuse(coder.topic, error)
+            return False
+        self._inbox.put(message)
+        return 0 <= message.received_ns - message.header.sent_ns < _FRESH_NS
 
     def _refuse(self, topic: str, error: MalformedMessageError) -> None:
         if topic in self._topics:
