@@ -1,5 +1,6 @@
 """The public calls, as a user's own program makes them."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -61,6 +62,18 @@ def test_what_one_program_publishes_another_reads(reader: str, runtime_directory
     for process in readers:
         assert finish(process).splitlines()[-1] == "bye 43 text/say"
     assert not any(path.is_socket() for path in runtime_directory.rglob("*"))
+
+
+def test_only_those_are_counted_who_get_the_message() -> None:
+    with perception.subscribe("text/counted") as first:
+        assert perception.publish("text/counted", text="0") == 1
+        with perception.subscribe("text/counted") as second:
+            counts = (perception.publish("text/counted", text=str(number)) for number in itertools.count(1))
+            sent = 1 + sum(1 for _ in itertools.takewhile(lambda count: count == 1, counts))
+            message = second.receive(5)
+            assert message is not None
+            assert message.header.seq <= sent
+        assert first.receive(5) is not None
 
 
 def test_nobody_listening_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,8 +84,9 @@ def publish(
     except ValueError as error:
         raise MalformedMessageError(f"{topic}: {error}") from error
     publisher = _publisher(topic, Runtime(domain))
+    subscribers = publisher.subscribers  # before: who comes meanwhile does not get it
     publisher.send(header, payload)
-    return publisher.subscribers
+    return subscribers
 
 
 def clock_now_ns() -> int:
