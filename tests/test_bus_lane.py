@@ -25,7 +25,7 @@ from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import BusError
-from perception.messages import CameraFrame, Header, Message, Payload
+from perception.messages import AudioBlock, CameraFrame, Header, Message, Payload
 from perception.session.recorder import EVERY_MESSAGE
 
 WIDTH, HEIGHT = 320, 240
@@ -201,6 +201,19 @@ def test_small_payloads_and_growing_ones_arrive_too(bus: Bus) -> None:
                 assert message is not None
                 assert bytes(message.payload) == b"x" * size
         assert subscriber.health()["camera/a"].lost == 0
+
+
+def test_large_blocks_of_sound_wait_for_a_reader_that_is_busy(bus: Bus) -> None:
+    block = AudioBlock(stamp_ns=1, sample_index=0, samples=8192, rate_hz=48_000, channels=1, format="f32")
+    with (
+        Publisher("microphone/a", source="test", runtime=bus.runtime, clock=bus.clock.now_ns) as publisher,
+        bus.subscriber("microphone/a") as subscriber,
+    ):
+        assert publisher.wait_for_subscriber(5)
+        assert subscriber.receive(0.1) is None  # as if it went on with something
+        for _ in range(20):
+            publisher.send(block, bytes(4 * 8192))
+        assert [message.header.seq for _ in range(20) if (message := subscriber.receive(5))] == [*range(20)]
 
 
 # --- what is held ---

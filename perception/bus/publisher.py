@@ -74,6 +74,7 @@ class Publisher:
         self._crowded = False
         self._lock = threading.Lock()
         row = topics.lookup(topic)
+        self._queued = row.policy == "queue"
         self._coder = codec.coder_of(topic)
         self._closed = False
         self._next_look_s = 0.0
@@ -253,6 +254,6 @@ class Publisher:
                 self._ring = lane.Ring(size)
         if self._ring is None or self._ring.stride < size:
             return None
-        if self._audience.wants_every:
+        if self._queued or self._audience.wants_every:
             self._ring.widen()
         return self._ring
