@@ -71,7 +71,7 @@ class Ring:
         os.ftruncate(self.file, total)
         fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, _SEALS)
         # Asked about a file without any lock, the kernel would answer without waiting for its turn.
-        _lock(self.file, _WRITE[_SLOTS])
+        fcntl.fcntl(self.file, _SET_LOCK, _WRITE[_SLOTS])
         self._memory = memoryview(mmap.mmap(self.file, total))
         self._generations = self._memory[:_PAGE].cast("Q")
         self._allocated = [0] * _SLOTS
