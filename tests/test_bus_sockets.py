@@ -528,6 +528,27 @@ def test_bad_messages_are_counted_and_said_once_and_the_rest_runs_on(
         assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+def test_bad_messages_do_not_keep_a_reader_beyond_its_time(bus: Bus) -> None:
+    enough = threading.Event()
+
+    def publish_nonsense() -> None:
+        with zmq.Context() as context, context.socket(zmq.PUB) as foreign:
+            foreign.set(zmq.LINGER, 0)
+            foreign.bind(bus.runtime.ipc_endpoint("text/say"))
+            while not enough.wait(0.005):
+                foreign.send_multipart([b"text/say", b"\xc1"])
+
+    with bus.runtime.claim("text/say"), bus.subscriber("text/say") as subscriber:
+        foreign = threading.Thread(target=publish_nonsense)
+        foreign.start()
+        eventually(lambda: subscriber.health()["text/say"].received)
+        for _ in range(2):
+            assert subscriber.receive(0.1) is None
+        enough.set()
+        foreign.join()
+        assert subscriber.health()["text/say"].received < 500
+
+
 def test_after_a_message_too_large_to_buffer_the_publisher_is_heard_again(bus: Bus) -> None:
     with (
         bus.runtime.claim("text/say"),

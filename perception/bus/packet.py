@@ -35,7 +35,7 @@ _NAME: Final = re.compile(rf"({_EVERY}|{_NEWEST})[0-9a-f]{{8}}")
 _HEAD: Final = struct.Struct("<IIIQ")
 """Bytes of the header; slot, size and generation of a payload in shared memory, zeros if there is none."""
 _HEAD_BYTES: Final = _HEAD.size
-_LARGEST: Final = _HEAD.size + topics.MAX_HEADER_BYTES + lane.LANE_BYTES
+_LARGEST: Final = _HEAD_BYTES + topics.MAX_HEADER_BYTES + lane.LANE_BYTES
 _SEND_BUFFER: Final = 212_992  # what systems usually allow at most; it takes some 300 small messages
 _UNACCEPTED: Final = 128  # publishers that may have connected since the reader last looked
 _FILE: Final = struct.calcsize("i")

@@ -153,7 +153,7 @@ class _Drain:
         self._socket = self._context.socket(zmq.SUB)
         self._watch = Watch(self._socket)
         self._waited = False
-        """Whether something was taken in that had been waiting, so that more may wait behind it."""
+        """Whether anything came but a message sent just now, so that more may wait behind it."""
         self._unread = True
         """Whether to look at the ZeroMQ socket before waiting: it wakes only for what comes afterwards."""
         self._descriptor = int(self._socket.get(zmq.FD))
@@ -214,7 +214,7 @@ class _Drain:
         try:
             while not self._inbox.closed:
                 self._scan_when_due(now_s)
-                patience_s = 0.0 if self._inbox.filled else min(_WAKE_S, deadline_s - now_s)
+                patience_s = 0.0 if self._waited or self._inbox.filled else min(_WAKE_S, deadline_s - now_s)
                 self._waited = False
                 self._take_in_what_comes(max(patience_s, 0.0))
                 if self._waited and looks < _MOST_AT_ONCE:
