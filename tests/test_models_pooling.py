@@ -113,7 +113,7 @@ def test_a_useless_branch_loses_its_weight_and_the_pool_is_no_worse_than_the_bes
     assert pooled.item() == pytest.approx(useful.item(), abs=0.01)
 
 
-def test_fitting_stays_finite_on_separable_data_and_leaves_a_branch_never_seen_alone() -> None:
+def test_fitting_stays_finite_on_separable_data_and_a_branch_never_seen_weighs_as_the_others() -> None:
     labels = torch.arange(30) % 3
     logits = F.one_hot(labels, 3).float()[:, None].expand(30, 3, 3).contiguous()
     present = torch.tensor([True, True, False]).expand(30, 3)
@@ -123,8 +123,19 @@ def test_fitting_stays_finite_on_separable_data_and_leaves_a_branch_never_seen_a
     assert torch.isfinite(fitted.temperature).all()
     assert torch.isfinite(fitted.weight).all()
     assert fitted.temperature[2] == 1
-    assert fitted.weight[2].item() == pytest.approx(1, abs=1e-4)
+    assert fitted.weight[2].item() == pytest.approx(fitted.weight[:2].mean().item(), abs=0.01)
     assert (fitted(logits, present).argmax(dim=1) == labels).all()
+
+
+def test_where_no_branch_fails_none_is_followed_alone() -> None:
+    labels = torch.arange(120) % 3
+    sure = 8 * F.one_hot(labels, 3).float()
+    mistaken = sure.clone()
+    mistaken[:3] = mistaken[:3].roll(1, dims=1)
+    logits, present = torch.stack([sure, mistaken], dim=1), torch.ones(120, 2, dtype=torch.bool)
+    fitted = LogLinearPool(2, 3)
+    fitted.fit_weights(logits, present, labels)
+    assert fitted.weight[0] - fitted.weight[1] < 0.2
 
 
 def test_copies_of_an_observation_count_once_so_that_few_do_not_look_like_many() -> None:

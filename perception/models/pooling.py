@@ -21,8 +21,12 @@ MAX_ITERATIONS: Final = 200
 PULL: Final = 0.5
 """Pull of log-temperatures to 0 and weights to 1, as a unit Gaussian prior in the sum of all rows' NLL: it
 fades as rows grow in number, those that are not copies of each other. Without it, validation data that the
-branches separate perfectly would send both to infinity, or a branch that is not needed there to weight 0.
-Log-odds of a doubt are pulled likewise to those of USUAL_DOUBT."""
+branches separate perfectly would send both to infinity. Log-odds of a doubt are pulled likewise to those of
+USUAL_DOUBT."""
+EVEN_PULL: Final = 32.0
+"""Pull of each weight to the mean of all, as a Gaussian prior of deviation 1/8: where no branch fails,
+validation cannot tell which one to rely on. Pulled less, a head came to follow one branch, and failed with it
+as soon as that was disturbed."""
 USUAL_DOUBT: Final = 0.02
 
 
@@ -88,7 +92,8 @@ class LogLinearPool(nn.Module):
 
         def nll(raw: torch.Tensor) -> torch.Tensor:
             weight = F.softplus(raw)
-            pull = PULL * copies / len(labels) * (weight - 1).square().sum()
+            uneven = EVEN_PULL * (weight - weight.mean()).square().sum()
+            pull = copies / len(labels) * (PULL * (weight - 1).square().sum() + uneven)
             return F.nll_loss(self._pool(log_p, present, weight), labels) + pull
 
         start = log_p.new_ones(len(self.weight)).expm1().log()  # softplus of this is 1
