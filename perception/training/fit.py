@@ -27,11 +27,9 @@ from perception.training.imbalance import (
     epoch_length,
     epoch_order,
 )
-from perception.training.model import EVALUATION_BATCH, FusionModel, calibrate, predict
+from perception.training.model import EVALUATION_BATCH, FusionModel, calibrate, fit_statistics, predict
 
 Augment = Callable[[Examples, torch.Generator], Examples]
-STATISTICS_ROWS: Final = 1 << 16
-"""Of more, as many at even distances: means and deviations need no more, and they have to fit in memory."""
 OVERLAP: Final = 2
 """How often an epoch shows a tick to a head with a memory, on average; all its rows would as often as it has
 ticks, and the best epoch was the third."""
@@ -212,7 +210,7 @@ class _Run:
         self._rows = train.labelled
         learnt = train if len(self._rows) == len(train) else train.rows(self._rows)
         self._labels = learnt.labels
-        _fit_statistics(model, learnt)
+        fit_statistics(model, learnt)
         classes = len(train.classes)
         loss = ClassificationLoss(config.imbalance, learnt.labels, classes)
         self._objective = accelerator.prepare_model(_Objective(model, loss, config.auxiliary))
@@ -349,17 +347,6 @@ class _Run:
         self.history = History(**state["history"])
         _LOG.info("%s: going on after epoch %d", file, state["epochs"])
         return int(state["epochs"])
-
-
-def _fit_statistics(model: FusionModel, learnt: Examples) -> None:
-    """Fit the head to what it is given; encoders in training standardise their features themselves."""
-    device = next(model.parameters()).device
-    count = min(len(learnt), STATISTICS_ROWS)
-    rows = learnt.rows(torch.arange(count) * len(learnt) // count)
-    frozen = [name not in model.encoders for name in learnt.branches]
-    there = rows.select([name for name, one in zip(learnt.branches, frozen, strict=True) if one]).to(device)
-    present = (rows.present & torch.tensor(frozen)).to(device)
-    model.head.fit_statistics(there.features, present, there.labels)
 
 
 def _judged(validation: Examples, ticks: int) -> Examples:

@@ -12,6 +12,8 @@ from perception.training.examples import Examples
 
 Features = Mapping[str, torch.Tensor]
 EVALUATION_BATCH: Final = 1024
+STATISTICS_ROWS: Final = 1 << 16
+"""Of more, as many at even distances: means and deviations need no more, and they have to fit in memory."""
 
 
 class FusionModel(nn.Module):
@@ -83,6 +85,17 @@ def predict(model: FusionModel, data: Examples, present: torch.Tensor | None = N
 
 
 @torch.no_grad()
+def fit_statistics(model: FusionModel, learnt: Examples) -> None:
+    """Fit means, deviations and prior of the head; encoders in training standardise their features."""
+    device = next(model.parameters()).device
+    count = min(len(learnt), STATISTICS_ROWS)
+    rows = learnt.rows(torch.arange(count) * len(learnt) // count)
+    frozen = [name not in model.encoders for name in learnt.branches]
+    there = rows.select([name for name, one in zip(learnt.branches, frozen, strict=True) if one]).to(device)
+    present = (rows.present & torch.tensor(frozen)).to(device)
+    model.head.fit_statistics(there.features, present, there.labels)
+
+
 def calibrate(model: FusionModel, validation: Examples) -> None:
     """Fit temperatures and pooling weights of a model-level head on validation rows."""
     head = model.head
