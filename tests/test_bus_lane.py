@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from msgspec import structs
 
 from perception.bus import codec, lane, packet
 from perception.bus.audience import Audience
@@ -237,29 +236,25 @@ def test_a_payload_never_changes_while_it_is_held(bus: Bus) -> None:
 def test_a_reader_too_slow_for_the_ring_gets_no_old_slot_under_a_new_name(bus: Bus) -> None:
     slow = """
 with Subscriber("camera/a", **place) as subscriber:
-    print("up", flush=True)
-    first = None
-    while (message := subscriber.receive(5)) and message.header.exposure_ns is None:
-        first = message.header.seq if first is None else first
+    seqs = []
+    while len(seqs) < 10:
+        message = subscriber.receive(5)
         pixels = np.frombuffer(message.payload, np.uint8)
         assert (pixels == message.header.seq % 251).all()
+        seqs.append(message.header.seq)
         time.sleep(0.02)
     health = subscriber.health()["camera/a"]
     accounted = health.consumed + health.queued + sum(health.dropped.values())
-    print(first, health.received, accounted, health.lost)
+    print(seqs[0], seqs[-1], health.received, accounted, health.lost)
 """
     with bus.publisher() as publisher, bus.process(slow) as reader:
+        while reader.poll() is None:
+            publisher.send(FRAME, filled(publisher.published))
         assert reader.stdout is not None
-        assert reader.stdout.readline() == "up\n"
-        assert publisher.wait_for_subscriber(5)
-        for value in range(300):
-            publisher.send(FRAME, filled(value))
-        last = structs.replace(FRAME, exposure_ns=1)
-        eventually(lambda: publisher.send(last, filled(publisher.published)) and reader.poll() is not None)
-        first, received, accounted, lost = map(int, reader.stdout.readline().split())
+        first, last, received, accounted, lost = map(int, reader.stdout.readline().split())
+        assert last - first > 100  # too slow indeed
         assert received == accounted
-        assert received + lost <= publisher.published
-        assert received + lost > 300 - first  # on a busy machine some are sent before it has joined
+        assert last - first < received + lost <= publisher.published
 
 
 def test_readers_who_hold_everything_cannot_use_up_the_ring(bus: Bus) -> None:
