@@ -12,6 +12,7 @@ import pytest
 
 import perception
 from perception.messages import TextCommand
+from tests.waiting import LONG_S
 
 READER = """
 import sys, perception
@@ -44,7 +45,7 @@ def start(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, errors = process.communicate(timeout=15)
+    output, errors = process.communicate(timeout=LONG_S)
     assert (process.returncode, errors) == (0, "")
     return output
 
@@ -54,8 +55,8 @@ def test_what_one_program_publishes_another_reads(reader: str, runtime_directory
     readers = [start(reader, pattern) for pattern in ("text/say", "text/*")]
     writer = start(
         "import perception, time\n"
-        "while not perception.publish('text/say', text='come here', stamp_ns=42, final=False): pass\n"
-        "time.sleep(0.5)\n"
+        "while perception.publish('text/say', text='come here', stamp_ns=42, final=False) < 2:\n"
+        "    time.sleep(0.01)\n"
         "print(perception.publish('text/say', text='bye', stamp_ns=43))"
     )
     assert finish(writer) == "2\n"

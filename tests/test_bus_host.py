@@ -13,6 +13,7 @@ import pytest
 
 from perception.bus.host import HostClock, Runtime, base_directory
 from perception.errors import BusError
+from tests.waiting import LONG_S
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def base() -> Iterator[Path]:
 
 def python(code: str, *arguments: object) -> str:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=LONG_S).stdout
 
 
 CLAIM_AND_DIE = """

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from perception.bus.subscriber import Subscriber
 from perception.errors import BusError
 from perception.messages import AudioBlock, CameraFrame, Header, Message, Payload
 from perception.session.recorder import EVERY_MESSAGE
+from tests.waiting import eventually
 
 WIDTH, HEIGHT = 320, 240
 SIZE = WIDTH * HEIGHT * 3
@@ -85,13 +85,6 @@ def exchange(publisher: Publisher, subscriber: Subscriber, value: int) -> Messag
 
 def shared(payload: Payload) -> bool:
     return isinstance(payload, memoryview) and isinstance(payload.obj, np.ndarray)
-
-
-def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "did not happen in time"
-        time.sleep(0.005)
 
 
 def rings() -> int:

@@ -17,6 +17,7 @@ from perception.bus.subscriber import Subscriber
 from perception.cli import run
 from perception.echo import Rates, as_json, as_line
 from perception.messages import AudioBlock, CameraFrame, Health, Message, TextCommand
+from tests.waiting import LONG_S, eventually
 
 MS = 1_000_000
 
@@ -91,8 +92,8 @@ def test_unknown_options_are_usage_errors(capsys: pytest.CaptureFixture[str]) ->
 def test_say_reaches_a_listener(runtime: Runtime) -> None:
     with Subscriber("text/*", runtime=runtime, clock=HostClock().now_ns) as subscriber:
         said = command("say", "come", "here", "--language", "en")
-        message = subscriber.receive(5.0)
-        assert said.communicate(timeout=5) == ("", "")
+        message = subscriber.receive(LONG_S)
+        assert said.communicate(timeout=LONG_S) == ("", "")
     assert message is not None
     assert message.topic == "text/say"
     assert isinstance(message.header, TextCommand)
@@ -101,7 +102,7 @@ def test_say_reaches_a_listener(runtime: Runtime) -> None:
 
 def test_say_to_nobody_is_an_error(runtime: Runtime) -> None:
     said = command("say", "hello", "--name", "void")
-    _, error = said.communicate(timeout=10)
+    _, error = said.communicate(timeout=LONG_S)
     assert said.returncode == 1
     assert error.startswith("perception: nobody listens to text/void; ")
     assert error.count("\n") == 1
@@ -109,10 +110,10 @@ def test_say_to_nobody_is_an_error(runtime: Runtime) -> None:
 
 def test_echo_prints_json_and_ends_after_count(spoken: Publisher) -> None:
     echo = command("echo", "text/*", "--json", "--count", "2")
-    assert spoken.wait_for_subscriber(5.0)
+    assert spoken.wait_for_subscriber(LONG_S)
     for text in ("one", "two"):
         spoken.send(TextCommand(stamp_ns=HostClock().now_ns(), text=text))
-    output, _ = echo.communicate(timeout=5)
+    output, _ = echo.communicate(timeout=LONG_S)
     assert echo.returncode == 0
     lines = [json.loads(line) for line in output.splitlines()]
     assert [line["header"]["text"] for line in lines] == ["one", "two"]
@@ -125,19 +126,21 @@ def test_echo_of_a_silent_topic_says_what_there_is(spoken: Publisher) -> None:
     waiting = echo.stderr.readline()
     assert waiting == "perception: waiting for state/fused; published in domain 'test': text/console\n"
     os.killpg(echo.pid, signal.SIGINT)
-    assert echo.communicate(timeout=5)[1].strip() == ""
+    assert echo.communicate(timeout=LONG_S)[1].strip() == ""
     assert echo.returncode == 130
 
 
 def test_echo_into_a_closed_pipe_is_quiet(spoken: Publisher) -> None:
     echo = command("echo", "text/console")
-    assert spoken.wait_for_subscriber(5.0)
+    assert spoken.wait_for_subscriber(LONG_S)
     assert echo.stdout is not None
     echo.stdout.close()
-    deadline_s = time.monotonic() + 20
-    while echo.poll() is None and time.monotonic() < deadline_s:
+
+    def ended() -> bool:
         spoken.send(TextCommand(stamp_ns=HostClock().now_ns(), text="more"))
-        time.sleep(0.02)
+        return echo.poll() is not None
+
+    eventually(ended)
     assert echo.stderr is not None
     with echo.stderr:
         assert echo.stderr.read() == ""
@@ -151,8 +154,8 @@ def test_echo_refuses_what_is_no_topic(runtime: Runtime, capsys: pytest.CaptureF
 def test_nodes_shows_status_rates_and_drops(runtime: Runtime) -> None:
     with publisher("health/camera-front", runtime) as accounts:
         nodes = command("nodes")
-        assert accounts.wait_for_subscriber(5.0)
-        for second in range(2):
+        second = 0
+        while nodes.poll() is None:
             accounts.send(
                 Health(
                     stamp_ns=second * 1000 * MS,
@@ -164,8 +167,9 @@ def test_nodes_shows_status_rates_and_drops(runtime: Runtime) -> None:
                     device={"width": 640.0},
                 )
             )
+            second += 1
             time.sleep(0.05)
-        output, _ = nodes.communicate(timeout=10)
+        output, _ = nodes.communicate(timeout=LONG_S)
     assert nodes.returncode == 0
     for words in ("camera-front", "degraded: dim light", "camera/front 30.0 Hz", "corrupt 2", "width=640"):
         assert words in output
@@ -173,7 +177,7 @@ def test_nodes_shows_status_rates_and_drops(runtime: Runtime) -> None:
 
 def test_nodes_without_nodes_is_an_error(runtime: Runtime) -> None:
     nodes = command("nodes")
-    assert "no node is alive in domain 'test'; published: nothing" in nodes.communicate(timeout=10)[1]
+    assert "no node is alive in domain 'test'; published: nothing" in nodes.communicate(timeout=LONG_S)[1]
     assert nodes.returncode == 1
 
 

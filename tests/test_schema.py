@@ -15,6 +15,7 @@ from perception.bus import schema
 from perception.bus.codec import decode
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
+from tests.waiting import LONG_S
 
 GOLDEN = Path(__file__).parent / "golden"
 VECTORS = json.loads((GOLDEN / "vectors.json").read_text(encoding="utf-8"))
@@ -79,7 +80,7 @@ def test_a_reader_with_only_zeromq_and_msgpack_reads_every_topic() -> None:
             command = [sys.executable, "-c", FOREIGN_READER, *map(runtime.ipc_endpoint, publishers)]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
                 sent = {vector["topic"]: send(publishers[vector["topic"]], vector) for vector in VECTORS}
-                output, _ = reader.communicate(timeout=15)
+                output, _ = reader.communicate(timeout=LONG_S)
             assert reader.returncode == 0
         finally:
             for publisher in publishers.values():
@@ -89,7 +90,7 @@ def test_a_reader_with_only_zeromq_and_msgpack_reads_every_topic() -> None:
 
 
 def send(publisher: Publisher, vector: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    assert publisher.wait_for_subscriber(15)
+    assert publisher.wait_for_subscriber(LONG_S)
     message: messages.Message[Any] = decode([bytes.fromhex(part) for part in vector["parts"]], received_ns=0)
     header = publisher.send(message.header, message.payload)
     return json.loads(msgspec.json.encode(header)), bytes(message.payload).hex()

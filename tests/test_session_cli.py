@@ -1,6 +1,7 @@
 """`perception session` and `perception record` from the user's side."""
 
 import json
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ from perception.messages import TextCommand
 from perception.session import Session, SessionWriter
 from perception.session_cli import record, session
 from tests import streams
+from tests.waiting import LONG_S
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +111,14 @@ def test_record_joins_what_runs_until_told_to_stop(tmp_path: Path, monkeypatch: 
     with Publisher("text/say", source="t", runtime=runtime, clock=clock) as out:
 
         def talk() -> None:
-            assert out.wait_for_subscriber(5.0)
-            for number in range(50):
-                out.send(TextCommand(stamp_ns=clock(), text=f"line {number}"))
+            if out.wait_for_subscriber(LONG_S):
+                for number in range(50):
+                    out.send(TextCommand(stamp_ns=clock(), text=f"line {number}"))
+            signal.raise_signal(signal.SIGINT)
 
         talker = threading.Thread(target=talk)
         talker.start()
-        result = invoke(
-            record, "--topics", "text/*", "--domain", "rec", "--seconds", 1, "--out", tmp_path / "j.mcap"
-        )
+        result = invoke(record, "--topics", "text/*", "--domain", "rec", "--out", tmp_path / "j.mcap")
         talker.join()
     assert "50 messages of 1 topics, 0 lost" in result.output
     with Session(tmp_path / "j.mcap") as joined:
