@@ -62,7 +62,7 @@ def errors_ms(clock: SampleClock, run: Iterator[Callback], settle: int = 8) -> l
 
 
 def test_ten_minutes_of_drift_jitter_and_wall_clock_steps_leave_under_5_ms() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     clock = SampleClock(RATE_HZ)
     steps = ((60.0, 30.0), (200.01, -30.0), (200.5, -30.0), (430.0, 30.0))
     run = callbacks(600, drift_ppm=100, late_ms=8, wall_steps=steps)
@@ -71,7 +71,7 @@ def test_ten_minutes_of_drift_jitter_and_wall_clock_steps_leave_under_5_ms() -> 
     assert max(map(abs, errors)) <= 5
     assert max(map(abs, errors[940:])) <= 1.5
     assert clock.drift_ppm == pytest.approx(100, abs=5)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("drift_ppm", [-300.0, 0.0, 300.0])

@@ -185,7 +185,7 @@ def test_stopping_takes_no_longer_than_the_nodes_need() -> None:
         run_until(supervisor, lambda lines: "polite: ready" in lines)
         begun_s = time.monotonic()
         supervisor.stop()
-        assert time.monotonic() - begun_s < 1.0
+        assert time.monotonic() - begun_s < 3.0  # forced after 4 s
         assert list(supervisor.lines()) == [("polite", "asked")]
 
 

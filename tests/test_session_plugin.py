@@ -1,6 +1,7 @@
 """The pytest plugin as a user's tests meet it, on a session of some seconds made by the scripted devices."""
 
 import json
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -194,4 +195,4 @@ def test_mistakes_are_one_clear_line(run: Run) -> None:
 
 def test_the_plugin_costs_other_tests_nothing(pytester: pytest.Pytester) -> None:
     code = "import sys, perception.session.testing; print('numpy' in sys.modules, 'torch' in sys.modules)"
-    assert pytester.run("python", "-c", code).outlines[-1] == "False False"
+    assert pytester.run(sys.executable, "-c", code).outlines[-1] == "False False"
