@@ -81,19 +81,21 @@ class _Pipeline:
 
 
 def _states(inbox: Subscriber, seconds: float) -> Iterator[FusedState]:
-    """Yield the states of so many seconds, from the first on that heard and saw something."""
-    deadline_s = time.monotonic() + _PATIENCE_S
-    begun = False
-    while (left_s := deadline_s - time.monotonic()) > 0:
+    """Yield the states of so many seconds, two at least, from the first on that heard and saw something."""
+    deadline_s = end_s = time.monotonic() + _PATIENCE_S
+    count = 0
+    while (left_s := (end_s if count > 1 else deadline_s) - time.monotonic()) > 0:
         message = inbox.receive(left_s)
         if message is None or not isinstance(message.header, FusedState):
             continue
         state = message.header
-        if not begun and all(state.modalities[name].presence != "absent" for name in _CLOCKED):
-            begun, deadline_s = True, time.monotonic() + seconds
-        if begun:
+        if not count and all(state.modalities[name].presence != "absent" for name in _CLOCKED):
+            end_s = time.monotonic() + seconds
+            deadline_s = end_s + _PATIENCE_S
+        if end_s < deadline_s:
+            count += 1
             yield state
-    if not begun:
+    if count < 2:
         raise PerceptionError(f"no whole state within {_PATIENCE_S:g} s; try perception doctor demo")
 
 

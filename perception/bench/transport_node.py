@@ -71,18 +71,14 @@ def _send(emit: Emit, count: int, rate_hz: float) -> dict[str, Any]:
 
 
 def _receive(frames: Frames, count: int) -> dict[str, Any]:
-    latencies: list[float] = []
-    begun_s = ended_s = 0.0
-    for number, (sent_ns, _) in enumerate(frames):
-        if number == WARM_UP:
-            begun_s = _cpu_s()
-        if number >= WARM_UP:
-            latencies.append((time.monotonic_ns() - sent_ns) / 1e3)
-            ended_s = _cpu_s()
-        if number + 1 >= WARM_UP + count:
+    arrived: list[tuple[float, float]] = []
+    for sent_ns, _ in frames:
+        arrived.append(((time.monotonic_ns() - sent_ns) / 1e3, _cpu_s()))
+        if len(arrived) >= WARM_UP + count:
             break
-    messages = max(1, len(latencies))
-    return {"latencies_us": latencies, "cpu_us": (ended_s - begun_s) / messages * 1e6}
+    counted = arrived[WARM_UP:] or arrived  # a machine too busy for more has only these
+    spent_s = counted[-1][1] - counted[0][1]
+    return {"latencies_us": [latency for latency, _ in counted], "cpu_us": spent_s / len(counted) * 1e6}
 
 
 def _cpu_s() -> float:
