@@ -15,9 +15,10 @@ from perception.models.checkpoint import load_head
 from perception.training.benchmarks import avmnist, avmnist_data, esc10, grid
 from perception.training.benchmarks.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured
 from perception.training.benchmarks.grid_data import FRAME_RATE_HZ
-from perception.training.benchmarks.grid_experts import NoiseLevels, Synchroniser, aligned
+from perception.training.benchmarks.grid_experts import Listener, Synchroniser, aligned
 from perception.training.benchmarks.grid_features import (
     LAGS_S,
+    MOVED_S,
     OFFSETS_S,
     SNRS_DB,
     TEST_NOISE,
@@ -139,14 +140,25 @@ def test_sound_is_told_by_the_noise_level_that_explains_it() -> None:
     rng, labels = np.random.default_rng(0), np.arange(400) % 3
     side = 3.0 * (labels - 1)[:, None]
     told_at = {0.0: (side, 0.0), 10.0: (-side, 30.0)}  # what it means turns round with the level
-    heard = {
-        level: np.hstack([means, np.full((400, 1), floor)]) + rng.normal(size=(400, 2)) / 3
-        for level, (means, floor) in told_at.items()
-    }
-    components = PCA(2).fit(np.concatenate([*heard.values()]))
-    levels = NoiseLevels().fit({level: x[:200] for level, x in heard.items()}, labels[:200], components)
-    for x in heard.values():
-        assert (levels(x[200:]).argmax(axis=1) == labels[200:]).mean() > 0.98
+    heard = [
+        np.hstack([means, np.full((400, 1), floor)]) + rng.normal(size=(400, 2)) / 3
+        for means, floor in told_at.values()
+    ]
+    components = PCA(2).fit(np.concatenate(heard))
+    listener = Listener().fit([x[:200] for x in heard], labels[:200], components)
+    for x in heard:
+        everywhere = np.repeat(x[200:, None], len(MOVED_S), axis=1)
+        assert (listener(everywhere).argmax(axis=1) == labels[200:]).mean() > 0.98
+
+
+def test_a_word_is_heard_at_the_time_at_which_it_sounds_like_one() -> None:
+    rng, labels = np.random.default_rng(0), np.arange(400) % 3
+    words = 6.0 * np.eye(3)[labels] + rng.normal(size=(400, 3))
+    listener = Listener().fit([words[:200]], labels[:200], PCA(3).fit(words[:200]))
+    for place in range(len(MOVED_S)):
+        heard = rng.normal(size=(200, len(MOVED_S), 3)) - 9.0
+        heard[:, place] = words[200:]
+        assert (listener(heard).argmax(axis=1) == labels[200:]).mean() > 0.98
 
 
 def test_the_benchmarks_pool_is_a_head_that_a_node_loads(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from perception.training.benchmarks.grid_data import FRAME_RATE_HZ
 from perception.training.benchmarks.grid_features import (
     LAGS_S,
+    MOVED_S,
     OFFSETS_S,
     SNRS_DB,
     TEST_NOISE,
@@ -27,8 +28,9 @@ from perception.training.benchmarks.grid_features import (
 )
 
 COMPONENTS: Final = 80
-MOVED_S: Final = (0.0, -0.04, 0.04)
-"""Places of the word in the video that are trained on: the times given for words are off by about a frame."""
+TIME_DEVIATION_S: Final = 0.02
+"""Prior deviation of a word's time from the given one, half a frame of the video: where noise hides the word,
+what is heard at a wrong time counts little."""
 SOFTNESS: Final = 2.0
 """Components are not as independent as Gaussian classes have it; likelihoods are flattened by this."""
 MOUTH_COMPONENTS: Final = 6
@@ -52,6 +54,7 @@ SINGLES: Final = (
     "video, aligned by itself",
 )
 """What one modality can do alone, searching for the word in the video included."""
+_MOVED_PRIOR: Final = log_softmax(-np.square(np.array(MOVED_S) / TIME_DEVIATION_S) / 2)
 _SHIFT_PRIOR: Final = np.log([IN_STEP if shift_s == 0 else (1 - IN_STEP) / 8 for shift_s in OFFSETS_S])
 Condition = tuple[float, float]
 """SNR in dB, offset in s."""
@@ -89,19 +92,24 @@ class Expert:
         return (x - self.pca.mean_) @ self.pca.components_.T
 
 
-class NoiseLevels:
-    """Gaussian classes for each noise level; how well a level explains the sound decides what it counts."""
+class Listener:
+    """Gaussian classes for each noise level, of a word whose time is known only roughly.
 
-    def fit(self, heard: Mapping[float, Any], labels: Any, pca: PCA) -> "NoiseLevels":
-        """Fit rows (N, D) of each level, whose labels are the same."""
-        self._levels = [Expert().fit(x, labels, pca) for x in heard.values()]
+    How well a level explains what is heard at a time decides what the two count.
+    """
+
+    def fit(self, levels: Sequence[Any], labels: Any, pca: PCA | None = None) -> "Listener":
+        """Fit rows (N, D) of each level, heard at the given time; several levels need common components."""
+        self._levels = [Expert().fit(x, labels, pca) for x in levels]
+        self.pca = self._levels[0].pca
         return self
 
     def __call__(self, x: Any) -> Any:
-        """Return log-probabilities (N, C)."""
-        explained = np.stack([level.evidence(x) for level in self._levels], axis=1)
-        told = np.stack([log_softmax(level(x), axis=1) for level in self._levels], axis=1)
-        return logsumexp(log_softmax(explained / LEVEL_SOFTNESS, axis=1)[:, :, None] + told, axis=1)
+        """Return log-probabilities (N, C) of words heard around their given times, (N, MOVED_S, D)."""
+        looks = [(level, at) for level in self._levels for at in range(len(MOVED_S))]
+        explained = [level.evidence(x[:, at]) / LEVEL_SOFTNESS + _MOVED_PRIOR[at] for level, at in looks]
+        told = np.stack([log_softmax(level(x[:, at]), axis=1) for level, at in looks], axis=1)
+        return logsumexp(log_softmax(np.stack(explained, axis=1), axis=1)[:, :, None] + told, axis=1)
 
 
 class Synchroniser:
@@ -162,17 +170,17 @@ class Experts:
         self._clean, self._audio, self._levels, self._video = {}, {}, {}, {}
         for slot, data in materials.items():
             labels = data.labels[rows]
-            heard = {
-                snr_db: np.concatenate([data.audio[snr_db, seed][rows] for seed in TRAINING_NOISE])
+            heard = [
+                np.concatenate([data.audio[snr_db, seed][rows, 0] for seed in TRAINING_NOISE])
                 for snr_db in SNRS_DB
-            }
+            ]
             every = np.tile(labels, len(TRAINING_NOISE))
-            self._audio[slot] = Expert().fit(np.concatenate([*heard.values()]), np.tile(every, len(SNRS_DB)))
+            self._audio[slot] = Listener().fit([np.concatenate(heard)], np.tile(every, len(SNRS_DB)))
             seen = [data.video(rows, moved_s) for moved_s in MOVED_S]
             self._video[slot] = Expert().fit(np.concatenate(seen), np.tile(labels, len(MOVED_S)))
             if slot in slots:
-                self._levels[slot] = NoiseLevels().fit(heard, every, self._audio[slot].pca)
-                self._clean[slot] = Expert().fit(data.audio[np.inf, TEST_NOISE][rows], labels)
+                self._levels[slot] = Listener().fit(heard, every, self._audio[slot].pca)
+                self._clean[slot] = Listener().fit([data.audio[np.inf, TEST_NOISE][rows, 0]], labels)
         self._synchroniser = Synchroniser().fit(course, rows)
 
     def told(self, rows: Any) -> Iterator[tuple[str, Condition, dict[str, Any]]]:
