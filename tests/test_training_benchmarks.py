@@ -14,16 +14,18 @@ from perception.cli import run
 from perception.models.checkpoint import load_head
 from perception.training.benchmarks import avmnist, avmnist_data, esc10, grid
 from perception.training.benchmarks.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured
-from perception.training.benchmarks.grid_data import FRAME_RATE_HZ
+from perception.training.benchmarks.grid_data import FRAME_RATE_HZ, Clip
 from perception.training.benchmarks.grid_experts import Listener, Synchroniser, aligned
 from perception.training.benchmarks.grid_features import (
     LAGS_S,
     MOVED_S,
     OFFSETS_S,
     SNRS_DB,
+    STEPS,
     TEST_NOISE,
     TRAINING_NOISE,
     Course,
+    heard,
     interpolated,
 )
 from perception.training.benchmarks.results import Figures
@@ -149,6 +151,14 @@ def test_sound_is_told_by_the_noise_level_that_explains_it() -> None:
     for x in heard:
         everywhere = np.repeat(x[200:, None], len(MOVED_S), axis=1)
         assert (listener(everywhere).argmax(axis=1) == labels[200:]).mean() > 0.98
+
+
+def test_a_word_is_looked_at_around_its_given_time() -> None:
+    words = ((0.0, 1.0, "sil"), (1.0, 1.5, "bin"))
+    clip = Clip("ramp", words, np.zeros(0, np.uint8), np.zeros(0, np.float32))
+    looks = heard(np.arange(300.0)[:, None], clip, 0)[:, :-1]
+    later_by = np.repeat(100 * np.array(MOVED_S)[:, None], STEPS, axis=1)
+    assert looks - looks[0] == pytest.approx(later_by, abs=1e-3)
 
 
 def test_a_word_is_heard_at_the_time_at_which_it_sounds_like_one() -> None:
