@@ -36,6 +36,14 @@ def test_a_ratio_over_its_budget_is_named() -> None:
     assert report.over_budget("features", {ours: {"us": figure(90)}}) == []
 
 
+def test_a_budget_may_hold_one_quantity_against_another() -> None:
+    alone = {"demo limit: models alone": {"cpu_us": figure(10_000)}}
+    ours = {"cpu_us": figure(12_000), "overhead_p50_us": figure(2_000)}
+    assert report.over_budget("tick", alone | {"demo": ours}) == []
+    (line,) = report.over_budget("tick", alone | {"demo": ours | {"overhead_p50_us": figure(4_000)}})
+    assert line.startswith("demo / demo limit: models alone: overhead_p50_us 0.40")
+
+
 def test_what_should_grow_in_proportion_is_held_against_a_straight_line() -> None:
     even = {f"cameras {count}": {"cpu_pct": figure(2 + 3 * count)} for count in (1, 2, 4, 8)}
     assert report.straight_lines("scale", even) == ["cameras: cpu_pct = 2 + 3 n, points up to 0.0% off"]

@@ -1,6 +1,7 @@
 """What streaming features cost per 100 ms of sound, beside the FFTs alone and what others do instead."""
 
 import importlib.util
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -39,10 +40,12 @@ def cases(*, peers: bool) -> dict[str, Callable[[], Values]]:
 
 def _timed(call: Callable[[], object]) -> Values:
     call()
-    begun_s = time.perf_counter()
+    spent_us = []
     for _ in range(_REPEATS):
+        begun_s = time.perf_counter()
         call()
-    return {"us": (time.perf_counter() - begun_s) / _REPEATS * 1e6}
+        spent_us.append((time.perf_counter() - begun_s) * 1e6)
+    return {"us": statistics.median(spent_us)}  # whatever else the machine does interrupts some, not most
 
 
 def _fft(sound: Any) -> Callable[[], object]:

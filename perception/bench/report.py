@@ -68,8 +68,8 @@ def over_budget(kind: str, figures: Figures) -> list[str]:
             if line is not None and line.deviation > budget["most"]:
                 lines.append(f"{line}; at most {budget['most']:.0%} allowed")
         elif (of := budget["of"]) in figures and (to := budget["to"]) in figures:
-            quantity = budget["quantity"]
-            ratio = figures[of][quantity].median / figures[to][quantity].median
+            quantity, to_quantity = budget["quantity"], budget.get("to_quantity", budget["quantity"])
+            ratio = figures[of][quantity].median / figures[to][to_quantity].median
             if ratio > budget["most"]:
                 lines.append(f"{of} / {to}: {quantity} {ratio:.2f}, at most {budget['most']} allowed")
     return lines

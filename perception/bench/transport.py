@@ -69,6 +69,7 @@ def _measure(case: str, size: int, count: int) -> Values:
         ends = {end: json.loads((where / f"{end}.json").read_text("utf-8")) for end in ("send", "receive")}
     latencies_us = sorted(ends["receive"]["latencies_us"])
     return {
+        "p10_us": latencies_us[int(len(latencies_us) * 0.1)],
         "p50_us": statistics.median(latencies_us),
         "p99_us": latencies_us[int(len(latencies_us) * 0.99)],
         "cpu_us": ends["send"]["cpu_us"] + ends["receive"]["cpu_us"],
