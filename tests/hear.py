@@ -1,4 +1,4 @@
-"""Plays a file to PulseAudio and keeps what the microphone hears: `python -m tests.hear WAV SECONDS`.
+"""Plays a file to PulseAudio and keeps what the microphone hears: `python -m tests.hear WAV`.
 
 A process of its own, since PortAudio reads its surroundings once, when it is loaded.
 """
@@ -7,30 +7,33 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from perception.devices.microphone import PortAudioMicrophone
 from perception.profile import MicrophoneConfig
+from tests.waiting import LONG_S
+
+AFTER_S: Final = 0.5
+"""What has been played is still on its way."""
 
 
-def main(wav: Path, seconds: float) -> None:
-    """Listen, then play, then write `heard.npz` beside the file."""
+def main(wav: Path) -> None:
+    """Listen, then play, and once that has ended write `heard.npz` beside the file."""
     blocks, ages_ms = [], []
     with PortAudioMicrophone(MicrophoneConfig(source="pulse"), clock=time.monotonic_ns) as microphone:
-        player, deadline = None, time.monotonic() + seconds + 5
-        end = deadline
-        while time.monotonic() < end:
+        player, end_s = None, time.monotonic() + LONG_S
+        while time.monotonic() < end_s:
             block = microphone.read(0.1)
-            if block is None:
-                continue
-            blocks.append(block)
-            ages_ms.append((time.monotonic_ns() - block.stamp_ns) / 1e6 - len(block.samples) / 16)
-            if player is None:
+            if block is not None:
+                blocks.append(block)
+                ages_ms.append((time.monotonic_ns() - block.stamp_ns) / 1e6 - len(block.samples) / 16)
+            if player is None and blocks:
                 player = subprocess.Popen(("paplay", "--device=virtspk", str(wav)))
-                end = time.monotonic() + seconds
+            if player is not None and player.poll() is not None:
+                end_s = min(end_s, time.monotonic() + AFTER_S)
     assert player is not None, "nothing was heard"
-    player.wait(5)
     np.savez(
         wav.with_name("heard.npz"),
         samples=np.concatenate([block.samples[:, 0] for block in blocks]),
@@ -41,4 +44,4 @@ def main(wav: Path, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]))
+    main(Path(sys.argv[1]))

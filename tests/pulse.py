@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.waiting import LONG_S, eventually
+
 _CONFIGURATION = """\
 load-module module-native-protocol-unix
 load-module module-null-sink sink_name=virtspk rate=48000 channels=1
@@ -57,7 +59,7 @@ def pulse_server(folder: Path) -> Iterator[dict[str, str]]:
         for process in (silence, server):
             if process is not None:
                 process.terminate()
-                process.wait(10)
+                process.wait(LONG_S)
 
 
 def _start(command: tuple[str, ...], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
@@ -65,12 +67,8 @@ def _start(command: tuple[str, ...], environment: dict[str, str]) -> "subprocess
 
 
 def _await_sink(environment: dict[str, str]) -> None:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        listed = subprocess.run(
-            ("pactl", "list", "short", "sinks"), env=environment, capture_output=True, text=True, check=False
-        )
-        if "virtspk" in listed.stdout:
-            return
-        time.sleep(0.05)
-    raise RuntimeError("PulseAudio did not start")
+    def listed() -> bool:
+        command = ("pactl", "list", "short", "sinks")
+        return "virtspk" in subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+
+    eventually(listed)

@@ -15,6 +15,7 @@ from perception.errors import DeviceError
 from perception.profile import MicrophoneConfig, ScriptConfig
 from tests.media import RATE_HZ, noise, write_wav
 from tests.pulse import installed, pulse_server
+from tests.waiting import LONG_S
 
 BLOCK = 512
 BLOCK_NS = BLOCK * 1_000_000_000 // RATE_HZ
@@ -155,11 +156,11 @@ def test_what_is_played_to_pulseaudio_is_heard_whole_and_stamped_truly(tmp_path:
     wav = write_wav(tmp_path / "noise.wav", played)
     with pulse_server(tmp_path) as environment:
         heard = subprocess.run(
-            (sys.executable, "-m", "tests.hear", str(wav), "2"),
+            (sys.executable, "-m", "tests.hear", str(wav)),
             env=os.environ | environment,
             capture_output=True,
             check=False,
-            timeout=30,
+            timeout=LONG_S,
         )
     assert heard.returncode == 0, heard.stderr.decode()
     record = np.load(tmp_path / "heard.npz")

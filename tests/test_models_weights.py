@@ -190,7 +190,7 @@ for kind, options in {"faces": {}, "aruco": {}, "motion": {}, "tfidf": {"intents
     build_encoder("small", config, device=torch.device("cpu"), seed=0)
 sys.exit(", ".join({"transformers", "torchvision", "torchaudio", "silero_vad"} & set(sys.modules)) or 0)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stderr.strip()) == (0, "")
 
 

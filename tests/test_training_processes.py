@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shares")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*torchrun, "-m", "tests.fit_shares", folder], cwd=ROOT, check=True, timeout=90)
+    subprocess.run([*torchrun, "-m", "tests.fit_shares", folder], cwd=ROOT, check=True, timeout=240)
     return folder
 
 
