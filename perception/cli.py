@@ -131,8 +131,8 @@ def nodes(domain: str | None) -> None:
         raise PerceptionError(
             f"no node is alive in domain '{runtime.domain}'; published: {', '.join(published) or 'nothing'}"
         )
-    deadline_s = time.monotonic() + _NODES_LISTEN_S
     with Subscriber("health/*", runtime=runtime, clock=HostClock().now_ns) as subscriber:
+        deadline_s = time.monotonic() + _NODES_LISTEN_S
         while (left_s := deadline_s - time.monotonic()) > 0:
             if message := subscriber.receive(left_s):
                 board.add(message)
