@@ -13,6 +13,7 @@ from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import BusError
 from perception.messages import TextCommand
+from tests.waiting import LONG_S
 
 HELLO = TextCommand(stamp_ns=1, text="hello")
 
@@ -54,18 +55,18 @@ def remote(base: Path, publisher: Publisher, folder: Path | None) -> Subscriber:
 
 def test_who_holds_the_keys_is_served(base: Path, ours: Path, publisher: Publisher) -> None:
     with remote(base, publisher, ours) as subscriber:
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         publisher.send(HELLO)
-        message = subscriber.receive(5)
+        message = subscriber.receive(LONG_S)
         assert message is not None
         assert message.header.source == publisher.source
 
 
 def test_on_the_host_no_keys_are_needed(base: Path, publisher: Publisher) -> None:
     with Subscriber("text/*", runtime=Runtime(base=base), clock=HostClock(base).now_ns) as subscriber:
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         publisher.send(HELLO)
-        assert subscriber.receive(5) is not None
+        assert subscriber.receive(LONG_S) is not None
 
 
 def test_one_subscriber_reads_with_keys_from_afar_and_without_on_the_host(
@@ -80,11 +81,11 @@ def test_one_subscriber_reads_with_keys_from_afar_and_without_on_the_host(
         ) as subscriber,
         Publisher("text/here", source="test", runtime=elsewhere, clock=clock) as here,
     ):
-        assert publisher.wait_for_subscriber(5)
-        assert here.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
+        assert here.wait_for_subscriber(LONG_S)
         publisher.send(HELLO)
         here.send(HELLO)
-        received = [subscriber.receive(5), subscriber.receive(5)]
+        received = [subscriber.receive(LONG_S), subscriber.receive(LONG_S)]
         assert {message.topic for message in received if message} == {"text/say", "text/here"}
 
 

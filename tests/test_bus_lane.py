@@ -25,7 +25,7 @@ from perception.bus.subscriber import Subscriber
 from perception.errors import BusError
 from perception.messages import AudioBlock, CameraFrame, Header, Message, Payload
 from perception.session.recorder import EVERY_MESSAGE
-from tests.waiting import eventually
+from tests.waiting import LONG_S, eventually
 
 WIDTH, HEIGHT = 320, 240
 SIZE = WIDTH * HEIGHT * 3
@@ -77,7 +77,7 @@ def filled(value: int) -> np.ndarray:
 
 def exchange(publisher: Publisher, subscriber: Subscriber, value: int) -> Message[Header]:
     publisher.send(FRAME, filled(value))
-    message = subscriber.receive(5)
+    message = subscriber.receive(LONG_S)
     assert message is not None
     assert bytes(message.payload) == bytes(filled(value))
     return message
@@ -100,7 +100,7 @@ def rings() -> int:
 
 def test_pixels_are_read_where_the_publisher_put_them(bus: Bus) -> None:
     with bus.publisher() as publisher, bus.subscriber() as subscriber:
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         for value in range(3):
             payload = exchange(publisher, subscriber, value).payload
             assert shared(payload)
@@ -109,12 +109,12 @@ def test_pixels_are_read_where_the_publisher_put_them(bus: Bus) -> None:
 
 def test_a_frame_written_in_place_is_delivered(bus: Bus) -> None:
     with bus.publisher() as publisher, bus.subscriber() as subscriber:
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         for value in range(20):
             loan = publisher.loan(SIZE)
             np.frombuffer(loan.data, np.uint8)[:] = value
             sent = publisher.send(FRAME, loan)
-            message = subscriber.receive(5)
+            message = subscriber.receive(LONG_S)
             assert message is not None
             assert message.header == sent
             assert bytes(message.payload) == bytes(filled(value))
@@ -137,7 +137,7 @@ def test_a_loan_reaches_readers_of_every_kind(bus: Bus) -> None:
             loan = publisher.loan(SIZE)
             np.frombuffer(loan.data, np.uint8)[:] = value
             publisher.send(FRAME, loan)
-            message = near.receive(5)
+            message = near.receive(LONG_S)
             assert message is not None
             assert bytes(message.payload) == bytes(filled(value))
             topic, header, payload = foreign.recv_multipart()
@@ -148,7 +148,7 @@ def test_a_loan_reaches_readers_of_every_kind(bus: Bus) -> None:
 
 def test_loans_that_are_dropped_or_go_to_nobody_are_given_back(bus: Bus) -> None:
     with bus.publisher() as publisher, bus.subscriber() as subscriber:
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         exchange(publisher, subscriber, 0)
         for _ in range(100):
             assert publisher.loan(SIZE).ring is not None
@@ -184,12 +184,12 @@ def test_a_remote_reader_gets_the_pixels_inline(bus: Bus) -> None:
 
 def test_small_payloads_and_growing_ones_arrive_too(bus: Bus) -> None:
     with bus.publisher() as publisher, bus.subscriber() as subscriber:
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         jpeg = CameraFrame(stamp_ns=1, width=9, height=9, encoding="jpeg")
         for size in (3, lane.LANE_BYTES - 1, lane.LANE_BYTES, 70_000, 200_000, 90_000, 1 << 20, 3):
             for _ in range(3):
                 publisher.send(jpeg, b"x" * size)
-                message = subscriber.receive(5)
+                message = subscriber.receive(LONG_S)
                 assert message is not None
                 assert bytes(message.payload) == b"x" * size
         assert subscriber.health()["camera/a"].lost == 0
@@ -201,11 +201,13 @@ def test_large_blocks_of_sound_wait_for_a_reader_that_is_busy(bus: Bus) -> None:
         Publisher("microphone/a", source="test", runtime=bus.runtime, clock=bus.clock.now_ns) as publisher,
         bus.subscriber("microphone/a") as subscriber,
     ):
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         assert subscriber.receive(0.1) is None  # as if it went on with something
         for _ in range(20):
             publisher.send(block, bytes(4 * 8192))
-        assert [message.header.seq for _ in range(20) if (message := subscriber.receive(5))] == [*range(20)]
+        assert [message.header.seq for _ in range(20) if (message := subscriber.receive(LONG_S))] == [
+            *range(20)
+        ]
 
 
 # --- what is held ---
@@ -217,7 +219,7 @@ def test_a_payload_never_changes_while_it_is_held(bus: Bus) -> None:
         held = []
         for value in range(200):
             held.append((value, exchange(publisher, subscriber, value).payload[100:]))
-            assert other.receive(5) is not None
+            assert other.receive(LONG_S) is not None
             if value % 3:
                 held.pop(value % len(held))
             assert len(held) < 100
@@ -259,7 +261,7 @@ def test_readers_who_hold_everything_cannot_use_up_the_ring(bus: Bus) -> None:
         for value in range(60):
             publisher.send(FRAME, filled(value))
             for reader in readers:
-                message = reader.receive(5)
+                message = reader.receive(LONG_S)
                 assert message is not None
                 if value % len(readers) == readers.index(reader):
                     held.append((value, message.payload))
@@ -286,7 +288,7 @@ with Publisher("camera/a", source="victim", **place) as publisher:
         with bus.process(camera) as victim:
             payload: Payload = b""
             while not shared(payload):
-                message = subscriber.receive(5)
+                message = subscriber.receive(LONG_S)
                 assert message is not None
                 payload = message.payload
             victim.kill()
@@ -294,11 +296,11 @@ with Publisher("camera/a", source="victim", **place) as publisher:
         assert message is not None
         assert bytes(payload) == bytes(filled(message.header.seq))
         with bus.publisher() as publisher:
-            assert publisher.wait_for_subscriber(5)
+            assert publisher.wait_for_subscriber(LONG_S)
             publisher.send(FRAME, filled(7))
-            arrived = subscriber.receive(5)
+            arrived = subscriber.receive(LONG_S)
             while arrived is not None and arrived.header.source != publisher.source:
-                arrived = subscriber.receive(5)
+                arrived = subscriber.receive(LONG_S)
             assert arrived is not None
             assert bytes(arrived.payload) == bytes(filled(7))
     del publisher, subscriber, arrived
@@ -318,7 +320,7 @@ with Subscriber("camera/a", **place) as subscriber:
         for _ in range(4):
             with bus.process(hoarder) as reader:
                 assert reader.stdout is not None
-                assert publisher.wait_for_subscriber(10)
+                assert publisher.wait_for_subscriber(LONG_S)
                 held = 0
                 while held < 16:
                     publisher.send(FRAME, filled(publisher.published))
@@ -327,7 +329,7 @@ with Subscriber("camera/a", **place) as subscriber:
                 reader.wait()
             eventually(lambda: publisher.subscribers == 0)
         with bus.subscriber() as subscriber:
-            assert publisher.wait_for_subscriber(5)
+            assert publisher.wait_for_subscriber(LONG_S)
             exchange(publisher, subscriber, 0)
             loans = [publisher.loan(SIZE) for _ in range(32)]
             assert all(loan.ring is not None for loan in loans)
@@ -351,9 +353,9 @@ def test_a_killed_readers_socket_is_removed_by_the_next_reader(bus: Bus) -> None
 def test_the_only_frame_of_a_process_that_ends_at_once_arrives(bus: Bus) -> None:
     with bus.subscriber() as subscriber:
         with bus.publisher() as publisher:
-            assert publisher.wait_for_subscriber(5)
+            assert publisher.wait_for_subscriber(LONG_S)
             publisher.send(FRAME, filled(1))
-        message = subscriber.receive(5)
+        message = subscriber.receive(LONG_S)
         assert message is not None
         assert bytes(message.payload) == bytes(filled(1))
 
@@ -371,9 +373,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     )
     with bus.subscriber(policies=EVERY_MESSAGE) as recorder:
-        killed = subprocess.run([sys.executable, "-c", code, str(bus.runtime.base)], timeout=30, check=False)
+        killed = subprocess.run(
+            [sys.executable, "-c", code, str(bus.runtime.base)], timeout=LONG_S, check=False
+        )
         assert killed.returncode == -signal.SIGKILL
-        messages = [recorder.receive(5) for _ in range(50)]
+        messages = [recorder.receive(LONG_S) for _ in range(50)]
         assert [message.header.seq for message in messages if message] == list(range(50))
 
 
@@ -425,7 +429,7 @@ def test_a_ring_that_cannot_be_opened_sends_the_reader_back_to_zeromq(bus: Bus, 
         near.send(packet.pack_placed(bytes(header), place), replaced(ring, file.fileno()))
         assert foreign.recv() == b"\0" + asked[1:]
         foreign.send_multipart([b"camera/a", header, bytes(filled(3))])
-        message = subscriber.receive(5)
+        message = subscriber.receive(LONG_S)
         assert message is not None
         assert bytes(message.payload) == bytes(filled(3))
         assert subscriber.health()["camera/a"].dropped == {"overwritten": 1}

@@ -29,7 +29,7 @@ from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import BusError, MalformedMessageError
 from perception.messages import CameraFrame, ClockTick, Header, Health, InputHealth, Message, TextCommand
-from tests.waiting import eventually
+from tests.waiting import LONG_S, eventually
 
 
 class Bus:
@@ -71,9 +71,9 @@ def assert_exact(health: InputHealth) -> None:
 
 def test_a_message_arrives_with_its_number_source_and_times(bus: Bus) -> None:
     with bus.publisher("text/say") as publisher, bus.subscriber("text/say") as subscriber:
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         sent = publisher.send(say("hello"))
-        message = subscriber.receive(5)
+        message = subscriber.receive(LONG_S)
         assert message is not None
         assert message.header == sent
         assert (sent.seq, sent.source) == (0, publisher.source)
@@ -84,9 +84,9 @@ def test_a_message_arrives_with_its_number_source_and_times(bus: Bus) -> None:
 def test_pixels_arrive_as_they_were(bus: Bus) -> None:
     image = np.random.default_rng(1).integers(0, 255, (480, 640, 3), np.uint8)
     with bus.publisher("camera/a") as publisher, bus.subscriber("camera/a") as subscriber:
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         publisher.send(CameraFrame(stamp_ns=1, width=640, height=480, encoding="bgr8"), image)
-        message = subscriber.receive(5)
+        message = subscriber.receive(LONG_S)
         assert message is not None
         assert np.array_equal(np.frombuffer(message.payload, np.uint8).reshape(480, 640, 3), image)
 
@@ -94,11 +94,11 @@ def test_pixels_arrive_as_they_were(bus: Bus) -> None:
 @pytest.mark.parametrize("pattern", ["text/say", "text/*", "*"])
 def test_it_does_not_matter_who_starts_first(bus: Bus, pattern: str) -> None:
     with bus.subscriber(pattern) as early, bus.publisher("text/say") as publisher:
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         with bus.subscriber(pattern) as late:
             eventually(lambda: publisher.subscribers == 2)
             publisher.send(say("both"))
-            assert text(early.receive(5)) == text(late.receive(5)) == "both"
+            assert text(early.receive(LONG_S)) == text(late.receive(LONG_S)) == "both"
         eventually(lambda: publisher.subscribers == 1)
 
 
@@ -112,8 +112,8 @@ def test_a_topic_whose_name_begins_like_another_is_another(bus: Bus) -> None:
         eventually(lambda: a.subscribers == 2 and ab.subscribers == 1)
         ab.send(say("ab"))
         a.send(say("a"))
-        assert text(one.receive(5)) == "a"
-        assert {text(both.receive(5)), text(both.receive(5))} == {"a", "ab"}
+        assert text(one.receive(LONG_S)) == "a"
+        assert {text(both.receive(LONG_S)), text(both.receive(LONG_S))} == {"a", "ab"}
         assert both.receive(0.05) is None
 
 
@@ -140,7 +140,7 @@ def test_domains_are_apart(bus: Bus) -> None:
         Subscriber("*", runtime=other, clock=bus.clock.now_ns) as elsewhere,
         bus.subscriber("*"),
     ):
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         publisher.send(say("here"))
         assert elsewhere.receive(0.2) is None
         assert publisher.subscribers == 1
@@ -156,15 +156,15 @@ def test_tcp_carries_the_same_messages(bus: Bus, endpoint: str) -> None:
         with Subscriber(
             "text/*", runtime=elsewhere, clock=bus.clock.now_ns, connect={"text/say": publisher.endpoint}
         ) as subscriber:
-            assert publisher.wait_for_subscriber(5)
+            assert publisher.wait_for_subscriber(LONG_S)
             publisher.send(say("over tcp"))
-            assert text(subscriber.receive(5)) == "over tcp"
+            assert text(subscriber.receive(LONG_S)) == "over tcp"
 
 
 def test_what_has_come_from_a_new_publisher_is_received_without_waiting(bus: Bus) -> None:
     with bus.publisher("text/say") as publisher, bus.subscriber("text/say") as subscriber:
         assert subscriber.receive(0.1) is None
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         publisher.send(say("here"))
         assert text(subscriber.receive(0)) == "here"
 
@@ -205,7 +205,7 @@ def test_async_for_gives_the_same_messages_without_a_thread_each(bus: Bus) -> No
         return texts
 
     with bus.publisher("text/say") as publisher, bus.subscriber("text/say") as subscriber:
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         publisher.send(say("one"))
         publisher.send(say("two"))
         assert asyncio.run(read(subscriber, publisher)) == ["one", "two", "later"]
@@ -226,7 +226,7 @@ def test_two_tasks_share_one_subscriber_and_a_cancelled_one_loses_nothing(bus: B
         return set(await asyncio.wait_for(asyncio.gather(*tasks), 5))
 
     with bus.publisher("text/say") as publisher, bus.subscriber("text/say") as subscriber:
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         assert asyncio.run(main(subscriber, publisher)) == {"one", "two"}
 
 
@@ -238,7 +238,7 @@ def test_a_slow_reader_of_a_fast_camera_gets_fresh_frames_and_exact_accounts(bus
     frame = CameraFrame(stamp_ns=1, width=640, height=480, encoding="mono8")
     behind = []
     with bus.publisher("camera/a") as publisher, bus.subscriber("camera/a") as subscriber:
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         stop = threading.Event()
 
         def capture() -> None:
@@ -250,7 +250,7 @@ def test_a_slow_reader_of_a_fast_camera_gets_fresh_frames_and_exact_accounts(bus
         for busy_until in range(15, 315, 15):
             eventually(partial(has_sent, publisher, busy_until))
             newest = publisher.published - 1
-            message = subscriber.receive(5)
+            message = subscriber.receive(LONG_S)
             assert message is not None
             behind.append(newest - message.header.seq)
         stop.set()
@@ -338,7 +338,7 @@ with Subscriber("health/a", runtime=Runtime(base=base), clock=HostClock(base).no
         bus.publisher("health/a") as publisher,
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader,
     ):
-        assert publisher.wait_for_subscriber(15)
+        assert publisher.wait_for_subscriber(LONG_S)
         publisher.send(Health(stamp_ns=1, node="a"))
         assert reader.stdout is not None
         assert reader.stdout.readline() == "0\n"
@@ -354,13 +354,13 @@ with Subscriber("health/a", runtime=Runtime(base=base), clock=HostClock(base).no
 
 def test_who_always_has_a_message_still_finds_new_topics(bus: Bus) -> None:
     with bus.publisher("text/a") as busy, bus.subscriber("text/*") as subscriber:
-        assert busy.wait_for_subscriber(5)
+        assert busy.wait_for_subscriber(LONG_S)
         with bus.publisher("text/b") as late:
 
             def found() -> bool:
                 busy.send(say("again"))
                 late.send(say("at last"))
-                return text(subscriber.receive(5)) == "at last"
+                return text(subscriber.receive(LONG_S)) == "at last"
 
             eventually(found)
 
@@ -369,11 +369,11 @@ def test_a_recorder_may_queue_what_a_display_skips(bus: Bus) -> None:
     rows = {"state": replace(topics.TOPICS["state"], policy="queue", depth=64)}
     rows |= {"clock": replace(topics.TOPICS["clock"], policy="latest", depth=1)}
     with bus.publisher("clock/a") as publisher, bus.subscriber("clock/a", policies=rows) as subscriber:
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         for _ in range(50):
             publisher.send(ClockTick(stamp_ns=1))
         eventually(partial(accounts_for, subscriber, "clock/a", 50))
-        message = subscriber.receive(5)
+        message = subscriber.receive(LONG_S)
         assert message is not None
         assert message.header.seq == 49
 
@@ -386,9 +386,9 @@ def test_a_restarted_publisher_is_heard_again_soon(bus: Bus, pattern: str) -> No
     with bus.subscriber(pattern) as subscriber:
         for life in range(3):
             with bus.publisher("text/say") as publisher:
-                assert publisher.wait_for_subscriber(2)
+                assert publisher.wait_for_subscriber(LONG_S)
                 publisher.send(say(str(life)))
-                assert text(subscriber.receive(5)) == str(life)
+                assert text(subscriber.receive(LONG_S)) == str(life)
         assert subscriber.health()["text/say"].lost == 0
 
 
@@ -415,33 +415,35 @@ time.sleep(60)
         victim.kill()
         victim.wait()
         with bus.publisher("text/say") as publisher:
-            assert publisher.wait_for_subscriber(5)
+            assert publisher.wait_for_subscriber(LONG_S)
             publisher.send(say("back"))
-            assert text(subscriber.receive(5)) == "back"
+            assert text(subscriber.receive(LONG_S)) == "back"
 
 
 def test_new_topics_do_not_silence_the_old_ones(bus: Bus) -> None:
     """Each kind of topic has another depth; connecting one must not change the connections of the others."""
     with bus.publisher("text/a") as publisher, bus.subscriber("*") as subscriber:
-        assert publisher.wait_for_subscriber(5)
+        assert publisher.wait_for_subscriber(LONG_S)
         for number in range(60):
             publisher.send(say(str(number)))
-        assert [text(subscriber.receive(5)) for _ in range(60)] == [str(number) for number in range(60)]
+        assert [text(subscriber.receive(LONG_S)) for _ in range(60)] == [str(number) for number in range(60)]
         with bus.publisher("journal/deep") as deep, bus.publisher("state/shallow") as shallow:
             for newcomer in (deep, shallow):
-                assert newcomer.wait_for_subscriber(5)
+                assert newcomer.wait_for_subscriber(LONG_S)
             for number in range(60):
                 publisher.send(say(str(number)))
-            assert [text(subscriber.receive(5)) for _ in range(60)] == [str(number) for number in range(60)]
+            assert [text(subscriber.receive(LONG_S)) for _ in range(60)] == [
+                str(number) for number in range(60)
+            ]
 
 
 def test_what_was_sent_just_before_closing_arrives(bus: Bus) -> None:
     with bus.subscriber("text/say") as subscriber:
         with bus.publisher("text/say") as publisher:
-            assert publisher.wait_for_subscriber(5)
+            assert publisher.wait_for_subscriber(LONG_S)
             for count in range(100):
                 publisher.send(say(str(count)))
-        assert [text(subscriber.receive(5)) for _ in range(100)] == [str(count) for count in range(100)]
+        assert [text(subscriber.receive(LONG_S)) for _ in range(100)] == [str(count) for count in range(100)]
         assert bus.runtime.topics() == []
 
 
@@ -520,7 +522,7 @@ def test_bad_messages_are_counted_and_said_once_and_the_rest_runs_on(
             foreign.send_multipart(bad)
         foreign.send_multipart([b"text/say", bytes(topics.MAX_HEADER_BYTES + 1)])
         foreign.send_multipart([b"text/say", good])
-        assert text(subscriber.receive(5)) == "good"
+        assert text(subscriber.receive(LONG_S)) == "good"
         health = subscriber.health()["text/say"]
         assert health.dropped == {"malformed": 5}
         assert_exact(health)
@@ -564,4 +566,4 @@ def test_after_a_message_too_large_to_buffer_the_publisher_is_heard_again(bus: B
         assert sorted(note[1:] for note in left if not note[0]) == sorted(note[1:] for note in joined)
         assert [foreign.recv(), foreign.recv()] == joined
         foreign.send_multipart([b"text/say", msgpack.packb({"stamp_ns": 1, "text": "after", "seq": 9})])
-        assert text(subscriber.receive(5)) == "after"
+        assert text(subscriber.receive(LONG_S)) == "after"

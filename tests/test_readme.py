@@ -15,6 +15,7 @@ from perception.cli import cli
 from perception.messages import Fused, FusedState, ModalityState, ModelInfo
 from perception.profile import LAUNCH_DIR
 from perception.topics import TOPICS
+from tests.waiting import LONG_S
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -51,7 +52,7 @@ def test_the_subscriber_script_works_as_pasted(tmp_path: Path, monkeypatch: pyte
         Publisher("state/fused", source="fusion", runtime=Runtime("demo"), clock=clock.now_ns) as states,
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader,
     ):
-        assert states.wait_for_subscriber(5.0)
+        assert states.wait_for_subscriber(LONG_S)
         states.send(state)
         assert reader.stdout is not None
         assert reader.stdout.readline() == "clap 0.88 {'camera': 'held'}\n"

@@ -148,7 +148,7 @@ def test_a_loop_goes_on_until_stopped(bus: Bus, session_file: Path) -> None:
         thread.start()
         stamps: list[int] = []
         while len(stamps) < 100:
-            message = subscriber.receive(5)
+            message = subscriber.receive(LONG_S)
             assert message is not None
             stamps.append(message.header.stamp_ns)
         stopped.set()

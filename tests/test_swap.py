@@ -30,6 +30,7 @@ from perception.session.fusing import replay
 from perception.session.verification import verify
 from tests.live import LiveRun
 from tests.test_verify import SPEED, fusion, scripted, states_of
+from tests.waiting import LONG_S
 
 CLASSES = ("a", "b", "c")
 Recording = list[Message[Header]]
@@ -343,7 +344,7 @@ def test_with_real_processes_no_tick_is_lost(
         assert (code, "no fusion node 'other' in domain 'swap'" in text) == (1, True)
     finally:
         os.kill(graph.pid, signal.SIGINT)
-        graph.communicate(timeout=30)
+        graph.communicate(timeout=LONG_S)
     recorded = [m.header for m in read(out, ["state/fused"]) if isinstance(m.header, FusedState)]
     assert len(hashes(recorded)) == 3
     for before, after in pairwise(recorded):
