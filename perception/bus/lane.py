@@ -2,8 +2,8 @@
 
 The memory has no name (`memfd_create`): a reader is given its file, and the kernel frees it with the last
 process that has it, however that ended. A reader locks a slot, together with other readers, for as long as
-anything refers to the payload: a payload never changes while it can be seen. The kernel holds these locks
-too, and drops those of the dead.
+anything refers to the payload, at least until its next message: a payload never changes while it can be seen.
+The kernel holds these locks too, and drops those of the dead.
 
 A reader locks first and then looks at the slot's generation; a writer makes that nought and then asks for
 locks, before it fills the slot. The kernel serves one of them after the other, and so one sees the other.
@@ -15,8 +15,10 @@ import os
 import struct
 import sys
 import weakref
-from functools import partial
-from typing import Any, Final, NamedTuple
+from sys import getrefcount
+from typing import Any, Final
+
+import msgspec
 
 from perception.errors import BusError
 
@@ -30,6 +32,8 @@ _HELD: Final = 24
 """Slots that readers may hold. What lies in the others they copy, so that holding cannot use up the ring."""
 _PINNED: Final = 16
 """Slots one reader may hold; beyond them it copies, so that it leaves some to the others."""
+_OWN: Final = 2
+"""What `getrefcount` says of what only a list refers to."""
 _PAGE: Final = mmap.PAGESIZE
 _WORDS: Final = 8
 """Eight-byte words between the generations of two slots, which so lie on lines of the cache of their own."""
@@ -50,14 +54,6 @@ _UNLOCKED: Final = _UNLOCK[0][:2]
 _SEALS: Final = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW: a mapping never loses its pages
 
 
-class Place(NamedTuple):
-    """Where a payload lies in its ring, and which of those that its slot has held it is, counted from 1."""
-
-    slot: int
-    size: int
-    generation: int
-
-
 class Ring:
     """The writer's side: slots of `stride` bytes, the oldest that nobody reads is used next."""
 
@@ -75,46 +71,44 @@ class Ring:
         self._memory = memoryview(mmap.mmap(self.file, total))
         self._generations = self._memory[:_PAGE].cast("Q")
         self._allocated = [0] * _SLOTS
-        self._filling: set[int] = set()
+        self._lent: list[Loan | None] = [None] * _SLOTS
         self._active = _FIRST_SLOTS
         self._next = self._spare = 0
         self._generation = 0
 
-    def take(self, size: int) -> int | None:
+    def lend(self, size: int) -> "Loan | None":
         """Return a slot nobody reads, to be filled with `size` bytes; None if there is none."""
         for tried in range(_SLOTS):
             slot = self._candidate(tried)
-            if slot not in self._filling and self._seize(slot):
-                return slot if size <= self._allocated[slot] or self._back(slot, size) else None
+            if self._seize(slot):
+                if size > self._allocated[slot] and not self._back(slot, size):
+                    return None
+                start = _PAGE + slot * self.stride
+                self._lent[slot] = loan = Loan(self._memory[start : start + size], self, slot)
+                return loan
         return None
 
     def widen(self) -> None:
         """Use slots anew as late as can be, for readers that are to miss nothing."""
         self._active = _HELD
 
-    def memory(self, slot: int, size: int) -> memoryview:
-        """Return the bytes of a slot taken."""
-        start = _PAGE + slot * self.stride
-        return self._memory[start : start + size]
-
-    def commit(self, slot: int, size: int) -> Place:
-        """Let readers have a slot that has been filled."""
+    def commit(self, slot: int) -> int:
+        """Let readers have a slot that has been filled; return its generation, counted from 1."""
         self._generation = generation = self._generation + 1
         self._generations[slot * _WORDS] = generation
-        self._filling.discard(slot)
-        return Place(slot, size, generation)
-
-    def release(self, slot: int) -> None:
-        """Give a slot taken back."""
-        self._filling.discard(slot)
+        self._lent[slot] = None
+        return generation
 
     def _seize(self, slot: int) -> bool:
-        """Let nobody read what a slot holds any more; return whether nobody does."""
+        """Let nobody read what a slot holds any more; return whether nobody does, nor fills it."""
+        if self._lent[slot] is not None:
+            if getrefcount(self._lent[slot]) > _OWN:
+                return False
+            self._lent[slot] = None
         word = slot * _WORDS
         generation = self._generations[word]
         self._generations[word] = 0
         if fcntl.fcntl(self.file, _ASK_LOCK, _WRITE[slot])[:2] == _UNLOCKED:
-            self._filling.add(slot)
             return True
         self._generations[word] = generation
         return False
@@ -134,32 +128,26 @@ class Ring:
         try:
             os.posix_fallocate(self.file, _PAGE + slot * self.stride, size)
         except OSError:
-            self.release(slot)
             return False
         self._allocated[slot] = size
         return True
 
 
-class Loan:
-    """Memory to write a payload to, which is then published without a copy, once."""
+class Loan(msgspec.Struct, eq=False):
+    """Memory for a payload, which is then published without a copy, once; dropped, it is given back."""
 
-    def __init__(self, data: memoryview, ring: Ring | None = None, slot: int = 0) -> None:
-        self.data = data
-        """Writable bytes, not to be written to once published."""
-        self.slot = slot
-        self.ring = ring
-        """None if the memory is this process's own."""
-        self._spent = False
+    data: memoryview
+    """Writable bytes, not to be written to once published."""
+    ring: Ring | None = None
+    """None if the memory is this process's own."""
+    slot: int = 0
+    spent: bool = False
 
     def spend(self) -> None:
         """Take it for publishing; BusError if it has been published."""
-        if self._spent:
+        if self.spent:
             raise BusError("a loan can be published only once")
-        self._spent = True
-
-    def __del__(self) -> None:
-        if self.ring is not None and not self._spent:
-            self.ring.release(self.slot)
+        self.spent = True
 
 
 class Reader:
@@ -181,31 +169,34 @@ class Reader:
         memory = mmap.mmap(self._file, total, prot=mmap.PROT_READ)
         self._generations = memoryview(memory)[:_PAGE].cast("Q")
         self._bytes: Any = np.frombuffer(memory, np.uint8)
-        self._pinned: dict[int, weakref.ref[Any]] = {}
+        self._pixels: list[Any] = [None] * _SLOTS
+        """By slot, what it was last read through: others refer to this as long as the payload is used."""
+        self._pinned: list[int] = []
 
     def payload(self, slot: int, size: int, generation: int) -> memoryview | None:
         """Return the payload, unchanging while anything refers to it; None if its slot is used anew."""
         if slot >= _SLOTS or size > self._stride:
             return None
+        for pinned in self._pinned[:]:
+            if getrefcount(self._pixels[pinned]) == _OWN:
+                self._pinned.remove(pinned)
+                _lock(self._file, _UNLOCK[pinned])
         # A lock that this reader holds already means another message: the slot cannot hold both.
         if slot in self._pinned or not _lock(self._file, _READ[slot]):
             return None
         if self._generations[slot * _WORDS] != generation:
             _lock(self._file, _UNLOCK[slot])
             return None
-        start = _PAGE + slot * self._stride
-        pixels = self._bytes[start : start + size]
+        pixels = self._pixels[slot]
+        if pixels is None or len(pixels) != size:
+            start = _PAGE + slot * self._stride
+            pixels = self._pixels[slot] = self._bytes[start : start + size]
         if slot >= _HELD or len(self._pinned) >= _PINNED:
             copy = memoryview(pixels.tobytes())
             _lock(self._file, _UNLOCK[slot])
             return copy
-        # If this reader goes first, the lock goes with the mapping, which the payload holds.
-        self._pinned[slot] = weakref.ref(pixels, partial(self._unpin, slot))
+        self._pinned.append(slot)
         return memoryview(pixels)
-
-    def _unpin(self, slot: int, _: object) -> None:
-        del self._pinned[slot]
-        _lock(self._file, _UNLOCK[slot])
 
 
 def _lock(file: int, request: bytes) -> bool:

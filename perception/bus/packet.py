@@ -7,7 +7,7 @@ even if its publisher has been killed meanwhile.
 
 A connection's first packet is its topic, all others are `head, header, payload`. A payload in shared memory
 is not part of them: the head then says where it lies, and the first packet that needs a ring brings the
-ring's file along (SCM_RIGHTS).
+ring's file along (SCM_RIGHTS). One that says so goes before it: looking for files takes twice as long.
 """
 
 import contextlib
@@ -19,13 +19,14 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from perception import topics
 from perception.bus import lane
 from perception.bus.codec import Coder, coder_named
-from perception.bus.lane import Place, Ring
+from perception.bus.lane import Ring
 from perception.errors import MalformedMessageError
 from perception.messages import Payload
 
@@ -36,13 +37,14 @@ _HEAD: Final = struct.Struct("<IIIQ")
 """Bytes of the header; slot, size and generation of a payload in shared memory, zeros if there is none."""
 _HEAD_BYTES: Final = _HEAD.size
 _LARGEST: Final = _HEAD_BYTES + topics.MAX_HEADER_BYTES + lane.LANE_BYTES
+_A_FILE_COMES: Final = b"+"
 _SEND_BUFFER: Final = 212_992  # what systems usually allow at most; it takes some 300 small messages
 _UNACCEPTED: Final = 128  # publishers that may have connected since the reader last looked
 _FILE: Final = struct.calcsize("i")
 _ANCILLARY: Final = socket.CMSG_LEN(_FILE)  # CMSG_SPACE would let a second file in
-_TRUNCATED: Final = int(socket.MSG_TRUNC)
+_WHOLE: Final = int(socket.MSG_TRUNC)  # have the size of the packet, even if that of the buffer is less
 _FILE_REFUSED: Final = int(socket.MSG_CTRUNC)  # by the kernel: this process has too many open
-_CLOSE_ON_EXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+_TAKE_FILE: Final = int(socket.MSG_CMSG_CLOEXEC) | _WHOLE
 Arrival: TypeAlias = tuple[Coder, bytes, Payload | None]
 """What reads its header, the header, and the payload; None if that is out of reach or overwritten."""
 
@@ -52,9 +54,9 @@ def pack(header: bytes, payload: Payload) -> bytes:
     return b"".join((_HEAD.pack(len(header), 0, 0, 0), header, payload))
 
 
-def pack_placed(header: bytes, place: Place) -> bytes:
+def pack_placed(header: bytes, slot: int, size: int, generation: int) -> bytes:
     """Return a message as it travels, its payload being in shared memory."""
-    return _HEAD.pack(len(header), *place) + header
+    return _HEAD.pack(len(header), slot, size, generation) + header
 
 
 class Sender:
@@ -79,6 +81,7 @@ class Sender:
             if ring is None or ring is self._given:
                 self._send(message)
             else:
+                self._send(_A_FILE_COMES)
                 socket.send_fds(self._socket, [message], [ring.file])
                 self._given = ring
         except OSError:
@@ -97,7 +100,7 @@ class _Line:
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self.socket = connection
-        self.receive = connection.recvmsg_into
+        self.receive: Callable[[memoryview, int, int], int] = connection.recv_into
         self.coder: Coder | None = None
         self.reader: lane.Reader | None = None
 
@@ -138,7 +141,6 @@ class Receiver:
             raise
         poll.register(self._listener, select.POLLIN)
         self._buffer = memoryview(bytearray(_LARGEST))
-        self._buffers = (self._buffer,)
 
     def receive(self, descriptor: int) -> Arrival | None:
         """Return what has come first at a descriptor; None if nothing has, or nothing that makes sense."""
@@ -147,18 +149,13 @@ class Receiver:
             self._accept()
             return None
         try:
-            size, ancillary, flags, _ = line.receive(self._buffers, _ANCILLARY, _CLOSE_ON_EXEC)
+            size = line.receive(self._buffer, _LARGEST, _WHOLE)
         except BlockingIOError:
             return None
         except OSError:
-            size, ancillary, flags = 0, [], 0
-        if ancillary:
-            self._open(line, int.from_bytes(ancillary[0][2][:_FILE], sys.byteorder))
-        elif flags & _FILE_REFUSED:
-            self._lose(line)
-        coder = line.coder
-        if coder is None or size < _HEAD_BYTES or flags & _TRUNCATED:
-            self._begin_or_end(line, descriptor, size)
+            size = 0
+        if not _HEAD_BYTES <= size <= _LARGEST or line.coder is None:
+            self._turn(line, descriptor, size)
             return None
         header_bytes, slot, payload_bytes, generation = _HEAD.unpack_from(self._buffer)
         ends = _HEAD_BYTES + header_bytes
@@ -166,9 +163,9 @@ class Receiver:
             return None
         header = self._buffer[_HEAD_BYTES:ends].tobytes()
         if not generation:
-            return coder, header, self._buffer[ends:size].tobytes()
+            return line.coder, header, self._buffer[ends:size].tobytes()
         reader = line.reader
-        return coder, header, None if reader is None else reader.payload(slot, payload_bytes, generation)
+        return line.coder, header, None if reader is None else reader.payload(slot, payload_bytes, generation)
 
     def close(self) -> None:
         """Leave, and leave nothing behind."""
@@ -199,14 +196,25 @@ class Receiver:
         if line.coder is not None:
             self._unreadable(line.coder.topic)
 
-    def _begin_or_end(self, line: _Line, descriptor: int, size: int) -> None:
-        """Learn a connection's topic, or forget a publisher that has gone, all it sent having been taken."""
-        if size and line.coder is None:
-            with contextlib.suppress(MalformedMessageError):
-                line.coder = coder_named(self._buffer[:size].tobytes())
+    def _turn(self, line: _Line, descriptor: int, size: int) -> None:
+        """Take what is no message: the topic, word that a file comes, or the end, all having been taken."""
         if not size:
             self._poll.unregister(descriptor)
             self._lines.pop(descriptor).socket.close()
+        elif line.coder is None:
+            with contextlib.suppress(MalformedMessageError):
+                line.coder = coder_named(self._buffer[:size].tobytes())
+        elif self._buffer[:size].tobytes() == _A_FILE_COMES:
+            line.receive = partial(self._receive_with_file, line)
+
+    def _receive_with_file(self, line: _Line, buffer: memoryview, *_: int) -> int:
+        size, ancillary, flags, _ = line.socket.recvmsg_into((buffer,), _ANCILLARY, _TAKE_FILE)
+        line.receive = line.socket.recv_into
+        if ancillary:
+            self._open(line, int.from_bytes(ancillary[0][2][:_FILE], sys.byteorder))
+        elif flags & _FILE_REFUSED:
+            self._lose(line)
+        return size
 
 
 def _socket() -> socket.socket:

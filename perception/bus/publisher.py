@@ -129,11 +129,8 @@ class Publisher:
         """
         with self._lock:
             self._look()
-            ring = self._ring_for(size) if self._audience.near else None
-            slot = ring.take(size) if ring is not None else None
-            if ring is None or slot is None:
-                return lane.Loan(memoryview(bytearray(size)))
-            return lane.Loan(ring.memory(slot, size), ring, slot)
+            loan = self._lend(size) if self._audience.near else None
+        return loan or lane.Loan(memoryview(bytearray(size)))
 
     def send(self, header: Header, payload: "Data | lane.Loan" = b"") -> Header:
         """Send one message and return its header as sent, with `seq`, `sent_ns` and `source` filled.
@@ -160,8 +157,6 @@ class Publisher:
                 self._send_near(packed, data, loan)
             if self._audience.plain:
                 self._send_plain(stamped, packed, data, loan)
-            if loan is not None and loan.ring is not None and not self._audience.near:
-                loan.ring.release(loan.slot)
             self._published += 1
         return stamped
 
@@ -224,36 +219,29 @@ class Publisher:
         self._socket.send_multipart(parts, copy=sum(map(len, parts[2:])) < _COPY_BELOW_BYTES)
 
     def _send_near(self, packed: bytes, data: memoryview, loan: lane.Loan | None) -> None:
-        ring = place = None
-        if loan is not None and loan.ring is not None:
-            ring, place = loan.ring, loan.ring.commit(loan.slot, len(data))
-        elif len(data) >= lane.LANE_BYTES:
-            ring, place = self._copied(data)
-            if place is None:
+        if (loan is None or loan.ring is None) and len(data) >= lane.LANE_BYTES:
+            loan = self._lend(len(data))
+            if loan is None:
                 return
-        message = packet.pack(packed, data) if place is None else packet.pack_placed(packed, place)
+            loan.data[:] = data
+        if loan is None or (ring := loan.ring) is None:
+            ring, message = None, packet.pack(packed, data)
+        else:
+            message = packet.pack_placed(packed, loan.slot, len(data), ring.commit(loan.slot))
         for sender in self._audience.near.values():
             sender.send(message, ring)
 
-    def _copied(self, data: memoryview) -> tuple[lane.Ring | None, lane.Place | None]:
-        """Return where a copy of a payload lies; nothing if there is no room for it, which is said once."""
-        ring = self._ring_for(len(data))
-        slot = ring.take(len(data)) if ring is not None else None
-        if ring is not None and slot is not None:
-            ring.memory(slot, len(data))[:] = data
-            return ring, ring.commit(slot, len(data))
-        if not self._crowded:
-            self._crowded = True
-            _LOG.warning("%s: no shared memory left; readers on this host miss messages", self.topic)
-        return None, None
-
-    def _ring_for(self, size: int) -> lane.Ring | None:
-        """Return a ring with room for `size` bytes, a new one if need be; None if there is no memory."""
+    def _lend(self, size: int) -> lane.Loan | None:
+        """Return a slot with room for `size` bytes; None if there is no memory for it, which is said once."""
         if self._ring is None or self._ring.stride < size:
             with contextlib.suppress(OSError):
                 self._ring = lane.Ring(size)
-        if self._ring is None or self._ring.stride < size:
-            return None
-        if self._queued or self._audience.wants_every:
-            self._ring.widen()
-        return self._ring
+        loan = None
+        if self._ring is not None and self._ring.stride >= size:
+            if self._queued or self._audience.wants_every:
+                self._ring.widen()
+            loan = self._ring.lend(size)
+        if loan is None and not self._crowded:
+            self._crowded = True
+            _LOG.warning("%s: no shared memory left; readers on this host miss messages", self.topic)
+        return loan
