@@ -351,6 +351,7 @@ with Subscriber("health/a", runtime=Runtime(base=base), clock=HostClock(base).no
         eventually(lambda: all(thread.read_text().rpartition(") ")[2][0] == "T" for thread in threads))
         for _ in range(100):
             publisher.send(Health(stamp_ns=1, node="a"))
+        time.sleep(0.01)  # behind what is younger than half a millisecond nobody looks
         reader.send_signal(signal.SIGCONT)
         assert reader.stdout.readline() == "100\n"
         reader.kill()
