@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,12 +17,12 @@ import zmq
 
 from perception.bus import codec, lane, packet
 from perception.bus.audience import Audience
-from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import BusError
 from perception.messages import AudioBlock, CameraFrame, Header, Message, Payload
 from perception.session.recorder import EVERY_MESSAGE
+from tests.bus import Bus
 from tests.waiting import LONG_S, eventually
 
 WIDTH, HEIGHT = 320, 240
@@ -45,20 +43,14 @@ place = {"runtime": Runtime(base=base), "clock": HostClock(base).now_ns}
 pytestmark = pytest.mark.skipif(not lane.SUPPORTED, reason="needs Linux")
 
 
-class Bus:
-    """A domain of its own with one camera."""
+class CameraBus(Bus):
+    """A domain with one camera."""
 
-    def __init__(self, base: Path) -> None:
-        self.runtime = Runtime(base=base)
-        self.clock = HostClock(base)
-
-    def publisher(self) -> Publisher:
-        return Publisher("camera/a", source="test", runtime=self.runtime, clock=self.clock.now_ns)
+    def publisher(self, topic: str = "camera/a", **options: Any) -> Publisher:
+        return super().publisher(topic, **options)
 
     def subscriber(self, *patterns: str, **options: Any) -> Subscriber:
-        return Subscriber(
-            *(patterns or ("camera/a",)), runtime=self.runtime, clock=self.clock.now_ns, **options
-        )
+        return super().subscriber(*(patterns or ("camera/a",)), **options)
 
     def process(self, code: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-c", CAMERA + code, str(self.runtime.base)]
@@ -66,9 +58,8 @@ class Bus:
 
 
 @pytest.fixture
-def bus() -> Iterator[Bus]:
-    with tempfile.TemporaryDirectory(prefix="bus") as folder:
-        yield Bus(Path(folder))
+def bus(bus: Bus) -> CameraBus:
+    return CameraBus(bus.runtime.base)
 
 
 def filled(value: int) -> np.ndarray:
@@ -87,9 +78,10 @@ def shared(payload: Payload) -> bool:
     return isinstance(payload, memoryview) and isinstance(payload.obj, np.ndarray)
 
 
-def rings() -> int:
+def rings(*, collect: bool = True) -> int:
     """Shared memory that this process has open or mapped."""
-    gc.collect()
+    if collect:
+        gc.collect()
     maps = Path("/proc/self/maps").read_text(encoding="utf-8").count("memfd:perception")
     names = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
     return maps + sum("memfd:perception" in os.readlink(name) for name in names if os.path.islink(name))
@@ -98,7 +90,7 @@ def rings() -> int:
 # --- what is delivered ---
 
 
-def test_pixels_are_read_where_the_publisher_put_them(bus: Bus) -> None:
+def test_pixels_are_read_where_the_publisher_put_them(bus: CameraBus) -> None:
     with bus.publisher() as publisher, bus.subscriber() as subscriber:
         assert publisher.wait_for_subscriber(LONG_S)
         for value in range(3):
@@ -107,7 +99,7 @@ def test_pixels_are_read_where_the_publisher_put_them(bus: Bus) -> None:
             assert memoryview(payload).readonly
 
 
-def test_a_frame_written_in_place_is_delivered(bus: Bus) -> None:
+def test_a_frame_written_in_place_is_delivered(bus: CameraBus) -> None:
     with bus.publisher() as publisher, bus.subscriber() as subscriber:
         assert publisher.wait_for_subscriber(LONG_S)
         for value in range(20):
@@ -123,7 +115,7 @@ def test_a_frame_written_in_place_is_delivered(bus: Bus) -> None:
             publisher.send(FRAME, loan)
 
 
-def test_a_loan_reaches_readers_of_every_kind(bus: Bus) -> None:
+def test_a_loan_reaches_readers_of_every_kind(bus: CameraBus) -> None:
     with (
         bus.publisher() as publisher,
         bus.subscriber() as near,
@@ -146,7 +138,7 @@ def test_a_loan_reaches_readers_of_every_kind(bus: Bus) -> None:
         assert not foreign.poll(50)
 
 
-def test_loans_that_are_dropped_or_go_to_nobody_are_given_back(bus: Bus) -> None:
+def test_loans_that_are_dropped_or_go_to_nobody_are_given_back(bus: CameraBus) -> None:
     with bus.publisher() as publisher, bus.subscriber() as subscriber:
         assert publisher.wait_for_subscriber(LONG_S)
         exchange(publisher, subscriber, 0)
@@ -158,15 +150,22 @@ def test_loans_that_are_dropped_or_go_to_nobody_are_given_back(bus: Bus) -> None
         assert publisher.send(FRAME, publisher.loan(SIZE)).seq == 1
 
 
-def test_a_remote_reader_gets_the_pixels_inline(bus: Bus) -> None:
+def test_a_ring_is_freed_at_once_whatever_it_has_lent() -> None:
+    before = rings()
+    ring = lane.Ring(SIZE)
+    assert ring.lend(SIZE) is not None
+    loan = ring.lend(SIZE)
+    gc.disable()
+    try:
+        del ring, loan
+        assert rings(collect=False) == before
+    finally:
+        gc.enable()
+
+
+def test_a_remote_reader_gets_the_pixels_inline(bus: CameraBus) -> None:
     with (
-        Publisher(
-            "camera/a",
-            source="test",
-            runtime=bus.runtime,
-            clock=bus.clock.now_ns,
-            endpoint="tcp://127.0.0.1:*",
-        ) as publisher,
+        bus.publisher(endpoint="tcp://127.0.0.1:*") as publisher,
         zmq.Context() as context,
         context.socket(zmq.SUB) as remote,
         bus.subscriber() as near,
@@ -182,7 +181,7 @@ def test_a_remote_reader_gets_the_pixels_inline(bus: Bus) -> None:
         assert not remote.poll(50)
 
 
-def test_small_payloads_and_growing_ones_arrive_too(bus: Bus) -> None:
+def test_small_payloads_and_growing_ones_arrive_too(bus: CameraBus) -> None:
     with bus.publisher() as publisher, bus.subscriber() as subscriber:
         assert publisher.wait_for_subscriber(LONG_S)
         jpeg = CameraFrame(stamp_ns=1, width=9, height=9, encoding="jpeg")
@@ -195,12 +194,9 @@ def test_small_payloads_and_growing_ones_arrive_too(bus: Bus) -> None:
         assert subscriber.health()["camera/a"].lost == 0
 
 
-def test_large_blocks_of_sound_wait_for_a_reader_that_is_busy(bus: Bus) -> None:
+def test_large_blocks_of_sound_wait_for_a_reader_that_is_busy(bus: CameraBus) -> None:
     block = AudioBlock(stamp_ns=1, sample_index=0, samples=8192, rate_hz=48_000, channels=1, format="f32")
-    with (
-        Publisher("microphone/a", source="test", runtime=bus.runtime, clock=bus.clock.now_ns) as publisher,
-        bus.subscriber("microphone/a") as subscriber,
-    ):
+    with bus.publisher("microphone/a") as publisher, bus.subscriber("microphone/a") as subscriber:
         assert publisher.wait_for_subscriber(LONG_S)
         assert subscriber.receive(0.1) is None  # as if it went on with something
         for _ in range(20):
@@ -213,7 +209,7 @@ def test_large_blocks_of_sound_wait_for_a_reader_that_is_busy(bus: Bus) -> None:
 # --- what is held ---
 
 
-def test_a_payload_never_changes_while_it_is_held(bus: Bus) -> None:
+def test_a_payload_never_changes_while_it_is_held(bus: CameraBus) -> None:
     with bus.publisher() as publisher, bus.subscriber() as subscriber, bus.subscriber() as other:
         eventually(lambda: publisher.subscribers == 2)
         held = []
@@ -228,7 +224,7 @@ def test_a_payload_never_changes_while_it_is_held(bus: Bus) -> None:
             assert bytes(payload) == bytes(filled(value)[100:])
 
 
-def test_a_reader_too_slow_for_the_ring_gets_no_old_slot_under_a_new_name(bus: Bus) -> None:
+def test_a_reader_too_slow_for_the_ring_gets_no_old_slot_under_a_new_name(bus: CameraBus) -> None:
     slow = """
 with Subscriber("camera/a", **place) as subscriber:
     seqs = []
@@ -252,7 +248,7 @@ with Subscriber("camera/a", **place) as subscriber:
         assert last - first < received + lost <= publisher.published
 
 
-def test_readers_who_hold_everything_cannot_use_up_the_ring(bus: Bus) -> None:
+def test_readers_who_hold_everything_cannot_use_up_the_ring(bus: CameraBus) -> None:
     with ExitStack() as stack:
         publisher = stack.enter_context(bus.publisher())
         readers = [stack.enter_context(bus.subscriber()) for _ in range(3)]
@@ -274,7 +270,7 @@ def test_readers_who_hold_everything_cannot_use_up_the_ring(bus: Bus) -> None:
 # --- crashes ---
 
 
-def test_a_killed_publisher_leaves_what_was_received_and_nothing_else(bus: Bus) -> None:
+def test_a_killed_publisher_leaves_what_was_received_and_nothing_else(bus: CameraBus) -> None:
     camera = """
 with Publisher("camera/a", source="victim", **place) as publisher:
     publisher.wait_for_subscriber(5)
@@ -308,7 +304,7 @@ with Publisher("camera/a", source="victim", **place) as publisher:
     eventually(lambda: rings() == before)
 
 
-def test_a_killed_reader_gives_back_what_it_held(bus: Bus) -> None:
+def test_a_killed_reader_gives_back_what_it_held(bus: CameraBus) -> None:
     hoarder = """
 with Subscriber("camera/a", **place) as subscriber:
     held = []
@@ -335,7 +331,7 @@ with Subscriber("camera/a", **place) as subscriber:
             assert all(loan.ring is not None for loan in loans)
 
 
-def test_a_killed_readers_socket_is_removed_by_the_next_reader(bus: Bus) -> None:
+def test_a_killed_readers_socket_is_removed_by_the_next_reader(bus: CameraBus) -> None:
     with bus.process(
         'with Subscriber("camera/a", **place): print("up", flush=True); time.sleep(60)'
     ) as reader:
@@ -350,7 +346,7 @@ def test_a_killed_readers_socket_is_removed_by_the_next_reader(bus: Bus) -> None
     eventually(lambda: not list(bus.runtime.directory.glob(".*.reader")))
 
 
-def test_the_only_frame_of_a_process_that_ends_at_once_arrives(bus: Bus) -> None:
+def test_the_only_frame_of_a_process_that_ends_at_once_arrives(bus: CameraBus) -> None:
     with bus.subscriber() as subscriber:
         with bus.publisher() as publisher:
             assert publisher.wait_for_subscriber(LONG_S)
@@ -360,7 +356,7 @@ def test_the_only_frame_of_a_process_that_ends_at_once_arrives(bus: Bus) -> None
         assert bytes(message.payload) == bytes(filled(1))
 
 
-def test_what_a_publisher_sent_before_it_was_killed_arrives(bus: Bus) -> None:
+def test_what_a_publisher_sent_before_it_was_killed_arrives(bus: CameraBus) -> None:
     code = (
         CAMERA
         + """
@@ -381,7 +377,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert [message.header.seq for message in messages if message] == list(range(50))
 
 
-def test_who_is_to_miss_nothing_is_served_first(bus: Bus) -> None:
+def test_who_is_to_miss_nothing_is_served_first(bus: CameraBus) -> None:
     with (
         bus.runtime.claim("camera/a"),
         zmq.Context() as context,
@@ -407,7 +403,7 @@ def joined(audience: Audience, count: int) -> bool:
 # --- what is not believed ---
 
 
-def test_a_ring_that_cannot_be_opened_sends_the_reader_back_to_zeromq(bus: Bus, tmp_path: Path) -> None:
+def test_a_ring_that_cannot_be_opened_sends_the_reader_back_to_zeromq(bus: CameraBus, tmp_path: Path) -> None:
     header = codec.encode("camera/a", FRAME, filled(0))[1]
     with (
         bus.runtime.claim("camera/a"),

@@ -4,6 +4,7 @@ The time counts from a window's end, when the last of its data is captured, unti
 says itself how long its window waited for data; what is left beside that and the models is the pipeline's.
 """
 
+import math
 import statistics
 import subprocess
 import sys
@@ -82,19 +83,19 @@ class _Pipeline:
 
 def _states(inbox: Subscriber, seconds: float) -> Iterator[FusedState]:
     """Yield the states of so many seconds, two at least, from the first on that heard and saw something."""
-    deadline_s = end_s = time.monotonic() + _PATIENCE_S
-    count = 0
-    while (left_s := (end_s if count > 1 else deadline_s) - time.monotonic()) > 0:
+    deadline_s, end_s, count = time.monotonic() + _PATIENCE_S, math.inf, 0
+    while (left_s := (deadline_s if count < 2 else end_s) - time.monotonic()) > 0:
         message = inbox.receive(left_s)
         if message is None or not isinstance(message.header, FusedState):
             continue
         state = message.header
-        if not count and all(state.modalities[name].presence != "absent" for name in _CLOCKED):
+        if not count:
+            if any(state.modalities[name].presence == "absent" for name in _CLOCKED):
+                continue
             end_s = time.monotonic() + seconds
             deadline_s = end_s + _PATIENCE_S
-        if end_s < deadline_s:
-            count += 1
-            yield state
+        count += 1
+        yield state
     if count < 2:
         raise PerceptionError(f"no whole state within {_PATIENCE_S:g} s; try perception doctor demo")
 

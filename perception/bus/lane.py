@@ -71,21 +71,22 @@ class Ring:
         self._memory = memoryview(mmap.mmap(self.file, total))
         self._generations = self._memory[:_PAGE].cast("Q")
         self._allocated = [0] * _SLOTS
-        self._lent: list[Loan | None] = [None] * _SLOTS
+        self._lent: list[memoryview | None] = [None] * _SLOTS
+        """By slot, the bytes of its loan, which is in use as long as it refers to them."""
         self._active = _FIRST_SLOTS
         self._next = self._spare = 0
         self._generation = 0
 
     def lend(self, size: int) -> "Loan | None":
-        """Return a slot nobody reads, to be filled with `size` bytes; None if there is none."""
+        """Return a slot that nobody reads or fills, with room for `size` bytes; None if there is none."""
         for tried in range(_SLOTS):
             slot = self._candidate(tried)
             if self._seize(slot):
                 if size > self._allocated[slot] and not self._back(slot, size):
                     return None
                 start = _PAGE + slot * self.stride
-                self._lent[slot] = loan = Loan(self._memory[start : start + size], self, slot)
-                return loan
+                self._lent[slot] = data = self._memory[start : start + size]
+                return Loan(data, self, slot)
         return None
 
     def widen(self) -> None:

@@ -155,7 +155,7 @@ class Receiver:
         except OSError:
             size = 0
         if not _HEAD_BYTES <= size <= _LARGEST or line.coder is None:
-            self._turn(line, descriptor, size)
+            self._control(line, descriptor, size)
             return None
         header_bytes, slot, payload_bytes, generation = _HEAD.unpack_from(self._buffer)
         ends = _HEAD_BYTES + header_bytes
@@ -196,7 +196,7 @@ class Receiver:
         if line.coder is not None:
             self._unreadable(line.coder.topic)
 
-    def _turn(self, line: _Line, descriptor: int, size: int) -> None:
+    def _control(self, line: _Line, descriptor: int, size: int) -> None:
         """Take what is no message: the topic, word that a file comes, or the end, all having been taken."""
         if not size:
             self._poll.unregister(descriptor)

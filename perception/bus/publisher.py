@@ -222,6 +222,9 @@ class Publisher:
         if (loan is None or loan.ring is None) and len(data) >= lane.LANE_BYTES:
             loan = self._lend(len(data))
             if loan is None:
+                if not self._crowded:
+                    self._crowded = True
+                    _LOG.warning("%s: no shared memory left; readers on this host miss messages", self.topic)
                 return
             loan.data[:] = data
         if loan is None or (ring := loan.ring) is None:
@@ -232,16 +235,12 @@ class Publisher:
             sender.send(message, ring)
 
     def _lend(self, size: int) -> lane.Loan | None:
-        """Return a slot with room for `size` bytes; None if there is no memory for it, which is said once."""
+        """Return a slot with room for `size` bytes, of a new ring if need be; None if there is no memory."""
         if self._ring is None or self._ring.stride < size:
             with contextlib.suppress(OSError):
                 self._ring = lane.Ring(size)
-        loan = None
-        if self._ring is not None and self._ring.stride >= size:
-            if self._queued or self._audience.wants_every:
-                self._ring.widen()
-            loan = self._ring.lend(size)
-        if loan is None and not self._crowded:
-            self._crowded = True
-            _LOG.warning("%s: no shared memory left; readers on this host miss messages", self.topic)
-        return loan
+        if self._ring is None or self._ring.stride < size:
+            return None
+        if self._queued or self._audience.wants_every:
+            self._ring.widen()
+        return self._ring.lend(size)
