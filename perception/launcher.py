@@ -245,6 +245,8 @@ class Supervisor:
             self._log("up", f"{names} did not end even when killed: stuck in the kernel")
         for running in self._running:
             _signal(running, signal.SIGKILL)
+            if running.process and (code := running.process.poll()) in _LASTING:  # found out just now
+                self.exit_code = self.exit_code or code
         for reader in self._readers:
             reader.join(timeout=0.5)
 

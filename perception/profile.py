@@ -114,13 +114,18 @@ class EncoderConfig(Section):
 
 
 class HeadConfig(Section):
-    """`[fusion.head]`: the trained head, or a random one for timing."""
+    """`[fusion.head]`: the trained head, or a random one for timing; `head = "FOLDER"` names the former."""
 
     weights: Annotated[str, Field(description="checkpoint folder, or 'random'")] = "random"
     kind: Annotated[Literal["feature", "model"], Field(description="fusion level of a random head")] = (
         "feature"
     )
     classes: Annotated[tuple[str, ...], Field(description="classes of a random head")] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _folder_alone(cls, given: Any) -> Any:
+        return {"weights": given} if isinstance(given, str) else given
 
 
 class FusionConfig(Section):

@@ -49,10 +49,10 @@ def run(
 
             with Watch(profile, supervisor, subscriber, f"perception · {profile_name}", started_ns) as watch:
                 watch.until(requests, seconds)
-                end_ns, code = clock.now_ns(), _exit_code(supervisor, requests)
+                end_ns = clock.now_ns()
         runtime.sweep()
     watch.sum_up(end_ns, json_file)
-    return code
+    return _exit_code(supervisor, requests)
 
 
 @contextmanager

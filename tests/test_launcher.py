@@ -166,6 +166,19 @@ def test_a_wrong_profile_stops_the_run_with_its_exit_code() -> None:
         assert supervisor.exit_code == 2
 
 
+def test_what_no_restart_can_mend_is_the_exit_code_even_if_found_out_while_stopping() -> None:
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))\n"
+        "print('up')\n"
+        "while True: time.sleep(1)"
+    )
+    with Supervisor([script("fusion", code)]) as supervisor:
+        run_until(supervisor, lambda lines: lines == ["fusion: up"])
+        assert supervisor.exit_code is None
+    assert supervisor.exit_code == 4
+
+
 def test_the_run_is_over_when_every_capture_has_finished() -> None:
     capture = script("capture", "pass")
     fusion = script("fusion", "import time; time.sleep(60)", capture=False)

@@ -34,6 +34,15 @@ def test_a_change_inside_a_table_leaves_its_other_keys(tmp_path: Path) -> None:
     assert fusion.inputs == demo.inputs
 
 
+def test_a_trained_head_is_named_by_its_folder_alone(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    for text in ('base = "demo"\nhead = "mine"\n', 'base = "demo"\nhead = { weights = "mine" }\n'):
+        file.write_text(f"[fusion]\n{text}")
+        fusion = load(str(file)).fusion
+        assert fusion is not None
+        assert fusion.head.weights == "mine"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
