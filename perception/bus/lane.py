@@ -1,12 +1,14 @@
 """Large payloads between processes of one host: slots of shared memory, their place sent to the readers.
 
 The memory has no name (`memfd_create`): a reader is given its file, and the kernel frees it with the last
-process that has it, however that ended. A reader locks a slot, together with other readers, for as long as
-anything refers to the payload, at least until its next message: a payload never changes while it can be seen.
-The kernel holds these locks too, and drops those of the dead.
+process that has it, however that ended. Slots are locked and used anew in groups, which costs a system call
+for several messages. A reader locks a group, together with other readers, for as long as anything refers to a
+payload in it, and then until it comes to another group: a payload never changes while it can be seen. The
+kernel holds these locks too, and drops those of the dead.
 
-A reader locks first and then looks at the slot's generation; a writer makes that nought and then asks for
-locks, before it fills the slot. The kernel serves one of them after the other, and so one sees the other.
+A reader locks first and then looks at the slot's generation; a writer makes those of a group nought and then
+asks for locks, before it fills its slots. The kernel serves one of them after the other, and so one sees the
+other. What a reader locks may be in the middle of being filled: only what is used anew must be unlocked.
 """
 
 import fcntl
@@ -26,22 +28,26 @@ LANE_BYTES: Final = 16 * 1024
 """Payloads from this size on take a slot: below it a copy through the socket is as cheap, and it has room."""
 SUPPORTED: Final = sys.platform.startswith("linux") and sys.maxsize > 1 << 32
 _SLOTS: Final = 32
-_FIRST_SLOTS: Final = 8
-"""At 60 Hz a message may wait 0.13 s for its reader; more are used where readers hold many or miss none."""
-_HELD: Final = 24
-"""Slots that readers may hold. What lies in the others they copy, so that holding cannot use up the ring."""
-_PINNED: Final = 16
-"""Slots one reader may hold; beyond them it copies, so that it leaves some to the others."""
+_GROUP: Final = 4
+_GROUPS: Final = _SLOTS // _GROUP
+_FIRST_GROUPS: Final = 2
+"""At 60 Hz a message may wait 0.07 s for its reader; more are used where readers hold many or miss none."""
+_HELD: Final = 6
+"""Groups that readers may hold. What lies in the others they copy, so that holding cannot use up the ring."""
+_PINNED: Final = 4
+"""Groups one reader may hold; beyond them it copies, so that it leaves some to the others."""
 _OWN: Final = 2
 """What `getrefcount` says of what only a list refers to."""
 _PAGE: Final = mmap.PAGESIZE
 _WORDS: Final = 8
-"""Eight-byte words between the generations of two slots, which so lie on lines of the cache of their own."""
+"""Eight-byte words between the generations of two groups, which so lie on lines of the cache of their own."""
+_NONE: Final = memoryview(bytes(8 * _GROUP)).cast("Q")
+"""Generations of a group that holds nothing."""
 
 
 def _locks(kind: int) -> tuple[bytes, ...]:
-    # struct flock of fcntl(2) on 64-bit Linux, a byte per slot and one that is no slot's
-    return tuple(struct.pack("hhqqi4x", kind, os.SEEK_SET, slot, 1, 0) for slot in range(_SLOTS + 1))
+    # struct flock of fcntl(2) on 64-bit Linux, a byte per group and one that is no group's
+    return tuple(struct.pack("hhqqi4x", kind, os.SEEK_SET, group, 1, 0) for group in range(_GROUPS + 1))
 
 
 # Of the open file, not of the process: two subscribers of one process are two readers.
@@ -55,7 +61,7 @@ _SEALS: Final = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW: a ma
 
 
 class Ring:
-    """The writer's side: slots of `stride` bytes, the oldest that nobody reads is used next."""
+    """The writer's side: slots of `stride` bytes, the oldest group of them that nobody reads is used next."""
 
     def __init__(self, size: int) -> None:
         """Make room for payloads of `size` bytes; OSError if the system refuses."""
@@ -67,27 +73,28 @@ class Ring:
         os.ftruncate(self.file, total)
         fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, _SEALS)
         # Asked about a file without any lock, the kernel would answer without waiting for its turn.
-        fcntl.fcntl(self.file, _SET_LOCK, _WRITE[_SLOTS])
+        fcntl.fcntl(self.file, _SET_LOCK, _WRITE[_GROUPS])
         self._memory = memoryview(mmap.mmap(self.file, total))
         self._generations = self._memory[:_PAGE].cast("Q")
         self._allocated = [0] * _SLOTS
         self._lent: list[memoryview | None] = [None] * _SLOTS
         """By slot, the bytes of its loan, which is in use as long as it refers to them."""
-        self._active = _FIRST_SLOTS
+        self._free: list[int] = []
+        """Slots of the group in use that have not been lent yet, the next one last."""
+        self._active = _FIRST_GROUPS
         self._next = self._spare = 0
         self._generation = 0
 
     def lend(self, size: int) -> "Loan | None":
         """Return a slot that nobody reads or fills, with room for `size` bytes; None if there is none."""
-        for tried in range(_SLOTS):
-            slot = self._candidate(tried)
-            if self._seize(slot):
-                if size > self._allocated[slot] and not self._back(slot, size):
-                    return None
-                start = _PAGE + slot * self.stride
-                self._lent[slot] = data = self._memory[start : start + size]
-                return Loan(data, self, slot)
-        return None
+        if not self._free and not any(self._seize(self._candidate(tried)) for tried in range(_GROUPS)):
+            return None
+        slot = self._free.pop()
+        if size > self._allocated[slot] and not self._back(slot, size):
+            return None
+        start = _PAGE + slot * self.stride
+        self._lent[slot] = data = self._memory[start : start + size]
+        return Loan(data, self, slot)
 
     def widen(self) -> None:
         """Use slots anew as late as can be, for readers that are to miss nothing."""
@@ -96,33 +103,37 @@ class Ring:
     def commit(self, slot: int) -> int:
         """Let readers have a slot that has been filled; return its generation, counted from 1."""
         self._generation = generation = self._generation + 1
-        self._generations[slot * _WORDS] = generation
+        self._generations[_word(slot)] = generation
         self._lent[slot] = None
         return generation
 
-    def _seize(self, slot: int) -> bool:
-        """Let nobody read what a slot holds any more; return whether nobody does, nor fills it."""
-        if self._lent[slot] is not None:
-            if getrefcount(self._lent[slot]) > _OWN:
+    def _seize(self, group: int) -> bool:
+        """Let nobody read what a group holds any more; return whether nobody does, nor fills it."""
+        slots = _slots(group)
+        for slot in slots:
+            if self._lent[slot] is not None and getrefcount(self._lent[slot]) > _OWN:
                 return False
             self._lent[slot] = None
-        word = slot * _WORDS
-        generation = self._generations[word]
-        self._generations[word] = 0
-        if fcntl.fcntl(self.file, _ASK_LOCK, _WRITE[slot])[:2] == _UNLOCKED:
+        word = _word(slots[0])
+        generations = self._generations[word : word + _GROUP]
+        before = generations.tolist()
+        generations[:] = _NONE
+        if fcntl.fcntl(self.file, _ASK_LOCK, _WRITE[group])[:2] == _UNLOCKED:
+            self._free.extend(reversed(slots))
             return True
-        self._generations[word] = generation
+        for place, generation in enumerate(before):
+            generations[place] = generation
         return False
 
     def _candidate(self, tried: int) -> int:
-        """Return the oldest slot; one not used before if many are in use; at last one to copy from."""
+        """Return the oldest group; one not used before if many are in use; at last one to copy from."""
         if tried >= _HELD:
-            self._spare = (self._spare + 1) % (_SLOTS - _HELD)
+            self._spare = (self._spare + 1) % (_GROUPS - _HELD)
             return _HELD + self._spare
         if tried >= self._active // 2 and self._active < _HELD:
             self._next, self._active = self._active, self._active + 1
-        slot, self._next = self._next, (self._next + 1) % self._active
-        return slot
+        group, self._next = self._next, (self._next + 1) % self._active
+        return group
 
     def _back(self, slot: int, size: int) -> bool:
         """Have real memory behind the slot: writing where there is none would end the process."""
@@ -170,38 +181,55 @@ class Reader:
         memory = mmap.mmap(self._file, total, prot=mmap.PROT_READ)
         self._generations = memoryview(memory)[:_PAGE].cast("Q")
         self._bytes: Any = np.frombuffer(memory, np.uint8)
-        self._pixels: list[Any] = [None] * _SLOTS
+        self._pixels: list[Any] = [self._bytes[:0] for _ in range(_SLOTS)]
         """By slot, what it was last read through: others refer to this as long as the payload is used."""
-        self._pinned: list[int] = []
+        self._locked: list[int] = []
 
     def payload(self, slot: int, size: int, generation: int) -> memoryview | None:
         """Return the payload, unchanging while anything refers to it; None if its slot is used anew."""
         if slot >= _SLOTS or size > self._stride:
             return None
-        for pinned in self._pinned[:]:
-            if getrefcount(self._pixels[pinned]) == _OWN:
-                self._pinned.remove(pinned)
-                _lock(self._file, _UNLOCK[pinned])
-        # A lock that this reader holds already means another message: the slot cannot hold both.
-        if slot in self._pinned or not _lock(self._file, _READ[slot]):
+        group = slot // _GROUP
+        if group not in self._locked and not self._lock(group):
             return None
-        if self._generations[slot * _WORDS] != generation:
-            _lock(self._file, _UNLOCK[slot])
+        if self._generations[_word(slot)] != generation:
             return None
         pixels = self._pixels[slot]
-        if pixels is None or len(pixels) != size:
+        if len(pixels) != size:
             start = _PAGE + slot * self._stride
             pixels = self._pixels[slot] = self._bytes[start : start + size]
-        if slot >= _HELD or len(self._pinned) >= _PINNED:
-            copy = memoryview(pixels.tobytes())
-            _lock(self._file, _UNLOCK[slot])
-            return copy
-        self._pinned.append(slot)
-        return memoryview(pixels)
+        if group < _HELD and len(self._locked) <= _PINNED:
+            return memoryview(pixels)
+        copy = memoryview(pixels.tobytes())
+        self._unlock(group)
+        return copy
+
+    def _lock(self, group: int) -> bool:
+        """Lock a group, having unlocked those that nothing refers to; return whether that succeeded."""
+        for locked in self._locked[:]:
+            if all(getrefcount(self._pixels[slot]) == _OWN for slot in _slots(locked)):
+                self._unlock(locked)
+        if not _ask(self._file, _READ[group]):
+            return False
+        self._locked.append(group)
+        return True
+
+    def _unlock(self, group: int) -> None:
+        self._locked.remove(group)
+        _ask(self._file, _UNLOCK[group])
 
 
-def _lock(file: int, request: bytes) -> bool:
-    """Lock or unlock a slot without waiting; return whether that succeeded."""
+def _slots(group: int) -> range:
+    return range(group * _GROUP, (group + 1) * _GROUP)
+
+
+def _word(slot: int) -> int:
+    """Return where the generation of a slot stands."""
+    return slot // _GROUP * _WORDS + slot % _GROUP
+
+
+def _ask(file: int, request: bytes) -> bool:
+    """Lock or unlock a group without waiting; return whether that succeeded."""
     try:
         fcntl.fcntl(file, _SET_LOCK, request)
     except OSError:
