@@ -22,17 +22,19 @@ class Inbox:
         self.waiting = 0
         """Threads in `wait`."""
 
-    @property
-    def filled(self) -> bool:
-        """Whether a message waits."""
-        return len(self._mailbox) > 0
-
     def put(self, message: Message[Header]) -> None:
         """Take in a message and wake who waits."""
         with self._lock:
             self._mailbox.put(message)
             if self.waiting or self._futures:
                 self._wake()
+
+    def pass_on(self, message: Message[Header]) -> Message[Header] | None:
+        """Take in a message and return the next one, None if it is of no use or the inbox is closed."""
+        with self._lock:
+            if self.closed:
+                return None
+            return self._mailbox.pass_on(message)
 
     def refuse(self, topic: str, reason: str = "malformed") -> None:
         """Count a message that cannot be used."""

@@ -8,6 +8,7 @@ there and no longer through ZeroMQ.
 import contextlib
 import logging
 import select
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -36,9 +37,12 @@ class Lanes:
         self._socket = socket
         self._asked: list[str] = []
         self._receiver: Receiver | None = None
+        self.receive: Callable[[int], Arrival | None] = _nothing
+        """Return what came first at a descriptor, if anything did that makes sense."""
         if lane.SUPPORTED:
             with contextlib.suppress(OSError):
                 self._receiver = Receiver(directory, poll, every=every, unreadable=self._give_up)
+                self.receive = self._receiver.receive
 
     def subscribe(self, beginning: str) -> None:
         """Subscribe to all topics that begin so, by the lane from publishers on this host."""
@@ -47,10 +51,6 @@ class Lanes:
             # ZeroMQ tells publishers in order of bytes, '~' after all letters, so that this one prevails
             self._asked.append(f"~{self._receiver.name}/{beginning}")
             self._socket.subscribe(self._asked[-1])
-
-    def receive(self, descriptor: int) -> Arrival | None:
-        """Return what came first at a descriptor, if anything did that makes sense."""
-        return None if self._receiver is None else self._receiver.receive(descriptor)
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -63,3 +63,7 @@ class Lanes:
         for beginning in self._asked:
             self._socket.unsubscribe(beginning)
         self._asked.clear()
+
+
+def _nothing(_: int) -> None:
+    """Without a lane nothing comes by it."""

@@ -16,7 +16,7 @@ class _Account:
     row: topics.Topic
     arrivals: deque[int] = field(default_factory=deque)
     queued_bytes: int = 0
-    last_seq: dict[str, int] = field(default_factory=dict)
+    next_seq: dict[str, int] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
     received: int = 0
     consumed: int = 0
@@ -25,20 +25,29 @@ class _Account:
     """Refused messages since the last good one; each accounts for one missing number."""
     newest_stamp_ns: int | None = None
 
-    def count_gap(self, header: Header) -> str | None:
-        """Count what is missing before `header`; return why it must be dropped, if it must."""
-        source, seq = header.source, header.seq
-        last = self.last_seq.get(source)
-        if last is None:
-            if len(self.last_seq) >= _SOURCES_REMEMBERED:
-                del self.last_seq[next(iter(self.last_seq))]
-        elif seq <= last:
-            return "duplicate" if seq == last else "backwards"
-        elif (missing := seq - last - 1) > self.unexplained:
-            self.lost += missing - self.unexplained
+    def admit(self, header: Header) -> bool:
+        """Count a message that has arrived, and what is missing before it; return whether it is of use."""
+        self.received += 1
+        source, seq, stamp_ns = header.source, header.seq, header.stamp_ns
+        expected = self.next_seq.get(source)
+        if seq != expected and not self._leap(source, seq, expected):
+            return False
         self.unexplained = 0
-        self.last_seq[source] = seq
-        return None
+        self.next_seq[source] = seq + 1
+        if self.newest_stamp_ns is None or stamp_ns > self.newest_stamp_ns:
+            self.newest_stamp_ns = stamp_ns
+        return True
+
+    def _leap(self, source: str, seq: int, expected: int | None) -> bool:
+        if expected is None:
+            if len(self.next_seq) >= _SOURCES_REMEMBERED:
+                del self.next_seq[next(iter(self.next_seq))]
+        elif seq < expected:
+            self.dropped["duplicate" if seq == expected - 1 else "backwards"] += 1
+            return False
+        else:
+            self.lost += max(0, seq - expected - self.unexplained)
+        return True
 
 
 class Mailbox:
@@ -64,15 +73,10 @@ class Mailbox:
 
     def put(self, message: Message[Header]) -> None:
         """Take in one message, dropping what the topic's policy says."""
-        account, header, size = self._account(message.topic), message.header, len(message.payload)
-        account.received += 1
-        if (reason := account.count_gap(header)) is not None:
-            account.dropped[reason] += 1
+        account = self._account(message.topic)
+        if not account.admit(message.header):
             return
-        newest_ns = account.newest_stamp_ns
-        if newest_ns is None or header.stamp_ns > newest_ns:
-            account.newest_stamp_ns = header.stamp_ns
-        row = account.row
+        row, size = account.row, len(message.payload)
         full = len(account.arrivals) >= row.depth
         if row.policy == "queue":
             if full or account.queued_bytes + size > row.max_queued_bytes:
@@ -86,6 +90,17 @@ class Mailbox:
         account.queued_bytes += size
         account.arrivals.append(self._arrived)
         self._arrived += 1
+
+    def pass_on(self, message: Message[Header]) -> Message[Header] | None:
+        """Take in one message and hand out the one that arrived first, which is the same if none waits."""
+        if self._waiting:
+            self.put(message)
+            return self.take()
+        account = self._accounts.get(message.topic) or self._account(message.topic)
+        if not account.admit(message.header):
+            return None
+        account.consumed += 1
+        return message
 
     def refuse(self, topic: str, reason: str = "malformed") -> None:
         """Count a message of `topic` that arrived but cannot be used."""

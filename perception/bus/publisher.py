@@ -1,6 +1,5 @@
 """Publish one topic: bind, number, stamp, send. Nobody who is slow to read can hold it up."""
 
-import contextlib
 import logging
 import secrets
 import threading
@@ -153,10 +152,11 @@ class Publisher:
             packed = self._coder.pack(stamped, len(data))
             if loan is not None:
                 loan.spend()
+            placed = None if loan is None or loan.ring is None else loan
             if self._audience.near:
-                self._send_near(packed, data, loan)
+                self._send_near(packed, data, placed)
             if self._audience.plain:
-                self._send_plain(stamped, packed, data, loan)
+                self._send_plain(stamped, packed, data, placed)
             self._published += 1
         return stamped
 
@@ -206,41 +206,44 @@ class Publisher:
                 self._bind(endpoint)
         self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
-    def _send_plain(self, header: Header, packed: bytes, data: memoryview, loan: lane.Loan | None) -> None:
+    def _send_plain(self, header: Header, packed: bytes, data: memoryview, placed: lane.Loan | None) -> None:
         """Send through ZeroMQ, which reads a payload that is not small after this has returned."""
         parts: list[bytes | memoryview] = [self._coder.name, packed]
         if self._remote is not None:
             parts = codec.encode(self.topic, *self._remote(header, data))
         elif len(data):
             parts.append(data)
-        if loan is not None and loan.ring is not None:  # a slot may be lent anew by then
+        if placed is not None:  # a slot may be lent anew by then
             parts[2:] = map(bytes, parts[2:])
         self._audience.used = True
         self._socket.send_multipart(parts, copy=sum(map(len, parts[2:])) < _COPY_BELOW_BYTES)
 
-    def _send_near(self, packed: bytes, data: memoryview, loan: lane.Loan | None) -> None:
-        if (loan is None or loan.ring is None) and len(data) >= lane.LANE_BYTES:
-            loan = self._lend(len(data))
-            if loan is None:
+    def _send_near(self, packed: bytes, data: memoryview, placed: lane.Loan | None) -> None:
+        """Send by the lane, a large payload from where it is `placed` already or now copied to."""
+        size = len(data)
+        if placed is None and size >= lane.LANE_BYTES:
+            placed = self._lend(size)
+            if placed is None:
                 if not self._crowded:
                     self._crowded = True
                     _LOG.warning("%s: no shared memory left; readers on this host miss messages", self.topic)
                 return
-            loan.data[:] = data
-        if loan is None or (ring := loan.ring) is None:
+            placed.data[:] = data
+        if placed is None or (ring := placed.ring) is None:
             ring, message = None, packet.pack(packed, data)
         else:
-            message = packet.pack_placed(packed, loan.slot, len(data), ring.commit(loan.slot))
+            message = packet.pack_placed(packed, placed.slot, size, ring.commit(placed.slot))
         for sender in self._audience.near.values():
             sender.send(message, ring)
 
     def _lend(self, size: int) -> lane.Loan | None:
         """Return a slot with room for `size` bytes, of a new ring if need be; None if there is no memory."""
-        if self._ring is None or self._ring.stride < size:
-            with contextlib.suppress(OSError):
-                self._ring = lane.Ring(size)
-        if self._ring is None or self._ring.stride < size:
-            return None
+        ring = self._ring
+        if ring is None or ring.stride < size:
+            try:
+                ring = self._ring = lane.Ring(size)
+            except OSError:
+                return None
         if self._queued or self._audience.wants_every:
-            self._ring.widen()
-        return self._ring.lend(size)
+            ring.widen()
+        return ring.lend(size)

@@ -154,6 +154,8 @@ class _Drain:
         self._watch = Watch(self._socket)
         self._waited = False
         """Whether anything came but a message sent just now, so that more may wait behind it."""
+        self._kept = False
+        """Whether a message may be in the inbox."""
         self._unread = True
         """Whether to look at the ZeroMQ socket before waiting: it wakes only for what comes afterwards."""
         self._descriptor = int(self._socket.get(zmq.FD))
@@ -179,7 +181,8 @@ class _Drain:
                 elif self._turn.acquire(timeout=_WAKE_S):
                     try:
                         self._scan_when_due(time.monotonic())
-                        self._take_in_what_comes(_WAKE_S)
+                        if (message := self._take_in_what_comes(_WAKE_S)) is not None:
+                            self._keep(message)
                     finally:
                         self._turn.release()
         finally:
@@ -214,14 +217,18 @@ class _Drain:
         try:
             while not self._inbox.closed:
                 self._scan_when_due(now_s)
-                patience_s = 0.0 if self._waited or self._inbox.filled else min(_WAKE_S, deadline_s - now_s)
+                patience_s = 0.0 if self._waited or self._kept else min(_WAKE_S, deadline_s - now_s)
                 self._waited = False
-                self._take_in_what_comes(max(patience_s, 0.0))
+                message = self._take_in_what_comes(max(patience_s, 0.0))
                 if self._waited and looks < _MOST_AT_ONCE:
                     looks += 1
+                    if message is not None:
+                        self._keep(message)
                     continue  # what comes next may supersede it
-                if (message := self._inbox.take()) is not None:
+                message = self._inbox.take() if message is None else self._inbox.pass_on(message)
+                if message is not None:
                     return message
+                self._kept = False
                 now_s = time.monotonic()
                 if now_s >= deadline_s:
                     return None
@@ -234,18 +241,24 @@ class _Drain:
             self._next_scan_s = now_s + _RESCAN_S
             self._scan()
 
-    def _take_in_what_comes(self, timeout_s: float) -> None:
-        """Wait for messages and take in some."""
-        came = self._poll.poll(0 if self._unread else timeout_s * 1e3)
-        for descriptor, _ in came:
+    def _take_in_what_comes(self, timeout_s: float) -> Message[Header] | None:
+        """Wait for messages and take in some; return the last, not taken in yet, if it was sent just now."""
+        message = None
+        for descriptor, _ in self._poll.poll(0 if self._unread else timeout_s * 1e3):
+            if message is not None:
+                self._keep(message)
+                message = None
             if descriptor == self._descriptor:
                 self._unread = True
             elif (arrival := self._lanes.receive(descriptor)) is None:
                 self._unread = self._waited = True  # the lane may have been given up, which uses the socket
-            elif not self._take_in(*arrival):
-                self._waited = True
+            else:
+                message = self._message(*arrival)
+                if message is None or not 0 <= message.received_ns - message.header.sent_ns < _FRESH_NS:
+                    self._waited = True
         if self._unread:
             self._unread = self._take_in_from_socket()
+        return message
 
     def _take_in_from_socket(self) -> bool:
         """Take in what ZeroMQ has; return whether there may be more."""
@@ -316,25 +329,30 @@ class _Drain:
 
     def _take_in_parts(self, parts: Sequence[Payload]) -> None:
         try:
-            self._take_in(*codec.opened(parts))
+            message = self._message(*codec.opened(parts))
         except MalformedMessageError as error:
             self._refuse(bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]).decode("utf-8", "replace"), error)
+        else:
+            if message is not None:
+                self._keep(message)
 
-    def _take_in(self, coder: codec.Coder, header: bytes, payload: Payload | None) -> bool:
-        """Take in a message; return whether it is a good one that was sent just now."""
+    def _message(self, coder: codec.Coder, header: bytes, payload: Payload | None) -> Message[Header] | None:
+        """Return a message; None, having counted it, if it cannot be used."""
         if coder.topic not in self._topics:
-            return False  # ZeroMQ matches beginnings: camera/a lets camera/ab through
+            return None  # ZeroMQ matches beginnings: camera/a lets camera/ab through
         if payload is None:
             self._inbox.refuse(coder.topic, "overwritten")
             self._unread = True  # as above
-            return False
+            return None
         try:
-            message = coder.unpack(header, payload, self._clock())
+            return coder.unpack(header, payload, self._clock())
         except MalformedMessageError as error:
             self._refuse(coder.topic, error)
-            return False
+            return None
+
+    def _keep(self, message: Message[Header]) -> None:
         self._inbox.put(message)
-        return 0 <= message.received_ns - message.header.sent_ns < _FRESH_NS
+        self._kept = True
 
     def _refuse(self, topic: str, error: MalformedMessageError) -> None:
         if topic in self._topics:
