@@ -1,8 +1,9 @@
 """One class per kind of stream: takes messages in, cuts its part of a window out. Pure."""
 
-from bisect import insort
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter, deque
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -121,6 +122,10 @@ class _Block(NamedTuple):
     stamp_ns: int
     seq: int
     received_ns: int
+
+
+_START: Final = attrgetter("start")
+_STOP: Final = attrgetter("stop")
 
 
 class AudioStream:
@@ -255,16 +260,17 @@ class AudioStream:
         samples, missing = self._ring.read(start, stop)
         if missing > MAX_MISSING * len(samples):
             return WindowInput(self.topic, "absent", "gap", 0)
-        used = [block for block in self._blocks if block.start < stop and block.stop > start]
+        first = self._blocks[bisect_right(self._blocks, start, key=_STOP)]
+        last = self._blocks[bisect_left(self._blocks, stop, key=_START) - 1]
         return WindowInput(
             self.topic,
             "present",
             "gap" if missing else "",
             0,
-            (used[0].seq, used[-1].seq),
+            (first.seq, last.seq),
             AudioSlice(samples, stop, self._rate_hz, missing),
-            used[-1].received_ns,
-            used[-1].stamp_ns + _duration_ns(used[-1].stop - used[-1].start, self._rate_hz),
+            last.received_ns,
+            last.stamp_ns + _duration_ns(last.stop - last.start, self._rate_hz),
         )
 
     def _index_at(self, at_ns: int) -> int | None:
