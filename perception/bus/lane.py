@@ -41,6 +41,8 @@ _OWN: Final = 2
 _PAGE: Final = mmap.PAGESIZE
 _WORDS: Final = 8
 """Eight-byte words between the generations of two groups, which so lie on lines of the cache of their own."""
+_WORD: Final = tuple(slot // _GROUP * _WORDS + slot % _GROUP for slot in range(_SLOTS))
+"""By slot, where its generation stands."""
 _NONE: Final = memoryview(bytes(8 * _GROUP)).cast("Q")
 """Generations of a group that holds nothing."""
 
@@ -103,7 +105,7 @@ class Ring:
     def commit(self, slot: int) -> int:
         """Let readers have a slot that has been filled; return its generation, counted from 1."""
         self._generation = generation = self._generation + 1
-        self._generations[_word(slot)] = generation
+        self._generations[_WORD[slot]] = generation
         self._lent[slot] = None
         return generation
 
@@ -114,7 +116,7 @@ class Ring:
             if self._lent[slot] is not None and getrefcount(self._lent[slot]) > _OWN:
                 return False
             self._lent[slot] = None
-        word = _word(slots[0])
+        word = _WORD[slots[0]]
         generations = self._generations[word : word + _GROUP]
         before = generations.tolist()
         generations[:] = _NONE
@@ -192,7 +194,7 @@ class Reader:
         group = slot // _GROUP
         if group not in self._locked and not self._lock(group):
             return None
-        if self._generations[_word(slot)] != generation:
+        if self._generations[_WORD[slot]] != generation:
             return None
         pixels = self._pixels[slot]
         if len(pixels) != size:
@@ -221,11 +223,6 @@ class Reader:
 
 def _slots(group: int) -> range:
     return range(group * _GROUP, (group + 1) * _GROUP)
-
-
-def _word(slot: int) -> int:
-    """Return where the generation of a slot stands."""
-    return slot // _GROUP * _WORDS + slot % _GROUP
 
 
 def _ask(file: int, request: bytes) -> bool:
