@@ -34,8 +34,8 @@ _FIRST_GROUPS: Final = 2
 """At 60 Hz a message may wait 0.07 s for its reader; more are used where readers hold many or miss none."""
 _HELD: Final = 6
 """Groups that readers may hold. What lies in the others they copy, so that holding cannot use up the ring."""
-_PINNED: Final = 4
-"""Groups one reader may hold; beyond them it copies, so that it leaves some to the others."""
+_PINNED: Final = 5
+"""Groups one reader may hold, so that one that looks back 0.25 s at 60 Hz need not copy; beyond them it does."""
 _OWN: Final = 2
 """What `getrefcount` says of what only a list refers to."""
 _PAGE: Final = mmap.PAGESIZE
