@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -222,6 +223,33 @@ def test_a_payload_never_changes_while_it_is_held(bus: CameraBus) -> None:
         assert any(not shared(payload) for _, payload in held)
         for value, payload in held:
             assert bytes(payload) == bytes(filled(value)[100:])
+
+
+def test_a_reader_that_looks_back_over_many_frames_need_not_copy_them(bus: CameraBus) -> None:
+    with bus.publisher() as publisher, bus.subscriber() as subscriber:
+        assert publisher.wait_for_subscriber(LONG_S)
+        held: deque[tuple[int, Payload]] = deque(maxlen=15)
+        for value in range(100):
+            held.append((value, exchange(publisher, subscriber, value).payload))
+            assert shared(held[-1][1])
+        for value, payload in held:
+            assert bytes(payload) == bytes(filled(value))
+
+
+def test_a_slot_is_read_by_no_name_but_the_last_it_was_given() -> None:
+    ring = lane.Ring(SIZE)
+    reader = lane.Reader(ring.file)
+    places: list[tuple[int, int]] = []
+    for value in range(40):
+        loan = ring.lend(SIZE)
+        assert loan is not None
+        loan.data[:] = bytes([value]) * SIZE
+        places.append((loan.slot, ring.commit(loan.slot)))
+    last = dict(places)
+    for value, (slot, generation) in enumerate(places):
+        payload = reader.payload(slot, SIZE, generation)
+        assert payload is None or (last[slot] == generation and set(bytes(payload)) == {value})
+    assert payload is not None
 
 
 def test_a_reader_too_slow_for_the_ring_gets_no_old_slot_under_a_new_name(bus: CameraBus) -> None:

@@ -74,6 +74,17 @@ def test_several_topics_are_handed_out_in_order_of_arrival() -> None:
     assert [(one.topic, one.header.seq) for one in drain(mailbox)] == arrivals
 
 
+def test_what_nothing_waits_before_is_handed_to_who_waits_at_once() -> None:
+    mailbox = Mailbox()
+    first, second, third = message(TEXT, 0), message(TEXT, 1), message(CAMERA, 0)
+    assert mailbox.pass_on(first) is first
+    mailbox.put(second)
+    assert mailbox.pass_on(third) is second
+    assert mailbox.take() is third
+    assert mailbox.pass_on(message(TEXT, 1)) is None
+    assert account(mailbox, TEXT) == InputHealth(received=3, consumed=2, dropped={"duplicate": 1}, age_ms=0)
+
+
 def test_a_gap_in_the_numbers_is_a_loss() -> None:
     assert account(filled(message(TEXT, 3), message(TEXT, 4), message(TEXT, 9)), TEXT).lost == 4
 
@@ -143,11 +154,17 @@ class Exactness(RuleBasedStateMachine):
 
     @rule(topic=topic_names)
     def arrives(self, topic: str) -> None:
+        self.mailbox.put(self.next_message(topic))
+
+    @rule(topic=topic_names)
+    def arrives_for_who_waits(self, topic: str) -> None:
+        self.reads(self.mailbox.pass_on(self.next_message(topic)))
+
+    def next_message(self, topic: str) -> Message[Header]:
         seq = self.sent[topic]
         self.sent[topic] += 1
         self.received[topic] += 1
         self.newest[topic] = seq
-        self.mailbox.put(message(topic, seq))
         queue = self.model[topic]
         if topic == CAMERA:
             queue.append(seq)
@@ -155,6 +172,7 @@ class Exactness(RuleBasedStateMachine):
                 queue.popleft()
         elif len(queue) < 3:
             queue.append(seq)
+        return message(topic, seq)
 
     @rule(topic=topic_names)
     def is_lost(self, topic: str) -> None:
@@ -174,9 +192,17 @@ class Exactness(RuleBasedStateMachine):
             self.received[topic] += 1
             self.mailbox.refuse(topic)
 
+    @rule(topic=topic_names)
+    def is_repeated_to_who_waits(self, topic: str) -> None:
+        if self.received[topic]:
+            self.repeated[topic] += 1
+            self.reads(self.mailbox.pass_on(message(topic, self.newest[topic])))
+
     @rule()
     def is_read(self) -> None:
-        taken = self.mailbox.take()
+        self.reads(self.mailbox.take())
+
+    def reads(self, taken: Message[Header] | None) -> None:
         if taken is None:
             assert not any(self.model.values())
         else:

@@ -35,7 +35,7 @@ _FIRST_GROUPS: Final = 2
 _HELD: Final = 6
 """Groups that readers may hold. What lies in the others they copy, so that holding cannot use up the ring."""
 _PINNED: Final = 5
-"""Groups one reader may hold, so that one that looks back 0.25 s at 60 Hz need not copy; beyond them it does."""
+"""Groups one reader may hold, enough to look back 0.25 s at 60 Hz; beyond them it copies."""
 _OWN: Final = 2
 """What `getrefcount` says of what only a list refers to."""
 _PAGE: Final = mmap.PAGESIZE
