@@ -18,7 +18,7 @@ import struct
 import sys
 import weakref
 from sys import getrefcount
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -169,8 +169,6 @@ class Reader:
 
     def __init__(self, file: int) -> None:
         """Open a ring, given its file; OSError or ValueError if that cannot be done."""
-        import numpy as np  # only who reads pixels needs it
-
         # Opened anew, for reading: locks belong to the opening, and the publisher's own would not count.
         self._file = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
@@ -180,11 +178,11 @@ class Reader:
             raise ValueError("no file of a ring")
         if fcntl.fcntl(self._file, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             raise ValueError("the ring could shrink while it is read")
-        memory = mmap.mmap(self._file, total, prot=mmap.PROT_READ)
-        self._generations = memoryview(memory)[:_PAGE].cast("Q")
-        self._bytes: Any = np.frombuffer(memory, np.uint8)
-        self._pixels: list[Any] = [self._bytes[:0] for _ in range(_SLOTS)]
-        """By slot, what it was last read through: others refer to this as long as the payload is used."""
+        self._memory = memoryview(mmap.mmap(self._file, total, prot=mmap.PROT_READ))
+        self._generations = self._memory[:_PAGE].cast("Q")
+        self._sizes = [0] * _SLOTS
+        self._read = [msgspec.Raw() for _ in range(_SLOTS)]
+        """By slot, what it was last read through: views refer to this, one per payload that is used."""
         self._locked: list[int] = []
 
     def payload(self, slot: int, size: int, generation: int) -> memoryview | None:
@@ -196,20 +194,21 @@ class Reader:
             return None
         if self._generations[_WORD[slot]] != generation:
             return None
-        pixels = self._pixels[slot]
-        if len(pixels) != size:
+        if size != self._sizes[slot]:
             start = _PAGE + slot * self._stride
-            pixels = self._pixels[slot] = self._bytes[start : start + size]
+            self._read[slot] = msgspec.Raw(self._memory[start : start + size])
+            self._sizes[slot] = size
+        payload = memoryview(self._read[slot])
         if group < _HELD and len(self._locked) <= _PINNED:
-            return memoryview(pixels)
-        copy = memoryview(pixels.tobytes())
+            return payload
+        copy = memoryview(payload.tobytes())
         self._unlock(group)
         return copy
 
     def _lock(self, group: int) -> bool:
         """Lock a group, having unlocked those that nothing refers to; return whether that succeeded."""
         for locked in self._locked[:]:
-            if all(getrefcount(self._pixels[slot]) == _OWN for slot in _slots(locked)):
+            if all(getrefcount(self._read[slot]) == _OWN for slot in _slots(locked)):
                 self._unlock(locked)
         if not _ask(self._file, _READ[group]):
             return False
