@@ -54,14 +54,15 @@ class Coder:
         self._kind = row.message
         self._unpack = msgspec.msgpack.Decoder(row.message).decode
         self._most_bytes = row.max_payload_bytes
-        self._wrong = _WRONG.get(row.message)
+        self._wrong = _WRONG.get(row.message, _never_wrong)
 
     def pack(self, header: Header, payload_bytes: int) -> bytes:
         """Return the header on the wire; MalformedMessageError if it is not what the topic carries."""
         if not isinstance(header, self._kind):
             kind = type(header).__name__
             raise MalformedMessageError(f"{self.topic} carries {self._kind.__name__}, not {kind}")
-        self._check_payload(header, payload_bytes)
+        if payload_bytes > self._most_bytes or self._wrong(header, payload_bytes) is not None:
+            raise self._unfit(header, payload_bytes)
         try:
             packed = _pack(header)
         except (ValueError, TypeError, OverflowError) as error:
@@ -82,16 +83,19 @@ class Coder:
             raise MalformedMessageError(
                 f"{self.topic}: header is not msgpack within limits: {_brief(error)}"
             ) from error
-        self._check_payload(header, len(payload))
+        size = len(payload)
+        if size > self._most_bytes or self._wrong(header, size) is not None:
+            raise self._unfit(header, size)
         return Message(self.topic, header, payload, received_ns, packed)
 
-    def _check_payload(self, header: Header, size: int) -> None:
-        if size > self._most_bytes:
-            raise MalformedMessageError(
-                f"{self.topic}: payload of {size} bytes; at most {self._most_bytes} are allowed"
-            )
-        if self._wrong is not None and (wrong := self._wrong(header, size)) is not None:
-            raise MalformedMessageError(f"{self.topic}: {wrong}")
+    def _unfit(self, header: Header, size: int) -> MalformedMessageError:
+        most = self._most_bytes
+        reason = (
+            f"payload of {size} bytes; at most {most} are allowed"
+            if size > most
+            else self._wrong(header, size)
+        )
+        return MalformedMessageError(f"{self.topic}: {reason}")
 
     def _too_long(self, packed: bytes) -> MalformedMessageError:
         size, most = len(packed), topics.MAX_HEADER_BYTES
@@ -160,6 +164,10 @@ def flat(topic: str, payload: Any) -> memoryview:
 def _brief(error: Exception) -> str:
     text = str(error)  # it may quote what came
     return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}…"
+
+
+def _never_wrong(_: Any, __: int) -> None:
+    """Any payload goes with most headers."""
 
 
 def _wrong_frame(header: Any, size: int) -> str | None:

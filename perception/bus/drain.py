@@ -103,7 +103,8 @@ class Drain:
                     self._inbox.rest(_AWAY_S - max(away_s, 0.0))
                 elif self._turn.acquire(timeout=_WAKE_S):
                     try:
-                        self._scan_when_due(time.monotonic())
+                        if (now_s := time.monotonic()) >= self._next_scan_s:
+                            self._scan(now_s)
                         if (message := self._take_in_what_comes(_WAKE_S)) is not None:
                             self._keep(message)
                     finally:
@@ -139,10 +140,11 @@ class Drain:
         now_s, looks = time.monotonic(), 0
         try:
             while not self._inbox.closed:
-                self._scan_when_due(now_s)
-                patience_s = 0.0 if self._waited or self._kept else min(_WAKE_S, deadline_s - now_s)
+                if now_s >= self._next_scan_s:
+                    self._scan(now_s)
+                left_s = 0.0 if self._waited or self._kept else deadline_s - now_s
                 self._waited = False
-                message = self._take_in_what_comes(max(patience_s, 0.0))
+                message = self._take_in_what_comes(_WAKE_S if left_s > _WAKE_S else left_s)
                 if self._waited and looks < _MOST_AT_ONCE:
                     looks += 1
                     if message is not None:
@@ -159,15 +161,10 @@ class Drain:
         finally:
             self._attended_s = time.monotonic()
 
-    def _scan_when_due(self, now_s: float) -> None:
-        if now_s >= self._next_scan_s:
-            self._next_scan_s = now_s + _RESCAN_S
-            self._scan()
-
     def _take_in_what_comes(self, timeout_s: float) -> Message[Header] | None:
-        """Wait for messages and take in some; return the last, not taken in yet, if it was sent just now."""
+        """Wait for messages and take in some; return the last that came by the lane, not taken in yet."""
         message = None
-        for descriptor, _ in self._poll.poll(0 if self._unread else timeout_s * 1e3):
+        for descriptor, _ in self._poll.poll(0 if self._unread or timeout_s <= 0 else timeout_s * 1e3):
             if message is not None:
                 self._keep(message)
                 message = None
@@ -210,8 +207,9 @@ class Drain:
         for topic in [*named, *filter(self._wants, self._remote)]:
             self._follow(topic)
 
-    def _scan(self) -> None:
+    def _scan(self, now_s: float) -> None:
         """Connect to topics that are new, and once more to endpoints that ZeroMQ has given up."""
+        self._next_scan_s = now_s + _RESCAN_S
         try:
             if any(pattern.endswith("*") for pattern in self._patterns):
                 for topic in filter(self._wants, self._runtime.topics()):
