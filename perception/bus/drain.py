@@ -116,11 +116,12 @@ class Drain:
 
     def receive(self, timeout_s: float | None) -> Message[Header] | None:
         """Return the next message; None if none came in time, or once the inbox is closed."""
-        deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        now_s = time.monotonic()
+        deadline_s = math.inf if timeout_s is None else now_s + timeout_s
         while not self._inbox.closed:
             if self._turn.acquire(blocking=False):
                 try:
-                    message = self._attend(deadline_s)
+                    message = self._attend(now_s, deadline_s)
                 finally:
                     self._turn.release()
                 if self._inbox.waiting:
@@ -128,18 +129,21 @@ class Drain:
                 return message
             if (message := self._inbox.take()) is not None:
                 return message
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
+            now_s = time.monotonic()
+            if now_s >= deadline_s:
                 return None
-            self._inbox.wait(min(left_s, threading.TIMEOUT_MAX), vain=lambda: not self._turn.locked())
+            self._inbox.wait(
+                min(deadline_s - now_s, threading.TIMEOUT_MAX), vain=lambda: not self._turn.locked()
+            )
+            now_s = time.monotonic()
         return None
 
-    def _attend(self, deadline_s: float) -> Message[Header] | None:
+    def _attend(self, now_s: float, deadline_s: float) -> Message[Header] | None:
         """Drain until there is a message to return."""
         self._attended_s = math.inf
-        now_s, looks = time.monotonic(), 0
+        looks = 0
         try:
-            while not self._inbox.closed:
+            while True:
                 if now_s >= self._next_scan_s:
                     self._scan(now_s)
                 left_s = 0.0 if self._waited or self._kept else deadline_s - now_s
@@ -155,9 +159,8 @@ class Drain:
                     return message
                 self._kept = False
                 now_s = time.monotonic()
-                if now_s >= deadline_s:
+                if now_s >= deadline_s or self._inbox.closed:
                     return None
-            return None
         finally:
             self._attended_s = time.monotonic()
 
