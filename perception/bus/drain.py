@@ -77,8 +77,6 @@ class Drain:
         self._watch = Watch(self._socket)
         self._waited = False
         """Whether anything came but a message sent just now, so that more may wait behind it."""
-        self._kept = False
-        """Whether a message may be in the inbox."""
         self._unread = True
         """Whether to look at the ZeroMQ socket before waiting: it wakes only for what comes afterwards."""
         self._descriptor = int(self._socket.get(zmq.FD))
@@ -106,7 +104,7 @@ class Drain:
                         if (now_s := time.monotonic()) >= self._next_scan_s:
                             self._scan(now_s)
                         if (message := self._take_in_what_comes(_WAKE_S)) is not None:
-                            self._keep(message)
+                            self._inbox.put(message)
                     finally:
                         self._turn.release()
         finally:
@@ -146,18 +144,17 @@ class Drain:
             while True:
                 if now_s >= self._next_scan_s:
                     self._scan(now_s)
-                left_s = 0.0 if self._waited or self._kept else deadline_s - now_s
+                left_s = 0.0 if self._waited or self._inbox.filled else deadline_s - now_s
                 self._waited = False
                 message = self._take_in_what_comes(_WAKE_S if left_s > _WAKE_S else left_s)
                 if self._waited and looks < _MOST_AT_ONCE:
                     looks += 1
                     if message is not None:
-                        self._keep(message)
+                        self._inbox.put(message)
                     continue  # what comes next may supersede it
                 message = self._inbox.take() if message is None else self._inbox.pass_on(message)
                 if message is not None:
                     return message
-                self._kept = False
                 now_s = time.monotonic()
                 if now_s >= deadline_s or self._inbox.closed:
                     return None
@@ -169,7 +166,7 @@ class Drain:
         message = None
         for descriptor, _ in self._poll.poll(0 if self._unread or timeout_s <= 0 else timeout_s * 1e3):
             if message is not None:
-                self._keep(message)
+                self._inbox.put(message)
                 message = None
             if descriptor == self._descriptor:
                 self._unread = True
@@ -258,7 +255,7 @@ class Drain:
             self._refuse(bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]).decode("utf-8", "replace"), error)
         else:
             if message is not None:
-                self._keep(message)
+                self._inbox.put(message)
 
     def _message(self, coder: codec.Coder, header: bytes, payload: Payload | None) -> Message[Header] | None:
         """Return a message; None, having counted it, if it cannot be used."""
@@ -273,10 +270,6 @@ class Drain:
         except MalformedMessageError as error:
             self._refuse(coder.topic, error)
             return None
-
-    def _keep(self, message: Message[Header]) -> None:
-        self._inbox.put(message)
-        self._kept = True
 
     def _refuse(self, topic: str, error: MalformedMessageError) -> None:
         if topic in self._topics:

@@ -22,6 +22,11 @@ class Inbox:
         self.waiting = 0
         """Threads in `wait`."""
 
+    @property
+    def filled(self) -> bool:
+        """Whether a message waits."""
+        return len(self._mailbox) > 0
+
     def put(self, message: Message[Header]) -> None:
         """Take in a message and wake who waits."""
         with self._lock:

@@ -127,8 +127,7 @@ class Publisher:
         Readers on this host then see it without any copy. A loan that is dropped is given back.
         """
         with self._lock:
-            if (now_s := time.monotonic()) >= self._next_look_s:
-                self._look(now_s)
+            self._look()
             loan = self._lend(size) if self._audience.near else None
         return loan or lane.Loan(memoryview(bytearray(size)))
 
@@ -147,8 +146,7 @@ class Publisher:
             if isinstance(payload, lane.Loan):
                 loan, data = payload, payload.data
             else:
-                if (now_s := time.monotonic()) >= self._next_look_s:
-                    self._look(now_s)
+                self._look()
                 loan, data = None, codec.flat(self.topic, payload)
             stamped = structs.replace(header, seq=self._published, sent_ns=self._clock(), source=self.source)
             packed = self._coder.pack(stamped, len(data))
@@ -179,9 +177,10 @@ class Publisher:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _look(self, now_s: float) -> None:
-        self._next_look_s = now_s + _LOOK_S
-        self._audience.update()
+    def _look(self) -> None:
+        if (now_s := time.monotonic()) >= self._next_look_s:
+            self._next_look_s = now_s + _LOOK_S
+            self._audience.update()
 
     def _bind(self, endpoint: str) -> None:
         self._socket.set(zmq.IPV6, int("[" in endpoint))
