@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections import deque
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import msgspec
@@ -19,6 +21,9 @@ import zmq
 
 from perception.bus import codec, lane, packet
 from perception.bus.audience import Audience
+from perception.bus.drain import Drain
+from perception.bus.inbox import Inbox
+from perception.bus.mailbox import Mailbox
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import BusError
@@ -235,6 +240,30 @@ def test_a_reader_that_looks_back_over_many_frames_need_not_copy_them(bus: Camer
             assert shared(held[-1][1])
         for value, payload in held:
             assert bytes(payload) == bytes(filled(value))
+
+
+def test_a_thread_that_took_a_frame_in_for_others_holds_it_no_longer(bus: CameraBus) -> None:
+    class InDemand(Inbox):
+        def put(self, message: Message[Header]) -> None:
+            super().put(message)
+            self.waiting += 1  # and so the thread leaves the socket to whoever that is
+
+    inbox = InDemand(Mailbox())
+    drain = Drain(("camera/a",), bus.runtime, bus.clock.now_ns, {}, None, inbox, every=False)
+    thread = Thread(target=drain.run, daemon=True)
+    with bus.publisher() as publisher:
+        thread.start()
+        assert publisher.wait_for_subscriber(LONG_S)
+        publisher.send(FRAME, filled(1))
+        eventually(lambda: inbox.filled)
+        message = inbox.take()
+        assert message is not None
+        assert shared(message.payload)
+        payload = weakref.ref(message.payload)
+        del message
+        eventually(lambda: payload() is None)
+    inbox.close()
+    thread.join(LONG_S)
 
 
 def test_a_slot_is_read_by_no_name_but_the_last_it_was_given() -> None:

@@ -101,10 +101,7 @@ class Drain:
                     self._inbox.rest(_AWAY_S - max(away_s, 0.0))
                 elif self._turn.acquire(timeout=_WAKE_S):
                     try:
-                        if (now_s := time.monotonic()) >= self._next_scan_s:
-                            self._scan(now_s)
-                        if (message := self._take_in_what_comes(_WAKE_S)) is not None:
-                            self._inbox.put(message)
+                        self._stand_in()
                     finally:
                         self._turn.release()
         finally:
@@ -160,6 +157,13 @@ class Drain:
                     return None
         finally:
             self._attended_s = time.monotonic()
+
+    def _stand_in(self) -> None:
+        """Drain for a while, and refer to nothing afterwards: what is referred to keeps its slot."""
+        if (now_s := time.monotonic()) >= self._next_scan_s:
+            self._scan(now_s)
+        if (message := self._take_in_what_comes(_WAKE_S)) is not None:
+            self._inbox.put(message)
 
     def _take_in_what_comes(self, timeout_s: float) -> Message[Header] | None:
         """Wait for messages and take in some; return the last that came by the lane, not taken in yet."""
