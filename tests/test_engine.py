@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -107,7 +106,7 @@ def test_encoders_run_only_when_their_input_changed(engine: Engine, windows: lis
     counting = {name: Counting(name) for name in engine.encoders}
     engine.encoders = counting  # type: ignore[assignment]
     camera = windows[20].inputs["camera"]
-    held = [replace(w, inputs=w.inputs | {"camera": camera}) for w in windows[20:30]]
+    held = [structs.replace(w, inputs=w.inputs | {"camera": camera}) for w in windows[20:30]]
     for window in held:
         engine.encode(window)
     assert counting["faces"].calls == 1
@@ -119,8 +118,8 @@ def corrupted(window: Window, part: str) -> Window:
     item = window.inputs["camera"]
     assert isinstance(item.data, CameraSlice)
     message = getattr(item.data, part)
-    data = replace(item.data, **{part: structs.replace(message, payload=b"\xff\xd8 not a jpeg")})
-    return replace(window, inputs=window.inputs | {"camera": replace(item, data=data)})
+    data = structs.replace(item.data, **{part: structs.replace(message, payload=b"\xff\xd8 not a jpeg")})
+    return structs.replace(window, inputs=window.inputs | {"camera": structs.replace(item, data=data)})
 
 
 def test_a_corrupt_image_is_absence_and_the_rest_runs_on(engine: Engine, windows: list[Window]) -> None:
@@ -199,10 +198,10 @@ def two_cameras() -> Engine:
 def seen_by_two(window: Window, before: Window) -> Window:
     """The frames of one camera for two, the second of them a tick behind."""
     inputs = {
-        name: replace(one.inputs["camera"], topic=f"camera/{name}")
+        name: structs.replace(one.inputs["camera"], topic=f"camera/{name}")
         for name, one in (("left", window), ("right", before))
     }
-    return replace(window, inputs=inputs)
+    return structs.replace(window, inputs=inputs)
 
 
 def test_encoders_that_differ_only_in_their_input_are_one_model(two_cameras: Engine) -> None:

@@ -1,7 +1,6 @@
 """What the fusion core promises, as scenarios over perturbed streams. Nothing here sleeps."""
 
 import random
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -53,8 +52,8 @@ def content(window: Window) -> tuple[object, ...]:
         data = item.data
         if isinstance(data, AudioSlice):
             parts.append((data.samples.tobytes(), data.end_index, data.rate_hz, data.missing))
-            item = replace(item, data=None)
-        parts.append((name, item))
+            item = structs.replace(item, data=None)
+        parts.append((name, structs.replace(item, received_ns=None)))
     return tuple(parts)
 
 

@@ -94,11 +94,10 @@ def test_a_capture_that_fails_or_gives_something_else_is_not_used_and_said(
 def test_on_a_cpu_lanes_run_in_turn_and_are_timed_by_the_clock() -> None:
     now_ns = iter(range(0, 100_000_000, 1_500_000))
     lanes = Lanes(CPU, lambda: next(now_ns))
-    with lanes.beside("camera") as first:
-        pass
-    with lanes.beside("microphone") as second:
-        pass
+    three, first = lanes.beside("camera", int, "3")
+    four, second = lanes.beside("microphone", sum, (1, 3))
     lanes.join()
+    assert (three, four) == (3, 4)
     assert (first.ms, second.ms) == (1.5, 1.5)
 
 

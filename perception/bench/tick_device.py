@@ -3,13 +3,13 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import cv2
 import numpy as np
 import torch
+from msgspec import structs
 
 from perception.bench.rounds import Values
 from perception.bench.tick import anywhere, scripted
@@ -125,10 +125,10 @@ def _paced_us(engine: Engine, windows: list[Window]) -> Iterator[float]:
 
 def _multiplied(window: Window, config: FusionConfig) -> Window:
     inputs = {
-        name: replace(window.inputs[item.topic.partition("/")[0]], topic=item.topic)
+        name: structs.replace(window.inputs[item.topic.partition("/")[0]], topic=item.topic)
         for name, item in config.inputs.items()
     }
-    return replace(window, inputs=inputs)
+    return structs.replace(window, inputs=inputs)
 
 
 def _difference(engine: Engine, windows: list[Window]) -> Values:

@@ -8,6 +8,7 @@ never stops it. In `reproducible` alignment the first term is left out: every wi
 
 import hashlib
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -66,7 +67,7 @@ class FusionCore:
         self._newest_of_topic: dict[str, int] = {}
         self._newest_ns: int | None = None
         self._next_tick: int | None = None
-        self._final_ns: int | None = None
+        self._final_ns = -math.inf
 
     def _stream(self, name: str, config: InputConfig) -> Stream:
         kind = lookup(config.topic.replace("*", "any")).prefix
@@ -110,16 +111,22 @@ class FusionCore:
         """
         header = message.header
         try:
-            if not isinstance(header, ClockTick):
-                self._admit(message)
+            reached_ns = header.stamp_ns if isinstance(header, ClockTick) else self._admit(message)
         except RefusedError as refusal:
             self.counts[message.topic][str(refusal)] += 1
             return []
-        self._advance(message)
-        return self._cut()
+        if self._newest_ns is None or self._next_tick is None:
+            self._next_tick = header.stamp_ns // self.hop_ns + 1
+            self._newest_ns = reached_ns
+        elif reached_ns > self._newest_ns:
+            self._newest_ns = reached_ns
+        # the watermark is never beyond what has been reached
+        return [] if self._newest_ns < self._next_tick * self.hop_ns else self._cut(self._next_tick)
 
     def expects(self, message: Message[Any]) -> TypeGuard[Message[CameraFrame]]:
         """Whether the frame just pushed is likely the one that the window after it takes."""
+        if not isinstance(message.header, CameraFrame):
+            return False
         streams = self._routes.get(message.topic, ())
         return any(stream.expects(message) for stream in streams if isinstance(stream, CameraStream))
 
@@ -148,53 +155,45 @@ class FusionCore:
             else:
                 stream.resume(mark.inputs[name], find)
 
-    def _admit(self, message: Message[Header]) -> None:
-        """Check the stamp against its stream and the newest of all, then hand it to its streams."""
-        streams = self._route(message.topic)
-        stamp_ns = message.header.stamp_ns
-        newest_ns = self._newest_of_topic.get(message.topic)
+    def _admit(self, message: Message[Any]) -> int:
+        """Check the stamp against its stream and the newest of all, then hand it to its streams.
+
+        Returns:
+            The event time that the message reaches; sound does so up to the end of its last sample.
+        """
+        topic, stamp_ns = message.topic, message.header.stamp_ns
+        streams = self._routes.get(topic) or self._route(topic)
+        newest_ns = self._newest_of_topic.get(topic)
         if newest_ns is not None and stamp_ns <= newest_ns:
             raise RefusedError("stamp backwards")
         if self._newest_ns is not None and stamp_ns > self._newest_ns + self._max_leap_ns:
             raise RefusedError("stamp ahead")
+        reached_ns: int = stamp_ns
         for stream in streams:
-            data: Message[Any] = message
-            stream.push(data)
-        self._newest_of_topic[message.topic] = stamp_ns
+            reached_ns = max(reached_ns, stream.push(message))
+        self._newest_of_topic[topic] = stamp_ns
         # a window takes the frame or text at its very end, but sound only before it
-        first_ns = stamp_ns + 1 if isinstance(message.header, AudioBlock) else stamp_ns
-        if self._final_ns is not None and first_ns <= self._final_ns:
-            self.counts[message.topic]["late"] += 1
+        if stamp_ns + isinstance(message.header, AudioBlock) <= self._final_ns:
+            self.counts[topic]["late"] += 1
+        return reached_ns
 
     def _route(self, topic: str) -> list[Stream]:
-        if topic not in self._routes:
-            streams = [s for s in self._streams.values() if fnmatchcase(topic, s.topic)]
-            if not streams or len(self._routes) >= MAX_TOPICS:
-                raise RefusedError("no such input" if not streams else "too many topics")
-            self._routes[topic] = streams
-        return self._routes[topic]
+        streams = [s for s in self._streams.values() if fnmatchcase(topic, s.topic)]
+        if not streams or len(self._routes) >= MAX_TOPICS:
+            raise RefusedError("no such input" if not streams else "too many topics")
+        self._routes[topic] = streams
+        return streams
 
-    def _advance(self, message: Message[Header]) -> None:
-        """Move the newest stamp of all; sound counts up to its last sample."""
-        stamp_ns = reached_ns = message.header.stamp_ns
-        for stream in self._routes.get(message.topic, ()):
-            if isinstance(stream, AudioStream) and stream.newest_ns is not None:
-                reached_ns = max(reached_ns, stream.newest_ns)
-        if self._newest_ns is None:
-            self._next_tick = stamp_ns // self.hop_ns + 1
-            self._newest_ns = reached_ns
-        self._newest_ns = max(self._newest_ns, reached_ns)
-
-    def _cut(self) -> list[Window]:
+    def _cut(self, next_tick: int) -> list[Window]:
+        """Return the windows from `next_tick` on whose end the watermark has passed."""
         watermark_ns = self.watermark_ns
         assert watermark_ns is not None
-        assert self._next_tick is not None
         last_tick = watermark_ns // self.hop_ns
-        if last_tick < self._next_tick:
+        if last_tick < next_tick:
             return []
-        first_tick = max(self._next_tick, last_tick - MAX_CUT_AT_ONCE + 1)
-        if first_tick > self._next_tick:
-            self.counts["windows"]["skipped"] += first_tick - self._next_tick
+        first_tick = max(next_tick, last_tick - MAX_CUT_AT_ONCE + 1)
+        if first_tick > next_tick:
+            self.counts["windows"]["skipped"] += first_tick - next_tick
         self._next_tick = last_tick + 1
         self._final_ns = last_tick * self.hop_ns
         return [self._window(tick) for tick in range(first_tick, last_tick + 1)]

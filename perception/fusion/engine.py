@@ -3,17 +3,16 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import cv2
-import numpy as np
+import msgspec
 import torch
 
 from perception.fusion.reader import InputReader, Reading
 from perception.fusion.recent import Recent, Shown
 from perception.fusion.streams import MILLISECOND_NS
-from perception.fusion.window import Window, WindowInput
+from perception.fusion.window import Window
 from perception.messages import (
     BranchState,
     CameraFrame,
@@ -35,15 +34,13 @@ from perception.profile import FusionConfig
 NO_BRANCH: Final = BranchState()
 
 
-@dataclass(slots=True)
-class _Cached:
+class _Cached(msgspec.Struct, frozen=True):
     key: Hashable
     encoding: Encoding | None
     """None if the encoder could not use the input."""
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(msgspec.Struct, frozen=True):
     """What the encoders made of one window."""
 
     encodings: dict[str, Encoding]
@@ -90,6 +87,10 @@ class Engine:
         self._lanes = Lanes(device, clock)
         batched = device.type == "cuda" if batched is None else batched
         self._groups = _groups(self.encoders, batched=batched)
+        self._input_of = {name: config.encoders[name].input for name in self.encoders}
+        self._look_back = {
+            name for name, encoder in self.encoders.items() if getattr(encoder, "uses_previous", False)
+        }
         self._readers = {name: InputReader(item) for name, item in config.inputs.items()}
         self._cache: dict[str, _Cached] = {}
         self._publish_ms = 0.0
@@ -127,7 +128,6 @@ class Engine:
             if item.topic == message.topic:
                 self._readers[name].expect(message)
 
-    @torch.inference_mode()
     def run(self, window: Window, *, cut_ns: int = 0, shed: int = 0) -> FusedState:
         """Conclude one window. Data that cannot be decoded counts as absent, reason `corrupt`."""
         began_ns = self._clock()
@@ -146,7 +146,7 @@ class Engine:
             stamp_ns=window.end_ns,
             tick=window.tick,
             fused=fused,
-            modalities={name: self._modality(name, item, encoded) for name, item in window.inputs.items()},
+            modalities=self._modalities(window, encoded),
             shed=shed,
             model=self.info,
             latency=Latency(
@@ -167,35 +167,33 @@ class Engine:
         An encoder that cannot use its input, or makes features of it that are not finite, is left out.
         """
         readings, corrupt = self._read(window)
-        inputs = {
-            name: readings[item.input]
-            for name, item in self.config.encoders.items()
-            if item.input in readings
-        }
-        keys = {name: self._key(name, reading) for name, reading in inputs.items()}
-        stale = {name for name, key in keys.items() if key != getattr(self._cache.get(name), "key", None)}
+        inputs: dict[str, Reading] = {}
+        stale: dict[str, Hashable] = {}
+        for name, source in self._input_of.items():
+            if (reading := readings.get(source)) is not None:
+                inputs[name] = reading
+                key = (reading.key, reading.previous_key) if name in self._look_back else reading.key
+                if name not in self._cache or self._cache[name].key != key:
+                    stale[name] = key
+        took_ms = self._renew(stale, inputs)
+        known = {name: encoding for name in inputs if (encoding := self._cache[name].encoding) is not None}
+        return Encoded(known, corrupt, took_ms)
+
+    def _renew(self, stale: Mapping[str, Hashable], inputs: Mapping[str, Reading]) -> dict[str, float]:
+        """Run encoders whose cached encodings are stale, by the key they then have; return what each took."""
         launched: dict[str, Encoding | None] = {}
         spans: dict[str, Span] = {}
         for modality, names in self._groups:
-            changed = stale.intersection(names)
-            if not changed:
-                continue
-            with self._lanes.beside(modality) as span:
-                made = self._launch(names, inputs)
-            launched |= {name: made[name] for name in changed}
-            spans |= dict.fromkeys(changed, span)
+            if not stale.keys().isdisjoint(names):
+                made, span = self._lanes.beside(modality, self._launch, names, inputs)
+                for name in names:
+                    if name in stale:
+                        launched[name], spans[name] = made[name], span
         self._lanes.join()
         finite = _are_finite(encoding.features for encoding in launched.values() if encoding is not None)
         for name, encoding in launched.items():
-            self._cache[name] = _Cached(keys[name], self._checked(name, encoding, finite))
-        encodings = {name: self._cache[name].encoding for name in self.encoders if name in inputs}
-        known = {name: encoding for name, encoding in encodings.items() if encoding is not None}
-        took_ms = {name: spans[name].ms if name in spans else 0.0 for name in self.encoders}
-        return Encoded(known, corrupt, took_ms)
-
-    def _key(self, name: str, reading: Reading) -> Hashable:
-        uses_previous = getattr(self.encoders[name], "uses_previous", False)
-        return reading.key, reading.previous_key if uses_previous else None
+            self._cache[name] = _Cached(stale[name], self._checked(name, encoding, finite))
+        return {name: spans[name].ms if name in spans else 0.0 for name in self.encoders}
 
     def _launch(self, names: Sequence[str], inputs: Mapping[str, Reading]) -> dict[str, Encoding | None]:
         """Encode what there is for encoders of one model; on CUDA this only begins it."""
@@ -221,9 +219,10 @@ class Engine:
     def tensors(self, window: Window, encoded: Encoded) -> Shown:
         """Return what the head takes."""
         features = {name: encoding.features.unsqueeze(0) for name, encoding in encoded.encodings.items()}
-        present = torch.tensor([[name in features for name in self.encoders]], device=self.device)
-        ages_s = torch.tensor([[self._age_s(window, name) for name in self.encoders]], device=self.device)
-        return features, present, ages_s
+        ages_s = {name: (item.age_ns or 0) / 1e9 for name, item in window.inputs.items()}
+        present = torch.tensor([[name in features for name in self._input_of]], device=self.device)
+        aged_s = torch.tensor([[ages_s[source] for source in self._input_of.values()]], device=self.device)
+        return features, present, aged_s
 
     def _read(self, window: Window) -> tuple[dict[str, Reading], set[str]]:
         inputs: dict[str, Reading] = {}
@@ -243,24 +242,22 @@ class Engine:
         """Return what another head concludes from the window concluded last."""
         return _conclusion(head, self.recent)
 
-    def _age_s(self, window: Window, encoder: str) -> float:
-        age_ns = window.inputs[self.config.encoders[encoder].input].age_ns
-        return 0.0 if age_ns is None else age_ns / 1e9
-
-    def _modality(self, name: str, item: WindowInput, encoded: Encoded) -> ModalityState:
-        corrupt = name in encoded.corrupt
-        return ModalityState(
-            topic=item.topic,
-            presence="absent" if corrupt else item.presence,
-            reason="corrupt" if corrupt else item.reason,
-            age_ms=None if item.age_ns is None else item.age_ns / MILLISECOND_NS,
-            seqs=item.seqs,
-            branches={
-                encoder: encoding.branch
-                for encoder, encoding in encoded.encodings.items()
-                if self.config.encoders[encoder].input == name and encoding.branch != NO_BRANCH
-            },
-        )
+    def _modalities(self, window: Window, encoded: Encoded) -> dict[str, ModalityState]:
+        branches: dict[str, dict[str, BranchState]] = {name: {} for name in window.inputs}
+        for name, encoding in encoded.encodings.items():
+            if (branch := encoding.branch) != NO_BRANCH:
+                branches[self._input_of[name]][name] = branch
+        return {
+            name: ModalityState(
+                topic=item.topic,
+                presence="absent" if name in encoded.corrupt else item.presence,
+                reason="corrupt" if name in encoded.corrupt else item.reason,
+                age_ms=None if item.age_ns is None else item.age_ns / MILLISECOND_NS,
+                seqs=item.seqs,
+                branches=branches[name],
+            )
+            for name, item in window.inputs.items()
+        }
 
     @torch.inference_mode()
     def warm_up(self, image_size: tuple[int, int] = (640, 480), repeats: int = 2) -> None:
@@ -269,8 +266,7 @@ class Engine:
         inputs = {name: Reading(samples[one.modality], None) for name, one in self.encoders.items()}
         for _ in range(repeats):
             for modality, names in self._groups:
-                with self._lanes.beside(modality):
-                    self._launch(names, inputs)
+                self._lanes.beside(modality, self._launch, names, inputs)
             self._lanes.join()
             self.warm_up_head(self.head)
         for _, names in self._groups:
@@ -289,30 +285,32 @@ class Engine:
 
 
 def _conclusion(head: Head, recent: Recent) -> Fused:
-    probabilities = torch.softmax(head(*recent.last(head.ticks)), dim=1, dtype=torch.float64)[0].cpu().numpy()
-    best = int(probabilities.argmax())
-    if math.isnan(probabilities[best]):
+    logits = head(*recent.last(head.ticks))
+    probabilities: list[float] = torch.softmax(logits, dim=1, dtype=torch.float64)[0].tolist()
+    confidence = max(probabilities)
+    if math.isnan(confidence):  # one that is not a number makes all of them so
         raise ValueError("the fusion head concludes what is not a number")
-    positive = probabilities[probabilities > 0]
     return Fused(
         classes=head.classes,
-        probabilities=tuple(probabilities.tolist()),
-        label=head.classes[best],
-        confidence=float(probabilities[best]),
-        entropy=max(0.0, float(-(positive * np.log(positive)).sum())),
+        probabilities=tuple(probabilities),
+        label=head.classes[probabilities.index(confidence)],
+        confidence=confidence,
+        entropy=max(0.0, -sum(part * math.log(part) for part in probabilities if part > 0)),
     )
 
 
 def _are_finite(features: Iterable[torch.Tensor]) -> bool:
     """Return whether all these float32 numbers are finite; this waits for the device."""
-    # a sum in float64 is finite exactly if they are
-    known = [feature.flatten() for feature in features]  # what is yet to be encoded in training has any shape
+    # a sum in float64 is finite exactly if they are; what is yet to be encoded in training has any shape
+    known = [feature if feature.ndim == 1 else feature.flatten() for feature in features]
     return not known or math.isfinite(float(torch.cat(known).sum(dtype=torch.float64)))
 
 
 def _is_finite(branch: BranchState) -> bool:
-    boxes = (number for box in branch.boxes for number in (box.x, box.y, box.width, box.height, box.score))
-    return all(map(math.isfinite, (*branch.scores, *boxes)))
+    isfinite = math.isfinite
+    return all(map(isfinite, branch.scores)) and all(
+        isfinite(box.x + box.y + box.width + box.height + box.score) for box in branch.boxes
+    )
 
 
 def _groups(encoders: Mapping[str, RegisteredEncoder], *, batched: bool) -> list[tuple[str, tuple[str, ...]]]:

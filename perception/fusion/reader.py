@@ -1,7 +1,8 @@
 """From a slice of a window to what encoders take: pixels decoded, sound transformed, each only once."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+
+import msgspec
 
 from perception.features.audio import AudioFrontEnd
 from perception.features.image import Image
@@ -12,8 +13,7 @@ from perception.models.encoder import AudioInput, EncoderInput, ImageInput, Text
 from perception.profile import InputConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """What encoders take, and keys that change with it."""
 
     data: EncoderInput

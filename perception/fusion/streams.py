@@ -57,10 +57,11 @@ class CameraStream:
         self._frames: deque[Message[CameraFrame]] = deque(maxlen=MAX_FRAMES)
         self._used_ns: int | None = None
 
-    def push(self, message: Message[CameraFrame]) -> None:
-        """Take one frame; stamps rise."""
+    def push(self, message: Message[CameraFrame]) -> int:
+        """Take one frame, stamps rise; return its stamp."""
         self._frames.append(message)
         self.newest_ns = message.header.stamp_ns
+        return self.newest_ns
 
     def expects(self, message: Message[CameraFrame]) -> bool:
         """Whether the next window will take this frame, as far as the rate of frames can tell."""
@@ -148,8 +149,8 @@ class AudioStream:
         self._unread: deque[tuple[int, Message[AudioBlock]]] = deque()
         """Blocks that are not in the ring yet, with the index of their first sample there."""
 
-    def push(self, message: Message[AudioBlock]) -> None:
-        """Take one block.
+    def push(self, message: Message[AudioBlock]) -> int:
+        """Take one block; return the end of its last sample.
 
         Raises:
             RefusedError: the samples are not finite, or overlap what is already there.
@@ -163,9 +164,10 @@ class AudioStream:
         if len(self._unread) >= MAX_UNREAD:
             self._read()
         stop = start + header.samples
-        self._append(_Block(start, stop, header.stamp_ns, header.seq, message.received_ns))
+        newest_ns = self._append(_Block(start, stop, header.stamp_ns, header.seq, message.received_ns))
         while self._blocks[0].stop < stop - self._ring.capacity:
             self._blocks.popleft()
+        return newest_ns
 
     def _read(self) -> None:
         """Decode the blocks that came since the last window, those that lie end to end at once."""
@@ -181,9 +183,10 @@ class AudioStream:
             whole = structs.replace(header, samples=stop - start)
             self._ring.push(start, decode_samples(whole, b"".join(payloads)))
 
-    def _append(self, block: _Block) -> None:
+    def _append(self, block: _Block) -> int:
         self._blocks.append(block)
         self.newest_ns = block.stamp_ns + _duration_ns(block.stop - block.start, self._rate_hz)
+        return self.newest_ns
 
     def _place(self, header: AudioBlock) -> int:
         """Index of the block's first sample; a counter that contradicts its stamps is re-anchored."""
@@ -305,10 +308,11 @@ class TextStream:
         self._commands: list[Message[TextCommand]] = []
         self._used: Message[TextCommand] | None = None
 
-    def push(self, message: Message[TextCommand]) -> None:
-        """Take one command."""
+    def push(self, message: Message[TextCommand]) -> int:
+        """Take one command; return its stamp."""
         insort(self._commands, message, key=lambda item: (item.header.stamp_ns, item.topic, item.header.seq))
         del self._commands[:-MAX_TEXTS]
+        return message.header.stamp_ns
 
     def mark(self) -> InputMark:
         """Return which commands are held and which was used."""

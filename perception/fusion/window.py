@@ -1,23 +1,20 @@
 """What the fusion core cuts out of the streams for one tick."""
 
-from dataclasses import dataclass, field
-
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from perception.messages import CameraFrame, Message, Presence, TextCommand
 
 
-@dataclass(frozen=True, slots=True)
-class CameraSlice:
+class CameraSlice(msgspec.Struct, frozen=True):
     """The newest frame at or before the window's end, and the newest at least one hop before that."""
 
     frame: Message[CameraFrame]
     previous: Message[CameraFrame] | None
 
 
-@dataclass(frozen=True, slots=True)
-class AudioSlice:
+class AudioSlice(msgspec.Struct, frozen=True):
     """The samples that end exactly at the window's end."""
 
     samples: npt.NDArray[np.float32]
@@ -28,8 +25,7 @@ class AudioSlice:
     """How many of them were lost and stand as zeros."""
 
 
-@dataclass(frozen=True, slots=True)
-class TextSlice:
+class TextSlice(msgspec.Struct, frozen=True):
     """The command in force."""
 
     command: Message[TextCommand]
@@ -38,8 +34,7 @@ class TextSlice:
 Slice = CameraSlice | AudioSlice | TextSlice
 
 
-@dataclass(frozen=True, slots=True)
-class WindowInput:
+class WindowInput(msgspec.Struct, frozen=True):
     """One modality of a window."""
 
     topic: str
@@ -52,14 +47,13 @@ class WindowInput:
     """First and last message used."""
     data: Slice | None = None
     """None exactly when absent."""
-    received_ns: int | None = field(default=None, compare=False)
+    received_ns: int | None = None
     """Arrival of the newest message used: measured, so no part of what the window is."""
     happened_ns: int | None = None
     """Event time of the newest data used."""
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(msgspec.Struct, frozen=True):
     """Everything known at the end of tick `tick`, on the grid `end_ns = tick * hop_ns`."""
 
     tick: int

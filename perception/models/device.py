@@ -5,10 +5,10 @@ pass of fixed shape is captured once as a CUDA graph: replayed, it costs one lau
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,6 +19,7 @@ GRAPH_TOLERANCE: Final = 1e-3
 _WARM_UPS: Final = 3
 """Calls before a capture, in which cuDNN and cuBLAS take their workspaces."""
 
+ResultT = TypeVar("ResultT")
 Tensors = tuple[torch.Tensor, ...]
 Function = Callable[..., Tensors]
 
@@ -112,27 +113,18 @@ def _error(found: Tensors, expected: Tensors) -> float:
     )
 
 
-class Span:
-    """When some work on a device began and ended."""
+class Span(msgspec.Struct, frozen=True):
+    """When some work on a device began and ended: nanoseconds of the host, or events of a CUDA stream."""
 
-    def __init__(self, clock: Callable[[], int], *, on_cuda: bool) -> None:
-        self._clock = clock
-        self._times_ns: list[int] = []
-        count = 2 if on_cuda else 0
-        self._events: list[Any] = [torch.cuda.Event(enable_timing=True) for _ in range(count)]  # type: ignore[no-untyped-call]
-
-    def note(self) -> None:
-        """Note the beginning, then the end, on the stream in use."""
-        if self._events:
-            self._events[len(self._times_ns)].record()
-        self._times_ns.append(self._clock())
+    began: Any
+    ended: Any
 
     @property
     def ms(self) -> float:
         """How long it took; on CUDA only to be asked for when the device is done."""
-        if self._events:
-            return float(self._events[0].elapsed_time(self._events[1]))
-        return (self._times_ns[1] - self._times_ns[0]) / 1e6
+        if isinstance(self.began, int):
+            return float(self.ended - self.began) / 1e6
+        return float(self.began.elapsed_time(self.ended))
 
 
 class Lanes:
@@ -148,23 +140,22 @@ class Lanes:
         self._on_cuda = device.type == "cuda"
         self._streams: dict[str, Any] = {}
 
-    @contextmanager
-    def beside(self, modality: str) -> Iterator[Span]:
-        """Run what is launched inside on the modality's stream, after what was launched before."""
-        span = Span(self._clock, on_cuda=self._on_cuda)
+    def beside(self, modality: str, launch: Callable[..., ResultT], *arguments: Any) -> tuple[ResultT, Span]:
+        """Launch work on the modality's stream, after what was launched before; return its result too."""
         if not self._on_cuda:
-            span.note()
-            yield span
-            span.note()
-            return
+            began_ns = self._clock()
+            result = launch(*arguments)
+            return result, Span(began_ns, self._clock())
         if modality not in self._streams:
             self._streams[modality] = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream = self._streams[modality]
         stream.wait_stream(torch.cuda.current_stream(self._device))
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
-            span.note()
-            yield span
-            span.note()
+            began.record()
+            result = launch(*arguments)
+            ended.record()
+        return result, Span(began, ended)
 
     def join(self) -> None:
         """Let what is launched from here on come after all of it; the host does not wait."""

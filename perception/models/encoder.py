@@ -1,9 +1,9 @@
 """What an encoder takes and gives: one modality of a window in, a feature vector out."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,14 +13,13 @@ from perception.messages import BranchState
 MadeT = TypeVar("MadeT")
 
 
-@dataclass(frozen=True, slots=True)
-class ImageInput:
+class ImageInput(msgspec.Struct, frozen=True):
     """A camera's newest frame, and the one a hop before it where there is one."""
 
     image: npt.NDArray[np.uint8]
     """(height, width, 3) BGR."""
     previous: npt.NDArray[np.uint8] | None = None
-    _made: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+    _made: dict[Hashable, Any] = msgspec.field(default_factory=dict)
 
     def shared(self, key: Hashable, make: Callable[[], MadeT]) -> MadeT:
         """Return what several encoders make of the frame alike, made once; nobody writes to it."""
@@ -30,8 +29,7 @@ class ImageInput:
         return made
 
 
-@dataclass(frozen=True, slots=True)
-class AudioInput:
+class AudioInput(msgspec.Struct, frozen=True):
     """A window of sound, already at the encoders' rate, with its log-mel frames."""
 
     waveform: npt.NDArray[np.float32]
@@ -40,8 +38,7 @@ class AudioInput:
     """(96, 64): VGGish's front end over the same window."""
 
 
-@dataclass(frozen=True, slots=True)
-class TextInput:
+class TextInput(msgspec.Struct, frozen=True):
     """The command in force."""
 
     text: str
