@@ -66,8 +66,10 @@ class AudioFrontEnd:
         self._log_mel.push(first, outputs)
         self._end = end_index
         waveform, _ = self._waveform.read(end - self._waveform_samples, end)
-        log_mel = np.full((FRAMES, VGGISH.bands), _SILENCE, np.float32)
-        log_mel[FRAMES - self._frames :] = self._log_mel.frames(last - self._frames, last)
+        log_mel = self._log_mel.frames(last - self._frames, last)
+        if self._frames < FRAMES:
+            silence = np.full((FRAMES - self._frames, VGGISH.bands), _SILENCE, np.float32)
+            log_mel = np.concatenate([silence, log_mel])
         if missing:
             self._start_anew()
         return waveform, log_mel

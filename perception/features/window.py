@@ -104,10 +104,10 @@ class SampleRing:
 
     def read(self, start: int, stop: int) -> tuple[Samples, int]:
         """Return a copy of exactly `[start, stop)` and how many of its samples are missing."""
-        samples = np.zeros(stop - start, np.float32)
         if self.end is None:
-            return samples, samples.size
+            return np.zeros(stop - start, np.float32), stop - start
         first, last = max(start, self._first, self.end - self.capacity), min(stop, self.end)
+        samples = (np.empty if (first, last) == (start, stop) else np.zeros)(stop - start, np.float32)
         for span, offset in ring_spans(first, last, self.capacity):
             at = first - start + offset
             samples[at : at + span.stop - span.start] = self._samples[span]

@@ -127,8 +127,10 @@ class FusionCore:
         """Whether the frame just pushed is likely the one that the window after it takes."""
         if not isinstance(message.header, CameraFrame):
             return False
-        streams = self._routes.get(message.topic, ())
-        return any(stream.expects(message) for stream in streams if isinstance(stream, CameraStream))
+        for stream in self._routes.get(message.topic, ()):
+            if isinstance(stream, CameraStream) and stream.expects(message):
+                return True
+        return False
 
     def mark(self) -> CoreMark:
         """Return where this core stands, without pixels and samples."""
