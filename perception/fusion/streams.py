@@ -4,8 +4,9 @@ from bisect import bisect_left, bisect_right, insort
 from collections import Counter, deque
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Final
 
+import msgspec
 import numpy as np
 from msgspec import structs
 
@@ -117,7 +118,7 @@ def _newest(frames: deque[Message[CameraFrame]], end_ns: int) -> Message[CameraF
     return None
 
 
-class _Block(NamedTuple):
+class _Block(msgspec.Struct, frozen=True):
     start: int
     stop: int
     stamp_ns: int
