@@ -44,7 +44,8 @@ class AudioFrontEnd:
         In windows under 0.975 s, the frames for which there is no room stand first and hold silence.
 
         Args:
-            samples: float32 mono at the device's rate, exactly those of `[end_index - n, end_index)`.
+            samples: float32 mono at the device's rate, exactly those of `[end_index - n, end_index)`. At
+                16 kHz the waveform is a part of them, without a copy.
             end_index: absolute index one past the window.
             missing: how many of the samples are zeros for want of data. Later windows may hold the real
                 ones, so nothing is kept for them from a window with gaps.
@@ -62,10 +63,13 @@ class AudioFrontEnd:
             self._start_anew()
         known = 0 if self._end is None else self._end - start
         first, outputs = self._resampler.push(start + known, samples[known:])
-        self._waveform.push(first, outputs)
         self._log_mel.push(first, outputs)
         self._end = end_index
-        waveform, _ = self._waveform.read(end - self._waveform_samples, end)
+        if self._rate_hz == RATE_HZ:
+            waveform = samples[samples.size - self._waveform_samples :]
+        else:
+            self._waveform.push(first, outputs)
+            waveform, _ = self._waveform.read(end - self._waveform_samples, end)
         log_mel = self._log_mel.frames(last - self._frames, last)
         if self._frames < FRAMES:
             silence = np.full((FRAMES - self._frames, VGGISH.bands), _SILENCE, np.float32)

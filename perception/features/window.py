@@ -27,7 +27,7 @@ def decode_samples(header: AudioBlock, payload: Payload) -> Samples:
         ValueError: the payload's size contradicts the header, or a sample is NaN or infinite.
     """
     dtype = _DTYPES[header.format]
-    if memoryview(payload).nbytes != header.samples * header.channels * dtype.itemsize:
+    if len(payload) != header.samples * header.channels * dtype.itemsize:
         raise ValueError(
             f"{header.format} payload does not hold {header.samples} x {header.channels} samples"
         )
