@@ -133,10 +133,11 @@ class Engine:
     def run(self, window: Window, *, cut_ns: int = 0, shed: int = 0) -> FusedState:
         """Conclude one window. Data that cannot be decoded counts as absent, reason `corrupt`."""
         began_ns = self._clock()
-        return self.conclude(window, self.encode(window), began_ns=began_ns, cut_ns=cut_ns, shed=shed)
+        with torch.inference_mode():  # once: entered with cold caches, it costs as much as a head
+            encoded = self._encode(window)
+            return self._conclude(window, encoded, began_ns=began_ns, cut_ns=cut_ns, shed=shed)
 
-    @torch.inference_mode()
-    def conclude(
+    def _conclude(
         self, window: Window, encoded: Encoded, *, began_ns: int = 0, cut_ns: int = 0, shed: int = 0
     ) -> FusedState:
         """Run the head on what the encoders made of a window."""
@@ -162,8 +163,9 @@ class Engine:
             ),
         )
 
-    @torch.inference_mode()
-    def encode(self, window: Window) -> Encoded:
+    conclude = torch.inference_mode()(_conclude)
+
+    def _encode(self, window: Window) -> Encoded:
         """Run the encoders whose input changed since the window before.
 
         An encoder that cannot use its input, or makes features of it that are not finite, is left out.
@@ -180,6 +182,8 @@ class Engine:
         took_ms = self._renew(stale, inputs)
         known = {name: encoding for name in inputs if (encoding := self._cache[name].encoding) is not None}
         return Encoded(known, corrupt, took_ms)
+
+    encode = torch.inference_mode()(_encode)
 
     def _renew(self, stale: Mapping[str, Hashable], inputs: Mapping[str, Reading]) -> dict[str, float]:
         """Run encoders whose cached encodings are stale, by the key they then have; return what each took."""
@@ -288,7 +292,7 @@ class Engine:
 
 def _conclusion(head: Head, recent: Recent) -> Fused:
     logits = head(*recent.last(head.ticks))
-    probabilities: list[float] = torch.softmax(logits, dim=1, dtype=torch.float64)[0].tolist()
+    (probabilities,) = torch.softmax(logits, dim=1, dtype=torch.float64).tolist()
     confidence = max(probabilities)
     if math.isnan(confidence):  # one that is not a number makes all of them so
         raise ValueError("the fusion head concludes what is not a number")
