@@ -9,6 +9,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
 from typing import Any, Final
 
 import torch
@@ -123,19 +124,28 @@ class TickBench:
             **{f"{name}_us": statistics.median(tick[name] for tick in ticks) for name in ticks[0]},
         }
 
-    @torch.inference_mode()
     def models_alone(self) -> Values:
         """Run encoders and head on what they were given in some ticks, with nothing in between."""
+        spent_us, cpu_us = zip(*self.models(_SAMPLE), strict=True)
+        return {"p50_us": statistics.median(spent_us), "cpu_us": statistics.median(cpu_us)}
+
+    @torch.inference_mode()
+    def models(self, ticks: int, *, hop_s: float = 0.0) -> Iterator[tuple[float, float]]:
+        """Yield what the models alone take in successive ticks, in microseconds and those of the processor.
+
+        Args:
+            ticks: how many to run.
+            hop_s: from one to the next; one that takes longer is followed at once.
+        """
         if not self._alone:
             list(self._run())
-        spent_us, cpu_us = [], []
-        for calls in self._alone:
+        for calls in islice(cycle(self._alone), ticks):
             begun_ns, cpu_ns = time.perf_counter_ns(), time.thread_time_ns()
             for model, arguments, _ in calls:
                 model(*arguments)
-            spent_us.append((time.perf_counter_ns() - begun_ns) / 1e3)
-            cpu_us.append((time.thread_time_ns() - cpu_ns) / 1e3)
-        return {"p50_us": statistics.median(spent_us), "cpu_us": statistics.median(cpu_us)}
+            spent_ns = time.perf_counter_ns() - begun_ns
+            yield spent_ns / 1e3, (time.thread_time_ns() - cpu_ns) / 1e3
+            time.sleep(max(0.0, hop_s - spent_ns / 1e9))
 
     def _run(self) -> Iterator[Tick]:
         core = FusionCore(self._config)
