@@ -175,15 +175,17 @@ def _wrong_frame(header: Any, size: int) -> str | None:
         return f"empty {header.encoding} frame"
     if header.encoding == "jpeg":
         return None
-    return _wrong_size(size, header.width * header.height * _PIXEL_BYTES[header.encoding])
+    expected = header.width * header.height * _PIXEL_BYTES[header.encoding]
+    return None if size == expected else _contradiction(size, expected)
 
 
 def _wrong_block(header: Any, size: int) -> str | None:
-    return _wrong_size(size, header.samples * header.channels * _SAMPLE_BYTES[header.format])
+    expected = header.samples * header.channels * _SAMPLE_BYTES[header.format]
+    return None if size == expected else _contradiction(size, expected)
 
 
-def _wrong_size(size: int, expected: int) -> str | None:
-    return None if size == expected else f"payload of {size} bytes where the header says {expected}"
+def _contradiction(size: int, expected: int) -> str:
+    return f"payload of {size} bytes where the header says {expected}"
 
 
 _WRONG: Final[dict[type[Header], Callable[[Any, int], str | None]]] = {

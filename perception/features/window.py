@@ -46,7 +46,7 @@ def decode_samples(header: AudioBlock, payload: Payload) -> Samples:
 
 def is_finite(header: AudioBlock, payload: Payload) -> bool:
     """Return whether every sample of the block is a finite number."""
-    return header.format == "s16" or bool(np.isfinite(np.frombuffer(payload, _DTYPES[header.format])).all())
+    return bool(np.isfinite(np.frombuffer(payload, _DTYPES[header.format])).all())
 
 
 def ring_spans(start: int, stop: int, capacity: int) -> Iterator[tuple[slice, int]]:

@@ -157,7 +157,7 @@ class AudioStream:
             RefusedError: the samples are not finite, or overlap what is already there.
         """
         header = message.header
-        if not is_finite(header, message.payload):
+        if header.format != "s16" and not is_finite(header, message.payload):
             raise RefusedError("not finite")
         start = self._place(header)
         assert self._ring is not None
@@ -198,8 +198,9 @@ class AudioStream:
         assert self.newest_ns is not None
         elapsed_ns = header.stamp_ns - self.newest_ns
         start = header.sample_index + self._offset
-        error_ns = elapsed_ns - _duration_ns(start - last.stop, self._rate_hz)
-        if header.source != self._source or start < last.stop or abs(error_ns) > RESYNC_NS:
+        skipped = start - last.stop
+        error_ns = elapsed_ns - (skipped and _duration_ns(skipped, self._rate_hz))
+        if header.source != self._source or skipped < 0 or abs(error_ns) > RESYNC_NS:
             if elapsed_ns < -RESYNC_NS:
                 raise RefusedError("overlap")
             self._counts["resync"] += 1
