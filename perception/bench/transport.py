@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from perception.bench.rounds import Values
+from perception.errors import PerceptionError
 
 SIZES: Final = {"1080p": 1920 * 1080 * 3, "480p": 640 * 480 * 3, "state": 2048}
 RATE_HZ: Final = 60.0
@@ -66,7 +67,14 @@ def _measure(case: str, size: int, count: int) -> Values:
             _run_dora(where, arguments)
         else:
             _run_pair(arguments)
-        ends = {end: json.loads((where / f"{end}.json").read_text("utf-8")) for end in ("send", "receive")}
+        try:
+            ends = {
+                end: json.loads((where / f"{end}.json").read_text("utf-8")) for end in ("send", "receive")
+            }
+        except FileNotFoundError as error:
+            raise PerceptionError(
+                f"{case}: the end that should {Path(error.filename).stem} failed"
+            ) from error
     latencies_us = sorted(ends["receive"]["latencies_us"])
     return {
         "p10_us": latencies_us[int(len(latencies_us) * 0.1)],

@@ -76,6 +76,8 @@ def _receive(frames: Frames, count: int) -> dict[str, Any]:
         arrived.append(((time.monotonic_ns() - sent_ns) / 1e3, _cpu_s()))
         if len(arrived) >= WARM_UP + count:
             break
+    if not arrived:
+        sys.exit(f"nothing came within {SILENT_S:g} s")
     counted = arrived[WARM_UP:] or arrived  # a machine too busy for more has only these
     spent_s = counted[-1][1] - counted[0][1]
     return {"latencies_us": [latency for latency, _ in counted], "cpu_us": spent_s / len(counted) * 1e6}

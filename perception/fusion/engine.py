@@ -1,7 +1,7 @@
 """Runs the models on the core's windows: encoders where their input changed, then the head."""
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -92,9 +92,9 @@ class Engine:
             name for name, encoder in self.encoders.items() if getattr(encoder, "uses_previous", False)
         }
         self._readers = {name: InputReader(item) for name, item in config.inputs.items()}
-        self._readers_of: defaultdict[str, list[InputReader]] = defaultdict(list)
+        self._readers_of: dict[str, list[InputReader]] = {}
         for name, item in config.inputs.items():
-            self._readers_of[item.topic].append(self._readers[name])
+            self._readers_of.setdefault(item.topic, []).append(self._readers[name])
         self._cache: dict[str, _Cached] = {}
         self._publish_ms = 0.0
         self.recent = Recent(self.dims)
@@ -127,7 +127,7 @@ class Engine:
 
     def expect(self, message: Message[CameraFrame]) -> None:
         """Begin to decode a frame that the next window will take; from the thread that receives."""
-        for reader in self._readers_of[message.topic]:
+        for reader in self._readers_of.get(message.topic, ()):
             reader.expect(message)
 
     def run(self, window: Window, *, cut_ns: int = 0, shed: int = 0) -> FusedState:
