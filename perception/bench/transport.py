@@ -67,22 +67,23 @@ def _measure(case: str, size: int, count: int) -> Values:
             _run_dora(where, arguments)
         else:
             _run_pair(arguments)
-        try:
-            ends = {
-                end: json.loads((where / f"{end}.json").read_text("utf-8")) for end in ("send", "receive")
-            }
-        except FileNotFoundError as error:
-            raise PerceptionError(
-                f"{case}: the end that should {Path(error.filename).stem} failed"
-            ) from error
-    latencies_us = sorted(ends["receive"]["latencies_us"])
+        sent, received = (_result(where / f"{end}.json", case) for end in ("send", "receive"))
+    latencies_us = sorted(received["latencies_us"])
     return {
         "p10_us": latencies_us[int(len(latencies_us) * 0.1)],
         "p50_us": statistics.median(latencies_us),
         "p99_us": latencies_us[int(len(latencies_us) * 0.99)],
-        "cpu_us": ends["send"]["cpu_us"] + ends["receive"]["cpu_us"],
+        "cpu_us": sent["cpu_us"] + received["cpu_us"],
         "received": len(latencies_us) / count,
     }
+
+
+def _result(file: Path, case: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise PerceptionError(f"{case}: the end that should {file.stem} ended without a result") from None
+    return found
 
 
 def _run_pair(arguments: tuple[str, ...]) -> None:
