@@ -38,7 +38,7 @@ def test_a_ratio_over_its_budget_is_named() -> None:
 
 def test_a_budget_may_hold_one_quantity_against_another() -> None:
     alone = {"demo limit: models alone": {"cpu_us": figure(10_000)}}
-    ours = {"cpu_us": figure(12_000), "overhead_p50_us": figure(2_000)}
+    ours = {"cpu_us": figure(12_000), "overhead_p50_us": figure(1_000)}
     assert report.over_budget("tick", alone | {"demo": ours}) == []
     (line,) = report.over_budget("tick", alone | {"demo": ours | {"overhead_p50_us": figure(4_000)}})
     assert line.startswith("demo / demo limit: models alone: overhead_p50_us 0.40")
