@@ -1,5 +1,7 @@
 """Decoding ahead: which frames a window is expected to take, and that it changes no pixel."""
 
+import threading
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +16,7 @@ from perception.fusion.window import CameraSlice
 from perception.messages import CameraFrame, Message
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from tests import streams
+from tests.waiting import LONG_S, eventually
 
 
 def jpegs(count: int) -> list[Message[CameraFrame]]:
@@ -68,3 +71,19 @@ def test_a_corrupt_frame_is_refused_when_it_is_asked_for() -> None:
     decoder.expect(message)
     with pytest.raises(ValueError, match="no whole JPEG"):
         decoder.decode(message)
+
+
+def test_neither_a_frame_nor_a_thread_outlives_its_use() -> None:
+    before = set(threading.enumerate())
+    decoder = FrameDecoder()
+    (message,) = (structs.replace(m, payload=memoryview(m.payload)) for m in jpegs(1))
+    assert isinstance(message.payload, memoryview)
+    payload = weakref.ref(message.payload)
+    decoder.expect(message)
+    decoder.decode(message)
+    del message
+    eventually(lambda: payload() is None)
+    (thread,) = set(threading.enumerate()) - before
+    del decoder
+    thread.join(LONG_S)
+    assert not thread.is_alive()

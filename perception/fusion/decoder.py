@@ -71,3 +71,4 @@ def _decode(asked: "SimpleQueue[_Ahead | None]") -> None:
                 ahead.decoded.put(decode_frame(ahead.message.header, ahead.message.payload))
             except Exception as error:
                 ahead.decoded.put(error)
+        del ahead  # while it is referred to, its frame keeps a slot of shared memory
