@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perception.features.window import SampleRing, decode_samples
+from perception.features.window import SampleHistory, decode_samples
 from perception.messages import AudioBlock
 
 
@@ -22,60 +22,72 @@ def block(samples: int, channels: int = 1, encoding: Literal["s16", "f32"] = "s1
     )
 
 
-@given(sizes=st.lists(st.integers(1, 70), min_size=1, max_size=30), start=st.integers(0, 10**12))
-def test_any_window_is_exact_whatever_the_block_sizes(sizes: list[int], start: int) -> None:
-    ring, at = SampleRing(16000, 64), start % 1000
-    begin = at
-    for size in sizes:
-        ring.push(at, ramp(at, at + size))
-        at += size
-    first = max(begin, at - 64)
-    samples, missing = ring.read(first, at)
-    assert missing == 0
-    np.testing.assert_array_equal(samples, ramp(first, at))
+@given(
+    blocks=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 150)), min_size=1, max_size=30),
+    back=st.integers(0, 150),
+    length=st.integers(0, 170),
+    begin=st.integers(0, 10**12),
+)
+def test_any_span_is_exact_whatever_the_blocks_and_the_gaps_between_them(
+    blocks: list[tuple[int, int]], back: int, length: int, begin: int
+) -> None:
+    history, end, pushed = SampleHistory(16000, 64), begin, set[int]()
+    for gap, size in blocks:
+        at, end = end + gap, end + gap + size
+        history.push(at, ramp(at - begin + 1, end - begin + 1))
+        pushed.update(range(at, end))
+        known = pushed.intersection(range(end - 64, end))
+        span = range(end - back, end - back + length)
+        samples, missing = history.read(span.start, span.stop)
+        assert samples.tolist() == [at - begin + 1 if at in known else 0 for at in span]
+        assert missing == length - len(known.intersection(span))
 
 
 def test_what_is_not_held_reads_as_zero_and_is_counted() -> None:
-    ring = SampleRing(16000, 8)
-    assert ring.read(0, 3)[1] == 3
-    ring.push(100, ramp(100, 110))
-    samples, missing = ring.read(100, 112)
+    history = SampleHistory(16000, 8)
+    assert history.read(0, 3)[1] == 3
+    history.push(100, ramp(100, 110))
+    samples, missing = history.read(100, 112)
     np.testing.assert_array_equal(samples, [0, 0, *range(102, 110), 0, 0])
     assert missing == 4
 
 
 def test_a_gap_is_zero_filled_and_remembered() -> None:
-    ring = SampleRing(16000, 16)
-    ring.push(0, ramp(1, 5))
-    ring.push(7, ramp(8, 11))
-    samples, missing = ring.read(0, 10)
+    history = SampleHistory(16000, 16)
+    history.push(0, ramp(1, 5))
+    history.push(7, ramp(8, 11))
+    samples, missing = history.read(0, 10)
     np.testing.assert_array_equal(samples, [1, 2, 3, 4, 0, 0, 0, 8, 9, 10])
     assert missing == 3
 
 
-def test_a_gap_longer_than_the_ring_leaves_nothing_old() -> None:
-    ring = SampleRing(16000, 8)
-    ring.push(0, ramp(1, 9))
-    ring.push(10**15, ramp(0, 3))
-    samples, missing = ring.read(10**15 - 5, 10**15 + 3)
+def test_a_gap_longer_than_what_is_held_leaves_nothing_old() -> None:
+    history = SampleHistory(16000, 8)
+    history.push(0, ramp(1, 9))
+    history.push(10**15, ramp(0, 3))
+    samples, missing = history.read(10**15 - 5, 10**15 + 3)
     np.testing.assert_array_equal(samples, [0, 0, 0, 0, 0, 0, 1, 2])
     assert missing == 5
 
 
 def test_overlap_is_refused_and_changes_nothing() -> None:
-    ring = SampleRing(16000, 16)
-    ring.push(0, ramp(0, 10))
+    history = SampleHistory(16000, 16)
+    history.push(0, ramp(0, 10))
     with pytest.raises(ValueError, match="overlap"):
-        ring.push(9, ramp(0, 4))
-    assert ring.end == 10
-    np.testing.assert_array_equal(ring.read(0, 10)[0], ramp(0, 10))
+        history.push(9, ramp(0, 4))
+    assert history.end == 10
+    np.testing.assert_array_equal(history.read(0, 10)[0], ramp(0, 10))
 
 
-def test_a_read_is_a_copy() -> None:
-    ring = SampleRing(16000, 16)
-    ring.push(0, ramp(0, 10))
-    ring.read(0, 10)[0][:] = -1
-    np.testing.assert_array_equal(ring.read(0, 10)[0], ramp(0, 10))
+def test_what_was_read_cannot_be_written_to_and_never_changes() -> None:
+    history = SampleHistory(16000, 16)
+    history.push(0, ramp(0, 10))
+    samples, _ = history.read(0, 10)
+    with pytest.raises(ValueError, match="read-only"):
+        samples[:] = -1
+    for at in range(10, 200, 7):
+        history.push(at, ramp(at, at + 7))
+    np.testing.assert_array_equal(samples, ramp(0, 10))
 
 
 def test_s16_is_scaled_and_channels_are_averaged() -> None:

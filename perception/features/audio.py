@@ -7,7 +7,7 @@ import numpy as np
 
 from perception.features.logmel import VGGISH, Frames, StreamingLogMel
 from perception.features.resample import Resampler
-from perception.features.window import SampleRing, Samples
+from perception.features.window import SampleHistory, Samples
 
 RATE_HZ: Final = VGGISH.rate_hz
 FRAMES: Final = 96
@@ -80,6 +80,6 @@ class AudioFrontEnd:
 
     def _start_anew(self) -> None:
         self._resampler = Resampler(self._rate_hz, RATE_HZ)
-        self._waveform = SampleRing(RATE_HZ, self._waveform_samples)
+        self._waveform = SampleHistory(RATE_HZ, self._waveform_samples)
         self._log_mel = StreamingLogMel(VGGISH, history=FRAMES)
         self._end = None

@@ -5,7 +5,6 @@ window never depends on how the sound was cut into blocks.
 """
 
 from collections import deque
-from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -49,21 +48,12 @@ def is_finite(header: AudioBlock, payload: Payload) -> bool:
     return bool(np.isfinite(np.frombuffer(payload, _DTYPES[header.format])).all())
 
 
-def ring_spans(start: int, stop: int, capacity: int) -> Iterator[tuple[slice, int]]:
-    """Yield where `[start, stop)` lies in a ring of `capacity`: one or two slices, each with its offset."""
-    if start >= stop:
-        return
-    at = start % capacity
-    head = min(stop - start, capacity - at)
-    yield slice(at, at + head), 0
-    if head < stop - start:
-        yield slice(0, stop - start - head), head
-
-
-class SampleRing:
+class SampleHistory:
     """The newest `capacity` mono samples of one stream, addressed by absolute sample index.
 
-    Memory is fixed. What was never pushed, or is no longer held, reads as zero and counts as missing.
+    What was never pushed, or is no longer held, reads as zero and counts as missing. Samples are appended to
+    a buffer, in which they never change; when it is full, those that are held go on in a new one. So what is
+    read need not be copied.
     """
 
     def __init__(self, rate_hz: int, capacity: int) -> None:
@@ -76,7 +66,9 @@ class SampleRing:
         self._first = 0
         self._gaps: deque[tuple[int, int]] = deque()
         """Spans that were skipped since `_first`, as far as they are still held."""
-        self._samples = np.zeros(capacity, np.float32)
+        self._buffer = np.zeros(2 * capacity, np.float32)
+        self._base = 0
+        """Index of the buffer's first sample."""
 
     def push(self, index: int, samples: Samples) -> None:
         """Append `samples`, the first of them at `index`; a gap before it is zero and missing.
@@ -85,31 +77,34 @@ class SampleRing:
             ValueError: samples at these indices were pushed, or skipped, before. Nothing changes then.
         """
         stop = index + samples.size
-        oldest = stop - self.capacity
         if self.end is None:
-            self._first = index
+            self.end = self._first = self._base = index
         elif index < self.end:
             raise ValueError(f"sample {index} comes after sample {self.end}: overlap or duplicate")
         elif index > self.end:
-            for span, _ in ring_spans(max(self.end, oldest), index, self.capacity):
-                self._samples[span] = 0
             self._gaps.append((self.end, index))
-        if samples.size > self.capacity:
-            index, samples = oldest, samples[-self.capacity :]
-        for span, offset in ring_spans(index, stop, self.capacity):
-            self._samples[span] = samples[offset : offset + span.stop - span.start]
+        oldest = stop - self.capacity
+        if stop - self._base > self._buffer.size:
+            held = self._buffer[oldest - self._base : max(oldest, self.end) - self._base]
+            self._buffer, self._base = np.zeros(self._buffer.size, np.float32), oldest
+            self._buffer[: held.size] = held
+        at = index - self._base
+        self._buffer[max(0, at) : stop - self._base] = samples[max(0, -at) :]
         self.end = stop
         while self._gaps and self._gaps[0][1] <= oldest:
             self._gaps.popleft()
 
     def read(self, start: int, stop: int) -> tuple[Samples, int]:
-        """Return a copy of exactly `[start, stop)` and how many of its samples are missing."""
+        """Return exactly `[start, stop)`, not to be written to, and how many of its samples are missing."""
         if self.end is None:
             return np.zeros(stop - start, np.float32), stop - start
         first, last = max(start, self._first, self.end - self.capacity), min(stop, self.end)
-        samples = (np.empty if (first, last) == (start, stop) else np.zeros)(stop - start, np.float32)
-        for span, offset in ring_spans(first, last, self.capacity):
-            at = first - start + offset
-            samples[at : at + span.stop - span.start] = self._samples[span]
+        held = self._buffer[first - self._base : max(first, last) - self._base]
         skipped = sum(max(0, min(last, end) - max(first, begin)) for begin, end in self._gaps)
-        return samples, samples.size - max(0, last - first) + skipped
+        missing = stop - start - held.size + skipped
+        if held.size < stop - start:
+            samples = np.zeros(stop - start, np.float32)
+            samples[first - start : first - start + held.size] = held
+            return samples, missing
+        held.setflags(write=False)
+        return held, missing

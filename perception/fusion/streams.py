@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from msgspec import structs
 
-from perception.features.window import SampleRing, decode_samples, is_finite
+from perception.features.window import SampleHistory, decode_samples, is_finite
 from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, WindowInput
 from perception.messages import (
     AudioBlock,
@@ -134,21 +134,21 @@ class AudioStream:
     """Samples of one microphone, addressed by an index that never runs backwards."""
 
     def __init__(self, topic: str, *, length_ns: int, history_ns: int, counts: Counter[str]) -> None:
-        """Windows are `length_ns` long; the ring reaches `history_ns` back; repairs go to `counts`."""
+        """Windows are `length_ns` long; `history_ns` of sound are held; repairs go to `counts`."""
         self.topic = topic
         self.newest_ns: int | None = None
         """End of the newest sample."""
         self._counts = counts
         self._length_ns = length_ns
         self._history_ns = history_ns
-        self._ring: SampleRing | None = None
+        self._history: SampleHistory | None = None
         self._rate_hz = 0
         self._source = ""
         self._offset = 0
         self._first = 0
         self._blocks: deque[_Block] = deque()
         self._unread: deque[tuple[int, Message[AudioBlock]]] = deque()
-        """Blocks that are not in the ring yet, with the index of their first sample there."""
+        """Blocks that are not decoded yet, with the index of their first sample."""
 
     def push(self, message: Message[AudioBlock]) -> int:
         """Take one block; return the end of its last sample.
@@ -160,19 +160,19 @@ class AudioStream:
         if header.format != "s16" and not is_finite(header, message.payload):
             raise RefusedError("not finite")
         start = self._place(header)
-        assert self._ring is not None
+        assert self._history is not None
         self._unread.append((start, message))
         if len(self._unread) >= MAX_UNREAD:
             self._read()
         stop = start + header.samples
         newest_ns = self._append(_Block(start, stop, header.stamp_ns, header.seq, message.received_ns))
-        while self._blocks[0].stop < stop - self._ring.capacity:
+        while self._blocks[0].stop < stop - self._history.capacity:
             self._blocks.popleft()
         return newest_ns
 
     def _read(self) -> None:
         """Decode the blocks that came since the last window, those that lie end to end at once."""
-        assert self._ring is not None
+        assert self._history is not None
         while self._unread:
             start, first = self._unread.popleft()
             header, payloads = first.header, [first.payload]
@@ -182,7 +182,7 @@ class AudioStream:
                 payloads.append(following.payload)
                 stop += following.header.samples
             whole = structs.replace(header, samples=stop - start)
-            self._ring.push(start, decode_samples(whole, b"".join(payloads)))
+            self._history.push(start, decode_samples(whole, b"".join(payloads)))
 
     def _append(self, block: _Block) -> int:
         self._blocks.append(block)
@@ -191,7 +191,7 @@ class AudioStream:
 
     def _place(self, header: AudioBlock) -> int:
         """Index of the block's first sample; a counter that contradicts its stamps is re-anchored."""
-        if self._ring is None or header.rate_hz != self._rate_hz:
+        if self._history is None or header.rate_hz != self._rate_hz:
             self._open(header)
             return header.sample_index
         last = self._blocks[-1]
@@ -214,7 +214,7 @@ class AudioStream:
         self._source = header.source
         self._offset = 0
         self._first = header.sample_index
-        self._ring = SampleRing(header.rate_hz, _samples(self._history_ns, header.rate_hz))
+        self._history = SampleHistory(header.rate_hz, _samples(self._history_ns, header.rate_hz))
         self._blocks.clear()
         self._unread.clear()
 
@@ -242,13 +242,13 @@ class AudioStream:
         if at is None:
             return
         self._rate_hz, self._source, self._offset, self._first = at.rate_hz, at.source, at.offset, at.first
-        self._ring = SampleRing(at.rate_hz, _samples(self._history_ns, at.rate_hz))
-        self._ring.push(at.stop, np.empty(0, np.float32))
+        self._history = SampleHistory(at.rate_hz, _samples(self._history_ns, at.rate_hz))
+        self._history.push(at.stop, np.empty(0, np.float32))
         self._append(_Block(at.start, at.stop, at.stamp_ns, at.seq, 0))
 
     def cut(self, end_ns: int) -> WindowInput:
         """Return exactly the samples of `[end_ns - length, end_ns)`."""
-        if self._ring is None:
+        if self._history is None:
             return WindowInput(self.topic, "absent", "never")
         assert self.newest_ns is not None
         self._read()
@@ -262,7 +262,7 @@ class AudioStream:
         start = stop - _samples(self._length_ns, self._rate_hz)
         if start < self._first:
             return WindowInput(self.topic, "absent", "filling", 0)
-        samples, missing = self._ring.read(start, stop)
+        samples, missing = self._history.read(start, stop)
         if missing > MAX_MISSING * len(samples):
             return WindowInput(self.topic, "absent", "gap", 0)
         first = self._blocks[bisect_right(self._blocks, start, key=_STOP)]
