@@ -31,7 +31,7 @@ def block(samples: int, channels: int = 1, encoding: Literal["s16", "f32"] = "s1
 def test_any_span_is_exact_whatever_the_blocks_and_the_gaps_between_them(
     blocks: list[tuple[int, int]], back: int, length: int, begin: int
 ) -> None:
-    history, end, pushed = SampleHistory(16000, 64), begin, set[int]()
+    history, end, pushed = SampleHistory(64), begin, set[int]()
     for gap, size in blocks:
         at, end = end + gap, end + gap + size
         history.push(at, ramp(at - begin + 1, end - begin + 1))
@@ -44,7 +44,7 @@ def test_any_span_is_exact_whatever_the_blocks_and_the_gaps_between_them(
 
 
 def test_what_is_not_held_reads_as_zero_and_is_counted() -> None:
-    history = SampleHistory(16000, 8)
+    history = SampleHistory(8)
     assert history.read(0, 3)[1] == 3
     history.push(100, ramp(100, 110))
     samples, missing = history.read(100, 112)
@@ -53,7 +53,7 @@ def test_what_is_not_held_reads_as_zero_and_is_counted() -> None:
 
 
 def test_a_gap_is_zero_filled_and_remembered() -> None:
-    history = SampleHistory(16000, 16)
+    history = SampleHistory(16)
     history.push(0, ramp(1, 5))
     history.push(7, ramp(8, 11))
     samples, missing = history.read(0, 10)
@@ -62,7 +62,7 @@ def test_a_gap_is_zero_filled_and_remembered() -> None:
 
 
 def test_a_gap_longer_than_what_is_held_leaves_nothing_old() -> None:
-    history = SampleHistory(16000, 8)
+    history = SampleHistory(8)
     history.push(0, ramp(1, 9))
     history.push(10**15, ramp(0, 3))
     samples, missing = history.read(10**15 - 5, 10**15 + 3)
@@ -71,7 +71,7 @@ def test_a_gap_longer_than_what_is_held_leaves_nothing_old() -> None:
 
 
 def test_overlap_is_refused_and_changes_nothing() -> None:
-    history = SampleHistory(16000, 16)
+    history = SampleHistory(16)
     history.push(0, ramp(0, 10))
     with pytest.raises(ValueError, match="overlap"):
         history.push(9, ramp(0, 4))
@@ -80,7 +80,7 @@ def test_overlap_is_refused_and_changes_nothing() -> None:
 
 
 def test_what_was_read_cannot_be_written_to_and_never_changes() -> None:
-    history = SampleHistory(16000, 16)
+    history = SampleHistory(16)
     history.push(0, ramp(0, 10))
     samples, _ = history.read(0, 10)
     with pytest.raises(ValueError, match="read-only"):

@@ -80,6 +80,6 @@ class AudioFrontEnd:
 
     def _start_anew(self) -> None:
         self._resampler = Resampler(self._rate_hz, RATE_HZ)
-        self._waveform = SampleHistory(RATE_HZ, self._waveform_samples)
+        self._waveform = SampleHistory(self._waveform_samples)
         self._log_mel = StreamingLogMel(VGGISH, history=FRAMES)
         self._end = None

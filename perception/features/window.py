@@ -56,10 +56,10 @@ class SampleHistory:
     read need not be copied.
     """
 
-    def __init__(self, rate_hz: int, capacity: int) -> None:
+    def __init__(self, capacity: int) -> None:
+        """Hold so many samples, at least one, or ValueError."""
         if capacity < 1:
             raise ValueError("capacity must be at least one sample")
-        self.rate_hz = rate_hz
         self.capacity = capacity
         self.end: int | None = None
         """One past the newest sample; None until something was pushed."""
@@ -95,7 +95,10 @@ class SampleHistory:
             self._gaps.popleft()
 
     def read(self, start: int, stop: int) -> tuple[Samples, int]:
-        """Return exactly `[start, stop)`, not to be written to, and how many of its samples are missing."""
+        """Return exactly `[start, stop)` as (stop - start,) float32, and how many of them are missing.
+
+        It may be a part of the buffer, which cannot be written to.
+        """
         if self.end is None:
             return np.zeros(stop - start, np.float32), stop - start
         first, last = max(start, self._first, self.end - self.capacity), min(stop, self.end)

@@ -313,9 +313,8 @@ def _are_finite(features: Iterable[torch.Tensor]) -> bool:
 
 
 def _is_finite(branch: BranchState) -> bool:
-    isfinite = math.isfinite
-    return all(map(isfinite, branch.scores)) and all(
-        isfinite(box.x + box.y + box.width + box.height + box.score) for box in branch.boxes
+    return all(map(math.isfinite, branch.scores)) and all(
+        math.isfinite(box.x + box.y + box.width + box.height + box.score) for box in branch.boxes
     )
 
 

@@ -214,7 +214,7 @@ class AudioStream:
         self._source = header.source
         self._offset = 0
         self._first = header.sample_index
-        self._history = SampleHistory(header.rate_hz, _samples(self._history_ns, header.rate_hz))
+        self._history = SampleHistory(_samples(self._history_ns, header.rate_hz))
         self._blocks.clear()
         self._unread.clear()
 
@@ -242,7 +242,7 @@ class AudioStream:
         if at is None:
             return
         self._rate_hz, self._source, self._offset, self._first = at.rate_hz, at.source, at.offset, at.first
-        self._history = SampleHistory(at.rate_hz, _samples(self._history_ns, at.rate_hz))
+        self._history = SampleHistory(_samples(self._history_ns, at.rate_hz))
         self._history.push(at.stop, np.empty(0, np.float32))
         self._append(_Block(at.start, at.stop, at.stamp_ns, at.seq, 0))
 
