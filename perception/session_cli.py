@@ -1,10 +1,10 @@
 """`perception session ...` and `perception record`. Each command imports what it needs when it runs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
@@ -17,6 +17,7 @@ DIFFERENT: Final = 1
 """Exit code of `session diff` when there is a difference."""
 _BAGS: Final = (".mcap", ".db3", ".bag")
 
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _above_zero: Final = click.FloatRange(min=0, min_open=True)
 _file = click.argument("file", type=click.Path(path_type=Path))
 _target = click.argument("target", type=click.Path(path_type=Path))
@@ -25,6 +26,11 @@ _topics = click.option(
 )
 _start = click.option("--from", "start_s", type=float, help="Seconds from the beginning; negative: the end.")
 _end = click.option("--to", "end_s", type=float, help="Likewise.")
+
+
+def _named(prefix: str) -> Callable[[FunctionT], FunctionT]:
+    text = f"Name of the next {prefix} stream of SOURCE, or of STREAM; may be repeated."
+    return click.option(f"--{prefix}", metavar="[STREAM=]NAME", multiple=True, help=text)
 
 
 @click.group()
@@ -189,17 +195,34 @@ def export(
 @click.option(
     "--subtitles", type=click.Path(path_type=Path), help="SRT file; default: one named like the video."
 )
-def import_(source: Path, target: Path, subtitles: Path | None) -> None:
+@_topics
+@_start
+@_end
+@_named("camera")
+@_named("microphone")
+@_named("text")
+def import_(
+    source: Path,
+    target: Path,
+    subtitles: Path | None,
+    topics: tuple[str, ...],
+    start_s: float | None,
+    end_s: float | None,
+    **names: tuple[str, ...],
+) -> None:
     """Make the session TARGET of SOURCE: a video file, or a rosbag2 (its folder or its MCAP file)."""
-    if source.is_dir() or source.suffix in _BAGS:
+    from perception.session.convert.selection import Selection
+
+    selection = Selection(topics, start_s, end_s, names)
+    if source.is_dir() or source.suffix.lower() in _BAGS:
         with _extras():
             from perception.session import rosbag
 
-            lines = rosbag.read(source, target)
+            lines = rosbag.read(source, target, selection)
     else:
         from perception.session import import_media
 
-        lines = import_media.read(source, target, subtitles)
+        lines = import_media.read(source, target, subtitles, selection)
     for line in lines:
         click.echo(line)
 

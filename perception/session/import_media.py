@@ -18,9 +18,10 @@ from msgspec import structs
 from perception.devices import media
 from perception.devices.device import CapturedBlock, CapturedFrame, CapturedText
 from perception.devices.wire import block_message, frame_message, text_message
-from perception.errors import DeviceError, MalformedMessageError
+from perception.errors import DeviceError, MalformedMessageError, SessionError
 from perception.messages import Header, Message, Payload
 from perception.profile import CameraConfig, MicrophoneConfig
+from perception.session.convert.selection import EVERYTHING, Selection
 from perception.session.writer import whole
 
 _SECOND_NS: Final = 1_000_000_000
@@ -28,10 +29,13 @@ _SOURCE: Final = "video#import"
 _BLOCK_S: Final = 0.032
 _SUFFIXES: Final = (".srt", ".vtt", ".ass", ".ssa")
 _MARKUP: Final = re.compile(r"\{[^}]*\}|<[^>]*>")
+_TOPICS: Final = {"video": "camera/video", "audio": "microphone/video", "subtitle": "text/subtitles"}
 _Arrival = tuple[int, str, Header, Payload]
 
 
-def read(source: Path, target: Path, subtitles: Path | None = None) -> Iterator[str]:
+def read(
+    source: Path, target: Path, subtitles: Path | None = None, selection: Selection = EVERYTHING
+) -> Iterator[str]:
     """Make the session `target` of a video; yield what came of it, in lines.
 
     Frames go to `camera/video` as JPEG, sound to `microphone/video` at its own rate, subtitles to
@@ -42,35 +46,46 @@ def read(source: Path, target: Path, subtitles: Path | None = None) -> Iterator[
         target: file to write.
         subtitles: SRT, WebVTT or ASS; without it a file of the video's name and such a suffix, else the
             subtitles within the video.
+        selection: what to take, and under which topics.
 
     Raises:
         DeviceError: `source` or `subtitles` cannot be opened or holds nothing.
-        SessionError: `target` exists.
+        SessionError: `target` exists, or nothing is selected.
     """
     if not source.is_file():
         raise DeviceError(f"{source}: no such file")
     with media.open_container(str(source)) as container:
         kinds = {stream.type for stream in container.streams}
         origin_ns = _origin_ns(source, container.metadata)
+        last_ns = origin_ns + (container.duration or 0) * 1000
     words = subtitles or next(filter(Path.is_file, map(source.with_suffix, _SUFFIXES)), None)
-    streams: list[Iterator[_Arrival]] = []
-    if "video" in kinds:
-        streams.append(_frames(source, origin_ns))
-    if "audio" in kinds:
-        streams.append(_blocks(source, origin_ns))
-    if words is not None or "subtitle" in kinds:
-        streams.append(_lines(words or source, origin_ns))
-    if not streams:
+    if words is not None:
+        kinds.add("subtitle")
+    found = [kind for kind in _TOPICS if kind in kinds]
+    if not found:
         raise DeviceError(f"{source}: has neither picture nor sound")
+    chosen = dict(zip(found, selection.choose([(kind, _TOPICS[kind]) for kind in found]), strict=True))
+    streams: list[Iterator[_Arrival]] = []
+    if topic := chosen.get("video"):
+        streams.append(_frames(source, origin_ns, topic))
+    if topic := chosen.get("audio"):
+        streams.append(_blocks(source, origin_ns, topic))
+    if topic := chosen.get("subtitle"):
+        streams.append(_lines(words or source, origin_ns, topic))
+    begin_ns, end_ns = selection.span_ns(origin_ns, last_ns)
     sent: Counter[str] = Counter()
     with whole(target) as writer:
         writer.add_metadata(
             "imported", {"from": str(source), "kind": "video", "subtitles": words and str(words)}
         )
         for due_ns, topic, header, payload in heapq.merge(*streams, key=lambda arrival: arrival[0]):
+            if not begin_ns <= header.stamp_ns < end_ns:
+                continue
             fields = {"seq": sent[topic], "sent_ns": due_ns, "source": _SOURCE}
             writer.write(Message(topic, structs.replace(header, **fields), payload, due_ns))
             sent[topic] += 1
+        if not sent:
+            raise SessionError(f"{source}: nothing lies in the time asked for")
     yield from (f"{topic}: {number} messages" for topic, number in sorted(sent.items()))
 
 
@@ -81,17 +96,17 @@ def _origin_ns(source: Path, metadata: dict[str, str]) -> int:
         return source.stat().st_mtime_ns
 
 
-def _frames(source: Path, origin_ns: int) -> Iterator[_Arrival]:
+def _frames(source: Path, origin_ns: int, topic: str) -> Iterator[_Arrival]:
     config = CameraConfig(source=str(source), jpeg_quality=90)
     track: media.Track[VideoFrame] = media.Track(str(source), "video", loop=False)
     for _, lap in track.laps():
         for seconds, frame in lap:
             stamp_ns = origin_ns + round(seconds * _SECOND_NS)
             image = frame.to_ndarray(format="bgr24").astype(np.uint8, copy=False)
-            yield stamp_ns, "camera/video", *frame_message(CapturedFrame(image, stamp_ns), config)
+            yield stamp_ns, topic, *frame_message(CapturedFrame(image, stamp_ns), config)
 
 
-def _blocks(source: Path, origin_ns: int) -> Iterator[_Arrival]:
+def _blocks(source: Path, origin_ns: int, topic: str) -> Iterator[_Arrival]:
     with media.open_container(str(source)) as container:
         stream = next(stream for stream in container.streams if isinstance(stream, AudioStream))
         rate_hz, channels = stream.rate, stream.channels
@@ -106,10 +121,10 @@ def _blocks(source: Path, origin_ns: int) -> Iterator[_Arrival]:
         # A block is there once its last sample has been heard.
         due_ns = stamp_ns + len(samples) * _SECOND_NS // rate_hz
         block = CapturedBlock(samples, stamp_ns, index)
-        yield due_ns, "microphone/video", *block_message(block, config)
+        yield due_ns, topic, *block_message(block, config)
 
 
-def _lines(source: Path, origin_ns: int) -> Iterator[_Arrival]:
+def _lines(source: Path, origin_ns: int, topic: str) -> Iterator[_Arrival]:
     with media.open_container(str(source)) as container:
         streams = [stream for stream in container.streams if stream.type == "subtitle"]
         if not streams:
@@ -125,7 +140,7 @@ def _lines(source: Path, origin_ns: int) -> Iterator[_Arrival]:
                 if words:
                     yield (
                         stamp_ns,
-                        "text/subtitles",
+                        topic,
                         text_message(CapturedText(words, stamp_ns), language),
                         b"",
                     )

@@ -13,6 +13,7 @@ from rosbags.rosbag2 import ReaderError, StoragePlugin, Writer
 from perception.errors import SessionError
 from perception.messages import AudioBlock
 from perception.session import ros_messages as ros
+from perception.session.convert.selection import EVERYTHING, Selection
 from perception.session.reader import Session
 from perception.session.writer import whole
 
@@ -44,12 +45,13 @@ def write(session: Session, target: Path, topics: Sequence[str] = ("*",)) -> Ite
     yield from (f"{text} ({number} times)" for text, number in refused.items())
 
 
-def read(source: Path, target: Path) -> Iterator[str]:
+def read(source: Path, target: Path, selection: Selection = EVERYTHING) -> Iterator[str]:
     """Make the session `target` of a rosbag; yield what came of it, in lines.
 
     Args:
         source: folder of a rosbag2, its file, or a ROS 1 bag.
         target: file to write.
+        selection: what to take, and under which topics.
 
     Raises:
         SessionError: `source` is no rosbag or holds nothing that can be used, `target` exists.
@@ -61,10 +63,14 @@ def read(source: Path, target: Path) -> Iterator[str]:
             if not decoders:
                 types = ", ".join(sorted({connection.msgtype for connection in bag.connections}))
                 raise SessionError(f"{source}: no camera, sound or text in it; it holds {types or 'nothing'}")
+            decoders = _selected(decoders, selection)
+            begin_ns, end_ns = selection.span_ns(bag.start_time, bag.end_time)
             with whole(target) as writer:
                 writer.add_metadata("imported", {"from": str(source), "kind": "rosbag"})
                 wanted = [one for one in bag.connections if (one.topic, one.msgtype) in decoders]
                 for connection, time_ns, data in bag.messages(wanted):
+                    if not begin_ns <= time_ns < end_ns:
+                        continue
                     decoder = decoders[connection.topic, connection.msgtype]
                     try:
                         message = decoder.decode(bag.deserialize(data, connection.msgtype), time_ns)
@@ -91,6 +97,19 @@ def _decoders(bag: AnyReader) -> dict[tuple[str, str], ros.Decoder]:
         taken.add(name)
         decoders[key] = ros.Decoder(name, sounds.get(str(PurePosixPath(key[0]).parent)))
     return decoders
+
+
+def _selected(
+    decoders: dict[tuple[str, str], ros.Decoder], selection: Selection
+) -> dict[tuple[str, str], ros.Decoder]:
+    """Return the wanted decoders, under the topics asked for."""
+    topics = selection.choose([(key[0], decoder.topic) for key, decoder in decoders.items()])
+    wanted = {}
+    for (key, decoder), topic in zip(decoders.items(), topics, strict=True):
+        if topic is not None:
+            decoder.topic = topic
+            wanted[key] = decoder
+    return wanted
 
 
 def _sounds(bag: AnyReader) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""Which streams and which time of a source an import takes, and under which topics. No files."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from perception.errors import BusError, SessionError
+from perception.session.reader import matches
+from perception.topics import lookup
+
+_SECOND_NS: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What the options of `perception session import` ask for; by default everything as it is."""
+
+    topics: tuple[str, ...] = ("*",)
+    """Patterns over the name in the source, the default topic or the topic asked for."""
+    start_s: float | None = None
+    """Seconds from the beginning of the source; negative: from its end."""
+    end_s: float | None = None
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By prefix: `NAME` for the next stream of that prefix, or `STREAM=NAME` for a certain one."""
+
+    def choose(self, found: Sequence[tuple[str, str]]) -> list[str | None]:
+        """Return the topic of each stream, None for one that is not wanted.
+
+        Args:
+            found: (name in the source, default topic) of every stream, in the order of the source.
+
+        Raises:
+            SessionError: a name fits no stream or is no topic, two streams would have one topic, or
+                nothing is wanted.
+        """
+        renamed = self._renamed(found)
+        chosen = [
+            topic if self._wants(own, default, topic) else None
+            for (own, default), topic in zip(found, renamed, strict=True)
+        ]
+        counts = Counter(topic for topic in chosen if topic is not None)
+        if not counts:
+            there = ", ".join(f"{own} ({topic})" if own != topic else own for own, topic in found)
+            raise SessionError(f"--topics {' '.join(self.topics)}: matches none of: {there}")
+        topic, number = counts.most_common(1)[0]
+        if number > 1:
+            raise SessionError(f"{number} streams would become {topic}; give them different names")
+        return chosen
+
+    def span_ns(self, first_ns: int, last_ns: int) -> tuple[int, int]:
+        """Return begin and end of the wanted time for a source from `first_ns` to `last_ns`; end excluded."""
+
+        def at_ns(seconds: float | None, default_ns: int) -> int:
+            if seconds is None:
+                return default_ns
+            return (last_ns if seconds < 0 else first_ns) + round(seconds * _SECOND_NS)
+
+        begin_ns, end_ns = at_ns(self.start_s, -(1 << 63)), at_ns(self.end_s, 1 << 63)
+        if begin_ns >= end_ns:
+            raise SessionError(f"--from {self.start_s} --to {self.end_s}: no time lies between them")
+        return begin_ns, end_ns
+
+    def _wants(self, *names: str) -> bool:
+        return any(matches(name, self.topics) for name in names)
+
+    def _renamed(self, found: Sequence[tuple[str, str]]) -> list[str]:
+        """Return the topic of every stream with the names asked for, wanted or not."""
+        renamed = [default for _, default in found]
+        for prefix, names in self.names.items():
+            free = [number for number, (_, default) in enumerate(found) if default.startswith(f"{prefix}/")]
+            # A name alone goes to the first stream that the patterns ask for.
+            free.sort(key=lambda number: not self._wants(*found[number]))
+            given = [name.rpartition("=") for name in names]
+            for stream, _, name in sorted(given, key=lambda one: not one[0]):
+                fits = [number for number in free if stream in ("", *found[number])]
+                if not fits:
+                    there = ", ".join(found[number][0] for number in free) or f"no other {prefix}"
+                    raise SessionError(f"--{prefix} {stream or name}: no such stream; there is {there}")
+                renamed[fits[0]] = _topic(prefix, name)
+                free.remove(fits[0])
+        return renamed
+
+
+def _topic(prefix: str, name: str) -> str:
+    try:
+        lookup(f"{prefix}/{name}")
+    except BusError as error:
+        raise SessionError(f"--{prefix} {name}: {error}") from error
+    return f"{prefix}/{name}"
+
+
+EVERYTHING: Final = Selection()
