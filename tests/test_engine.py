@@ -18,7 +18,10 @@ from perception.fusion.core import FusionCore
 from perception.fusion.engine import Engine
 from perception.fusion.window import CameraSlice, Window
 from perception.messages import Box, BranchState, FusedState, Latency
+from perception.models.checkpoint import build_head
 from perception.models.encoder import Encoding, ImageInput
+from perception.models.precision import noise
+from perception.models.registry import build_encoder
 from perception.profile import (
     CameraConfig,
     EncoderConfig,
@@ -180,9 +183,89 @@ def test_an_encoder_on_the_wrong_kind_of_input_is_one_clear_error() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_asking_for_cuda_without_it_is_one_clear_error() -> None:
-    with pytest.raises(ProfileError, match="sees no CUDA device"):
+    with pytest.raises(ProfileError, match="sees no CUDA devices"):
         pick_device("cuda")
     assert pick_device("auto") == torch.device("cpu")
+
+
+class Network(torch.nn.Module):
+    """A user's encoder that is a module: its `forward` is a method like any other."""
+
+    modality = "camera"
+    dim = 3
+
+    def forward(self, data: ImageInput) -> Encoding:
+        return Encoding(torch.from_numpy(data.image.mean(axis=(0, 1)).astype(np.float32)))
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {}
+
+
+def test_an_encoder_that_is_a_module_is_warmed_up_and_runs(windows: list[Window]) -> None:
+    faces = config(faces=EncoderConfig(input="camera", kind="faces"))
+    built = build_engine(faces.model_copy(update={"head": HeadConfig(classes=CLASSES)}), clock=lambda: 0)
+    encoders: Any = {"faces": Network()}
+    head = build_head(built.config.head, {"faces": Network.dim}, device=built.device, seed=0)
+    engine = Engine(built.config, encoders, head, device=built.device, clock=lambda: 0)
+    engine.warm_up((32, 24))
+    assert engine.run(windows[30]).modalities["camera"].presence == "present"
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("meta")])
+@pytest.mark.parametrize("kind", ["faces", "aruco", "motion", "level", "mfcc", "tfidf"])
+def test_encoders_that_compute_on_the_cpu_leave_their_features_there(kind: str, device: torch.device) -> None:
+    """Whatever the device: they go to it together, once per tick."""
+    item = EncoderConfig(input="any", kind=kind, options=INTENTS if kind == "tfidf" else {})
+    encoder: Any = build_encoder(kind, item, device=device, seed=0)
+    assert encoder.cpu_only
+    assert encoder(noise()[encoder.modality]).features.device.type == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("index", range(max(1, torch.cuda.device_count())))
+def test_on_each_cuda_device_states_are_those_of_the_cpu(windows: list[Window], index: int) -> None:
+    """Tolerance, for TF32 and frames resized as floats: 1 % of the features, 0.02 of a probability."""
+    random = {"weights": "random"}
+    models = config(
+        faces=EncoderConfig(input="camera", kind="faces"),
+        resnet=EncoderConfig(input="camera", kind="torchvision", **random),
+        level=EncoderConfig(input="microphone", kind="level"),
+        voice=EncoderConfig(input="microphone", kind="silero"),
+        vggish=EncoderConfig(input="microphone", kind="vggish", **random),
+        intent=EncoderConfig(input="text", kind="tfidf", options=INTENTS),
+    )
+    there = build_engine(models.model_copy(update={"device": f"cuda:{index}"}), clock=lambda: 0)
+    here = build_engine(models.model_copy(update={"device": "cpu"}), clock=lambda: 0)
+    there.warm_up((320, 240))
+    facts = there.facts()
+    assert facts["device"] == f"cuda:{index}"
+    assert {facts[f"{name} graph"] for name in ("resnet", "vggish")} == {"captured"}
+    for window in windows[20:30]:
+        on_cpu, on_gpu = here.encode(window).encodings, there.encode(window).encodings
+        assert on_cpu.keys() == on_gpu.keys()
+        for name, encoding in on_cpu.items():
+            difference = (on_gpu[name].features.cpu() - encoding.features).norm()
+            assert difference <= 0.01 * encoding.features.norm() + 1e-6, name
+        expected, found = here.run(window), there.run(window)
+        assert found.fused.probabilities == pytest.approx(expected.fused.probabilities, abs=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_device_encoders_that_all_refuse_their_input_leave_a_state(windows: list[Window]) -> None:
+    """Nothing waits for the device then, and its events may not be done when their time is asked for."""
+    only = config(resnet=EncoderConfig(input="camera", kind="torchvision", weights="random"))
+    engine = build_engine(only.model_copy(update={"device": "cuda"}), clock=lambda: 0)
+    encoder: Any = engine.encoders["resnet"]
+
+    def refuse(data: ImageInput) -> Encoding:
+        encoder(data)
+        raise ValueError("unusable")
+
+    engine.encoders["resnet"] = refuse  # type: ignore[assignment]
+    for window in windows[20:30]:
+        assert engine.run(window).modalities["camera"].branches == {}
 
 
 @pytest.fixture(scope="module")

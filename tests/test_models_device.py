@@ -6,8 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from perception.models.device import Capture, CudaGraph, Forward, Function, Lanes, Tensors, upload
+from perception.models.device import (
+    Capture,
+    CudaGraph,
+    Forward,
+    Function,
+    Lanes,
+    Span,
+    Tensors,
+    exists,
+    upload,
+    upload_together,
+)
 
 CPU = torch.device("cpu")
 
@@ -70,13 +82,24 @@ def wrong(function: Function, inputs: Tensors) -> Function:
     return lambda *given: tuple(result + 0.1 for result in function(*given))
 
 
+def empty(function: Function, inputs: Tensors) -> Function:
+    """A graph that captured nothing: its results are those of the capture's own inputs, for ever."""
+    results = function(*inputs)
+    return lambda *given: tuple(result.clone() for result in results)
+
+
 def not_a_number(function: Function, inputs: Tensors) -> Function:
     return lambda *given: tuple(result * float("nan") for result in function(*given))
 
 
 @pytest.mark.parametrize(
     ("capture", "reason"),
-    [(failing, "not permitted when stream is capturing"), (wrong, "0.1 apart"), (not_a_number, "nan apart")],
+    [
+        (failing, "not permitted when stream is capturing"),
+        (wrong, "apart"),
+        (empty, "apart"),
+        (not_a_number, "nan apart"),
+    ],
 )
 def test_a_capture_that_fails_or_gives_something_else_is_not_used_and_said(
     capture: Capture, reason: str, caplog: pytest.LogCaptureFixture
@@ -101,6 +124,67 @@ def test_on_a_cpu_lanes_run_in_turn_and_are_timed_by_the_clock() -> None:
     assert (first.ms, second.ms) == (1.5, 1.5)
 
 
+class LateEvent:
+    """An event of a device that is still at work: its time cannot be asked for before it is waited for."""
+
+    def __init__(self, at_ms: float) -> None:
+        self.at_ms, self.done = at_ms, False
+
+    def synchronize(self) -> None:
+        self.done = True
+
+    def elapsed_time(self, end: "LateEvent") -> float:
+        if not end.done:
+            raise RuntimeError("CUDA error: device not ready")
+        return end.at_ms - self.at_ms
+
+
+def test_the_time_of_work_that_goes_on_is_waited_for() -> None:
+    assert Span(LateEvent(1.0), LateEvent(3.5)).ms == 2.5
+
+
+def test_work_for_the_cpu_is_timed_by_the_clock_whatever_the_device() -> None:
+    now_ns = iter((0, 4_000_000))
+    result, span = Lanes(torch.device("cuda"), lambda: next(now_ns)).beside(None, int, "3")
+    assert (result, span.ms) == (3, 4.0)
+
+
+class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what crosses from one device to another."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = args[0] if args else None
+        if isinstance(given, torch.Tensor) and isinstance(result, torch.Tensor):
+            self.count += given.device != result.device
+        return result
+
+
+def test_what_lies_on_the_cpu_goes_to_a_device_in_one_copy() -> None:
+    here = [torch.randn(1, dim) for dim in (5, 1, 3)]
+    there = torch.empty(1, 4, device="meta")
+    with Copies() as copies:
+        moved = upload_together([here[0], there, here[1], here[2]], torch.device("meta"))
+    assert [tuple(tensor.shape) for tensor in moved] == [(1, 5), (1, 4), (1, 1), (1, 3)]
+    assert {tensor.device.type for tensor in moved} == {"meta"}
+    assert moved[1] is there
+    assert copies.count == 1
+    assert all(one is other for one, other in zip(upload_together(here, CPU), here, strict=True))
+
+
+def test_a_device_exists_or_does_not() -> None:
+    assert exists("cpu")
+    assert exists("auto")
+    assert not exists("mps")
+    assert not exists("cuda:x")
+    assert not exists("cuda:63")
+    assert exists("cuda:0") == torch.cuda.is_available()
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_an_array_is_uploaded_as_it_is(dtype: type) -> None:
     array: np.typing.NDArray[Any] = np.arange(24).reshape(2, 3, 4).astype(dtype)
@@ -108,13 +192,40 @@ def test_an_array_is_uploaded_as_it_is(dtype: type) -> None:
     assert upload(array, CPU).numpy().tolist() == array.tolist()
 
 
+CUDA_DEVICES = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+on_each_cuda_device = pytest.mark.parametrize(
+    "device", CUDA_DEVICES or [pytest.param(None, marks=pytest.mark.skip(reason="no CUDA device"))]
+)
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_cuda_graph_repeats_a_network_on_its_device() -> None:
-    device = torch.device("cuda")
+@on_each_cuda_device
+def test_a_cuda_graph_repeats_a_network_on_its_device_whatever_the_current_one(device: torch.device) -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten()).to(device)
     forward = Forward("network", lambda x: (network(x),), device=device, capture=CudaGraph)
     forward(torch.zeros(2, 3, 16, 16, device=device))
     assert forward.capture_last()
-    x = upload(np.random.default_rng(0).random((2, 3, 16, 16), np.float32), device)
-    torch.testing.assert_close(forward(x)[0], network(x), rtol=1e-3, atol=1e-3)
+    for seed in range(3):
+        x = upload(np.random.default_rng(seed).random((2, 3, 16, 16), np.float32), device)
+        torch.testing.assert_close(forward(x)[0], network(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@on_each_cuda_device
+def test_what_is_uploaded_together_arrives_as_it_was(device: torch.device) -> None:
+    here = [torch.randn(1, dim) for dim in (5, 1, 3)]
+    there = torch.randn(1, 4, device=device)
+    moved = upload_together([here[0], there, *here[1:]], device)
+    for one, other in zip(moved, [here[0], there, *here[1:]], strict=True):
+        assert torch.equal(one.cpu(), other.cpu())
+
+
+@pytest.mark.gpu
+@on_each_cuda_device
+def test_lanes_of_a_device_time_their_work_and_are_joined(device: torch.device) -> None:
+    lanes = Lanes(device, lambda: 0)
+    x = torch.randn(512, 512, device=device)
+    product, span = lanes.beside("camera", torch.mm, x, x)
+    lanes.join()
+    torch.testing.assert_close(product.cpu(), x.cpu() @ x.cpu(), rtol=1e-2, atol=1e-1)
+    assert span.ms > 0

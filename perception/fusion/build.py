@@ -10,16 +10,18 @@ from perception.errors import ProfileError
 from perception.fusion.engine import Engine, kind_of
 from perception.models import precision
 from perception.models.checkpoint import build_head, with_own_encoders
+from perception.models.device import exists
 from perception.models.registry import RegisteredEncoder, build_encoder
 from perception.profile import EncoderConfig, FusionConfig
 
 
 def pick_device(name: str) -> torch.device:
-    """Resolve `auto`; ProfileError if CUDA is asked for and absent."""
+    """Resolve `auto`; ProfileError if a CUDA device is asked for and absent."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ProfileError(f"fusion.device: '{name}' asked for, but torch sees no CUDA device; use 'auto'")
+    if not exists(name):
+        seen = torch.cuda.device_count() or "no"
+        raise ProfileError(f"fusion.device: '{name}' asked for, torch sees {seen} CUDA devices; use 'auto'")
     return torch.device(name)
 
 

@@ -24,7 +24,7 @@ from perception.messages import (
     ModelInfo,
 )
 from perception.models.checkpoint import Head, config_hash, head_hash
-from perception.models.device import Forward, Lanes, Span
+from perception.models.device import Forward, Lanes, Span, upload_together
 from perception.models.encoder import Encoding
 from perception.models.precision import noise
 from perception.models.registry import RegisteredEncoder
@@ -224,11 +224,13 @@ class Engine:
 
     def tensors(self, window: Window, encoded: Encoded) -> Shown:
         """Return what the head takes."""
-        features = {name: encoding.features.unsqueeze(0) for name, encoding in encoded.encodings.items()}
+        encodings = encoded.encodings
         ages_s = {name: (item.age_ns or 0) / 1e9 for name, item in window.inputs.items()}
-        present = torch.tensor([[name in features for name in self._input_of]], device=self.device)
-        aged_s = torch.tensor([[ages_s[source] for source in self._input_of.values()]], device=self.device)
-        return features, present, aged_s
+        known = torch.tensor([[float(name in encodings) for name in self._input_of]])
+        aged_s = torch.tensor([[ages_s[source] for source in self._input_of.values()]])
+        made = [encoding.features.unsqueeze(0) for encoding in encodings.values()]
+        *features, known, aged_s = upload_together([*made, known, aged_s], self.device)
+        return dict(zip(encodings, features, strict=True)), known.bool(), aged_s
 
     def _read(self, window: Window) -> tuple[dict[str, Reading], set[str]]:
         inputs: dict[str, Reading] = {}
@@ -276,8 +278,8 @@ class Engine:
             self._lanes.join()
             self.warm_up_head(self.head)
         for _, names in self._groups:
-            forward: Forward | None = getattr(self.encoders[names[0]], "forward", None)
-            if forward is not None and forward.capture_last():
+            forward = getattr(self.encoders[names[0]], "forward", None)
+            if isinstance(forward, Forward) and forward.capture_last():
                 self._facts |= dict.fromkeys((f"{name} graph" for name in names), "captured")
 
     @torch.inference_mode()
@@ -306,10 +308,12 @@ def _conclusion(head: Head, recent: Recent) -> Fused:
 
 
 def _are_finite(features: Iterable[torch.Tensor]) -> bool:
-    """Return whether all these float32 numbers are finite; this waits for the device."""
-    # a sum in float64 is finite exactly if they are; what is yet to be encoded in training has any shape
-    known = [feature if feature.ndim == 1 else feature.flatten() for feature in features]
-    return not known or math.isfinite(float(torch.cat(known).sum(dtype=torch.float64)))
+    """Return whether all these float32 numbers are finite; this waits for the devices they lie on."""
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for feature in features:  # what is yet to be encoded in training has any shape
+        by_device.setdefault(feature.device, []).append(feature if feature.ndim == 1 else feature.flatten())
+    # a sum in float64 is finite exactly if they are
+    return all(math.isfinite(float(torch.cat(one).sum(dtype=torch.float64))) for one in by_device.values())
 
 
 def _is_finite(branch: BranchState) -> bool:
@@ -318,13 +322,20 @@ def _is_finite(branch: BranchState) -> bool:
     )
 
 
-def _groups(encoders: Mapping[str, RegisteredEncoder], *, batched: bool) -> list[tuple[str, tuple[str, ...]]]:
-    """Return modality and names of encoders that run in one pass: those of one model, if it can."""
+def _groups(
+    encoders: Mapping[str, RegisteredEncoder], *, batched: bool
+) -> list[tuple[str | None, tuple[str, ...]]]:
+    """Return modality and names of encoders that run in one pass: those of one model, if it can.
+
+    Those that compute on the CPU come last, without a modality: a GPU is at work meanwhile.
+    """
     groups: dict[Hashable, list[str]] = {}
     for name, encoder in encoders.items():
         together = batched and hasattr(encoder, "encode_batch")
         groups.setdefault(id(encoder) if together else name, []).append(name)
-    return [(encoders[names[0]].modality, tuple(names)) for names in groups.values()]
+    on_cpu = {names[0]: bool(getattr(encoders[names[0]], "cpu_only", False)) for names in groups.values()}
+    ordered = sorted(groups.values(), key=lambda names: on_cpu[names[0]])
+    return [(None if on_cpu[names[0]] else encoders[names[0]].modality, tuple(names)) for names in ordered]
 
 
 def kind_of(topic: str) -> str:

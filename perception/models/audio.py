@@ -130,12 +130,12 @@ class MfccStatistics:
         coefficients: Annotated[int, Field(ge=1, le=64)] = 20
 
     modality: ClassVar[str] = "microphone"
+    cpu_only: ClassVar[bool] = True
 
     def __init__(
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
         self._coefficients = options.coefficients
-        self._device = device
         self.dim = 6 * options.coefficients
 
     def __call__(self, data: AudioInput, /) -> Encoding:
@@ -153,7 +153,7 @@ class MfccStatistics:
             recent.max(axis=0),
         ]
         features = np.concatenate(statistics).astype(np.float32)
-        return Encoding(torch.from_numpy(features).to(self._device))
+        return Encoding(torch.from_numpy(features))
 
     def weights(self) -> State:
         """None: it computes, it was not trained."""
@@ -190,12 +190,10 @@ class SileroVoice:
         """Score the whole chunks of 512 samples that end with the window."""
         if data.waveform.size < SileroNetwork.CHUNK or not np.isfinite(data.waveform).all():
             raise ValueError(f"voice activity takes {SileroNetwork.CHUNK} or more finite samples")
-        waveform = torch.tensor(data.waveform, dtype=torch.float32, device=self._device)
-        speech = self._network(waveform)
+        speech = self._network(upload(np.asarray(data.waveform, np.float32), self._device))
         recent = speech[-max(1, len(speech) // _RECENT) :]
         features = torch.stack([speech.mean(), speech.max(), speech[-1], recent.mean(), recent.max()])
-        branch = BranchState(labels=("speech",), scores=(float(features[4]),))
-        return Encoding(features, branch)
+        return Encoding(features, lambda: BranchState(labels=("speech",), scores=(float(features[4]),)))
 
     def weights(self) -> State:
         """Return the network's weights."""
@@ -217,13 +215,13 @@ class Level:
         floor_dbfs: Annotated[float, Field(lt=0, description="nothing under this level begins")] = -50.0
 
     modality: ClassVar[str] = "microphone"
+    cpu_only: ClassVar[bool] = True
     dim = 11
 
     def __init__(
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
         self._options = options
-        self._device = device
 
     def __call__(self, data: AudioInput, /) -> Encoding:
         """Measure the waveform."""
@@ -231,7 +229,7 @@ class Level:
             raise ValueError("level takes finite samples, at least one")
         waveform = data.waveform.astype(np.float64)
         features = [*_loudness(waveform), *_loudness(_recent(waveform)), *self._onset_features(waveform)]
-        return Encoding(torch.tensor(features, dtype=torch.float32, device=self._device))
+        return Encoding(torch.tensor(features, dtype=torch.float32))
 
     def weights(self) -> State:
         """None: it computes, it was not trained."""

@@ -42,13 +42,13 @@ class HaarFaces:
         width: Annotated[int, Field(ge=64, description=SHRUNK)] = 240
 
     modality: ClassVar[str] = "camera"
+    cpu_only: ClassVar[bool] = True
     dim = 5
 
     def __init__(
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
         self._options = options
-        self._device = device
         cascade = Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_default.xml"
         self._cascade = cv2.CascadeClassifier(str(cascade))
 
@@ -62,7 +62,7 @@ class HaarFaces:
             features = [min(len(boxes), 4) / 4, x, y, boxes[0].height / height, boxes[0].score]
         best = max((box.score for box in boxes), default=0.0)
         branch = BranchState(labels=("face",), scores=(best,), boxes=tuple(boxes))
-        return Encoding(torch.tensor(features, device=self._device), branch)
+        return Encoding(torch.tensor(features), branch)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """None: the cascade comes with OpenCV."""
@@ -121,13 +121,13 @@ class ArucoMarkers:
             return name
 
     modality: ClassVar[str] = "camera"
+    cpu_only: ClassVar[bool] = True
 
     def __init__(
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
         self._ids = options.ids
         self._width = options.width
-        self._device = device
         dictionary = cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, options.dictionary))
         parameters = cv2.aruco.DetectorParameters()
         parameters.minMarkerDistanceRate = 0.05  # else a card's edge is taken in place of the marker on it
@@ -145,7 +145,7 @@ class ArucoMarkers:
         labels = tuple(sorted({box.label for box in boxes}, key=int))
         features += [float(str(marker) in labels) for marker in self._ids]
         branch = BranchState(labels=labels, scores=(1.0,) * len(labels), boxes=tuple(boxes))
-        return Encoding(torch.tensor(features, device=self._device), branch)
+        return Encoding(torch.tensor(features), branch)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """None: the dictionary is fixed."""
@@ -181,6 +181,7 @@ class Motion:
         threshold: Annotated[float, Field(gt=0, lt=255)] = 12.0
 
     modality: ClassVar[str] = "camera"
+    cpu_only: ClassVar[bool] = True
     uses_previous: ClassVar[bool] = True
     dim = 4
 
@@ -188,7 +189,6 @@ class Motion:
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
         self._options = options
-        self._device = device
         self._prepared: tuple[Image, Grey, int] | None = None
 
     def __call__(self, data: ImageInput, /) -> Encoding:
@@ -224,7 +224,7 @@ class Motion:
 
     def _encoding(self, features: list[float], boxes: tuple[Box, ...] = ()) -> Encoding:
         branch = BranchState(labels=("motion",), scores=(features[0],), boxes=boxes)
-        return Encoding(torch.tensor(features, device=self._device), branch)
+        return Encoding(torch.tensor(features), branch)
 
 
 def _centre(box: Box, width: int, height: int) -> tuple[float, float]:

@@ -5,7 +5,7 @@ pass of fixed shape is captured once as a CUDA graph: replayed, it costs one lau
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -32,19 +32,21 @@ class CudaGraph:
     """A function's kernels, captured with their memory: inputs are copied in, results copied out."""
 
     def __init__(self, function: Function, inputs: Tensors) -> None:
+        """Capture it on the device of its inputs, which need not be the current one."""
         with torch.inference_mode():
             self._inputs = tuple(tensor.clone() for tensor in inputs)
-        here = torch.cuda.current_stream()
-        beside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(here)
-        with torch.cuda.stream(beside):
-            for _ in range(_WARM_UPS):
-                function(*self._inputs)
-        here.wait_stream(beside)
-        self._graph = torch.cuda.CUDAGraph()
-        # on the stream of the warm-up: what libraries keep per stream is there
-        with torch.cuda.graph(self._graph, stream=beside):
-            self._outputs = function(*self._inputs)
+        with torch.cuda.device(inputs[0].device):
+            here = torch.cuda.current_stream()
+            beside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            beside.wait_stream(here)
+            with torch.cuda.stream(beside):
+                for _ in range(_WARM_UPS):
+                    function(*self._inputs)
+            here.wait_stream(beside)
+            self._graph = torch.cuda.CUDAGraph()
+            # on the stream of the warm-up: what libraries keep per stream is there
+            with torch.cuda.graph(self._graph, stream=beside, capture_error_mode="thread_local"):
+                self._outputs = function(*self._inputs)
 
     def __call__(self, *inputs: torch.Tensor) -> Tensors:
         """Repeat it; the results are the caller's."""
@@ -84,11 +86,13 @@ class Forward:
     def captured(self, *inputs: torch.Tensor) -> bool:
         """Capture it for inputs of this shape; return whether that works and gives the same as the call.
 
-        Where it does not, the plain call stays in use, and the log says why.
+        The two are compared on other inputs: an empty graph returns the results of the capture's own.
+        Where they differ, the plain call stays in use, and the log says why.
         """
         try:
             repeat = self._capture(self.function, inputs)
-            error = _error(repeat(*inputs), self.function(*inputs))
+            others = tuple(_other(tensor) for tensor in inputs)
+            error = _error(repeat(*others), self.function(*others))
         except RuntimeError as failure:
             reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
             _LOG.warning("%s runs without a CUDA graph: %s", self.name, reason)
@@ -102,6 +106,12 @@ class Forward:
 
 def _shapes(inputs: Tensors) -> tuple[torch.Size, ...]:
     return tuple(tensor.shape for tensor in inputs)
+
+
+def _other(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the same shape and range with other values; of whole numbers, another order."""
+    turned = tensor.flip(tuple(range(tensor.ndim)))
+    return turned * 0.5 + 0.25 if tensor.is_floating_point() else turned
 
 
 def _error(found: Tensors, expected: Tensors) -> float:
@@ -121,9 +131,10 @@ class Span(msgspec.Struct, frozen=True):
 
     @property
     def ms(self) -> float:
-        """How long it took; on CUDA only to be asked for when the device is done."""
+        """How long it took; of work on CUDA this waits for its end."""
         if isinstance(self.began, int):
             return float(self.ended - self.began) / 1e6
+        self.ended.synchronize()
         return float(self.began.elapsed_time(self.ended))
 
 
@@ -140,9 +151,14 @@ class Lanes:
         self._on_cuda = device.type == "cuda"
         self._streams: dict[str, Any] = {}
 
-    def beside(self, modality: str, launch: Callable[..., ResultT], *arguments: Any) -> tuple[ResultT, Span]:
-        """Launch work on the modality's stream, after what was launched before; return its result too."""
-        if not self._on_cuda:
+    def beside(
+        self, modality: str | None, launch: Callable[..., ResultT], *arguments: Any
+    ) -> tuple[ResultT, Span]:
+        """Launch work on the modality's stream, after what was launched before; return its result too.
+
+        Work without a modality runs on the CPU, here and now.
+        """
+        if modality is None or not self._on_cuda:
             began_ns = self._clock()
             result = launch(*arguments)
             return result, Span(began_ns, self._clock())
@@ -172,7 +188,32 @@ def upload(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
         staged = torch.empty(array.shape, dtype=_DTYPES[array.dtype.type], pin_memory=True)
         staged.numpy()[...] = array
         return staged.to(device, non_blocking=True)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
+
+
+def upload_together(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Return float32 tensors on the device; those that lie on the CPU go there in one copy."""
+    elsewhere = [tensor for tensor in tensors if tensor.device.type != device.type]
+    if not elsewhere:
+        return list(tensors)
+    flat = upload(torch.cat([tensor.flatten() for tensor in elsewhere]).numpy(), device)
+    parts = iter(torch.split(flat, [tensor.numel() for tensor in elsewhere]))
+    return [
+        tensor if tensor.device.type == device.type else next(parts).view(tensor.shape) for tensor in tensors
+    ]
+
+
+def exists(name: str) -> bool:
+    """Return whether this machine has the device `auto`, `cpu`, `cuda` or `cuda:N`."""
+    kind, _, index = name.partition(":")
+    number = index or "0"
+    on_cuda = kind == "cuda" and number.isdecimal() and int(number) < torch.cuda.device_count()
+    return on_cuda or name in ("auto", "cpu")
+
+
+def model_name(device: torch.device) -> str:
+    """Return what kind of device it is: `cpu`, or the name of the GPU. Last bits of results depend on it."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
 _DTYPES: Final[dict[Any, torch.dtype]] = {np.uint8: torch.uint8, np.float32: torch.float32}

@@ -61,7 +61,7 @@ class Encoding:
     def __init__(self, features: torch.Tensor, branch: Branch = _SILENT) -> None:
         """`branch` may be a function: it is called when asked for, and may wait for the device."""
         self.features = features
-        """(dim,) float32 on the encoder's device."""
+        """(dim,) float32 on the encoder's device, or on the CPU if it is `cpu_only`."""
         self._branch = branch
 
     @property
@@ -77,7 +77,8 @@ class Encoder(Protocol[InputT]):
 
     An encoder that looks at `ImageInput.previous` says so by an attribute `uses_previous = True`: the
     others are not run again for an unchanged frame. One that can encode several inputs in one pass has
-    `encode_batch`, which takes and returns None where there is no input, or no use for it.
+    `encode_batch`, which takes and returns None where there is no input, or no use for it. One that computes
+    on the CPU whatever the device has `cpu_only = True`, and leaves its features there.
     """
 
     dim: int

@@ -190,13 +190,13 @@ class TfidfIntents:
             return intents
 
     modality: ClassVar[str] = "text"
+    cpu_only: ClassVar[bool] = True
     SOFTNESS: ClassVar = 0.05
     """Width in cosine over which a command turns from `other` into an intent."""
 
     def __init__(
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
-        self._device = device
         self._threshold = options.threshold
         self.labels = (*(name for name in options.intents if name != OTHER), OTHER)
         phrases = [phrase for examples in options.intents.values() for phrase in examples]
@@ -218,7 +218,7 @@ class TfidfIntents:
         for name, probability in zip(self._classes, p / p.sum(), strict=True):
             scores[name] = float(known * probability)
         scores[OTHER] += float(1 - known)
-        features = torch.tensor([*scores.values(), cosine], dtype=torch.float32, device=self._device)
+        features = torch.tensor([*scores.values(), cosine], dtype=torch.float32)
         return Encoding(features, BranchState(labels=self.labels, scores=tuple(scores.values())))
 
     def weights(self) -> dict[str, torch.Tensor]:

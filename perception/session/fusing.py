@@ -18,6 +18,7 @@ from perception.fusion.core import FusionCore
 from perception.fusion.engine import Encoded, Engine
 from perception.messages import FusedState, Journal
 from perception.models.checkpoint import Head, head_hash, load_head
+from perception.models.device import exists
 from perception.models.precision import as_published
 from perception.profile import FusionConfig, Profile, load
 from perception.session.compare import concluded
@@ -150,7 +151,7 @@ class Crew:
         """
         threads = int(known.facts.get("threads", config.threads))
         device = str(known.facts.get("device", config.device))
-        if device.startswith("cuda") and not torch.cuda.is_available():
+        if not exists(device):
             device = config.device
         use_threads(threads)
         like = as_published(config, known.facts).model_copy(update={"device": device})

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from msgspec import structs
 
 from perception.fusion.engine import Engine
 from perception.messages import FusedState, ModelInfo
+from perception.models.device import exists
 from perception.profile import FusionConfig, Profile
 from perception.session.compare import MISSING, Difference, conclusion, first_difference
 from perception.session.cutting import Cut
@@ -271,7 +271,7 @@ def _no_journal(recording: Recording, config: FusionConfig) -> str:
 
 def _foreign_device(known: Survey) -> str | None:
     device = str(known.facts.get("device", "cpu"))
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if not exists(device):
         return f"it was computed on {device}, and there is none here"
     return None
 

@@ -23,6 +23,7 @@ from perception.fusion.core import FusionCore
 from perception.fusion.engine import Engine
 from perception.fusion.window import Window
 from perception.messages import Header, Label, Message, TextCommand
+from perception.models.device import model_name
 from perception.profile import FusionConfig, HeadConfig
 from perception.session.cutting import Cut, cut_as_arrived
 from perception.session.fusing import cuts, survey_of
@@ -186,7 +187,9 @@ def encoders_hash(config: FusionConfig, prepared: Sequence[str] = ()) -> str:
 
 
 def _decisive(config: FusionConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude=_UNDECISIVE)
+    """All that decides features besides weights; another device has other last bits."""
+    device = model_name(pick_device(config.device))
+    return config.model_dump(mode="json", exclude=_UNDECISIVE) | {"device": device}
 
 
 def cached(
