@@ -177,7 +177,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
             f"control/{name}",
             runtime=runtime,
             clock=clock,
-            connect={topic: profile.connect[topic] for topic in topics if topic in profile.connect},
+            connect=profile.connect,
             insecure=profile.insecure,
             keys=profile.keys,
         ) as inbox:

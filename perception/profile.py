@@ -3,15 +3,18 @@
 Every key, unit and default of a profile stands here. Reading a profile imports neither torch nor cv2.
 """
 
+import re
 import tomllib
+from collections.abc import Collection, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from perception.errors import ProfileError
-
-Positive = Annotated[float, Field(gt=0)]
+from perception.profile_keys import SCRIPTED, Bind, Connect, Input, Name, Pattern, Positive, Recorded
+from perception.profile_keys import is_file_name as is_file_name
 
 
 class Section(BaseModel):
@@ -33,7 +36,7 @@ class CameraConfig(Section):
     encoding: Literal["jpeg", "bgr8", "mono8"] = "jpeg"
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 85
     loop: Annotated[bool, Field(description="start a file again at its end")] = False
-    endpoint: Annotated[str | None, Field(description="also bind here, e.g. tcp://127.0.0.1:5601")] = None
+    endpoint: Annotated[Bind | None, Field(description="also bind here, e.g. tcp://127.0.0.1:5601")] = None
     endpoint_jpeg: Annotated[
         bool,
         Field(description="with keys: raw frames go to other hosts as JPEG"),
@@ -52,7 +55,7 @@ class MicrophoneConfig(Section):
     block_ms: Annotated[float, Field(ge=1, le=200)] = 32.0
     format: Literal["s16", "f32"] = "s16"
     loop: Annotated[bool, Field(description="start a file again at its end")] = False
-    endpoint: str | None = None
+    endpoint: Bind | None = None
 
 
 class TextConfig(Section):
@@ -62,7 +65,7 @@ class TextConfig(Section):
         str, Field(description="'terminal', 'scripted', or a file of lines 'SECONDS<TAB>TEXT'")
     ] = "terminal"
     language: str = ""
-    endpoint: str | None = None
+    endpoint: Bind | None = None
 
 
 class ScriptConfig(Section):
@@ -80,7 +83,10 @@ class ReplayConfig(Section):
     loop: Annotated[bool, Field(description="start again at its end")] = False
     start_s: Annotated[float, Field(ge=0, description="seconds into the session")] = 0.0
     end_s: Annotated[float | None, Field(gt=0, description="likewise")] = None
-    topics: Annotated[tuple[str, ...], Field(description="what no fusion makes itself")] = (
+    topics: Annotated[
+        tuple[Recorded, ...],
+        Field(description="what no fusion makes itself", min_length=1),
+    ] = (
         "camera/*",
         "microphone/*",
         "text/*",
@@ -91,7 +97,7 @@ class ReplayConfig(Section):
 class InputConfig(Section):
     """`[fusion.inputs.NAME]`: one stream of the fusion; its kind follows from the topic."""
 
-    topic: str
+    topic: Input
     length_ms: Annotated[
         float, Field(ge=975, le=60_000, description="audio: window length, at least a VGGish example")
     ] = 975.0
@@ -131,8 +137,8 @@ class HeadConfig(Section):
 class FusionConfig(Section):
     """`[fusion]`: the grid, the waiting, the models. In a file, `base = "demo"` takes over another's."""
 
-    name: Annotated[str, Field(description="publishes state/NAME")] = "fused"
-    hop_ms: Annotated[Positive, Field(description="one state per hop")] = 100.0
+    name: Annotated[Name, Field(description="publishes state/NAME")] = "fused"
+    hop_ms: Annotated[float, Field(ge=1, description="one state per hop")] = 100.0
     lateness_ms: Annotated[Positive, Field(description="how long a window waits for late data")] = 60.0
     alignment: Annotated[
         Literal["low-latency", "reproducible"],
@@ -149,7 +155,7 @@ class FusionConfig(Section):
         Field(description="of encoders whose options name none; auto measures at start and publishes it"),
     ] = "float32"
     seed: Annotated[int, Field(description="of random weights")] = 0
-    endpoint: str | None = None
+    endpoint: Bind | None = None
     inputs: dict[str, InputConfig]
     encoders: dict[str, EncoderConfig]
     head: HeadConfig
@@ -169,7 +175,9 @@ class RecorderConfig(Section):
     out: Annotated[
         str, Field(description="file to write; strftime codes and {domain} are filled in", min_length=1)
     ] = "{domain}-%Y%m%d-%H%M%S.mcap"
-    topics: Annotated[tuple[str, ...], Field(description="patterns of what to record", min_length=1)] = ("*",)
+    topics: Annotated[tuple[Pattern, ...], Field(description="patterns of what to record", min_length=1)] = (
+        "*",
+    )
     split_mb: Annotated[Positive | None, Field(description="begin another file at this size")] = None
     split_minutes: Annotated[Positive | None, Field(description="begin another file after this long")] = None
     min_free_mb: Annotated[
@@ -185,17 +193,36 @@ class Profile(Section):
     keys: Annotated[
         Path | None, Field(description="folder of CURVE keys for every endpoint, see `perception keys new`")
     ] = None
-    camera: dict[str, CameraConfig] = {}
-    microphone: dict[str, MicrophoneConfig] = {}
-    text: dict[str, TextConfig] = {}
+    camera: dict[Name, CameraConfig] = {}
+    microphone: dict[Name, MicrophoneConfig] = {}
+    text: dict[Name, TextConfig] = {}
     script: ScriptConfig = ScriptConfig()
     replay: ReplayConfig | None = None
     fusion: FusionConfig | None = None
     record: Annotated[bool, Field(description="record a session whenever this profile is up")] = False
     recorder: RecorderConfig | None = None
     connect: Annotated[
-        dict[str, str], Field(description="topic -> endpoint of publishers on other hosts")
+        dict[Pattern, Connect],
+        Field(description="topic or pattern -> endpoint of publishers on other hosts"),
     ] = {}
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> "Profile":
+        for one, other in combinations(sorted(self.published()), 2):
+            if one == other or other.startswith(f"{one}/"):
+                raise ValueError(f"{other} cannot be published beside {one}: choose other names")
+        return self
+
+    def published(self) -> list[str]:
+        """Return the topics of its devices; scripted texts say the truth as well."""
+        devices: dict[str, Mapping[str, Section]] = {
+            "camera": self.camera,
+            "microphone": self.microphone,
+            "text": self.text,
+        }
+        names = (f"{kind}/{name}" for kind, found in devices.items() for name in found)
+        truths = ["label/truth" for text in self.text.values() if text.source == SCRIPTED]
+        return [*names, *truths]
 
     @property
     def recording(self) -> RecorderConfig | None:
@@ -208,13 +235,18 @@ _INSTALLED: Final = Path(__file__).resolve().parent / "launch"
 LAUNCH_DIR: Final = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 
 
-def find(name: str) -> Path:
-    """Return the file of a profile given by path, or by name for those that ship; ProfileError if none."""
-    path = Path(name)
+def find(name: str, folder: Path | None = None) -> Path:
+    """Return the file of a profile; ProfileError if there is none.
+
+    Args:
+        name: a path ending in .toml, or the name of one that ships.
+        folder: where a relative path begins; without it the working directory.
+    """
+    path = (folder or Path()) / name
     if path.suffix == ".toml":
         if path.is_file():
             return path
-        raise ProfileError(f"{name}: no such profile file")
+        raise ProfileError(f"{path}: no such profile file")
     shipped = LAUNCH_DIR / f"{name}.toml"
     if shipped.is_file():
         return shipped
@@ -236,22 +268,41 @@ def load(name: str, overrides: tuple[str, ...] = ()) -> Profile:
     data = _read(path)
     for override in overrides:
         _override(data, override)
-    return parse(data, where=str(path))
+    return parse(data, where=str(path), overridden=[override.partition("=")[0] for override in overrides])
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read a file; its `[fusion]` may begin with that of another profile: `base = "demo"`."""
+def _read(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a file; its `[fusion]` may begin with that of another profile: `base = "demo"`.
+
+    A relative path of a base begins at the file that names it. `inside` are the files read on the way.
+    """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{path}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
     fusion = data.get("fusion")
     if isinstance(fusion, dict) and "base" in fusion:
-        base = find(str(fusion.pop("base")))
-        if base == path:
-            raise ProfileError(f"{path}: fusion.base: a profile cannot be its own base")
-        data["fusion"] = _merged(_read(base).get("fusion", {}), fusion)
+        data["fusion"] = _merged(_base(fusion.pop("base"), path, (*inside, path.resolve())), fusion)
     return data
+
+
+def _base(name: Any, path: Path, inside: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the `[fusion]` of the profile that the one at `path` names as its base."""
+    if not isinstance(name, str):
+        raise ProfileError(f"{path}: fusion.base: expected a profile's name or file (got {name!r})")
+    try:
+        base = find(name, path.parent)
+    except ProfileError as error:
+        raise ProfileError(f"{path}: fusion.base: {error}") from error
+    if base.resolve() in inside:
+        ring = " -> ".join(map(str, (*inside[inside.index(base.resolve()) :], base.resolve())))
+        raise ProfileError(f"{path}: fusion.base: a profile cannot be its own base: {ring}")
+    fusion = _read(base, inside).get("fusion")
+    if not isinstance(fusion, dict):
+        raise ProfileError(f"{path}: fusion.base: {base} has no [fusion] table")
+    return fusion
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -264,20 +315,37 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return base | both
 
 
-def parse(data: dict[str, Any], *, where: str) -> Profile:
-    """Validate profile data that came from `where`; ProfileError lists every wrong key."""
+def parse(data: dict[str, Any], *, where: str, overridden: Collection[str] = ()) -> Profile:
+    """Validate profile data that came from `where`, but for some keys; ProfileError lists every wrong key."""
     try:
         return Profile.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(_explain(detail) for detail in error.errors())
+        problems = "; ".join(
+            _explain(detail, overridden) for detail in error.errors() if not _follows(detail)
+        )
         raise ProfileError(f"{where}: {problems}") from error
 
 
-def _explain(detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"]) or "profile"
+def _follows(detail: Any) -> bool:
+    """Return whether it follows from another error: a list is too short once its items are refused."""
+    return bool(detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"])
+
+
+def _explain(detail: Any, overridden: Collection[str]) -> str:
+    key = ".".join(_part(part) for part in detail["loc"] if part != "[key]")
+    where = f"--set {key}" if key in overridden else key
     if detail["type"] == "extra_forbidden":
-        return f"{key}: no such key"
-    return f"{key}: {detail['msg'].removeprefix('Value error, ')} (got {str(detail['input'])[:60]!r})"
+        return f"{where}: no such key"
+    message, got = detail["msg"].removeprefix("Value error, "), repr(str(detail["input"])[:60])
+    if not key:
+        return str(message)
+    return f"{where}: {message}" if got in message else f"{where}: {message} (got {got})"
+
+
+def _part(part: str | int) -> str:
+    """Return a part of a dotted key as TOML has it."""
+    text = str(part)
+    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else f'"{text[:60]}"'
 
 
 def _override(data: dict[str, Any], override: str) -> None:

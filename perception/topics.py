@@ -46,7 +46,8 @@ TOPICS: Final[dict[str, Topic]] = {
     )
 }
 MAX_HEADER_BYTES: Final = 256 * 1024
-_NAME: Final = re.compile(r"[a-z]+(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+")
+NAME: Final = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
+_TOPIC: Final = re.compile(rf"[a-z]+(/{NAME})+")
 MAX_TOPIC_LENGTH: Final = 64
 
 
@@ -54,7 +55,33 @@ MAX_TOPIC_LENGTH: Final = 64
 def lookup(name: str) -> Topic:
     """Return the table row of `camera/front` and the like; BusError names what is allowed."""
     row = TOPICS.get(name.partition("/")[0])
-    if row is None or len(name) > MAX_TOPIC_LENGTH or not _NAME.fullmatch(name):
+    if row is None or len(name) > MAX_TOPIC_LENGTH or not _TOPIC.fullmatch(name):
         kinds = ", ".join(f"{prefix}/<name>" for prefix in TOPICS)
         raise BusError(f"'{name[:80]}' is not a topic; topics are {kinds}")
     return row
+
+
+def check_pattern(pattern: str) -> str:
+    """Return a topic, or a beginning of topics with one `*` at its end; BusError if nothing can match it."""
+    kind, _, name = pattern.partition("/")
+    if not pattern.endswith("*"):
+        lookup(pattern)
+    elif pattern != "*" and (kind not in TOPICS or "*" in name[:-1] or not _may_begin(kind, name[:-1])):
+        kinds = ", ".join(f"{prefix}/*" for prefix in TOPICS)
+        raise BusError(f"'{pattern[:80]}' matches no topic; try '*' or one of {kinds}")
+    return pattern
+
+
+def _may_begin(kind: str, beginning: str) -> bool:
+    """Return whether a topic of a kind may begin so: completed by one more letter it is one."""
+    return _TOPIC.fullmatch(f"{kind}/{beginning}a") is not None and len(beginning) < MAX_TOPIC_LENGTH
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Return whether a pattern covers a topic."""
+    return topic.startswith(pattern[:-1]) if pattern.endswith("*") else topic == pattern
+
+
+def overlap(one: str, other: str) -> bool:
+    """Return whether there may be a topic that both patterns cover."""
+    return matches(one, other.removesuffix("*")) or matches(other, one.removesuffix("*"))

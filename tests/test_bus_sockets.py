@@ -116,6 +116,39 @@ def test_tcp_carries_the_same_messages(bus: Bus, endpoint: str) -> None:
             assert text(subscriber.receive(LONG_S)) == "over tcp"
 
 
+@pytest.mark.parametrize(
+    ("wanted", "connect"),
+    [
+        ("text/say", "text/*"),
+        ("text/*", "text/*"),
+        ("text/*", "text/s*"),
+        ("*", "text/say"),
+        ("text/s*", "*"),
+    ],
+)
+def test_a_pattern_names_publishers_of_another_host(bus: Bus, wanted: str, connect: str) -> None:
+    with bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher:
+        elsewhere = Runtime("elsewhere", bus.runtime.base)
+        assert publisher.endpoint is not None
+        remote = {connect: publisher.endpoint, "camera/*": "tcp://127.0.0.1:9"}
+        with Subscriber(wanted, runtime=elsewhere, clock=bus.clock.now_ns, connect=remote) as subscriber:
+            assert publisher.wait_for_subscriber(LONG_S)
+            publisher.send(say("from there"))
+            assert text(subscriber.receive(LONG_S)) == "from there"
+            assert_exact(subscriber.health()["text/say"])
+
+
+def test_beside_a_pattern_of_another_host_topics_of_this_one_are_followed(bus: Bus) -> None:
+    remote = {"text/*": "tcp://127.0.0.1:9"}
+    with (
+        bus.subscriber("text/*", connect=remote) as subscriber,
+        bus.publisher("text/here") as publisher,
+    ):
+        assert publisher.wait_for_subscriber(LONG_S)
+        publisher.send(say("from here"))
+        assert text(subscriber.receive(LONG_S)) == "from here"
+
+
 def test_what_has_come_from_a_new_publisher_is_received_without_waiting(bus: Bus) -> None:
     def received_at_once() -> bool:
         with bus.publisher("text/say") as publisher, bus.subscriber("text/say") as subscriber:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from perception.errors import ProfileError
-from perception.profile import LAUNCH_DIR, load
+from perception.profile import LAUNCH_DIR, is_file_name, load, parse
 
 SHIPPED = sorted(file.stem for file in LAUNCH_DIR.glob("*.toml"))
 
@@ -50,6 +50,44 @@ def test_a_trained_head_is_named_by_its_folder_alone(tmp_path: Path) -> None:
         ("[camera.front]\nsource = 0\nwidht = 3\n", r"camera\.front\.widht: no such key"),
         ("[camera.front]\nsource = 0\nwidth = 'x'\n", r"camera\.front\.width: .*integer"),
         ("[camera", "not valid TOML"),
+        ("[camera.'front left']\nsource = 0\n", r'camera\."front left": a name has .*letters'),
+        ("[microphone.'k\u00fcche']\n", r'microphone\."k\u00fcche": a name has'),
+        ("[text.'']\n", r'text\."": a name has 1 to 46'),
+        (f"[camera.{'x' * 47}]\nsource = 0\n", r"camera\.x+: a name has 1 to 46"),
+        (
+            "[camera.a]\nsource = 0\n[camera.'a/b']\nsource = 0\n",
+            "camera/a/b cannot be .* beside camera/a",
+        ),
+        (
+            "[camera.a]\nsource = 0\nendpoint = 'tcp//127.0.0.1:5'\n",
+            r"camera\.a\.endpoint: .*expected tcp://HOST",
+        ),
+        (
+            "[microphone.a]\nendpoint = 'tcp://host:99999'\n",
+            r"microphone\.a\.endpoint: .*is no endpoint",
+        ),
+        ("[text.a]\nendpoint = 'ipc:///tmp/x'\n", r"text\.a\.endpoint: .*is no endpoint"),
+        ("[fusion]\nbase = 'demo'\nendpoint = '0.0.0.0:5600'\n", r"fusion\.endpoint: .*is no endpoint"),
+        ("[fusion]\nbase = 'demo'\nname = 'a b'\n", r"fusion\.name: a name has"),
+        ("[fusion]\nbase = 'demo'\nhop_ms = 1e-9\n", r"fusion\.hop_ms: .*greater than or equal to 1"),
+        (
+            "[fusion]\nbase='demo'\ninputs.camera.topic = 'camra/front'\n",
+            "topic: 'camra/front' is not a topic",
+        ),
+        (
+            "[fusion]\nbase='demo'\ninputs.camera.topic = 'camera/*'\n",
+            "topic: only text topics may have",
+        ),
+        (
+            "[fusion]\nbase='demo'\ninputs.camera.topic = 'label/truth'\n",
+            "'label/truth' cannot be fused",
+        ),
+        ("[recorder]\ntopics = ['camra/*']\n", r"recorder\.topics\.0: 'camra/\*' matches no topic"),
+        ("[recorder]\ntopics = ['camera/a b*']\n", r"recorder\.topics\.0: 'camera/a b\*' matches no topic"),
+        ("[replay]\nfile = 'x'\ntopics = ['camra/*']\n", r"replay\.topics\.0: matches no topic"),
+        ("[connect]\n'camra/*' = 'tcp://host:5600'\n", r'connect\."camra/\*": .*matches no topic'),
+        ("[connect]\n'camera/*' = 'tcp://*:5600'\n", r'connect\."camera/\*": names no single place'),
+        ("[connect]\n'camera/a' = 'host:5600'\n", r'connect\."camera/a": .*is no endpoint'),
     ],
 )
 def test_what_is_wrong_is_one_line_with_file_and_key(tmp_path: Path, text: str, says: str) -> None:
@@ -60,11 +98,70 @@ def test_what_is_wrong_is_one_line_with_file_and_key(tmp_path: Path, text: str, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_profile_is_not_its_own_base(tmp_path: Path) -> None:
-    file = tmp_path / "loop.toml"
-    file.write_text(f"[fusion]\nbase = '{file}'\n")
-    with pytest.raises(ProfileError, match="cannot be its own base"):
-        load(str(file))
+@pytest.mark.parametrize("ring", [["a"], ["a", "b"], ["a", "b", "c"]])
+def test_bases_in_a_ring_are_one_line(tmp_path: Path, ring: list[str]) -> None:
+    for name, base in zip(ring, [*ring[1:], ring[0]], strict=True):
+        (tmp_path / f"{name}.toml").write_text(f"[fusion]\nbase = './{base}.toml'\n")
+    with pytest.raises(ProfileError, match="cannot be its own base") as caught:
+        load(str(tmp_path / "a.toml"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", ["fusion = 3\n", "[camera.a]\nsource = 0\n", "[fusion]\nbase = 3\n"])
+def test_a_base_without_a_fusion_is_one_line(tmp_path: Path, base: str) -> None:
+    (tmp_path / "base.toml").write_text(base)
+    (tmp_path / "mine.toml").write_text("[fusion]\nbase = 'base.toml'\n")
+    with pytest.raises(ProfileError, match=r"base\.toml"):
+        load(str(tmp_path / "mine.toml"))
+
+
+def test_a_base_lies_beside_the_file_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "robots" / "shared"
+    folder.mkdir(parents=True)
+    (folder / "theirs.toml").write_text("[fusion]\nbase = 'demo'\nhop_ms = 200\n")
+    (folder / "between.toml").write_text("[fusion]\nbase = 'theirs.toml'\n")
+    (tmp_path / "robots" / "mine.toml").write_text("[fusion]\nbase = 'shared/between.toml'\n")
+    monkeypatch.chdir(tmp_path)
+    fusion = load("robots/mine.toml").fusion
+    assert fusion is not None
+    assert fusion.hop_ms == 200
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "windows.toml"
+    file.write_bytes(b"\xef\xbb\xbf[camera.front]\nsource = 0\n")
+    assert list(load(str(file)).camera) == ["front"]
+
+
+def test_an_override_that_is_wrong_is_named_as_such() -> None:
+    with pytest.raises(ProfileError, match=r"--set camera\.front\.rate_hz: .*valid number"):
+        load("demo", ("camera.front.rate_hz=abc",))
+
+
+def test_names_that_topics_may_have_are_names_of_devices() -> None:
+    names = ("front", "front-left_2.5", "stereo/left", "7", "x" * 46)
+    profile = parse({"camera": {name: {"source": 0} for name in names}}, where="test")
+    assert profile.published() == [f"camera/{name}" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("source", "is_file"),
+    [
+        ("mic.wav", True),
+        ("clip.3gp", True),
+        ("talk.h264", True),
+        ("./kitchen", True),
+        ("recordings/kitchen", True),
+        ("/data/speech", True),
+        ("default", False),
+        ("USB Audio v1.2 Mic", False),
+        ("Yeti Nano 2.02", False),
+        ("USB Audio: #1 (hw:1,0)", False),
+        ("http://camera.local/stream.mjpg", False),
+    ],
+)
+def test_one_rule_tells_files_from_devices(source: str, is_file: bool) -> None:
+    assert is_file_name(source) is is_file
 
 
 def test_an_override_is_toml_or_else_a_plain_string() -> None:

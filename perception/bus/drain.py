@@ -207,9 +207,12 @@ class Drain:
         self._socket.set(zmq.RCVHWM, max(endpoints.backlog(row) for row in _rows(self._patterns)))
         for beginning in _filters(self._patterns):
             self._lanes.subscribe(beginning)
-        named = [pattern for pattern in self._patterns if not pattern.endswith("*")]
-        for topic in [*named, *filter(self._wants, self._remote)]:
-            self._follow(topic)
+        for pattern, endpoint in self._remote.items():
+            if any(topics.overlap(pattern, wanted) for wanted in self._patterns):
+                self._connect(pattern, endpoint, remote=True)
+        for topic in [*self._patterns, *filter(self._wants, self._remote)]:
+            if not topic.endswith("*"):
+                self._follow(topic)
 
     def _scan(self, now_s: float) -> None:
         """Connect to topics that are new, and once more to endpoints that ZeroMQ has given up."""
@@ -222,21 +225,30 @@ class Drain:
                 topic = self._endpoints.pop(endpoint)
                 self._complain(topic, f"{topic}: {endpoint} sent what no topic allows; connecting anew")
                 self._socket.disconnect(endpoint)
-                self._connect(topic, endpoint)
+                self._connect(topic, endpoint, remote=topic in self._remote)
         except (BusError, zmq.ZMQError) as error:
             self._complain("", f"cannot connect to what is new: {error}")
 
     def _follow(self, topic: str) -> None:
-        if topic not in self._topics:
-            self._connect(topic, self._remote.get(topic) or self._runtime.ipc_endpoint(topic))
-            self._topics.add(topic)
-            self._inbox.expect(topic)
+        """Take in a topic: from this host, unless it is named and published on another."""
+        if topic in self._topics:
+            return
+        named = topic in self._remote or topic in self._patterns
+        if not (named and self._is_remote(topic)):
+            self._connect(topic, self._runtime.ipc_endpoint(topic), remote=False)
+        self._expect(topic)
 
-    def _connect(self, topic: str, endpoint: str) -> None:
+    def _expect(self, topic: str) -> None:
+        self._topics.add(topic)
+        self._inbox.expect(topic)
+
+    def _is_remote(self, topic: str) -> bool:
+        return any(topics.matches(pattern, topic) for pattern in self._remote)
+
+    def _connect(self, topic: str, endpoint: str, *, remote: bool) -> None:
         self._unread = True
         if endpoint in self._endpoints:
             return  # two topics of one publisher
-        remote = topic in self._remote
         self._socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS if remote else 0)  # a dead host sends no goodbye
         self._socket.set(zmq.IPV6, int("[" in endpoint))
         try:
@@ -247,10 +259,7 @@ class Drain:
         self._endpoints[endpoint] = topic
 
     def _wants(self, topic: str) -> bool:
-        return any(
-            topic.startswith(pattern[:-1]) if pattern.endswith("*") else topic == pattern
-            for pattern in self._patterns
-        )
+        return any(topics.matches(pattern, topic) for pattern in self._patterns)
 
     def _take_in_parts(self, parts: Sequence[Payload]) -> None:
         try:
@@ -264,7 +273,9 @@ class Drain:
     def _message(self, coder: codec.Coder, header: bytes, payload: Payload | None) -> Message[Header] | None:
         """Return a message; None, having counted it, if it cannot be used."""
         if coder.topic not in self._topics:
-            return None  # ZeroMQ matches beginnings: camera/a lets camera/ab through
+            if not (self._wants(coder.topic) and self._is_remote(coder.topic)):
+                return None  # ZeroMQ matches beginnings: camera/a lets camera/ab through
+            self._expect(coder.topic)  # the first of a topic that only a pattern of `connect` names
         if payload is None:
             self._inbox.refuse(coder.topic, "overwritten")
             self._unread = True  # as above

@@ -2,16 +2,13 @@
 
 import ipaddress
 import logging
-import re
 from typing import Final
 
+from perception.endpoint import parse
 from perception.errors import BusError
 from perception.topics import Topic
 
 _LOG: Final = logging.getLogger(__name__)
-_TCP: Final = re.compile(
-    r"tcp://(?:\[(?P<v6>[0-9A-Fa-f:%.\w]+)\]|(?P<host>[^\s:/\[\]]+)):(?P<port>\*|\d{1,5})"
-)
 # A recorder may be stopped for a second; a late reader drains them all and takes the last.
 _LATEST_BACKLOG: Final = 32
 
@@ -23,10 +20,8 @@ def backlog(row: Topic) -> int:
 
 def check(endpoint: str, *, encrypted: bool, insecure: bool) -> None:
     """Refuse an endpoint that is malformed, or that leaves the host in the clear unasked; BusError."""
-    match = _TCP.fullmatch(endpoint)
-    if match is None or (match["port"] != "*" and int(match["port"]) > 65535):
-        raise BusError(f"'{endpoint[:80]}' is no endpoint; expected tcp://HOST:PORT")
-    if encrypted or _is_loopback(match["v6"] or match["host"]):
+    host = parse(endpoint).host
+    if encrypted or _is_loopback(host):
         return
     if not insecure:
         raise BusError(

@@ -37,7 +37,7 @@ class Subscriber:
             patterns: topics, or beginnings of topics with a `*` at their end, such as `camera/*`.
             runtime: the domain whose topics are followed.
             clock: host time in ns.
-            connect: topic -> `tcp://HOST:PORT` of publishers that are not on this host.
+            connect: topic or pattern -> `tcp://HOST:PORT` of publishers that are not on this host.
             policies: rows that replace those of the table of topics, by prefix: a recorder queues
                 what a display would skip.
             insecure: allow endpoints off loopback without keys.
@@ -47,8 +47,8 @@ class Subscriber:
             BusError: a pattern or endpoint is malformed or unsafe.
         """
         remote = dict(connect or {})
-        for topic, endpoint in remote.items():
-            topics.lookup(topic)
+        for pattern, endpoint in remote.items():
+            topics.check_pattern(pattern)
             endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
         self._clock = clock
         self._inbox = Inbox(Mailbox(policies))
@@ -98,16 +98,9 @@ def _stop(inbox: Inbox, thread: threading.Thread) -> None:
 
 
 def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
-    for pattern in patterns:
-        kind, _, name = pattern.partition("/")
-        if not pattern.endswith("*"):
-            topics.lookup(pattern)
-        elif pattern != "*" and (kind not in topics.TOPICS or "*" in name[:-1]):
-            kinds = ", ".join(f"{prefix}/*" for prefix in topics.TOPICS)
-            raise BusError(f"'{pattern[:80]}' matches no topic; try '*' or one of {kinds}")
     if not patterns:
         raise BusError("nothing to subscribe to; name at least one topic, such as state/fused")
-    return patterns
+    return tuple(map(topics.check_pattern, patterns))
 
 
 def _wants_every(policies: Mapping[str, topics.Topic]) -> bool:

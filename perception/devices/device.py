@@ -1,12 +1,13 @@
 """What every capture device looks like to its node: open, read with a time limit, close."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from perception.profile import is_file_name as is_file_name
 
 Samples = npt.NDArray[np.int16] | npt.NDArray[np.float32]
 
@@ -90,8 +91,3 @@ class Device(Protocol[Captured]):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
-
-
-def is_file_name(source: str) -> bool:
-    """Return whether a source names a file rather than a device: it has a folder or a suffix."""
-    return "/" in source or re.search(r"\.[A-Za-z0-9]{2,4}$", source) is not None
