@@ -12,6 +12,7 @@ from perception.errors import PerceptionError, SessionError
 
 if TYPE_CHECKING:
     from perception.profile import RecorderConfig
+    from perception.session.edit import Copied
 
 DIFFERENT: Final = 1
 """Exit code of `session diff` when there is a difference."""
@@ -92,8 +93,7 @@ def trim(
     from perception.session.edit import trim as cut
 
     copied = cut(file, target, topics, start_s, end_s)
-    _tell(copied.damage)
-    click.echo(f"{target}: {copied.messages} messages, {copied.bytes_written / 1e6:.1f} MB")
+    _say_copied(target, copied)
 
 
 @session.command()
@@ -104,8 +104,7 @@ def repair(file: Path, target: Path) -> None:
     from perception.session.edit import repair as mend
 
     copied = mend(file, target)
-    _tell(copied.damage)
-    click.echo(f"{target}: {copied.messages} messages, {copied.bytes_written / 1e6:.1f} MB")
+    _say_copied(target, copied)
 
 
 @session.command()
@@ -319,6 +318,12 @@ def _extras() -> Iterator[None]:
         if error.name is None or error.name.partition(".")[0] not in ("pyarrow", "rosbags"):
             raise
         raise SessionError(f"needs {error.name}: pip install 'perception[export]'") from error
+
+
+def _say_copied(target: Path, copied: "Copied") -> None:
+    _tell(copied.damage)
+    left_out = f"; left out: {', '.join(copied.left_out)}" if copied.left_out else ""
+    click.echo(f"{target}: {copied.messages} messages, {copied.bytes_written / 1e6:.1f} MB{left_out}")
 
 
 def _tell(damage: list[str]) -> None:

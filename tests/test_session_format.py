@@ -1,9 +1,11 @@
 """A session keeps every message byte for byte, in order, in one file that viewers understand."""
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgpack
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -237,3 +239,15 @@ def test_reading_ends_early_without_reading_on(tmp_path: Path) -> None:
     path = write(tmp_path / "s.mcap", scene())
     messages: Iterator[Message[Header]] = read(path)
     assert next(messages).topic == streams.CAMERA
+
+
+def test_a_session_of_the_first_release_is_read_as_it_was_written() -> None:
+    """`golden/session.mcap` holds the golden vectors and a block of floats; it is never written anew."""
+    path = Path(__file__).parent / "golden" / "session.mcap"
+    with Session(path) as session:
+        back = list(session.messages())
+        assert (session.damage, session.closed_properly) == ([], True)
+        assert session.metadata == {"profile": {"domain": "x"}}
+    wire = b"".join((message.wire or b"") + bytes(message.payload) for message in back)
+    assert (len(back), zlib.crc32(wire)) == (12, 1421492675)
+    assert np.frombuffer(back[-1].payload, "<f4").tolist() == pytest.approx([0.1, -0.5, 1.5, -2.0])

@@ -1,14 +1,16 @@
 """The parts of MCAP that sessions are made of: chunks that can be read alone, each under its checksum.
 
-Every chunk repeats the schemas and channels of its messages, so that nothing outside it can change what
-they mean. Nothing is allocated before its size has been checked. Format: https://mcap.dev/spec
+A chunk of ours repeats the schemas and channels of its messages, so that nothing outside it can change what
+they mean. Other writers declare them once, anywhere before, or in the summary only; or write no chunks at
+all. Nothing is allocated before its size has been checked. Format: https://mcap.dev/spec
 """
 
 import io
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Final
 
 import lz4.frame  # type: ignore[import-untyped]
@@ -26,9 +28,12 @@ MESSAGE: Final = struct.Struct("<HIQQ")
 """Channel, sequence, log time, publish time, before the data of every message."""
 CHUNK: Final = struct.Struct("<QQQII")
 """First and last log time, size, checksum, length of the compression's name."""
-MAX_CHUNK_BYTES: Final = 160 << 20
-"""Holds the largest message that the bus lets through after whatever else a chunk has by then."""
-MAX_RECORD_BYTES: Final = MAX_CHUNK_BYTES + RECORD.size + CHUNK.size + 16
+MAX_CHUNK_BYTES: Final = 1 << 30
+"""Uncompressed. Ours stay below 160 MiB; other writers may be set to any size."""
+MAX_RECORD_BYTES: Final = MAX_CHUNK_BYTES + (1 << 20)
+_LONGEST_NAME: Final = 32
+_NO_SCHEMA: Final = Schema(id=0, name="", encoding="", data=b"")
+"""What a channel refers to by number 0."""
 
 
 class DamageError(Exception):
@@ -37,7 +42,7 @@ class DamageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a chunk stands in the file, and what it says of itself."""
+    """Where a chunk stands in the file, and what it says of itself; or a run of records without one."""
 
     offset: int
     length: int
@@ -46,6 +51,29 @@ class Span:
     end_ns: int
     channels: frozenset[int] | None = None
     """Whose messages it holds, None if not known without reading it."""
+    loose: bool = False
+    """Whether these are records that follow each other outside any chunk."""
+
+
+@dataclass(slots=True)
+class Declarations:
+    """What is known of schemas and channels, by number."""
+
+    schemas: dict[int, Schema] = field(default_factory=dict)
+    channels: dict[int, Channel] = field(default_factory=dict)
+
+    def take(self, opcode: int, content: memoryview) -> None:
+        """Take in a record if it is a declaration."""
+        if opcode == Opcode.CHANNEL:
+            channel = Channel.read(ReadDataStream(io.BytesIO(content)))
+            self.channels[channel.id] = channel
+        elif opcode == Opcode.SCHEMA:
+            schema = Schema.read(ReadDataStream(io.BytesIO(content)))
+            self.schemas[schema.id] = schema
+
+    def copy(self) -> "Declarations":
+        """Return the same, to be added to."""
+        return Declarations(dict(self.schemas), dict(self.channels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,55 +125,91 @@ def span(offset: int, head: bytes) -> Span:
     return Span(offset, length + RECORD.size, start_ns, end_ns)
 
 
-def unpack(at: Span, data: bytes) -> list[Record]:
-    """Return the messages of a chunk record, in order; DamageError if one bit of it differs."""
-    if len(data) != at.length:
-        raise DamageError(f"cut off in the chunk at byte {at.offset}")
-    try:
-        records = list(_records(_body(memoryview(data)[RECORD.size :])))
-    except (struct.error, ValueError, KeyError, EndOfFile) as error:
-        raise DamageError(f"damaged chunk at byte {at.offset}: {error}") from error
-    times = [record.log_time_ns for record in records]
-    if not times or (times[0], times[-1]) != (at.start_ns, at.end_ns) or times != sorted(times):
-        raise DamageError(f"damaged chunk at byte {at.offset}: its times do not fit its messages")
+def unpack(at: Span, data: bytes, known: Declarations, missing: set[int]) -> list[Record]:
+    """Return the messages of a span by log time; DamageError if one bit of it differs.
+
+    Args:
+        at: the span.
+        data: its bytes.
+        known: what is declared outside it; its own declarations come first.
+        missing: takes the channels that are declared nowhere; their messages are left out.
+    """
+    with _damage(at, data):
+        body = _body(at, data)
+        declared, records = known.copy(), []
+        start_ns, end_ns = 1 << 64, -1
+        for opcode, content in contents(body):
+            if opcode != Opcode.MESSAGE:
+                declared.take(opcode, content)
+                continue
+            number, sequence, log_ns, publish_ns = MESSAGE.unpack_from(content)
+            start_ns, end_ns = min(start_ns, log_ns), max(end_ns, log_ns)
+            channel = declared.channels.get(number)
+            schema = _NO_SCHEMA if channel is None else _schema_of(channel, declared)
+            if channel is None or schema is None:
+                missing.add(number)
+                continue
+            records.append(Record(channel, schema, log_ns, publish_ns, sequence, content[MESSAGE.size :]))
+        if end_ns >= 0 and (start_ns, end_ns) != (at.start_ns, at.end_ns):
+            raise ValueError("its times do not fit its messages")
+    records.sort(key=lambda record: record.log_time_ns)
     return records
 
 
-def _body(data: memoryview) -> memoryview:
+def declarations(at: Span, data: bytes) -> Declarations:
+    """Return what a span declares; DamageError as of `unpack`."""
+    declared = Declarations()
+    with _damage(at, data):
+        for opcode, content in contents(_body(at, data)):
+            declared.take(opcode, content)
+    return declared
+
+
+def contents(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield opcode and content of the records in `data`; ValueError or struct.error if one is cut short."""
+    position = 0
+    while position < len(data):
+        opcode, length = RECORD.unpack_from(data, position)
+        position += RECORD.size
+        if length > len(data) - position:
+            raise ValueError("a record is cut short")
+        yield opcode, data[position : position + length]
+        position += length
+
+
+@contextmanager
+def _damage(at: Span, data: bytes) -> Iterator[None]:
+    kind = "records" if at.loose else "chunk"
+    if len(data) != at.length:
+        raise DamageError(f"cut off in the {kind} at byte {at.offset}")
+    try:
+        yield
+    except (struct.error, ValueError, KeyError, EndOfFile) as error:
+        raise DamageError(f"damaged {kind} at byte {at.offset}: {error}") from error
+
+
+def _schema_of(channel: Channel, declared: Declarations) -> Schema | None:
+    return declared.schemas.get(channel.schema_id) if channel.schema_id else _NO_SCHEMA
+
+
+def _body(at: Span, record: bytes) -> memoryview:
+    """Return the records of a span, uncompressed."""
+    if at.loose:
+        return memoryview(record)
+    data = memoryview(record)[RECORD.size :]
     _, _, size, crc, name_length = CHUNK.unpack_from(data)
-    start = CHUNK.size + min(name_length, len("zstd"))
+    start = CHUNK.size + min(name_length, _LONGEST_NAME)
     compression = bytes(data[CHUNK.size : start]).decode("ascii")
     (stored,) = struct.unpack_from("<Q", data, start)
-    if stored != len(data) - start - 8 or size > MAX_CHUNK_BYTES:
+    if stored > len(data) - start - 8:
         raise ValueError("its sizes do not agree")
-    body = memoryview(_decompress(compression, data[start + 8 :], size))
-    if len(body) != size or zlib.crc32(body) != crc:
+    if size > MAX_CHUNK_BYTES:
+        raise ValueError(f"{size} bytes in one chunk, more than {MAX_CHUNK_BYTES}")
+    body = memoryview(_decompress(compression, data[start + 8 : start + 8 + stored], size))
+    # By the specification a checksum of zero is none.
+    if len(body) != size or (crc and zlib.crc32(body) != crc):
         raise ValueError("its checksum does not fit")
     return body
-
-
-def _records(body: memoryview) -> Iterator[Record]:
-    schemas: dict[int, Schema] = {}
-    channels: dict[int, Channel] = {}
-    position = 0
-    while position < len(body):
-        opcode, length = RECORD.unpack_from(body, position)
-        position += RECORD.size
-        content = body[position : position + length]
-        if len(content) != length:
-            raise ValueError("a record is cut short")
-        position += length
-        if opcode == Opcode.MESSAGE:
-            number, sequence, log_ns, publish_ns = MESSAGE.unpack_from(content)
-            channel = channels[number]
-            data = content[MESSAGE.size :]
-            yield Record(channel, schemas[channel.schema_id], log_ns, publish_ns, sequence, data)
-        elif opcode == Opcode.CHANNEL:
-            channel = Channel.read(ReadDataStream(io.BytesIO(content)))
-            channels[channel.id] = channel
-        elif opcode == Opcode.SCHEMA:
-            schema = Schema.read(ReadDataStream(io.BytesIO(content)))
-            schemas[schema.id] = schema
 
 
 def _compress(compression: str, data: bytearray) -> bytes | bytearray:
@@ -158,11 +222,23 @@ def _decompress(compression: str, data: memoryview, size: int) -> bytes | memory
     """Return at most `size` bytes, whatever `data` promises of itself."""
     try:
         if compression == "zstd":
-            return zstandard.ZstdDecompressor().stream_reader(data).read(size)
+            reader = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True)
+            return reader.read(size)
         if compression == "lz4":
-            return bytes(lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=size))
+            return _lz4(data, size)
     except (zstandard.ZstdError, RuntimeError, EOFError) as error:
         raise ValueError("it cannot be decompressed") from error
     if compression:
-        raise ValueError("its compression is unknown")
+        raise ValueError(f"its compression '{compression}' is unknown")
     return data
+
+
+def _lz4(data: memoryview, size: int) -> bytes:
+    """Return what is in one LZ4 frame, or in several that follow each other."""
+    parts: list[bytes] = []
+    rest: bytes | memoryview | None = data
+    while rest and (left := size - sum(map(len, parts))) > 0:
+        decompressor = lz4.frame.LZ4FrameDecompressor()
+        parts.append(bytes(decompressor.decompress(rest, max_length=left)))
+        rest = decompressor.unused_data
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -17,6 +17,8 @@ class Copied:
     bytes_written: int
     damage: list[str]
     """What of the source could not be read, one line each."""
+    left_out: list[str]
+    """What of the source has no place in a session, with its number."""
 
 
 def repair(source: Path, target: Path) -> Copied:
@@ -62,4 +64,4 @@ def _copy(
             if not writer.counts:
                 reason = "; ".join(session.damage) or "no such messages"
                 raise SessionError(f"{source}: nothing to write: {reason}")
-        return Copied(writer.counts.total(), writer.bytes_written, session.damage)
+        return Copied(writer.counts.total(), writer.bytes_written, session.damage, session.passed_over)

@@ -23,6 +23,8 @@ class Info:
     metadata: dict[str, Any]
     closed_properly: bool
     damage: list[str]
+    passed_over: list[str]
+    """What the file holds beside messages and metadata."""
 
     def lines(self) -> list[str]:
         """Return it as text."""
@@ -36,6 +38,8 @@ class Info:
         for topic, count in self.counts.items():
             rate_hz = count / self.duration_s if self.duration_s else 0.0
             lines.append(f"  {topic:{width}}  {count:9d}  {rate_hz:8.1f} Hz")
+        if self.passed_over:
+            lines.append(f"beside messages: {', '.join(self.passed_over)}")
         lines += [f"{name}: {_short(value)}" for name, value in self.metadata.items()]
         return lines + [f"damage: {text}" for text in self.damage]
 
@@ -57,6 +61,7 @@ def info(path: Path) -> Info:
             metadata=session.metadata,
             closed_properly=session.closed_properly,
             damage=session.damage,
+            passed_over=session.passed_over,
         )
 
 

@@ -6,8 +6,9 @@ What fails a checksum is never returned: it is passed over and told in `Session.
 import heapq
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, Self
@@ -22,10 +23,11 @@ from perception.session import index as chunk_index
 from perception.session.container import DamageError, Record, Span
 
 _LOG: Final = logging.getLogger(__name__)
-# Chunks of one lane follow each other, so that a sound file has one or two of each of three lanes open.
-_MAX_OPEN_CHUNKS: Final = 8
+_MAX_OPEN_BYTES: Final = 256 << 20
+"""Chunks of ours follow each other, so that few are open at once; in other files all may overlap."""
+_RECORD_BYTES: Final = 400
+"""What a record takes in memory, its data aside."""
 _MAX_DAMAGE: Final = 1000
-_Open = tuple[int, int, Record, Iterator[Record]]
 
 
 def read(
@@ -37,7 +39,7 @@ def read(
     """Yield the messages of a session in recorded order; what was damaged is logged at the end.
 
     Args:
-        path: an MCAP file of ours, whole or cut off.
+        path: an MCAP file of ours, whole or cut off, whoever wrote it anew.
         topics: names or patterns such as `camera/*`.
         start_ns: first log time wanted.
         end_ns: first log time no longer wanted.
@@ -54,18 +56,27 @@ def read(
 class Session:
     """An open session file."""
 
-    def __init__(self, path: Path | str) -> None:
-        """Open a file; SessionError if it cannot be opened or is no session."""
+    def __init__(self, path: Path | str, *, open_bytes: int = _MAX_OPEN_BYTES) -> None:
+        """Open a file; SessionError if it cannot be opened or is no session.
+
+        Args:
+            path: an MCAP file of ours, whoever wrote it anew.
+            open_bytes: of chunks held in memory at once, where many overlap.
+        """
+        self._open_bytes = open_bytes
         self.path = Path(path)
         self._descriptor = _open(self.path)
+        self._damage: dict[str, None] = {}
         try:
             self._index = chunk_index.load(self._descriptor)
-            if self._index.channels and not any(map(_is_ours, self._index.channels.values())):
+            channels = self._declared().channels.values()
+            if channels and not any(map(_is_ours, channels)):
                 raise DamageError("an MCAP file, but no session; try: perception session import")
         except DamageError as error:
             self.close()
             raise SessionError(f"{self.path}: {error}") from error
-        self._damage = dict.fromkeys(self._index.damage)
+        self._damage |= dict.fromkeys(self._index.damage)
+        self._has_learned = False
         self._spans = sorted(self._index.spans, key=lambda span: span.start_ns)
 
     @property
@@ -84,11 +95,18 @@ class Session:
         return self._index.metadata
 
     @property
+    def passed_over(self) -> list[str]:
+        """What the file holds beside messages and metadata: `2 attachments`, and the like."""
+        return [f"{count} {name[count > 1]}" for name, count in self._index.passed_over.items()]
+
+    @property
     def times_ns(self) -> tuple[int, int] | None:
         """First and last log time, None if there is nothing."""
-        if not self._spans:
+        # A chunk without messages says 0 of both its times.
+        spans = [span for span in self._spans if span.end_ns] or self._spans
+        if not spans:
             return None
-        return self._spans[0].start_ns, max(span.end_ns for span in self._spans)
+        return spans[0].start_ns, max(span.end_ns for span in spans)
 
     def at_ns(self, seconds: float | None) -> int | None:
         """Return the log time `seconds` after the beginning, or before the end if negative; None of None."""
@@ -99,12 +117,13 @@ class Session:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Messages by topic; reads the whole file if it was not closed properly."""
+        """Messages by topic; reads the whole file if its index does not say."""
         counts: Counter[str] = Counter()
-        if self._index.closed:
-            for number, channel in self._index.channels.items():
+        known, given = self._index.known.channels, self._index.counts
+        if given is not None and given.keys() <= known.keys():
+            for number, channel in known.items():
                 if _is_ours(channel):
-                    counts[channel.topic] += self._index.counts.get(number, 0)
+                    counts[channel.topic] += given.get(number, 0)
         else:
             for record in self.records():
                 if _is_ours(record.channel):
@@ -146,34 +165,60 @@ class Session:
         self.close()
 
     def _wanted(self, topics: Sequence[str], start: int, end: int) -> Iterator[Span]:
-        numbers = {
-            number for number, channel in self._index.channels.items() if matches(channel.topic, topics)
+        passed = {
+            number
+            for number, channel in self._index.known.channels.items()
+            if not matches(channel.topic, topics)
         }
         for span in self._spans:
             in_time = span.start_ns < end and span.end_ns >= start
-            if in_time and (span.channels is None or span.channels & numbers):
+            if in_time and (span.channels is None or span.channels - passed):
                 yield span
 
     def _ordered(self, spans: Iterator[Span]) -> Iterator[Record]:
         """Merge chunks, which come by their first log time, by the log times of their messages."""
-        heap: list[_Open] = []
-        for number, span in enumerate(spans):
-            yield from _until(heap, span.start_ns)
-            if len(heap) >= _MAX_OPEN_CHUNKS:
-                self._note(f"chunk at byte {span.offset}: too many chunks at the same time")
-                continue
-            _push(heap, number, self._unpacked(span))
-        yield from _until(heap, None)
+        merge = _Merge(self._unpacked, self._open_bytes)
+        for span in spans:
+            yield from merge.until(span.start_ns)
+            merge.add(span)
+        yield from merge.until(None)
 
-    def _unpacked(self, span: Span) -> Iterator[Record]:
+    def _unpacked(self, span: Span) -> list[Record]:
         try:
-            if span.length > container.MAX_RECORD_BYTES:
-                raise DamageError(f"damaged chunk at byte {span.offset}: impossible length")
-            data = os.pread(self._descriptor, span.length, span.offset)
-            return iter(container.unpack(span, data))
+            data = self._bytes(span)
+            missing: set[int] = set()
+            records = container.unpack(span, data, self._index.known, missing)
+            if missing and not self._has_learned:
+                self._learn()
+                missing.clear()
+                records = container.unpack(span, data, self._index.known, missing)
+            for number in missing:
+                self._note(f"messages of channel {number}, which is declared nowhere")
+            return records
         except DamageError as error:
             self._note(str(error))
-            return iter(())
+            return []
+
+    def _bytes(self, span: Span) -> bytes:
+        if span.length > container.MAX_RECORD_BYTES:
+            raise DamageError(f"chunk at byte {span.offset}: of {span.length} bytes, which is too large")
+        return os.pread(self._descriptor, span.length, span.offset)
+
+    def _learn(self) -> None:
+        """Look for schemas and channels in all chunks: a writer need declare them in one only."""
+        self._has_learned = True
+        for span in self._index.spans:
+            with suppress(DamageError):
+                declared = container.declarations(span, self._bytes(span))
+                self._index.known.schemas = declared.schemas | self._index.known.schemas
+                self._index.known.channels = declared.channels | self._index.known.channels
+
+    def _declared(self) -> container.Declarations:
+        """Return what is declared outside chunks; if nothing is, in the first of them."""
+        if not self._index.known.channels and self._index.spans:
+            with suppress(DamageError):
+                return container.declarations(self._index.spans[0], self._bytes(self._index.spans[0]))
+        return self._index.known
 
     def _note(self, text: str) -> None:
         if len(self._damage) < _MAX_DAMAGE:
@@ -211,14 +256,59 @@ def matches(topic: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(topic, pattern) for pattern in patterns)
 
 
-def _push(heap: list[_Open], number: int, rest: Iterator[Record]) -> None:
-    record = next(rest, None)
-    if record is not None:
-        heapq.heappush(heap, (record.log_time_ns, number, record, rest))
+class _Opened:
+    """A chunk that is being read: its records, or, where memory is short, only how many are done."""
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self.done = 0
+        self.records: list[Record] = []
+        self.size = 0
+        """Bytes that the records take."""
 
 
-def _until(heap: list[_Open], limit_ns: int | None) -> Iterator[Record]:
-    while heap and (limit_ns is None or heap[0][0] < limit_ns):
-        _, number, record, rest = heapq.heappop(heap)
-        yield record
-        _push(heap, number, rest)
+class _Merge:
+    """Brings the records of overlapping chunks into the order of their log times, then of their place.
+
+    When more than `open_bytes` are open, the records that were needed longest ago are dropped and read
+    again when their turn comes.
+    """
+
+    def __init__(self, unpacked: Callable[[Span], list[Record]], open_bytes: int) -> None:
+        self._unpacked = unpacked
+        self._open_bytes = open_bytes
+        self._heap: list[tuple[int, int, _Opened]] = []
+        self._open: OrderedDict[int, _Opened] = OrderedDict()
+        """By offset, the one needed last at the end."""
+
+    def add(self, span: Span) -> None:
+        opened = _Opened(span)
+        self._read(opened)
+        self._push(opened)
+
+    def until(self, limit_ns: int | None) -> Iterator[Record]:
+        """Yield what is before `limit_ns`, or all."""
+        while self._heap and (limit_ns is None or self._heap[0][0] < limit_ns):
+            _, _, opened = heapq.heappop(self._heap)
+            if not opened.records:
+                self._read(opened)
+            record = opened.records[opened.done]
+            opened.done += 1
+            self._push(opened)
+            yield record
+
+    def _read(self, opened: _Opened) -> None:
+        opened.records = self._unpacked(opened.span)
+        opened.size = sum(len(record.data) + _RECORD_BYTES for record in opened.records)
+        self._open[opened.span.offset] = opened
+        while len(self._open) > 1 and sum(one.size for one in self._open.values()) > self._open_bytes:
+            self._open.popitem(last=False)[1].records = []
+
+    def _push(self, opened: _Opened) -> None:
+        offset = opened.span.offset
+        if opened.done < len(opened.records):
+            heapq.heappush(self._heap, (opened.records[opened.done].log_time_ns, offset, opened))
+            self._open.move_to_end(offset)
+        else:
+            opened.records = []
+            del self._open[offset]
