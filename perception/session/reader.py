@@ -3,31 +3,23 @@
 What fails a checksum is never returned: it is passed over and told in `Session.damage`.
 """
 
-import heapq
 import logging
-import os
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from fnmatch import fnmatchcase
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final
 
 from mcap.records import Channel
 
 from perception.bus import codec
 from perception.errors import MalformedMessageError, SessionError
 from perception.messages import Header, Message
-from perception.session import container, protobuf
-from perception.session import index as chunk_index
-from perception.session.container import DamageError, Record, Span
+from perception.session import protobuf
+from perception.session.container import Record
+from perception.session.mcap_file import MAX_OPEN_BYTES, McapFile
+from perception.session.mcap_file import matches as matches
 
 _LOG: Final = logging.getLogger(__name__)
-_MAX_OPEN_BYTES: Final = 256 << 20
-"""Chunks of ours follow each other, so that few are open at once; in other files all may overlap."""
-_RECORD_BYTES: Final = 400
-"""What a record takes in memory, its data aside."""
-_MAX_DAMAGE: Final = 1000
 
 
 def read(
@@ -53,67 +45,16 @@ def read(
             _LOG.warning("%s: %s", path, text)
 
 
-class Session:
+class Session(McapFile):
     """An open session file."""
 
-    def __init__(self, path: Path | str, *, open_bytes: int = _MAX_OPEN_BYTES) -> None:
-        """Open a file; SessionError if it cannot be opened or is no session.
-
-        Args:
-            path: an MCAP file of ours, whoever wrote it anew.
-            open_bytes: of chunks held in memory at once, where many overlap.
-        """
-        self._open_bytes = open_bytes
-        self.path = Path(path)
-        self._descriptor = _open(self.path)
-        self._damage: dict[str, None] = {}
-        try:
-            self._index = chunk_index.load(self._descriptor)
-            channels = self._declared().channels.values()
-            if channels and not any(map(_is_ours, channels)):
-                raise DamageError("an MCAP file, but no session; try: perception session import")
-        except DamageError as error:
+    def __init__(self, path: Path | str, *, open_bytes: int = MAX_OPEN_BYTES) -> None:
+        """Open a file; SessionError if it cannot be opened or is no session. Arguments as of `McapFile`."""
+        super().__init__(path, open_bytes=open_bytes)
+        channels = self._declared_first().channels.values()
+        if channels and not any(map(_is_ours, channels)):
             self.close()
-            raise SessionError(f"{self.path}: {error}") from error
-        self._damage |= dict.fromkeys(self._index.damage)
-        self._has_learned = False
-        self._spans = sorted(self._index.spans, key=lambda span: span.start_ns)
-
-    @property
-    def closed_properly(self) -> bool:
-        """Whether the recorder closed the file; `repair` writes one that is."""
-        return self._index.closed
-
-    @property
-    def damage(self) -> list[str]:
-        """What was found damaged so far, one line each; complete once everything has been read."""
-        return list(self._damage)
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """JSON values by name: `profile`, `models`, `packages`, `clock`, `devices`, whatever was given."""
-        return self._index.metadata
-
-    @property
-    def passed_over(self) -> list[str]:
-        """What the file holds beside messages and metadata: `2 attachments`, and the like."""
-        return [f"{count} {name[count > 1]}" for name, count in self._index.passed_over.items()]
-
-    @property
-    def times_ns(self) -> tuple[int, int] | None:
-        """First and last log time, None if there is nothing."""
-        # A chunk without messages says 0 of both its times.
-        spans = [span for span in self._spans if span.end_ns] or self._spans
-        if not spans:
-            return None
-        return spans[0].start_ns, max(span.end_ns for span in spans)
-
-    def at_ns(self, seconds: float | None) -> int | None:
-        """Return the log time `seconds` after the beginning, or before the end if negative; None of None."""
-        if seconds is None or self.times_ns is None:
-            return None
-        start_ns, end_ns = self.times_ns
-        return max((end_ns if seconds < 0 else start_ns) + round(seconds * 1e9), 0)
+            raise SessionError(f"{self.path}: an MCAP file, but no session; try: perception session import")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -142,88 +83,6 @@ class Session:
             except (ValueError, KeyError, MalformedMessageError) as error:
                 self._note(f"{record.channel.topic}: refused a message: {error}")
 
-    def records(
-        self, topics: Sequence[str] = ("*",), start_ns: int | None = None, end_ns: int | None = None
-    ) -> Iterator[Record]:
-        """Yield what was recorded, not decoded, viewers' annotations included; arguments as of `read`."""
-        start = 0 if start_ns is None else start_ns
-        end = 1 << 64 if end_ns is None else end_ns
-        for record in self._ordered(self._wanted(topics, start, end)):
-            if start <= record.log_time_ns < end and matches(record.channel.topic, topics):
-                yield record
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _wanted(self, topics: Sequence[str], start: int, end: int) -> Iterator[Span]:
-        passed = {
-            number
-            for number, channel in self._index.known.channels.items()
-            if not matches(channel.topic, topics)
-        }
-        for span in self._spans:
-            in_time = span.start_ns < end and span.end_ns >= start
-            if in_time and (span.channels is None or span.channels - passed):
-                yield span
-
-    def _ordered(self, spans: Iterator[Span]) -> Iterator[Record]:
-        """Merge chunks, which come by their first log time, by the log times of their messages."""
-        merge = _Merge(self._unpacked, self._open_bytes)
-        for span in spans:
-            yield from merge.until(span.start_ns)
-            merge.add(span)
-        yield from merge.until(None)
-
-    def _unpacked(self, span: Span) -> list[Record]:
-        try:
-            data = self._bytes(span)
-            missing: set[int] = set()
-            records = container.unpack(span, data, self._index.known, missing)
-            if missing and not self._has_learned:
-                self._learn()
-                missing.clear()
-                records = container.unpack(span, data, self._index.known, missing)
-            for number in missing:
-                self._note(f"messages of channel {number}, which is declared nowhere")
-            return records
-        except DamageError as error:
-            self._note(str(error))
-            return []
-
-    def _bytes(self, span: Span) -> bytes:
-        if span.length > container.MAX_RECORD_BYTES:
-            raise DamageError(f"chunk at byte {span.offset}: of {span.length} bytes, which is too large")
-        return os.pread(self._descriptor, span.length, span.offset)
-
-    def _learn(self) -> None:
-        """Look for schemas and channels in all chunks: a writer need declare them in one only."""
-        self._has_learned = True
-        for span in self._index.spans:
-            with suppress(DamageError):
-                declared = container.declarations(span, self._bytes(span))
-                self._index.known.schemas = declared.schemas | self._index.known.schemas
-                self._index.known.channels = declared.channels | self._index.known.channels
-
-    def _declared(self) -> container.Declarations:
-        """Return what is declared outside chunks; if nothing is, in the first of them."""
-        if not self._index.known.channels and self._index.spans:
-            with suppress(DamageError):
-                return container.declarations(self._index.spans[0], self._bytes(self._index.spans[0]))
-        return self._index.known
-
-    def _note(self, text: str) -> None:
-        if len(self._damage) < _MAX_DAMAGE:
-            self._damage[text] = None
-
 
 def message(record: Record) -> Message[Header]:
     """Decode a record of ours.
@@ -240,75 +99,5 @@ def message(record: Record) -> Message[Header]:
     return codec.decode(parts, received_ns=record.log_time_ns)
 
 
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SessionError(f"cannot open {path}: {error.strerror}") from error
-
-
 def _is_ours(channel: Channel) -> bool:
     return "header_field" in channel.metadata
-
-
-def matches(topic: str, patterns: Sequence[str]) -> bool:
-    """Return whether `topic` is one of `patterns`, which may end in `*`."""
-    return any(fnmatchcase(topic, pattern) for pattern in patterns)
-
-
-class _Opened:
-    """A chunk that is being read: its records, or, where memory is short, only how many are done."""
-
-    def __init__(self, span: Span) -> None:
-        self.span = span
-        self.done = 0
-        self.records: list[Record] = []
-        self.size = 0
-        """Bytes that the records take."""
-
-
-class _Merge:
-    """Brings the records of overlapping chunks into the order of their log times, then of their place.
-
-    When more than `open_bytes` are open, the records that were needed longest ago are dropped and read
-    again when their turn comes.
-    """
-
-    def __init__(self, unpacked: Callable[[Span], list[Record]], open_bytes: int) -> None:
-        self._unpacked = unpacked
-        self._open_bytes = open_bytes
-        self._heap: list[tuple[int, int, _Opened]] = []
-        self._open: OrderedDict[int, _Opened] = OrderedDict()
-        """By offset, the one needed last at the end."""
-
-    def add(self, span: Span) -> None:
-        opened = _Opened(span)
-        self._read(opened)
-        self._push(opened)
-
-    def until(self, limit_ns: int | None) -> Iterator[Record]:
-        """Yield what is before `limit_ns`, or all."""
-        while self._heap and (limit_ns is None or self._heap[0][0] < limit_ns):
-            _, _, opened = heapq.heappop(self._heap)
-            if not opened.records:
-                self._read(opened)
-            record = opened.records[opened.done]
-            opened.done += 1
-            self._push(opened)
-            yield record
-
-    def _read(self, opened: _Opened) -> None:
-        opened.records = self._unpacked(opened.span)
-        opened.size = sum(len(record.data) + _RECORD_BYTES for record in opened.records)
-        self._open[opened.span.offset] = opened
-        while len(self._open) > 1 and sum(one.size for one in self._open.values()) > self._open_bytes:
-            self._open.popitem(last=False)[1].records = []
-
-    def _push(self, opened: _Opened) -> None:
-        offset = opened.span.offset
-        if opened.done < len(opened.records):
-            heapq.heappush(self._heap, (opened.records[opened.done].log_time_ns, offset, opened))
-            self._open.move_to_end(offset)
-        else:
-            opened.records = []
-            del self._open[offset]
