@@ -15,16 +15,18 @@ _EVERY_NS: Final = 1_000_000_000
 _MAX_VALUE_CHARS: Final = 120
 
 
-def as_json(message: Message[Header]) -> str:
-    """Return the message as one JSON object; of the payload only its size."""
+def as_json(message: Message[Header], at_s: float | None = None) -> str:
+    """Return the message as one JSON object, of the payload only its size; `at_s`: in a session."""
     header = to_builtins(message.header)
-    return json.dumps({"topic": message.topic, "header": header, "payload_bytes": len(message.payload)})
+    at = {} if at_s is None else {"at_s": at_s}
+    return json.dumps({"topic": message.topic, **at, "header": header, "payload_bytes": len(message.payload)})
 
 
-def as_line(message: Message[Header], now_ns: int) -> str:
-    """Return the message in one line for people, its age measured at `now_ns`."""
+def as_line(message: Message[Header], now_ns: int, at_s: float | None = None) -> str:
+    """Return the message in one line for people, its age measured at `now_ns`; `at_s` as of `as_json`."""
     header = message.header
-    start = f"{message.topic} #{header.seq}  age {(now_ns - header.stamp_ns) / 1e6:.1f} ms  "
+    at = "" if at_s is None else f"at {at_s:.3f} s  "
+    start = f"{message.topic} #{header.seq}  {at}age {(now_ns - header.stamp_ns) / 1e6:.1f} ms  "
     if isinstance(header, FusedState):
         inputs = " ".join(f"{name}={modality.presence}" for name, modality in header.modalities.items())
         return f"{start}{header.fused.label} {header.fused.confidence:.3f}  {inputs}"

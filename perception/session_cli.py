@@ -25,7 +25,7 @@ _target = click.argument("target", type=click.Path(path_type=Path))
 _topics = click.option(
     "--topics", metavar="PATTERN", multiple=True, default=("*",), help="Such as 'camera/*'; may be repeated."
 )
-_start = click.option("--from", "start_s", type=float, help="Seconds from the beginning; negative: the end.")
+_start = click.option("--from", "start_s", type=float, help="Seconds from its zero; negative: the end.")
 _end = click.option("--to", "end_s", type=float, help="Likewise.")
 
 
@@ -76,7 +76,11 @@ def cat(
     with Session(file) as opened:
         messages = opened.messages(topics, opened.at_ns(start_s), opened.at_ns(end_s))
         for message in islice(messages, count):
-            click.echo(echo.as_json(message) if as_json else echo.as_line(message, message.received_ns))
+            at_s = opened.zero.seconds(message.header.stamp_ns)
+            if as_json:
+                click.echo(echo.as_json(message, at_s))
+            else:
+                click.echo(echo.as_line(message, message.received_ns, at_s))
         _tell(opened.damage)
 
 
@@ -93,7 +97,7 @@ def trim(
     from perception.session.edit import trim as cut
 
     copied = cut(file, target, topics, start_s, end_s)
-    _say_copied(target, copied)
+    _say_copied(target, copied, f"; its zero is second {copied.begins_s:.3f} of {file}")
 
 
 @session.command()
@@ -123,7 +127,7 @@ def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, 
     with Session(expected) as one, Session(actual) as other:
         found = list(islice(compare(one, other, topics, measured=measured), limit + 1))
         for divergence in found[:limit]:
-            click.echo(str(divergence))
+            click.echo(f"at {one.zero.seconds(divergence.stamp_ns):.3f} s: {divergence}")
         _tell([f"{opened.path}: {text}" for opened in (one, other) for text in opened.damage])
     if len(found) > limit:
         click.echo("... and more; --limit shows them")
@@ -320,10 +324,10 @@ def _extras() -> Iterator[None]:
         raise SessionError(f"needs {error.name}: pip install 'perception[export]'") from error
 
 
-def _say_copied(target: Path, copied: "Copied") -> None:
+def _say_copied(target: Path, copied: "Copied", more: str = "") -> None:
     _tell(copied.damage)
     left_out = f"; left out: {', '.join(copied.left_out)}" if copied.left_out else ""
-    click.echo(f"{target}: {copied.messages} messages, {copied.bytes_written / 1e6:.1f} MB{left_out}")
+    click.echo(f"{target}: {copied.messages} messages, {copied.bytes_written / 1e6:.1f} MB{left_out}{more}")
 
 
 def _tell(damage: list[str]) -> None:

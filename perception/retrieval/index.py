@@ -46,7 +46,7 @@ class Stream:
 
     path: Path
     start_ns: int
-    """Where `perception session` begins to count its seconds."""
+    """Stamp from which the session's seconds count."""
     topic: str
     stamps_ns: Times
     """(n,) when it happened; of a sound the middle."""
@@ -93,7 +93,7 @@ def streams(
     source = fingerprint(path)
     found = []
     with Session(path) as session:
-        start_ns, _ = session.times_ns or (0, 0)
+        start_ns = session.zero.stamp_ns
         for topic in _topics(session, kind):
             items = _items(session, kind, topic, step)
             texts: tuple[str, ...] = ()

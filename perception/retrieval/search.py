@@ -70,7 +70,7 @@ class Hit:
     stamp_ns: int
     received_ns: int
     at_s: float
-    """Seconds from the beginning of the session, as `perception session` counts them."""
+    """Seconds from the zero of the session, as labels and `perception session` count them."""
     score: float
     """Cosine. Comparable within one kind and model only."""
     text: str

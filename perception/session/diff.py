@@ -19,6 +19,7 @@ class Divergence:
 
     topic: str
     seq: int
+    stamp_ns: int
     difference: Difference | None
     only_in: str = ""
 
@@ -45,15 +46,15 @@ def diff(
         while before is not None or after is not None:
             if after is None or (before is not None and before.header.seq < after.header.seq):
                 assert before is not None
-                yield Divergence(topic, before.header.seq, None, str(expected.path))
+                yield Divergence(topic, before.header.seq, before.header.stamp_ns, None, str(expected.path))
                 before = next(left, None)
             elif before is None or after.header.seq < before.header.seq:
-                yield Divergence(topic, after.header.seq, None, str(actual.path))
+                yield Divergence(topic, after.header.seq, after.header.stamp_ns, None, str(actual.path))
                 after = next(right, None)
             else:
                 found = _first(before, after, measured)
                 if found is not None:
-                    yield Divergence(topic, before.header.seq, found)
+                    yield Divergence(topic, before.header.seq, before.header.stamp_ns, found)
                 before, after = next(left, None), next(right, None)
 
 

@@ -19,6 +19,8 @@ class Copied:
     """What of the source could not be read, one line each."""
     left_out: list[str]
     """What of the source has no place in a session, with its number."""
+    begins_s: float
+    """Second of the source that is the zero of the copy."""
 
 
 def repair(source: Path, target: Path) -> Copied:
@@ -43,7 +45,7 @@ def trim(
         source: a session.
         target: file to write.
         topics: names or patterns such as `camera/*`.
-        start_s: seconds from the beginning of the session; negative: from its end.
+        start_s: seconds from the zero of the session; negative: from its end. The part's own zero is then.
         end_s: likewise; what arrived then is not taken.
 
     Raises:
@@ -59,9 +61,14 @@ def _copy(
         with whole(target) as writer:
             for name, value in session.metadata.items():
                 writer.add_metadata(name, value)
-            for record in session.records(topics, session.at_ns(start_s), session.at_ns(end_s)):
+            start_ns = session.at_ns(start_s)
+            skipped_ns = max((start_ns or 0) - session.zero.log_ns, 0)
+            writer.set_zero(session.zero.later(skipped_ns))
+            for record in session.records(topics, start_ns, session.at_ns(end_s)):
                 writer.copy(record)
             if not writer.counts:
                 reason = "; ".join(session.damage) or "no such messages"
                 raise SessionError(f"{source}: nothing to write: {reason}")
-        return Copied(writer.counts.total(), writer.bytes_written, session.damage, session.passed_over)
+        return Copied(
+            writer.counts.total(), writer.bytes_written, session.damage, session.passed_over, skipped_ns / 1e9
+        )

@@ -2,7 +2,8 @@
 
 LeRobot has no audio yet, so sound is there twice: as a vector of samples per frame, which every loader of
 today takes, and as whole FLAC files under `audio/`, which it passes over. The text in force is the task, the
-fused probabilities are `observation.state`.
+fused probabilities are `observation.state`. `meta/session.json` says the session's zero and at which second
+the first frame lies; the sound under `audio/` begins at the zero.
 """
 
 import json
@@ -20,6 +21,7 @@ from perception.session.lerobot_tables import Statistics, TableFile, write_episo
 from perception.session.moments import Moment, inputs_of, moments
 from perception.session.reader import Session
 from perception.session.tracks import SoundFile, VideoFile
+from perception.session.zero import Zero
 
 FILE: Final = "chunk-000/file-000"
 _PATTERN: Final = "chunk-{chunk_index:03d}/file-{file_index:03d}"
@@ -93,7 +95,8 @@ def write(
     cut = moments(session, topics, rate_hz=layout.fps, sound_ms=1000 / layout.fps)
     tasks: dict[str, int] = {}
     statistics = {key: Statistics() for key in layout.features()}
-    frames = 0
+    frames = first_ns = 0
+    zero = session.zero
     with ExitStack() as files:
         films = {
             key: files.enter_context(
@@ -103,6 +106,7 @@ def write(
         }
         table = files.enter_context(TableFile(_path(target, "data", ".parquet"), layout.features()))
         for moment in cut:
+            first_ns = first_ns or moment.window.end_ns
             row = _row(moment, layout, frames, tasks)
             table.write(row)
             for key, value in row.items():
@@ -114,8 +118,10 @@ def write(
                     statistics[key].add(picture.reshape(-1, 3)[:, ::-1] / 255.0)
             frames += 1
     _write_meta(target, layout, tasks, statistics, frames)
+    notes = {"zero": zero.as_metadata(), "first_frame_s": zero.seconds(first_ns)}
+    (target / "meta" / "session.json").write_text(json.dumps(notes, indent=1), "utf-8")
     for key, (topic, _, _) in layout.sounds.items():
-        _write_sound(session, topic, target / "audio" / key)
+        _write_sound(session, topic, target / "audio" / key, zero)
     yield f"{frames} frames at {layout.fps} Hz, {len(tasks)} tasks"
     yield f"features: {', '.join(layout.features())}"
 
@@ -207,7 +213,7 @@ def _write_meta(
         )
 
 
-def _write_sound(session: Session, topic: str, folder: Path) -> None:
+def _write_sound(session: Session, topic: str, folder: Path, zero: Zero) -> None:
     sound: SoundFile | None = None
     for message in session.messages([topic]):
         if isinstance(message.header, AudioBlock):
@@ -215,7 +221,7 @@ def _write_sound(session: Session, topic: str, folder: Path) -> None:
             if sound is None:
                 stem = folder / FILE
                 stem.parent.mkdir(parents=True)
-                sound = SoundFile(stem, block)
+                sound = SoundFile(stem, block, zero)
             sound.write(block)
     if sound is not None:
         sound.close()

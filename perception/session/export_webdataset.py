@@ -1,7 +1,8 @@
 """A session as WebDataset shards: one sample per tick, its files side by side in a tar.
 
 A sample KEY has `KEY.front.jpg` for a camera of that name (PNG if its frames are not JPEG),
-`KEY.main.wav` for a microphone, `KEY.txt` for the command in force and `KEY.json` for all that is known.
+`KEY.main.wav` for a microphone, `KEY.txt` for the command in force and `KEY.json` for all that is known;
+its `at_s` is the second of the session at which the sample ends.
 """
 
 import io
@@ -47,14 +48,15 @@ def write(
     """
     cameras = inputs_of(session, topics, "camera")
     microphones = inputs_of(session, topics, "microphone")
-    shards = _Shards(target, shard_bytes)
+    shards, zero = _Shards(target, shard_bytes), session.zero
     count = 0
     try:
         for moment in moments(session, topics, rate_hz=rate_hz, sound_ms=sound_ms):
             files = [*_pictures(moment, cameras), *_sounds(moment, microphones, sound_ms)]
             if moment.text:
                 files.append(("txt", moment.text.encode()))
-            files.append(("json", json.dumps(_facts(moment), ensure_ascii=False).encode()))
+            facts = {"at_s": zero.seconds(moment.window.end_ns), **_facts(moment)}
+            files.append(("json", json.dumps(facts, ensure_ascii=False).encode()))
             shards.add(f"{moment.window.end_ns:020d}", files)
             count += 1
     finally:

@@ -23,6 +23,7 @@ from perception.messages import Header, Message, Payload
 from perception.profile import CameraConfig, MicrophoneConfig
 from perception.session.convert.selection import EVERYTHING, Selection
 from perception.session.writer import whole
+from perception.session.zero import Zero
 
 _SECOND_NS: Final = 1_000_000_000
 _SOURCE: Final = "video#import"
@@ -75,6 +76,8 @@ def read(
     begin_ns, end_ns = selection.span_ns(origin_ns, last_ns)
     sent: Counter[str] = Counter()
     with whole(target) as writer:
+        zero_ns = max(begin_ns, origin_ns)  # labels made on the film are right in the session
+        writer.set_zero(Zero(zero_ns, zero_ns))
         writer.add_metadata(
             "imported", {"from": str(source), "kind": "video", "subtitles": words and str(words)}
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from perception.session.reader import Session
+from perception.session.zero import Zero
 
 _LONG_VALUE: Final = 80
 
@@ -17,6 +18,10 @@ class Info:
     path: str
     size_bytes: int
     start_ns: int | None
+    zero: Zero
+    """From where its seconds count."""
+    zero_is_stored: bool
+    """Else it is computed: the session was recorded before zeros were stored."""
     duration_s: float
     counts: dict[str, int]
     """Messages by topic."""
@@ -28,12 +33,14 @@ class Info:
 
     def lines(self) -> list[str]:
         """Return it as text."""
-        start = "empty"
-        if self.start_ns is not None:
-            start = datetime.fromtimestamp(self.start_ns / 1e9, UTC).isoformat(timespec="milliseconds")
+        start = "empty" if self.start_ns is None else _date(self.start_ns)
         lines = [f"{self.path}: {self.size_bytes / 1e6:.1f} MB, {self.duration_s:.1f} s from {start}"]
         if not self.closed_properly:
             lines.append("not closed properly (the recorder was killed?): perception session repair")
+        if self.start_ns is not None:
+            zero_ns = self.zero.stamp_ns
+            source = "" if self.zero_is_stored else ", not stored: that of the first message"
+            lines.append(f"seconds count from {_date(zero_ns)} (stamp {zero_ns}{source})")
         width = max(map(len, self.counts), default=0)
         for topic, count in self.counts.items():
             rate_hz = count / self.duration_s if self.duration_s else 0.0
@@ -56,6 +63,8 @@ def info(path: Path) -> Info:
             path=str(path),
             size_bytes=path.stat().st_size,
             start_ns=start_ns,
+            zero=session.zero,
+            zero_is_stored=session.zero_is_stored,
             duration_s=0.0 if start_ns is None else (end_ns - start_ns) / 1e9,
             counts=counts,
             metadata=session.metadata,
@@ -63,6 +72,10 @@ def info(path: Path) -> Info:
             damage=session.damage,
             passed_over=session.passed_over,
         )
+
+
+def _date(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec="milliseconds")
 
 
 def _short(value: Any) -> str:

@@ -75,13 +75,6 @@ class McapFile:
             return None
         return spans[0].start_ns, max(span.end_ns for span in spans)
 
-    def at_ns(self, seconds: float | None) -> int | None:
-        """Return the log time `seconds` after the beginning, or before the end if negative; None of None."""
-        if seconds is None or self.times_ns is None:
-            return None
-        start_ns, end_ns = self.times_ns
-        return max((end_ns if seconds < 0 else start_ns) + round(seconds * 1e9), 0)
-
     def records(
         self, topics: Sequence[str] = ("*",), start_ns: int | None = None, end_ns: int | None = None
     ) -> Iterator[Record]:

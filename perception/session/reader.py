@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from mcap.records import Channel
 
@@ -18,6 +18,8 @@ from perception.session import protobuf
 from perception.session.container import Record
 from perception.session.mcap_file import MAX_OPEN_BYTES, McapFile
 from perception.session.mcap_file import matches as matches
+from perception.session.zero import NAME as ZERO
+from perception.session.zero import Zero
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -55,6 +57,32 @@ class Session(McapFile):
         if channels and not any(map(_is_ours, channels)):
             self.close()
             raise SessionError(f"{self.path}: an MCAP file, but no session; try: perception session import")
+        self._zero: Zero | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """JSON values by name: `profile`, `models`, `packages`, `clock`, `devices`, whatever was given."""
+        return {name: value for name, value in super().metadata.items() if name != ZERO}
+
+    @property
+    def zero(self) -> Zero:
+        """The moment from which its seconds count: as stored, else of its first message, else 0."""
+        if self._zero is None:
+            self._zero = Zero.stored(super().metadata) or Zero.of(next(self.messages(), None))
+        return self._zero
+
+    @property
+    def zero_is_stored(self) -> bool:
+        """Whether the file says its zero itself."""
+        return Zero.stored(super().metadata) is not None
+
+    def at_ns(self, seconds: float | None) -> int | None:
+        """Return the log time `seconds` after the zero, or before the end if negative; None of None."""
+        if seconds is None or self.times_ns is None:
+            return None
+        if seconds < 0:
+            return max(self.times_ns[1] + round(seconds * 1e9), 0)
+        return max(self.zero.log_at(seconds), 0)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -21,11 +21,16 @@ _BAG_VERSION: Final = 9
 
 
 def write(session: Session, target: Path, topics: Sequence[str] = ("*",)) -> Iterator[str]:
-    """Write a session as a rosbag2 (MCAP) into the new folder `target`; yield what came of it, in lines."""
+    """Write a session as a rosbag2 (MCAP) into the new folder `target`; yield what came of it, in lines.
+
+    The session's zero is in the bag's custom data, `perception.zero.stamp_ns` and `.log_ns`.
+    """
     store, counts, refused = ros.types(), Counter[str](), Counter[str]()
     connections: dict[str, Connection] = {}
     described: set[str] = set()
     with Writer(target, version=_BAG_VERSION, storage_plugin=StoragePlugin.MCAP) as bag:
+        for name, value in session.zero.as_metadata().items():
+            bag.set_custom_data(f"perception.zero.{name}", str(value))
 
         def put(out: ros.Outgoing, time_ns: int) -> None:
             if out.topic not in connections:

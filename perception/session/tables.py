@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from msgspec import structs, to_builtins
 
 from perception.messages import Fused, Header, Message, Model
+from perception.session.zero import Zero
 
 _BATCH: Final = 4096
 _TYPES: Final = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
@@ -20,15 +21,21 @@ Scalar = bool | int | float | str
 Kind = Literal["parquet", "csv"]
 
 
-def row(message: Message[Header]) -> dict[str, Scalar]:
-    """Return a message as one row: dotted names, probabilities under their class, lists of maps as JSON."""
-    values: dict[str, Scalar] = {"received_ns": message.received_ns}
+def row(message: Message[Header], zero: Zero) -> dict[str, Scalar]:
+    """Return a message as one row: dotted names, probabilities under their class, lists of maps as JSON.
+
+    `at_s` is its stamp in seconds of the session.
+    """
+    at_s = zero.seconds(message.header.stamp_ns)
+    values: dict[str, Scalar] = {"at_s": at_s, "received_ns": message.received_ns}
     for name, value in structs.asdict(message.header).items():
         values |= _columns(name, value)
     return values
 
 
-def write(path: Path, kind: Kind, messages: Iterable[Message[Header]], columns: Mapping[str, type]) -> int:
+def write(
+    path: Path, kind: Kind, messages: Iterable[Message[Header]], columns: Mapping[str, type], zero: Zero
+) -> int:
     """Write a table and return its number of rows; memory is that of some thousand rows.
 
     Args:
@@ -36,8 +43,9 @@ def write(path: Path, kind: Kind, messages: Iterable[Message[Header]], columns: 
         kind: of file.
         messages: of one topic.
         columns: as `columns_of` returned for the same messages.
+        zero: of the session.
     """
-    rows, count = (row(message) for message in messages), 0
+    rows, count = (row(message, zero) for message in messages), 0
     if kind == "csv":
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(columns))
@@ -56,11 +64,11 @@ def write(path: Path, kind: Kind, messages: Iterable[Message[Header]], columns: 
     return count
 
 
-def columns_of(messages: Iterable[Message[Header]]) -> dict[str, type]:
+def columns_of(messages: Iterable[Message[Header]], zero: Zero) -> dict[str, type]:
     """Return all columns of the rows and a type that holds every value of each."""
     found: dict[str, type] = {}
     for message in messages:
-        for name, value in row(message).items():
+        for name, value in row(message, zero).items():
             found[name] = _wider(found.get(name, type(value)), type(value))
     return found
 

@@ -14,6 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from perception.messages import AudioBlock, CameraFrame, Message
+from perception.session.zero import Zero
 
 Image = npt.NDArray[np.uint8]
 Samples = npt.NDArray[np.int16] | npt.NDArray[np.float32]
@@ -45,19 +46,24 @@ class Timeline:
     """Puts the blocks of one microphone where they belong: what is missing between them is silence.
 
     Positions follow the sample counter; where the device or its node was started again, the stamps. No
-    more silence is put in than time has passed in the recording.
+    more silence is put in than time has passed in the recording. It begins at the zero of the session:
+    silence up to the first block, while sound from before the zero is left out. Where the zero cannot be
+    true of this sound, more than a second after it or before the recording, it begins at the first block.
     """
 
-    def __init__(self, first: Message[AudioBlock]) -> None:
-        self.start_ns = first.header.stamp_ns
+    def __init__(self, first: Message[AudioBlock], zero: Zero) -> None:
+        self.start_ns = zero.stamp_ns
+        """Stamp of the first sample."""
+        self.left_out = 0
+        """Samples from before the zero."""
         self.rate_hz = first.header.rate_hz
         self.channels = first.header.channels
         self.format = first.header.format
         self.position = 0
         """Samples so far."""
-        self._received_ns = first.received_ns
-        self._source = first.header.source
-        self._next_index = first.header.sample_index
+        self._begun_ns = zero.log_ns
+        self._source: str | None = None
+        self._next_index = 0
 
     def fits(self, header: AudioBlock) -> bool:
         """Return whether a block is of the same kind as the first."""
@@ -66,13 +72,18 @@ class Timeline:
     def place(self, message: Message[AudioBlock]) -> Iterator[Samples]:
         """Yield what comes next: silence for what is missing, then the block, each (samples, channels)."""
         header = message.header
-        counted = header.source == self._source and header.sample_index >= self._next_index
+        counted = self.position and header.source == self._source and header.sample_index >= self._next_index
         if counted:
             missing = header.sample_index - self._next_index
         else:
             missing = self._samples_in(header.stamp_ns - self.start_ns) - self.position
-        passed = self._samples_in(message.received_ns - self._received_ns) + self.rate_hz - self.position
+        passed = self._samples_in(message.received_ns - self._begun_ns) + self.rate_hz - self.position
         block = samples(message)
+        if self._source is None and not -self.rate_hz <= missing <= passed:
+            self.start_ns, missing = header.stamp_ns, 0
+        elif not self.position and missing < 0:
+            self.left_out += min(-missing, len(block))
+            block = block[-missing:]
         for start in range(0, min(missing, passed), self.rate_hz):
             silence = min(self.rate_hz, min(missing, passed) - start)
             self.position += silence
@@ -88,8 +99,8 @@ class Timeline:
 class SoundFile:
     """A FLAC file (or WAV, for float samples) of one microphone."""
 
-    def __init__(self, stem: Path, first: Message[AudioBlock]) -> None:
-        self.timeline = Timeline(first)
+    def __init__(self, stem: Path, first: Message[AudioBlock], zero: Zero) -> None:
+        self.timeline = Timeline(first, zero)
         whole = self.timeline.format == "s16"
         self.path = stem.with_name(f"{stem.name}.{'flac' if whole else 'wav'}")
         subtype = "PCM_16" if whole else "FLOAT"

@@ -21,7 +21,7 @@ from mcap.opcode import Opcode
 from perception import messages
 from perception.bus import codec
 from perception.errors import SessionError
-from perception.session import container, protobuf, schemas
+from perception.session import container, protobuf, schemas, zero
 
 CHUNK_NS: Final = 500_000_000
 CHUNK_BYTES: Final = 4 << 20
@@ -67,6 +67,7 @@ class SessionWriter:
         self.bytes_written = 0
         self.counts: Counter[str] = Counter()
         """Messages written so far, by topic."""
+        self._zero: zero.Zero | None = None
         self._last_ns = -1
         self._start_ns: int | None = None
         self._lanes: dict[str, _Lane] = {}
@@ -92,6 +93,8 @@ class SessionWriter:
         if len(payload):
             data += protobuf.tag(view.payload_field, len(payload))
         log_ns = max(message.received_ns or header.stamp_ns, self._last_ns + 1)
+        if self._zero is None:
+            self.set_zero(zero.Zero.of(message))
         self._add(self._viewed(topic, view), log_ns, header.sent_ns, header.seq, data, payload)
         self.counts[topic] += 1
         if isinstance(header, messages.FusedState):
@@ -116,6 +119,14 @@ class SessionWriter:
         index.write(self._metadata_index)
         self._metadata_count += 1
         self._put(record)
+
+    def set_zero(self, at: zero.Zero) -> None:
+        """Say from where the session's seconds count, before anything is written.
+
+        Without it, `write` makes it the stamp of the first message.
+        """
+        self._zero = at
+        self.add_metadata(zero.NAME, at.as_metadata())
 
     def flush(self, now_ns: int | None = None) -> None:
         """Write the chunks that are due at log time `now_ns`; without it, all."""

@@ -88,7 +88,7 @@ class SessionSource:
         return self.path
 
     def spans(self) -> list[Span]:
-        """Return the labels; times in a file count from the session's first message."""
+        """Return the labels; times in a file count from the session's zero."""
         recorded = [m.header for m in read(self.path, ["label/*", "text/*"])]
         said = [header for header in recorded if isinstance(header, TextCommand)]
         commands = label_files.from_commands(said, self._end_ns()) if said else []
@@ -105,8 +105,9 @@ class SessionSource:
         return 0 if times_ns is None else times_ns[1]
 
     def origin_ns(self) -> int:
-        """Return where times in a label file count from: the session's first message; 0 if it has none."""
-        return next((message.header.stamp_ns for message in read(self.path)), 0)
+        """Return the stamp from which times in a label file count: the session's zero."""
+        with Session(self.path) as session:
+            return session.zero.stamp_ns
 
 
 def encode(source: DataSource, config: FusionConfig, prepared: Sequence[str] = ()) -> dict[str, torch.Tensor]:
