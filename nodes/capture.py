@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Conversion, Publisher
+from perception.credentials import cleaned, without_credentials
 from perception.errors import MalformedMessageError, ProfileError
 from perception.messages import Health
 from perception.profile import Profile
@@ -147,9 +148,9 @@ class CaptureNode:
             stamp_ns=self.clock(),
             node=f"{self.kind}-{self.name}",
             status=status,
-            reason=reason or ended,
+            reason=without_credentials(reason or ended),
             outputs={output.topic: output.published for output in self._publishers[1:]},
             counts=report.counts | self._counts,
-            device=report.facts | (check.facts if check is not None else {}),
+            device=cleaned(report.facts | (check.facts if check is not None else {})),
         )
         self._health_output.send(health)

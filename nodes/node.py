@@ -1,20 +1,24 @@
 """What every node process shares: its arguments, its stop signals, its errors in one line."""
 
 import argparse
+import json
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
 
+from perception.credentials import CleanFormatter
 from perception.errors import PerceptionError
-from perception.profile import Profile, load
+from perception.profile import OVERRIDES_VARIABLE, Profile, load
 
 
 def main(kind: str, run: Callable[[Profile, str, threading.Event], None], *, named: bool = True) -> None:
     """Parse `PROFILE [--name NAME] [--set key=value]...` and run the node until it is told to stop.
 
+    The launcher's own overrides come by `OVERRIDES_VARIABLE`: a command line is there for all to read.
     Exits with 0 at the end or when stopped, else with the error's own exit code after one line on stderr.
     """
     parser = argparse.ArgumentParser(prog=f"python -m perception.nodes.{kind}")
@@ -22,10 +26,13 @@ def main(kind: str, run: Callable[[Profile, str, threading.Event], None], *, nam
     parser.add_argument("--name", required=named, default=kind, help="which of the profile's tables to run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     arguments = parser.parse_args()
-    logging.basicConfig(format="perception: %(message)s", level=logging.INFO)
+    overrides = (*json.loads(os.environ.get(OVERRIDES_VARIABLE, "[]")), *arguments.overrides)
+    handler = logging.StreamHandler()
+    handler.setFormatter(CleanFormatter("perception: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     stopped = _stop_on_signals()
     try:
-        run(load(arguments.profile, tuple(arguments.overrides)), arguments.name, stopped)
+        run(load(arguments.profile, overrides), arguments.name, stopped)
     except PerceptionError as error:
         sys.stderr.write(f"perception: {error}\n")
         sys.exit(error.exit_code)

@@ -1,5 +1,6 @@
 """The `perception` command. Each subcommand imports what it needs when it runs, so that all start fast."""
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from perception.credentials import without_credentials
 from perception.errors import PerceptionError
 from perception.replay_cli import replay, verify
 from perception.search_cli import search
@@ -256,7 +258,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"perception: {error}", err=True)
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        error.show(file=(shown := io.StringIO()))
+        click.echo(without_credentials(shown.getvalue()), nl=False, err=True)
         return error.exit_code
     except click.Abort:
         return INTERRUPTED

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from perception import profile as profiles
 from perception.bus.host import HostClock, base_directory
+from perception.credentials import without_credentials
 from perception.errors import BusError, PerceptionError
 from perception.probes import Outcome, probe, probe_all
 from perception.profile import Profile
@@ -174,7 +175,7 @@ def check_weights(profile: Profile, profile_name: str, overrides: Sequence[str])
     outcome = probe(
         "torch",
         f"import os; os.environ.update({environment!r}); from perception.doctor import build_models; "
-        f"facts = build_models({profile_name!r}, {tuple(overrides)!r})",
+        f"facts = build_models({profile_name!r}, {tuple(map(without_credentials, overrides))!r})",
     )
     if outcome.problem:
         yield Finding("weights", "fail", outcome.problem, outcome.advice)
@@ -298,7 +299,7 @@ def _present(check: str, source: str, path: Path) -> Iterator[Finding]:
     if source in _SYNTHETIC:
         yield Finding(check, "ok", source)
     elif "://" in source:
-        yield Finding(check, "ok", f"{source}: not tried")
+        yield Finding(check, "ok", f"{without_credentials(source)}: not tried")
     elif path.exists():
         yield Finding(check, "ok", str(path))
     else:

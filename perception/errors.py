@@ -1,10 +1,16 @@
 """Errors for people: what is wrong, where, and what to do. Each kind has its exit code."""
 
+from perception.credentials import without_credentials
+
 
 class PerceptionError(Exception):
     """An error whose text is one line a user can act on; the command prints it without a traceback."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the line; no credentials of a URL are in it, whoever worded it."""
+        return without_credentials(super().__str__())
 
 
 class ProfileError(PerceptionError):

@@ -5,6 +5,7 @@ carries it out. Nodes are started by name, never imported.
 """
 
 import fcntl
+import json
 import os
 import queue
 import shutil
@@ -20,8 +21,9 @@ from enum import Enum
 from pathlib import Path
 from typing import IO, Final, Self
 
+from perception.credentials import without_credentials
 from perception.errors import PerceptionError, ProfileError, SessionError, WeightsError
-from perception.profile import Profile
+from perception.profile import OVERRIDES_VARIABLE, Profile
 
 ORIGIN_VARIABLE: Final = "PERCEPTION_ORIGIN_NS"
 """Host time at which all scripted and file devices of one launch start playing."""
@@ -59,7 +61,7 @@ def plan(
     Args:
         profile: the profile as loaded, overrides applied.
         profile_name: path or shipped name by which each node loads it again.
-        overrides: `dotted.key=value`, passed on to each node.
+        overrides: `dotted.key=value`, passed on to each node: by its environment if one holds credentials.
         origin_ns: host time at which scripted and file devices start playing, the same for all.
 
     Raises:
@@ -70,8 +72,10 @@ def plan(
         from perception.bus.keys import load  # costs a graph that needs none 40 ms of imports
 
         load(profile.keys)
-    options = tuple(part for override in overrides for part in ("--set", override))
+    secret = any(without_credentials(override) != override for override in overrides)
+    options = tuple(part for override in overrides for part in ("--set", override) if not secret)
     shared = {ORIGIN_VARIABLE: str(origin_ns), "PYTHONUNBUFFERED": "1"}
+    shared |= {OVERRIDES_VARIABLE: json.dumps(overrides)} if secret else {}
 
     def command(kind: str, *arguments: str) -> tuple[str, ...]:
         return (sys.executable, "-P", "-m", f"perception.nodes.{kind}", profile_name, *arguments, *options)
@@ -298,7 +302,7 @@ class Supervisor:
     def _read(self, name: str, stream: IO[bytes]) -> None:
         with stream:
             while line := stream.readline(_MAX_LINE_BYTES):
-                self._log(name, line.decode(errors="replace").rstrip())
+                self._log(name, without_credentials(line.decode(errors="replace").rstrip()))
 
     def _log(self, name: str, line: str) -> None:
         try:

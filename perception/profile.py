@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from perception.credentials import without_credentials
 from perception.errors import ProfileError
 from perception.profile_keys import SCRIPTED, Bind, Connect, Input, Name, Pattern, Positive, Recorded
 from perception.profile_keys import is_file_name as is_file_name
@@ -254,6 +255,10 @@ def find(name: str, folder: Path | None = None) -> Path:
     raise ProfileError(f"'{name}' is no profile; shipped are {names}, or give a path ending in .toml")
 
 
+OVERRIDES_VARIABLE: Final = "PERCEPTION_SET"
+"""JSON list of overrides that a launcher gives its nodes: a command line could be read by everybody."""
+
+
 def load(name: str, overrides: tuple[str, ...] = ()) -> Profile:
     """Load and validate a profile.
 
@@ -336,7 +341,10 @@ def _explain(detail: Any, overridden: Collection[str]) -> str:
     where = f"--set {key}" if key in overridden else key
     if detail["type"] == "extra_forbidden":
         return f"{where}: no such key"
-    message, got = detail["msg"].removeprefix("Value error, "), repr(str(detail["input"])[:60])
+    message, got = (
+        detail["msg"].removeprefix("Value error, "),
+        repr(without_credentials(str(detail["input"]))[:60]),
+    )
     if not key:
         return str(message)
     return f"{where}: {message}" if got in message else f"{where}: {message} (got {got})"

@@ -9,7 +9,7 @@ import pytest
 from av.video.frame import VideoFrame
 
 from perception.devices.device import is_file_name
-from perception.devices.media import Sound, Track, without_password
+from perception.devices.media import Sound, Track
 from perception.errors import DeviceError
 from tests.media import FRAME_HZ, RATE_HZ, grey, noise, write_clip, write_wav
 
@@ -147,8 +147,3 @@ def test_what_cannot_be_played_is_one_clear_line(tmp_path: Path) -> None:
 def test_file_names_and_device_names_are_told_apart() -> None:
     assert all(map(is_file_name, ("clip.mp4", "./clip", "/data/speech", "talk.flac")))
     assert not any(map(is_file_name, ("default", "pulse", "USB Audio: #1 (hw:1,0)", "HDA Intel PCH")))
-
-
-def test_passwords_are_never_shown() -> None:
-    assert without_password("rtsp://user:secret@host/live") == "rtsp://host/live"
-    assert without_password("http://host/a@b") == "http://host/a@b"

@@ -1,6 +1,5 @@
 """Media files and network streams through PyAV: opened with one clear line, decoded lap after lap."""
 
-import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final, Generic, Literal, TypeVar
@@ -32,17 +31,12 @@ def open_container(source: str, options: dict[str, str] | None = None) -> InputC
         container: InputContainer = av.open(source, "r", options=options or {}, timeout=timeout)
         return container
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise DeviceError(f"{without_password(source)}: cannot be opened: {cause(error)}") from error
+        raise DeviceError(f"{source}: cannot be opened: {cause(error)}") from error
 
 
 def cause(error: Exception) -> str:
     """Return what FFmpeg says went wrong, without the address it repeats."""
     return str(getattr(error, "strerror", None) or error)
-
-
-def without_password(url: str) -> str:
-    """Return a URL as it may be shown: user and password left out."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url)
 
 
 class Track(Generic[FrameT]):

@@ -8,9 +8,10 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
 
+from perception.credentials import without_credentials
 from perception.devices.camera import Image, fit
 from perception.devices.device import CapturedFrame
-from perception.devices.media import Track, cause, open_container, without_password
+from perception.devices.media import Track, cause, open_container
 from perception.errors import DeviceError
 from perception.profile import CameraConfig
 
@@ -76,7 +77,7 @@ class StreamSource:
     def __init__(self, url: str, config: CameraConfig, *, clock: Clock) -> None:
         self._size = (config.width, config.height)
         self._clock = clock
-        self._name = without_password(url)
+        self._name = without_credentials(url)
         self._container = open_container(url, _LIVE_OPTIONS)
         if not self._container.streams.video:
             self._container.close()

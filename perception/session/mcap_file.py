@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, Self
 
+from perception.credentials import cleaned
 from perception.errors import SessionError
 from perception.session import container
 from perception.session import index as chunk_index
@@ -59,7 +60,7 @@ class McapFile:
     @property
     def metadata(self) -> dict[str, Any]:
         """JSON values by name: `profile`, `models`, `packages`, `clock`, `devices`, whatever was given."""
-        return self._index.metadata
+        return {name: cleaned(value) for name, value in self._index.metadata.items()}
 
     @property
     def passed_over(self) -> list[str]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcap.records import Channel
+from msgspec import structs
 
 from perception.bus import codec
+from perception.credentials import cleaned, without_credentials
 from perception.errors import MalformedMessageError, SessionError
-from perception.messages import Header, Message
+from perception.messages import Header, Health, Message
 from perception.session import protobuf
 from perception.session.container import Record
 from perception.session.mcap_file import MAX_OPEN_BYTES, McapFile
@@ -124,7 +126,18 @@ def message(record: Record) -> Message[Header]:
     payload = fields.get(int(given["payload_field"]))
     if payload is not None:
         parts.append(bytes(payload))  # a view would keep the whole chunk in memory
-    return codec.decode(parts, received_ns=record.log_time_ns)
+    return _without_credentials(codec.decode(parts, received_ns=record.log_time_ns))
+
+
+def _without_credentials(message: Message[Header]) -> Message[Header]:
+    """Return a message as it is, or a health message of an early recording without its credentials."""
+    header = message.header
+    if not isinstance(header, Health):
+        return message
+    clean = structs.replace(
+        header, reason=without_credentials(header.reason), device=cleaned(dict(header.device))
+    )
+    return message if clean == header else structs.replace(message, header=clean, wire=b"")
 
 
 def _is_ours(channel: Channel) -> bool:

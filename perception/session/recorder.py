@@ -16,6 +16,7 @@ from msgspec import structs
 
 from perception import topics
 from perception.bus.subscriber import Subscriber
+from perception.credentials import cleaned
 from perception.errors import MalformedMessageError
 from perception.messages import FusedState, Header, Health, Message
 from perception.profile import Profile, RecorderConfig
@@ -162,7 +163,7 @@ def describe(profile: Profile | None, anchor_ns: int) -> dict[str, Any]:
         "clock": {"anchor_ns": anchor_ns, "began": datetime.now(UTC).isoformat()},
         "host": {"name": host.node, "system": f"{host.system} {host.release}", "machine": host.machine},
     }
-    return notes if profile is None else {"profile": profile.model_dump(mode="json")} | notes
+    return notes if profile is None else {"profile": cleaned(profile.model_dump(mode="json"))} | notes
 
 
 def record(

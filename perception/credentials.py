@@ -1,0 +1,105 @@
+"""Credentials never leave a profile: what is written or shown passes through `without_credentials`.
+
+It reads URLs as people write them, not only as the standard wants them: a password may hold `@`, `/`, `?`,
+`#` or a space. Where a text can be read in two ways, more is hidden than need be.
+"""
+
+import logging
+import re
+from typing import Any, Final
+
+HIDDEN: Final = "***"
+
+_SCHEME: Final = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*://")
+_TOKEN: Final = re.compile(r"[^\s\"'<>`]*")
+_IPV4: Final = r"\d{1,3}(?:\.\d{1,3}){3}"
+_CERTAIN_HOST: Final = re.compile(rf"(?:{_IPV4}|localhost|\[[^\]]*\]?|)(?::[\d*]*)?", re.IGNORECASE)
+_HOST_AND_PORT: Final = re.compile(r"[^:\[]*(?::(?:[\d*]*|PORT):?|)[,.;)]*")
+"""A name and at most one port; then the punctuation of the sentence around it."""
+_SCHEMELESS: Final = re.compile(
+    r"(?<![\w/@:.-])[\w.%+-]+:[^\s\"'/@]+@"
+    rf"(?={_IPV4}(?!\w)|\[[0-9A-Fa-f:]+\]|localhost\b|(?:[\w-]+\.)+[A-Za-z]{{2,}}\b)"
+)
+_PARAMETER: Final = re.compile(
+    r"(?P<name>[^\s\"'<>`=&;/?#,_][^\s\"'<>`=&;/?#,]*)=(?P<value>.*?)"
+    r"(?=[&;,/?#][A-Za-z][\w.%\[\]-]*=|_[A-Za-z0-9]+=|[:.,;)]*(?:[\s\"'<>`]|$))"
+)
+_BARE_QUERY: Final = re.compile(r"([?#])[^\s\"'<>`=]+(?=[\s\"'<>`]|$)")
+_HARMLESS_VALUE: Final = re.compile(r"[\w.:-]{0,32}")
+_HARMLESS: Final = re.compile(
+    "action|camera|channel|codec|compression|fps|framerate|height|mode|profile|quality|rate|resolution"
+    "|rotation|size|stream|streamtype|subtype|track|transport|type|video|width",
+    re.IGNORECASE,
+)
+"""Parameters of cameras' URLs that are shown. Every other may be a password under a name of its own."""
+
+
+def without_credentials(text: str) -> str:
+    """Return a text as it may be shown: in every URL user, password and unknown parameters are hidden.
+
+    A text that holds none of these comes back unchanged.
+    """
+    starts = list(_SCHEME.finditer(text))
+    if not starts:
+        return _SCHEMELESS.sub("", text)
+    pieces = [_SCHEMELESS.sub("", text[: starts[0].start()])]
+    for start, following in zip(starts, [*starts[1:], None], strict=True):
+        rest = text[start.end() : following.start() if following else len(text)]
+        pieces += (start.group(), _without_parameters(_without_user(rest)))
+    return "".join(pieces)
+
+
+def cleaned(value: Any) -> Any:
+    """Return JSON-like data with `without_credentials` applied to every string that is not a key."""
+    if isinstance(value, str):
+        return without_credentials(value)
+    if isinstance(value, dict):
+        return {key: cleaned(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(cleaned, value))
+    return value
+
+
+class CleanFormatter(logging.Formatter):
+    """Formats log lines, those of other libraries and tracebacks included, without credentials."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line as it may be shown."""
+        return without_credentials(super().format(record))
+
+
+def _without_user(rest: str) -> str:
+    """Drop what stands before the host; `rest` follows `scheme://` and may end in other text."""
+    token = _TOKEN.match(rest)
+    assert token is not None
+    head = re.split(r"[/?#]", token.group(), maxsplit=1)[0]
+    if "@" in head:
+        return rest[_last_at(token.group()) :]
+    if not _HOST_AND_PORT.fullmatch(head) and not head.startswith("["):
+        # no port is written like this: it is a password, whatever characters it holds
+        end = rest.rfind("@") + 1
+        return rest[end:] if end else HIDDEN + rest[len(head) :]
+    if ":" in head and not _CERTAIN_HOST.fullmatch(head):
+        return rest[_last_at(token.group()) :]
+    return rest
+
+
+def _last_at(token: str) -> int:
+    """Return where a URL goes on behind its last `@` that is in no `name=value` parameter; 0: none."""
+    at = [found.end() for found in re.finditer("@", token) if "=" not in _query(token[: found.start()])]
+    return at[-1] if at else 0
+
+
+def _query(before: str) -> str:
+    return re.split(r"[?#]", before, maxsplit=1)[-1] if re.search(r"[?#]", before) else ""
+
+
+def _without_parameters(rest: str) -> str:
+    def shown(found: re.Match[str]) -> str:
+        harmless = _HARMLESS.fullmatch(found["name"]) and _HARMLESS_VALUE.fullmatch(found["value"])
+        return found.group() if harmless else f"{found['name']}={HIDDEN}"
+
+    token = _TOKEN.match(rest)
+    assert token is not None
+    url = _BARE_QUERY.sub(rf"\1{HIDDEN}", _PARAMETER.sub(shown, token.group()))
+    return url + rest[token.end() :]
