@@ -204,6 +204,12 @@ def export(
 @_named("camera")
 @_named("microphone")
 @_named("text")
+@click.option(
+    "--audio-rate",
+    "audio_rate_hz",
+    type=click.IntRange(min=1),
+    help="Hz of sound in a bag that nothing describes: S16LE, mono.",
+)
 def import_(
     source: Path,
     target: Path,
@@ -211,17 +217,18 @@ def import_(
     topics: tuple[str, ...],
     start_s: float | None,
     end_s: float | None,
+    audio_rate_hz: int | None,
     **names: tuple[str, ...],
 ) -> None:
-    """Make the session TARGET of SOURCE: a video file, or a rosbag2 (its folder or its MCAP file)."""
+    """Make the session TARGET of SOURCE: a media file, or what ROS or Foxglove recorded (file or folder)."""
     from perception.session.convert.selection import Selection
 
     selection = Selection(topics, start_s, end_s, names)
     if source.is_dir() or source.suffix.lower() in _BAGS:
         with _extras():
-            from perception.session import rosbag
+            from perception.session.convert import import_bag
 
-            lines = rosbag.read(source, target, selection)
+            lines = import_bag.read(source, target, selection, audio_rate_hz)
     else:
         from perception.session import import_media
 

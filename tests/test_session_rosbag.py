@@ -16,6 +16,9 @@ from perception.errors import SessionError
 from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand
 from perception.session import Session, SessionWriter, read, rosbag
 from perception.session import ros_messages as ros
+from perception.session.convert import import_bag
+from perception.session.convert.bags import BagStream
+from perception.session.convert.incoming import AUDIO_INFO
 
 IMAGE = np.random.default_rng(1).integers(0, 255, (12, 16, 3), dtype=np.uint8)
 JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
@@ -69,7 +72,7 @@ def test_ours_is_read_back_by_an_independent_reader(tmp_path: Path) -> None:
 def test_there_and_back_keeps_what_was_sensed_and_concluded(tmp_path: Path) -> None:
     with Session(session(tmp_path / "s.mcap", everything())) as opened:
         list(rosbag.write(opened, tmp_path / "bag"))
-    told = list(rosbag.read(tmp_path / "bag", tmp_path / "back.mcap"))
+    told = list(import_bag.read(tmp_path / "bag", tmp_path / "back.mcap"))
     back = {message.topic: message for message in read(tmp_path / "back.mcap")}
     own = {"seq", "sent_ns", "source", "sample_index", "gap", "exposure_ns", "language"}
     assert any("journal/fusion: left out: it tells of publishers" in line for line in told), (
@@ -118,12 +121,12 @@ def foreign(path: Path, plugin: StoragePlugin) -> Path:
             bag.write(connections[topic], 1_000 + number, store.serialize_cdr(message, kind))
         speech = bag.add_connection("/chatter", ros.STRING, typestore=store)
         bag.write(speech, 2_000, store.serialize_cdr(kinds[ros.STRING](data="hello"), ros.STRING))
-        info = bag.add_connection("/mic/audio_info", ros.AUDIO_INFO, typestore=store)
+        info = bag.add_connection("/mic/audio_info", AUDIO_INFO, typestore=store)
         sound = bag.add_connection("/mic/audio", ros.AUDIO, typestore=store)
-        about = kinds[ros.AUDIO_INFO](
+        about = kinds[AUDIO_INFO](
             channels=1, sample_rate=16_000, sample_format="S16LE", bitrate=0, coding_format="wave"
         )
-        bag.write(info, 2_500, store.serialize_cdr(about, ros.AUDIO_INFO))
+        bag.write(info, 2_500, store.serialize_cdr(about, AUDIO_INFO))
         for number in (0, 1, 3):
             piece = kinds[ros.AUDIO](data=np.full(3200, number, np.uint8))
             bag.write(sound, 10**9 + number * 10**8, store.serialize_cdr(piece, ros.AUDIO))
@@ -132,7 +135,7 @@ def foreign(path: Path, plugin: StoragePlugin) -> Path:
 
 @pytest.mark.parametrize("plugin", list(StoragePlugin))
 def test_a_bag_made_elsewhere_becomes_a_session(tmp_path: Path, plugin: StoragePlugin) -> None:
-    lines = list(rosbag.read(foreign(tmp_path / "bag", plugin), tmp_path / "s.mcap"))
+    lines = list(import_bag.read(foreign(tmp_path / "bag", plugin), tmp_path / "s.mcap"))
     messages = list(read(tmp_path / "s.mcap"))
     frames = [message for message in messages if isinstance(message.header, CameraFrame)]
     assert sorted(message.topic for message in frames) == ["camera/cam_color", "camera/cam_color-2"]
@@ -155,12 +158,12 @@ def test_a_bag_made_elsewhere_becomes_a_session(tmp_path: Path, plugin: StorageP
 
 def test_what_is_no_bag_or_holds_nothing_usable_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SessionError, match="not a rosbag"):
-        list(rosbag.read(tmp_path / "empty", tmp_path / "s.mcap"))
+    with pytest.raises(SessionError, match=r"no \.mcap, \.db3, \.bag file in this folder"):
+        list(import_bag.read(tmp_path / "empty", tmp_path / "s.mcap"))
     with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP):
         pass
     with pytest.raises(SessionError, match="no camera, sound or text"):
-        list(rosbag.read(tmp_path / "bag", tmp_path / "s.mcap"))
+        list(import_bag.read(tmp_path / "bag", tmp_path / "s.mcap"))
     assert not (tmp_path / "s.mcap").exists()
 
 
@@ -178,7 +181,7 @@ def test_what_is_no_bag_or_holds_nothing_usable_is_refused(tmp_path: Path) -> No
 def test_topics_are_renamed_only_where_they_must(topic: str, kind: str, ours: str) -> None:
     from perception.topics import lookup
 
-    found = ros.our_topic(topic, kind)
+    found = import_bag.default_topic(BagStream(topic, kind, "cdr"))
     assert lookup(found)
     if len(topic) < 60:
         assert found == ours

@@ -53,6 +53,8 @@ class Span:
     """Whose messages it holds, None if not known without reading it."""
     loose: bool = False
     """Whether these are records that follow each other outside any chunk."""
+    cut: bool = False
+    """Whether the file ends in the middle of it: what is there stands under no checksum."""
 
 
 @dataclass(slots=True)
@@ -138,7 +140,7 @@ def unpack(at: Span, data: bytes, known: Declarations, missing: set[int]) -> lis
         body = _body(at, data)
         declared, records = known.copy(), []
         start_ns, end_ns = 1 << 64, -1
-        for opcode, content in contents(body):
+        for opcode, content in contents(body, cut=at.cut):
             if opcode != Opcode.MESSAGE:
                 declared.take(opcode, content)
                 continue
@@ -150,7 +152,7 @@ def unpack(at: Span, data: bytes, known: Declarations, missing: set[int]) -> lis
                 missing.add(number)
                 continue
             records.append(Record(channel, schema, log_ns, publish_ns, sequence, content[MESSAGE.size :]))
-        if end_ns >= 0 and (start_ns, end_ns) != (at.start_ns, at.end_ns):
+        if end_ns >= 0 and (start_ns, end_ns) != (at.start_ns, at.end_ns) and not at.cut:
             raise ValueError("its times do not fit its messages")
     records.sort(key=lambda record: record.log_time_ns)
     return records
@@ -160,18 +162,25 @@ def declarations(at: Span, data: bytes) -> Declarations:
     """Return what a span declares; DamageError as of `unpack`."""
     declared = Declarations()
     with _damage(at, data):
-        for opcode, content in contents(_body(at, data)):
+        for opcode, content in contents(_body(at, data), cut=at.cut):
             declared.take(opcode, content)
     return declared
 
 
-def contents(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield opcode and content of the records in `data`; ValueError or struct.error if one is cut short."""
+def contents(data: memoryview, cut: bool = False) -> Iterator[tuple[int, memoryview]]:
+    """Yield opcode and content of the records in `data`.
+
+    One that is cut short raises ValueError or struct.error, or ends it where the data is known to be `cut`.
+    """
     position = 0
     while position < len(data):
+        if cut and len(data) - position < RECORD.size:
+            return
         opcode, length = RECORD.unpack_from(data, position)
         position += RECORD.size
         if length > len(data) - position:
+            if cut:
+                return
             raise ValueError("a record is cut short")
         yield opcode, data[position : position + length]
         position += length
@@ -201,13 +210,13 @@ def _body(at: Span, record: bytes) -> memoryview:
     start = CHUNK.size + min(name_length, _LONGEST_NAME)
     compression = bytes(data[CHUNK.size : start]).decode("ascii")
     (stored,) = struct.unpack_from("<Q", data, start)
-    if stored > len(data) - start - 8:
+    if stored > len(data) - start - 8 and not at.cut:
         raise ValueError("its sizes do not agree")
     if size > MAX_CHUNK_BYTES:
         raise ValueError(f"{size} bytes in one chunk, more than {MAX_CHUNK_BYTES}")
     body = memoryview(_decompress(compression, data[start + 8 : start + 8 + stored], size))
     # By the specification a checksum of zero is none.
-    if len(body) != size or (crc and zlib.crc32(body) != crc):
+    if not at.cut and (len(body) != size or (crc and zlib.crc32(body) != crc)):
         raise ValueError("its checksum does not fit")
     return body
 

@@ -12,7 +12,7 @@ import re
 import struct
 import zlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from mcap import records
@@ -58,6 +58,8 @@ class Index:
     damage: list[str] = field(default_factory=list)
     closed: bool = True
     """Whether the file has its end."""
+    cut: Span | None = None
+    """The chunk in whose middle the file ends."""
     passed_over: Counter[tuple[str, str]] = field(default_factory=Counter)
     """What the file holds beside messages and metadata, by the names of one and of several."""
 
@@ -208,6 +210,9 @@ class _Walk:
         opcode, length = RECORD.unpack_from(head)
         end: int = position + RECORD.size + length
         if end > self._size:
+            if opcode == Opcode.CHUNK and len(head) == _HEAD_BYTES:
+                told = container.span(position, head)
+                self.index.cut = replace(told, length=self._size - position, cut=True)
             raise DamageError(f"cut off at byte {position}")
         if opcode == Opcode.FOOTER:
             self.index.closed = os.pread(self._descriptor, len(MAGIC), end) == MAGIC

@@ -28,12 +28,13 @@ _MAX_DAMAGE: Final = 1000
 class McapFile:
     """An open MCAP file."""
 
-    def __init__(self, path: Path | str, *, open_bytes: int = MAX_OPEN_BYTES) -> None:
+    def __init__(self, path: Path | str, *, open_bytes: int = MAX_OPEN_BYTES, take_cut: bool = False) -> None:
         """Open a file; SessionError if it cannot be opened or is no MCAP file.
 
         Args:
             path: the file.
             open_bytes: of chunks held in memory at once, where many overlap.
+            take_cut: also returns what is left of a chunk in which the file ends, which no checksum covers.
         """
         self.path = Path(path)
         self._open_bytes = open_bytes
@@ -45,6 +46,8 @@ class McapFile:
             self.close()
             raise SessionError(f"{self.path}: {error}") from error
         self._damage = dict.fromkeys(self._index.damage)
+        if take_cut and self._index.cut is not None:
+            self._index.spans.append(self._index.cut)
         self._spans = sorted(self._index.spans, key=lambda span: span.start_ns)
 
     @property

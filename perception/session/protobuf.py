@@ -28,6 +28,7 @@ _TYPES: Final = {
     "bytes": 12,
     "enum": 14,
 }
+_FIXED: Final = {"double": "<d", "fixed32": "<I"}
 _WIRE: Final = {
     "double": _FIXED64,
     "fixed32": _FIXED32,
@@ -96,20 +97,52 @@ def tag(number: int, size: int) -> bytes:
 
 def fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield number and bytes of every length-delimited field, skipping others; ValueError if cut or wrong."""
+    for number, kind, value in _all_fields(data):
+        if kind == _LENGTH and isinstance(value, memoryview):
+            yield number, value
+
+
+def decode(schema: Schema, data: memoryview) -> dict[str, Any]:
+    """Return the scalar fields and messages of `data` that `schema` names; ValueError if cut or wrong.
+
+    Fields that repeat are not collected: the last one counts.
+    """
+    named = {field.number: field for field in schema.fields}
+    found: dict[str, Any] = {}
+    for number, kind, value in _all_fields(data):
+        field = named.get(number)
+        if field is not None and kind == _WIRE.get(_kind(field), _VARINT):
+            found[field.name] = _decoded(field, value)
+    return found
+
+
+def _decoded(field: Field, value: int | memoryview) -> Any:
+    if isinstance(value, int):
+        return value - (1 << 64) if value >> 63 else value
+    kind = _kind(field)
+    if isinstance(field.type, Schema):
+        return decode(field.type, value)
+    if kind == "string":
+        return bytes(value).decode("utf-8", "replace")
+    return bytes(value) if kind == "bytes" else struct.unpack(_FIXED[kind], value)[0]
+
+
+def _all_fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
+    """Yield number, wire type and value of every field: a number, or its bytes."""
     position = 0
     while position < len(data):
         key, position = _read_varint(data, position)
         kind = key & 7
         if kind == _VARINT:
-            _, position = _read_varint(data, position)
+            number, position = _read_varint(data, position)
+            yield key >> 3, kind, number
             continue
         size = {_FIXED64: 8, _FIXED32: 4}.get(kind)
         if kind == _LENGTH:
             size, position = _read_varint(data, position)
         if size is None or size > len(data) - position:
             raise ValueError("not a protobuf message")
-        if kind == _LENGTH:
-            yield key >> 3, data[position : position + size]
+        yield key >> 3, kind, data[position : position + size]
         position += size
 
 

@@ -1,33 +1,29 @@
 """Our messages and ROS messages: what becomes what. No files."""
 
-import re
-from contextlib import suppress
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import cv2
 import msgspec
 import numpy as np
-import numpy.typing as npt
-from msgspec import structs
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from perception import topics
-from perception.bus import codec
-from perception.errors import BusError, MalformedMessageError
-from perception.messages import AudioBlock, CameraFrame, Header, Journal, Message, TextCommand, checked
+from perception.messages import AudioBlock, CameraFrame, Header, Journal, Message, TextCommand
+from perception.session.convert import incoming
+from perception.session.convert.bags import BagStream
+from perception.session.convert.incoming import AUDIO_INFO, Made, Sound, UnusableError
 
 COMPRESSED: Final = "sensor_msgs/msg/CompressedImage"
 IMAGE: Final = "sensor_msgs/msg/Image"
 AUDIO: Final = "audio_common_msgs/msg/AudioData"
 AUDIO_STAMPED: Final = "audio_common_msgs/msg/AudioDataStamped"
-AUDIO_INFO: Final = "audio_common_msgs/msg/AudioInfo"
 STRING: Final = "std_msgs/msg/String"
 
+_LOG: Final = logging.getLogger(__name__)
 _SECOND_NS: Final = 1_000_000_000
-_SOURCE: Final = "rosbag#import"
-_JITTER_S: Final = 0.05
 # https://github.com/ros-drivers/audio_common/tree/ros2/audio_common_msgs/msg
 _AUDIO_TYPES: Final = {
     AUDIO: "uint8[] data",
@@ -39,31 +35,6 @@ _AUDIO_TYPES: Final = {
 _SAMPLE_FORMATS: Final = {"s16": "S16LE", "f32": "F32LE"}
 _FORMATS: Final = {name: ours for ours, name in _SAMPLE_FORMATS.items()}
 _SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
-# Channels, and the conversion to BGR where one is needed.
-_ENCODINGS: Final = {
-    "mono8": (1, None),
-    "8UC1": (1, None),
-    "bgr8": (3, None),
-    "8UC3": (3, None),
-    "rgb8": (3, cv2.COLOR_RGB2BGR),
-    "bgra8": (4, cv2.COLOR_BGRA2BGR),
-    "rgba8": (4, cv2.COLOR_RGBA2BGR),
-}
-_ENDINGS: Final = ("/compressed", "/image_raw", "/image", "/audio_stamped", "/audio")
-_KINDS: Final = {
-    COMPRESSED: "camera",
-    IMAGE: "camera",
-    AUDIO: "microphone",
-    AUDIO_STAMPED: "microphone",
-    STRING: "text",
-}
-USABLE: Final = frozenset(_KINDS)
-"""ROS types that have a counterpart here."""
-_LONGEST_NAME: Final = topics.MAX_TOPIC_LENGTH - len("microphone/") - len("-99")
-
-
-class UnusableError(Exception):
-    """A ROS message that has no counterpart here; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,125 +102,97 @@ def _header(store: Typestore, message: Message[Header]) -> Any:
     return store.types["std_msgs/msg/Header"](stamp=stamp, frame_id=message.topic.partition("/")[2])
 
 
-def our_topic(ros_topic: str, ros_type: str) -> str:
-    """Return our topic for a ROS topic: the same if it comes from us, else `camera/NAME` and the like."""
-    name = ros_topic.strip("/")
-    kind = _KINDS[ros_type]
-    if kind != "text":
-        for ending in _ENDINGS:
-            name = name.removesuffix(ending)
-    with suppress(BusError):
-        row = topics.lookup(name)
-        if row.prefix == kind or (kind == "text" and row.prefix not in ("camera", "microphone")):
-            return name
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "unnamed"
-    return f"{kind}/{plain[-_LONGEST_NAME:].lstrip('_-')}"
+def deserializer(stream: BagStream) -> Callable[[bytes], Any]:
+    """Return what makes a message of the bytes of one; it raises UnusableError if they are none.
+
+    A bag brings the definition of its types. Where that cannot be parsed, the published one counts.
+    """
+    package, _, name = stream.type.rpartition("/")
+    kind = stream.type if package.count("/") else f"{package}/msg/{name}"
+    store = types()
+    try:
+        if stream.definition_encoding in ("ros2msg", "ros1msg"):
+            own = get_typestore(Stores.EMPTY)
+            own.register(get_types_from_msg(stream.definition, kind))
+            store = own
+    except Exception as error:  # a parser of what somebody else wrote
+        _LOG.info("%s: its definition cannot be parsed: %s", stream.topic, error)
+    reads = store.deserialize_ros1 if stream.encoding == "ros1" else store.deserialize_cdr
+
+    def deserialize(data: bytes) -> Any:
+        try:
+            return reads(data, kind)
+        except Exception as error:  # whatever the library trips over: these bytes are somebody else's
+            raise UnusableError(f"not a {kind}: {error}") from error
+
+    return deserialize
 
 
-class Decoder:
-    """Turns the ROS messages of one topic into ours, numbered.
+class Converter:
+    """Makes ours of the ROS messages of one topic.
 
     Args:
-        topic: of ours, see `our_topic`.
-        info: the topic's `AudioInfo`, if it carries sound.
+        topic: of ours.
+        kind: ROS type of the messages.
+        deserialize: makes a message of bytes.
+        info: the topic's `AudioInfo`, if there is one.
+        audio_rate_hz: of plain `AudioData` without it, then taken as S16LE of one channel.
     """
 
-    def __init__(self, topic: str, info: Any = None) -> None:
-        self.topic = topic
+    def __init__(
+        self,
+        topic: str,
+        kind: str,
+        deserialize: Callable[[bytes], Any],
+        info: Any = None,
+        audio_rate_hz: int | None = None,
+    ) -> None:
+        self._topic = topic
+        self._kind = kind
+        self._deserialize = deserialize
         self._info = info
-        self._seq = 0
-        self._samples = 0
-        self._first_ns: int | None = None
+        self._audio_rate_hz = audio_rate_hz
+        self._sound = Sound()
 
-    def decode(self, message: Any, received_ns: int) -> Message[Header]:
-        """Return our message for one received at that time; UnusableError if there is none."""
-        header, payload = self._convert(message, _stamp_ns(message, received_ns))
-        made = structs.replace(header, seq=self._seq, sent_ns=received_ns, source=_SOURCE)
-        try:
-            codec.encode(self.topic, made, payload)
-        except MalformedMessageError as error:
-            raise UnusableError(str(error)) from error
-        self._seq += 1
-        return Message(self.topic, made, payload, received_ns)
+    def __call__(self, data: bytes, received_ns: int) -> Made:
+        """Return ours for a message received at that time; UnusableError if there is none."""
+        message = self._deserialize(data)
+        stamp_ns = _stamp_ns(message, received_ns)
+        match self._kind:
+            case "sensor_msgs/msg/CompressedImage":
+                return incoming.compressed(message.data.tobytes(), message.format, stamp_ns)
+            case "sensor_msgs/msg/Image":
+                size = message.width, message.height
+                return incoming.raw(message.data, message.encoding, size, message.step, stamp_ns)
+            case "audio_common_msgs/msg/AudioData":
+                return self._block(message.data.tobytes(), stamp_ns)
+            case "audio_common_msgs/msg/AudioDataStamped":
+                return self._block(message.audio.data.tobytes(), stamp_ns)
+        kind = topics.lookup(self._topic).message
+        if kind is Journal:
+            raise UnusableError("it tells of publishers, and a bag keeps none")
+        if kind is TextCommand:
+            return incoming.text(message.data, stamp_ns)
+        return msgspec.json.decode(message.data, type=kind), b""
 
-    def _convert(self, message: Any, stamp_ns: int) -> tuple[Header, bytes]:
-        try:
-            match message.__msgtype__:
-                case "sensor_msgs/msg/CompressedImage":
-                    return _compressed(message, stamp_ns)
-                case "sensor_msgs/msg/Image":
-                    return _image(message, stamp_ns)
-                case "audio_common_msgs/msg/AudioData":
-                    return self._sound(message.data.tobytes(), stamp_ns)
-                case "audio_common_msgs/msg/AudioDataStamped":
-                    return self._sound(message.audio.data.tobytes(), stamp_ns)
-            kind = topics.lookup(self.topic).message
-            if kind is Journal:
-                raise UnusableError("it tells of publishers, and a bag keeps none")
-            if kind is TextCommand:
-                return checked(TextCommand, {"stamp_ns": stamp_ns, "text": message.data}), b""
-            return msgspec.json.decode(message.data, type=kind), b""
-        except (msgspec.DecodeError, UnicodeError) as error:
-            raise UnusableError(str(error)) from error
-
-    def _sound(self, data: bytes, stamp_ns: int) -> tuple[Header, bytes]:
+    def _block(self, data: bytes, stamp_ns: int) -> Made:
         info = self._info
         if info is None:
-            raise UnusableError("no AudioInfo beside it says what its samples are")
+            if self._audio_rate_hz is None:
+                raise UnusableError(
+                    "no AudioInfo beside it says what its samples are; --audio-rate takes them as S16LE, mono"
+                )
+            return self._sound.block(data, "s16", self._audio_rate_hz, 1, stamp_ns)
         if info.coding_format not in ("wave", "") or info.sample_format not in _FORMATS:
             raise UnusableError(
                 f"{info.coding_format} {info.sample_format} is not plain S16LE or F32LE sound"
             )
-        kind = _FORMATS[info.sample_format]
-        samples = len(data) // (_SAMPLE_BYTES[kind] * max(info.channels, 1))
-        if self._first_ns is None:
-            self._first_ns = stamp_ns
-        due = round((stamp_ns - self._first_ns) * info.sample_rate / _SECOND_NS)
-        # Stamps jitter; a whole piece missing does not.
-        gap = due - self._samples if due - self._samples > _JITTER_S * info.sample_rate else 0
-        fields = {
-            "stamp_ns": stamp_ns,
-            "sample_index": self._samples + gap,
-            "samples": samples,
-            "rate_hz": info.sample_rate,
-            "channels": info.channels,
-            "format": kind,
-            "gap": gap,
-        }
-        header = checked(AudioBlock, fields)
-        self._samples += gap + samples
-        return header, data
+        return self._sound.block(
+            data, _FORMATS[info.sample_format], info.sample_rate, info.channels, stamp_ns
+        )
 
 
 def _stamp_ns(message: Any, received_ns: int) -> int:
     header = getattr(message, "header", None)
     stamp_ns = 0 if header is None else header.stamp.sec * _SECOND_NS + header.stamp.nanosec
     return stamp_ns or received_ns
-
-
-def _compressed(message: Any, stamp_ns: int) -> tuple[Header, bytes]:
-    data = np.ascontiguousarray(message.data)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise UnusableError(f"a picture of format '{message.format[:40]}' that cannot be decoded")
-    height, width = image.shape[:2]
-    # A JPEG stays as it is; PNG and the like have no place on the bus.
-    jpeg = data[:2].tobytes() == b"\xff\xd8"
-    header = CameraFrame(stamp_ns=stamp_ns, width=width, height=height, encoding="jpeg" if jpeg else "bgr8")
-    return header, data.tobytes() if jpeg else image.tobytes()
-
-
-def _image(message: Any, stamp_ns: int) -> tuple[Header, bytes]:
-    if message.encoding not in _ENCODINGS:
-        raise UnusableError(f"an image of encoding '{message.encoding[:40]}'")
-    channels, conversion = _ENCODINGS[message.encoding]
-    height, width, step = message.height, message.width, message.step
-    if step < width * channels or message.data.size != step * height or not message.data.size:
-        raise UnusableError(f"an image of {message.data.size} bytes that says {width}x{height}, step {step}")
-    rows: npt.NDArray[np.uint8] = message.data.reshape(height, step)[:, : width * channels]
-    image = rows.reshape(height, width, channels)
-    if conversion is not None:
-        image = cv2.cvtColor(image, conversion).astype(np.uint8, copy=False)
-    encoding = "mono8" if channels == 1 else "bgr8"
-    fields = {"stamp_ns": stamp_ns, "width": width, "height": height, "encoding": encoding}
-    return checked(CameraFrame, fields), image.tobytes()

@@ -27,7 +27,7 @@ def image(message: Message[CameraFrame]) -> Image | None:
     """Return a frame as (height, width, 3) BGR, None if its JPEG cannot be decoded."""
     header, data = message.header, np.frombuffer(message.payload, np.uint8)
     if header.encoding == "jpeg":
-        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         return None if decoded is None else decoded.astype(np.uint8, copy=False)
     if header.encoding == "mono8":
         return np.repeat(data.reshape(header.height, header.width, 1), 3, axis=2)

@@ -1,0 +1,149 @@
+"""A recording of ROS or Foxglove becomes a session: see `incoming` for what becomes what."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from itertools import count
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from perception.errors import SessionError
+from perception.progress import progress
+from perception.session.convert import bags, foxglove
+from perception.session.convert.bags import Bag, BagStream
+from perception.session.convert.incoming import (
+    AUDIO_INFO,
+    ROS_PREFIXES,
+    Made,
+    Numbered,
+    UnusableError,
+    our_topic,
+)
+from perception.session.convert.selection import EVERYTHING, Selection
+from perception.session.writer import whole
+
+_SOURCE: Final = "rosbag#import"
+_REASONS: Final = 20
+"""So many are named; damaged bytes give a different one each."""
+_ROS: Final = ("cdr", "ros1")
+_ENDINGS: Final = ("/compressed", "/image_raw", "/image", "/audio_stamped", "/audio")
+Converter = Callable[[bytes, int], Made]
+
+
+def read(
+    source: Path, target: Path, selection: Selection = EVERYTHING, audio_rate_hz: int | None = None
+) -> Iterator[str]:
+    """Make the session `target` of a recording; yield what came of it, in lines.
+
+    Args:
+        source: an MCAP file, a db3 file, a ROS 1 bag, or a folder of such.
+        target: file to write.
+        selection: what to take, and under which topics.
+        audio_rate_hz: of sound that nothing in the bag describes, then taken as S16LE of one channel.
+
+    Raises:
+        SessionError: `source` cannot be read or nothing of it can be used, `target` exists.
+    """
+    counts, refused = Counter[str](), Counter[str]()
+    with bags.opened(source) as bag, whole(target) as writer, progress("import") as advance:
+        streams = _streams(bag, source, selection, audio_rate_hz)
+        begin_ns, end_ns = selection.span_ns(*bag.times_ns)
+        writer.add_metadata("imported", {"from": str(source), "kind": "rosbag"})
+        for time_ns, stream, data in bag.messages(streams.keys()):
+            advance()
+            if not begin_ns <= time_ns < end_ns:
+                continue
+            try:
+                message = streams[stream].message(data, time_ns)
+            except UnusableError as error:
+                refused[f"{stream.topic}: left out: {error}"] += 1
+                continue
+            writer.write(message)
+            counts[message.topic] += 1
+        lines = [f"{text} ({number} times)" for text, number in refused.most_common(_REASONS)]
+        if rest := refused.total() - sum(number for _, number in refused.most_common(_REASONS)):
+            lines.append(f"{rest} more messages left out for other reasons")
+        lines += [f"damage: {text}" for text in bag.damage]
+        if not counts:
+            raise SessionError(f"{source}: nothing to import: {'; '.join(lines) or 'it holds no messages'}")
+        left_out = [one for one in bag.streams if _prefix(one) is None and _type(one) != AUDIO_INFO]
+    yield from (f"{topic}: {number} messages" for topic, number in counts.items())
+    yield from lines
+    yield from (f"{one.topic}: left out: {_kind(one)} has no counterpart here" for one in left_out)
+
+
+def _streams(
+    bag: Bag, source: Path, selection: Selection, audio_rate_hz: int | None
+) -> dict[BagStream, Numbered]:
+    """Return what converts every wanted stream, each to a topic of its own."""
+    usable = sorted((one for one in bag.streams if _prefix(one)), key=lambda one: (one.topic, one.type))
+    if not usable:
+        types = ", ".join(sorted(set(map(_kind, bag.streams))))
+        damage = "".join(f"; damage: {text}" for text in bag.damage)
+        raise SessionError(f"{source}: no camera, sound or text in it; it holds {types or 'nothing'}{damage}")
+    defaults: list[str] = []
+    for stream in usable:
+        base = default_topic(stream)
+        names = (base if n == 1 else f"{base}-{n}" for n in count(1))
+        defaults.append(next(name for name in names if name not in defaults))
+    chosen = selection.choose([(one.topic, topic) for one, topic in zip(usable, defaults, strict=True)])
+    wanted = {stream: topic for stream, topic in zip(usable, chosen, strict=True) if topic is not None}
+    ros = _ros_converters(bag, wanted, audio_rate_hz)
+    return {
+        stream: Numbered(topic, ros.get(stream) or foxglove.converter(stream.type, stream.encoding), _SOURCE)
+        for stream, topic in wanted.items()
+    }
+
+
+def _ros_converters(
+    bag: Bag, wanted: Mapping[BagStream, str], audio_rate_hz: int | None
+) -> dict[BagStream, Converter]:
+    if not any(stream.encoding in _ROS for stream in wanted):
+        return {}
+    from perception.session import ros_messages as ros
+
+    infos: dict[str, Any] = {}
+    described = [one for one in bag.streams if _type(one) == AUDIO_INFO]
+    readers = {stream: ros.deserializer(stream) for stream in [*wanted, *described]}
+    for _, stream, data in bag.messages(described) if described else ():
+        namespace = str(PurePosixPath(stream.topic).parent)
+        if namespace not in infos:
+            with suppress(UnusableError):
+                infos[namespace] = readers[stream](data)
+    return {
+        stream: ros.Converter(
+            topic,
+            _type(stream),
+            readers[stream],
+            infos.get(str(PurePosixPath(stream.topic).parent)),
+            audio_rate_hz,
+        )
+        for stream, topic in wanted.items()
+        if stream.encoding in _ROS
+    }
+
+
+def _prefix(stream: BagStream) -> str | None:
+    """Return of what kind the topic of a stream would be, None if it cannot become one."""
+    if stream.encoding in _ROS:
+        return ROS_PREFIXES.get(_type(stream))
+    return foxglove.PREFIXES.get(stream.type) if stream.encoding in foxglove.ENCODINGS else None
+
+
+def default_topic(stream: BagStream) -> str:
+    """Return our topic for a stream: its own name if that fits, else `camera/NAME` and the like."""
+    name, prefix = stream.topic.strip("/"), _prefix(stream) or ""
+    if prefix != "text":
+        for ending in _ENDINGS:
+            name = name.removesuffix(ending)
+    return our_topic(name, prefix)
+
+
+def _type(stream: BagStream) -> str:
+    """Return the type of a stream as ROS 2 writes it: ROS 1 leaves out the folder."""
+    package, _, name = stream.type.rpartition("/")
+    return f"{package}/msg/{name}" if stream.encoding == "ros1" and "/" not in package else stream.type
+
+
+def _kind(stream: BagStream) -> str:
+    return f"{stream.type or 'a message without schema'} ({stream.encoding or 'unknown encoding'})"

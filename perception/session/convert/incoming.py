@@ -1,0 +1,213 @@
+"""What other programs record, as messages of ours: pictures, sound, text. No files.
+
+A picture is taken as what it is or refused by name. What has more than 8 bits per value (depth, mono16,
+float images) has no encoding on the bus and is refused: scaled to 8 bits it would be something else.
+"""
+
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from msgspec import structs
+
+from perception import topics
+from perception.bus import codec
+from perception.errors import BusError, MalformedMessageError
+from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand, checked
+
+Made = tuple[Header, bytes]
+Image = npt.NDArray[np.uint8]
+
+_SECOND_NS: Final = 1_000_000_000
+_JITTER_S: Final = 0.05
+_SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
+_NAME_SHOWN: Final = 40
+_LONGEST_NAME: Final = topics.MAX_TOPIC_LENGTH - len("microphone/") - len("-99")
+_JPEG: Final = b"\xff\xd8"
+
+
+AUDIO_INFO: Final = "audio_common_msgs/msg/AudioInfo"
+ROS_PREFIXES: Final = {
+    "sensor_msgs/msg/CompressedImage": "camera",
+    "sensor_msgs/msg/Image": "camera",
+    "audio_common_msgs/msg/AudioData": "microphone",
+    "audio_common_msgs/msg/AudioDataStamped": "microphone",
+    "std_msgs/msg/String": "text",
+}
+"""What a ROS message of each type becomes."""
+
+
+class UnusableError(Exception):
+    """A message that has no counterpart here; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pixels:
+    """How an encoding lies in memory, and what makes BGR of it."""
+
+    bytes: int = 1
+    """Per pixel of a row; of the luma plane where there are planes."""
+    conversion: int | None = None
+    planar: bool = False
+    """Whether half as many rows of chroma follow."""
+    even: bool = False
+    """Whether two neighbours share their colour."""
+
+
+# Names: https://github.com/ros2/common_interfaces/blob/rolling/sensor_msgs/include/sensor_msgs/image_encodings.hpp
+_ENCODINGS: Final = {
+    "mono8": _Pixels(),
+    "8UC1": _Pixels(),
+    "bgr8": _Pixels(3),
+    "8UC3": _Pixels(3),
+    "rgb8": _Pixels(3, cv2.COLOR_RGB2BGR),
+    "bgra8": _Pixels(4, cv2.COLOR_BGRA2BGR),
+    "8UC4": _Pixels(4, cv2.COLOR_BGRA2BGR),
+    "rgba8": _Pixels(4, cv2.COLOR_RGBA2BGR),
+    "bayer_rggb8": _Pixels(1, cv2.COLOR_BayerRGGB2BGR),
+    "bayer_bggr8": _Pixels(1, cv2.COLOR_BayerBGGR2BGR),
+    "bayer_gbrg8": _Pixels(1, cv2.COLOR_BayerGBRG2BGR),
+    "bayer_grbg8": _Pixels(1, cv2.COLOR_BayerGRBG2BGR),
+    "yuv422": _Pixels(2, cv2.COLOR_YUV2BGR_UYVY, even=True),
+    "uyvy": _Pixels(2, cv2.COLOR_YUV2BGR_UYVY, even=True),
+    "yuv422_yuy2": _Pixels(2, cv2.COLOR_YUV2BGR_YUY2, even=True),
+    "yuyv": _Pixels(2, cv2.COLOR_YUV2BGR_YUY2, even=True),
+    "nv12": _Pixels(1, cv2.COLOR_YUV2BGR_NV12, planar=True, even=True),
+    "nv21": _Pixels(1, cv2.COLOR_YUV2BGR_NV21, planar=True, even=True),
+}
+
+
+def compressed(data: bytes, kind: str, stamp_ns: int) -> Made:
+    """Return a compressed picture; UnusableError if it cannot be one of ours.
+
+    A JPEG stays as it is; PNG and the like have no place on the bus and become pixels.
+    """
+    if "compressedDepth" in kind:
+        raise UnusableError(f"a depth image of format '{kind[:_NAME_SHOWN]}', which has no place here")
+    buffer = np.frombuffer(data, np.uint8)
+    # Orientation is not applied: the boxes of whoever recorded this lie on the picture as it is.
+    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(buffer, flags) if data else None
+    if image is None:
+        raise UnusableError(f"a picture of format '{kind[:_NAME_SHOWN]}' that cannot be decoded")
+    if image.dtype != np.uint8:
+        raise UnusableError(
+            f"a picture of format '{kind[:_NAME_SHOWN]}' with {8 * image.dtype.itemsize} bits per value, "
+            "which has no place here"
+        )
+    height, width = image.shape[:2]
+    if data[:2] == _JPEG:
+        return _frame(stamp_ns, width, height, "jpeg"), data
+    pixels = image.astype(np.uint8, copy=False)
+    if pixels.ndim == 2:
+        return _frame(stamp_ns, width, height, "mono8"), pixels.tobytes()
+    if pixels.shape[2] == 4:
+        pixels = _converted(pixels, cv2.COLOR_BGRA2BGR)
+    return _frame(stamp_ns, width, height, "bgr8"), pixels.tobytes()
+
+
+def raw(data: npt.NDArray[np.uint8], encoding: str, size: tuple[int, int], step: int, stamp_ns: int) -> Made:
+    """Return an image of (width, height) pixels, `step` bytes a row; UnusableError as of `compressed`."""
+    width, height = size
+    # Some drivers write the names of OpenCV or of V4L2 in capitals.
+    kind = _ENCODINGS.get(encoding) or _ENCODINGS.get(encoding.lower())
+    if kind is None:
+        raise UnusableError(f"an image of encoding '{encoding[:_NAME_SHOWN]}', which has no place here")
+    rows = height * 3 // 2 if kind.planar else height
+    fits = step >= width * kind.bytes and data.size == step * rows and data.size > 0
+    if not fits or (kind.even and width % 2) or (kind.planar and height % 2):
+        raise UnusableError(
+            f"an image of {data.size} bytes that says {width}x{height}, step {step}, {encoding[:_NAME_SHOWN]}"
+        )
+    image = data.reshape(rows, step)[:, : width * kind.bytes].reshape(rows, width, kind.bytes)
+    if kind.conversion is not None:
+        image = _converted(image, kind.conversion)
+    encoding = "mono8" if image.shape[2] == 1 else "bgr8"
+    return _frame(stamp_ns, width, height, encoding), image.tobytes()
+
+
+def text(words: str, stamp_ns: int) -> Made:
+    """Return a line of text; ValueError if it is too long."""
+    return checked(TextCommand, {"stamp_ns": stamp_ns, "text": words}), b""
+
+
+class Sound:
+    """Counts the samples of one microphone; where its stamps leap, something was lost."""
+
+    def __init__(self) -> None:
+        self._samples = 0
+        self._first_ns: int | None = None
+
+    def block(self, data: bytes, kind: str, rate_hz: int, channels: int, stamp_ns: int) -> Made:
+        """Return a block of `s16` or `f32` samples."""
+        if not (rate_hz > 0 and channels > 0):
+            raise UnusableError(f"sound of {rate_hz} Hz and {channels} channels")
+        samples = len(data) // (_SAMPLE_BYTES[kind] * channels)
+        if self._first_ns is None:
+            self._first_ns = stamp_ns
+        due = round((stamp_ns - self._first_ns) * rate_hz / _SECOND_NS)
+        # Stamps jitter; a whole piece missing does not.
+        gap = due - self._samples if due - self._samples > _JITTER_S * rate_hz else 0
+        fields = {
+            "stamp_ns": stamp_ns,
+            "sample_index": self._samples + gap,
+            "samples": samples,
+            "rate_hz": rate_hz,
+            "channels": channels,
+            "format": kind,
+            "gap": gap,
+        }
+        header = checked(AudioBlock, fields)
+        self._samples += gap + samples
+        return header, data
+
+
+class Numbered:
+    """Turns the messages of one foreign stream into those of one topic, numbered.
+
+    Args:
+        topic: of ours.
+        convert: makes header and payload of what was recorded and the time it was received at.
+        source: publisher id of all of them.
+    """
+
+    def __init__(self, topic: str, convert: Callable[[bytes, int], Made], source: str) -> None:
+        self.topic = topic
+        self._convert = convert
+        self._source = source
+        self._seq = 0
+
+    def message(self, data: bytes, received_ns: int) -> Message[Header]:
+        """Return our message for what was received at that time; UnusableError if there is none."""
+        try:
+            header, payload = self._convert(data, received_ns)
+            made = structs.replace(header, seq=self._seq, sent_ns=received_ns, source=self._source)
+            codec.encode(self.topic, made, payload)
+        except (MalformedMessageError, ValueError) as error:
+            raise UnusableError(str(error)) from error
+        self._seq += 1
+        return Message(self.topic, made, payload, received_ns)
+
+
+def our_topic(name: str, prefix: str) -> str:
+    """Return our topic for a foreign one: the same if it fits, else `camera/NAME` and the like."""
+    with suppress(BusError):
+        row = topics.lookup(name)
+        if row.prefix == prefix or (prefix == "text" and row.prefix not in ("camera", "microphone")):
+            return name
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "unnamed"
+    return f"{prefix}/{plain[-_LONGEST_NAME:].lstrip('_-')}"
+
+
+def _frame(stamp_ns: int, width: int, height: int, encoding: str) -> CameraFrame:
+    fields = {"stamp_ns": stamp_ns, "width": width, "height": height, "encoding": encoding}
+    return checked(CameraFrame, fields)
+
+
+def _converted(image: npt.NDArray[Any], conversion: int) -> Image:
+    return cv2.cvtColor(np.ascontiguousarray(image), conversion).astype(np.uint8, copy=False)
