@@ -43,13 +43,17 @@ def session() -> None:
 @_file
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def info(file: Path, as_json: bool) -> None:
-    """Show what FILE holds: topics, rates, metadata, damage."""
+    """Show what FILE holds: topics, rates, metadata, damage; or each session of a folder."""
     from dataclasses import asdict
 
-    from perception.session.info import info as look
+    from perception.session.info import look
 
     found = look(file)
-    click.echo(json.dumps(asdict(found)) if as_json else "\n".join(found.lines()))
+    if as_json:
+        values = [asdict(one) for one in found]
+        click.echo(json.dumps(values if file.is_dir() else values[0]))
+    else:
+        click.echo("\n".join(line for one in found for line in one.lines()))
 
 
 @session.command()

@@ -378,3 +378,34 @@ def test_a_folder_that_yields_nothing_is_an_error(tmp_path: Path, fill: Callable
         list(import_bag.read(tmp_path / "folder", tmp_path / "s.mcap"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "s.mcap").exists()
+
+
+def test_info_of_a_folder_shows_each_session_of_it(tmp_path: Path) -> None:
+    for number in range(2):
+        with SessionWriter(tmp_path / f"r-{number:03d}.mcap") as writer:
+            writer.write(streams.frame(number, 1))
+    output = CliRunner().invoke(session, ["info", str(tmp_path)]).output
+    assert [line.split(":")[0] for line in output.splitlines() if ".mcap" in line] == [
+        str(tmp_path / "r-000.mcap"),
+        str(tmp_path / "r-001.mcap"),
+    ]
+    found = json.loads(CliRunner().invoke(session, ["info", str(tmp_path), "--json"]).output)
+    assert [one["counts"] for one in found] == [{"camera/front": 1}] * 2
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_info_of_a_bag_says_what_would_become_of_it(tmp_path: Path, whole: bool) -> None:
+    path = bag(tmp_path / "bag", [*pictures(3), ("/tf", "std_msgs/msg/Empty", b"\0\1\0\0\0")])
+    named = path if whole else next(path.glob("*.mcap"))
+    lines = CliRunner().invoke(session, ["info", str(named)]).output.splitlines()
+    assert "no session but a recording of 0.3 s" in lines[0]
+    assert lines[1].split() == [
+        "/front/image_raw/compressed", "sensor_msgs/msg/CompressedImage", "(cdr)", "->", "camera/front"
+    ]  # fmt: skip
+    assert lines[2].endswith("has no counterpart here")
+
+
+def test_info_of_a_folder_of_nothing_is_an_error(tmp_path: Path) -> None:
+    nothing(tmp_path)
+    result = CliRunner().invoke(session, ["info", str(tmp_path)])
+    assert isinstance(result.exception, SessionError)

@@ -5,6 +5,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from perception.errors import SessionError
+from perception.session.convert import bag_info
+from perception.session.convert.bag_info import BagInfo
+from perception.session.convert.bags import SUFFIXES
 from perception.session.reader import Session
 from perception.session.zero import Zero
 
@@ -49,6 +53,28 @@ class Info:
             lines.append(f"beside messages: {', '.join(self.passed_over)}")
         lines += [f"{name}: {_short(value)}" for name, value in self.metadata.items()]
         return lines + [f"damage: {text}" for text in self.damage]
+
+
+def look(path: Path) -> list[Info | BagInfo]:
+    """Return what is in a session, in a recording of others, or in each session of a folder.
+
+    Raises:
+        SessionError: there is nothing of the kind, or nothing that can be read.
+    """
+    if not path.is_dir():
+        return [_look_at(path)]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".mcap")
+    found = [one for one in map(_look_at, files) if isinstance(one, Info)]
+    return [*found] if found else [bag_info.info(path)]
+
+
+def _look_at(file: Path) -> Info | BagInfo:
+    try:
+        return info(file)
+    except SessionError:
+        if not file.is_file() or file.suffix.lower() not in SUFFIXES:
+            raise
+        return bag_info.info(file)
 
 
 def info(path: Path) -> Info:

@@ -66,19 +66,19 @@ def read(
         lines += [f"damage: {text}" for text in bag.damage]
         if not counts:
             raise SessionError(f"{source}: nothing to import: {'; '.join(lines) or 'it holds no messages'}")
-        left_out = [one for one in bag.streams if _prefix(one) is None and _type(one) != AUDIO_INFO]
+        left_out = [one for one in bag.streams if prefix_of(one) is None and _type(one) != AUDIO_INFO]
     yield from (f"{topic}: {number} messages" for topic, number in counts.items())
     yield from lines
-    yield from (f"{one.topic}: left out: {_kind(one)} has no counterpart here" for one in left_out)
+    yield from (f"{one.topic}: left out: {kind_of(one)} has no counterpart here" for one in left_out)
 
 
 def _streams(
     bag: Bag, source: Path, selection: Selection, audio_rate_hz: int | None
 ) -> dict[BagStream, Numbered]:
     """Return what converts every wanted stream, each to a topic of its own."""
-    usable = sorted((one for one in bag.streams if _prefix(one)), key=lambda one: (one.topic, one.type))
+    usable = sorted((one for one in bag.streams if prefix_of(one)), key=lambda one: (one.topic, one.type))
     if not usable:
-        types = ", ".join(sorted(set(map(_kind, bag.streams))))
+        types = ", ".join(sorted(set(map(kind_of, bag.streams))))
         damage = "".join(f"; damage: {text}" for text in bag.damage)
         raise SessionError(f"{source}: no camera, sound or text in it; it holds {types or 'nothing'}{damage}")
     defaults: list[str] = []
@@ -123,7 +123,7 @@ def _ros_converters(
     }
 
 
-def _prefix(stream: BagStream) -> str | None:
+def prefix_of(stream: BagStream) -> str | None:
     """Return of what kind the topic of a stream would be, None if it cannot become one."""
     if stream.encoding in _ROS:
         return ROS_PREFIXES.get(_type(stream))
@@ -132,7 +132,7 @@ def _prefix(stream: BagStream) -> str | None:
 
 def default_topic(stream: BagStream) -> str:
     """Return our topic for a stream: its own name if that fits, else `camera/NAME` and the like."""
-    name, prefix = stream.topic.strip("/"), _prefix(stream) or ""
+    name, prefix = stream.topic.strip("/"), prefix_of(stream) or ""
     if prefix != "text":
         for ending in _ENDINGS:
             name = name.removesuffix(ending)
@@ -145,5 +145,6 @@ def _type(stream: BagStream) -> str:
     return f"{package}/msg/{name}" if stream.encoding == "ros1" and "/" not in package else stream.type
 
 
-def _kind(stream: BagStream) -> str:
+def kind_of(stream: BagStream) -> str:
+    """Return what the messages of a stream are, for people."""
     return f"{stream.type or 'a message without schema'} ({stream.encoding or 'unknown encoding'})"
