@@ -3,7 +3,6 @@
 import logging
 import threading
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
 from perception.bus.host import HostClock, Runtime
@@ -23,7 +22,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
     """Record until stopped, a little longer than the others run."""
     config = profile.recording or RecorderConfig()
     runtime, clock = Runtime(profile.domain), HostClock()
-    out = Path(datetime.now().strftime(config.out).replace("{domain}", profile.domain))
+    out = config.file(profile.domain, datetime.now())
     metadata = describe(profile, clock.to_host_ns(0))
     with (
         Recorder(out, config, metadata) as recorder,

@@ -4,7 +4,6 @@ import ctypes
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import socket
 import sys
@@ -19,11 +18,13 @@ from rich.console import Console
 from rich.text import Text
 
 from perception import profile as profiles
-from perception.bus.host import HostClock, base_directory
+from perception.bus.host import HostClock, Runtime, base_directory
 from perception.credentials import without_credentials
+from perception.endpoint import parse
 from perception.errors import BusError, PerceptionError
+from perception.graph.check import check, served
 from perception.probes import Outcome, probe, probe_all
-from perception.profile import Profile
+from perception.profile import Profile, is_file_name
 
 Level = Literal["ok", "warn", "fail"]
 _STYLE: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -57,6 +58,7 @@ def examine(profile_name: str | None, overrides: Sequence[str] = ()) -> Iterator
     yield from check_cameras(profile, Path("/dev"))
     yield from check_microphones(profile, outcomes["sounddevice"])
     if profile_name:
+        yield from check_profile(profile, profile_name)
         yield from check_weights(profile, profile_name, overrides)
         yield from check_ports(profile)
     yield from check_runtime()
@@ -163,6 +165,16 @@ def check_microphones(profile: Profile, sounddevice: Outcome) -> Iterator[Findin
             )
 
 
+def check_profile(profile: Profile, where: str) -> Iterator[Finding]:
+    """Say what `perception up` would refuse or warn of before it starts anything."""
+    fine = True
+    for problem in check(profile, Runtime(profile.domain).topics()):
+        fine = False
+        yield Finding("profile", "warn" if problem.error is None else "fail", f"{where}: {problem.text}")
+    if fine:
+        yield Finding("profile", "ok", f"{where}: inputs, encoders, head, endpoints and files fit together")
+
+
 def check_weights(profile: Profile, profile_name: str, overrides: Sequence[str]) -> Iterator[Finding]:
     """Build the models of the profile as the fusion node would, but in a process without a network."""
     if profile.fusion is None:
@@ -217,28 +229,21 @@ def build_models(profile_name: str, overrides: tuple[str, ...]) -> dict[str, str
 
 def check_ports(profile: Profile) -> Iterator[Finding]:
     """Try to bind every tcp endpoint that the profile publishes on."""
-    sections = {
-        **{f"camera.{name}": camera.endpoint for name, camera in profile.camera.items()},
-        **{f"microphone.{name}": microphone.endpoint for name, microphone in profile.microphone.items()},
-        **{f"text.{name}": text.endpoint for name, text in profile.text.items()},
-        "fusion": profile.fusion.endpoint if profile.fusion else None,
-    }
-    for name, endpoint in sections.items():
-        match = re.fullmatch(r"tcp://\[?(.+?)\]?:(\d+)", endpoint or "")
-        if match is None:
+    for key, endpoint in served(profile).items():
+        where = parse(endpoint)
+        if where.port == "*":
             continue
-        check = f"{name}.endpoint"
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(
-                match[1].replace("*", "0.0.0.0"), int(match[2]), type=socket.SOCK_STREAM
+                where.host.replace("*", "0.0.0.0"), int(where.port), type=socket.SOCK_STREAM
             )[0]
             with socket.socket(family, kind, protocol) as probe_socket:
                 probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe_socket.bind(address)
-            yield Finding(check, "ok", f"{endpoint} is free")
+            yield Finding(key, "ok", f"{endpoint} is free")
         except OSError as error:
             advice = "another program has it, or this graph is up already: choose another port"
-            yield Finding(check, "fail", f"{endpoint}: {error.strerror}", advice)
+            yield Finding(key, "fail", f"{endpoint}: {error.strerror}", advice)
 
 
 def check_runtime() -> Iterator[Finding]:
@@ -291,7 +296,7 @@ def _devices(profile: Profile) -> list[str]:
     return [
         name
         for name, microphone in profile.microphone.items()
-        if microphone.source not in _SYNTHETIC and not Path(str(microphone.source)).suffix
+        if microphone.source not in _SYNTHETIC and not is_file_name(str(microphone.source))
     ]
 
 

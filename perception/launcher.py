@@ -65,13 +65,8 @@ def plan(
         origin_ns: host time at which scripted and file devices start playing, the same for all.
 
     Raises:
-        ProfileError: it has no nodes, or two want the terminal.
-        BusError: its keys are missing or open to others, so that no node could serve other hosts.
+        ProfileError: it has no nodes, or two want the terminal. `graph.check` asks what else may be wrong.
     """
-    if profile.keys is not None:
-        from perception.bus.keys import load  # costs a graph that needs none 40 ms of imports
-
-        load(profile.keys)
     secret = any(without_credentials(override) != override for override in overrides)
     options = tuple(part for override in overrides for part in ("--set", override) if not secret)
     shared = {ORIGIN_VARIABLE: str(origin_ns), "PYTHONUNBUFFERED": "1"}

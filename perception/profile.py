@@ -6,6 +6,7 @@ Every key, unit and default of a profile stands here. Reading a profile imports 
 import re
 import tomllib
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -185,6 +186,10 @@ class RecorderConfig(Section):
         float, Field(ge=0, description="stop when the disk has no more than this left")
     ] = 500.0
 
+    def file(self, domain: str, now: datetime) -> Path:
+        """Return where a recording of `domain` goes that begins `now`."""
+        return Path(now.strftime(self.out).replace("{domain}", domain))
+
 
 class Profile(Section):
     """A whole profile."""
@@ -341,10 +346,8 @@ def _explain(detail: Any, overridden: Collection[str]) -> str:
     where = f"--set {key}" if key in overridden else key
     if detail["type"] == "extra_forbidden":
         return f"{where}: no such key"
-    message, got = (
-        detail["msg"].removeprefix("Value error, "),
-        repr(without_credentials(str(detail["input"]))[:60]),
-    )
+    message = without_credentials(detail["msg"].removeprefix("Value error, "))
+    got = repr(without_credentials(str(detail["input"]))[:60])
     if not key:
         return str(message)
     return f"{where}: {message}" if got in message else f"{where}: {message} (got {got})"

@@ -1,6 +1,7 @@
 """`perception up`: launch a profile, show it while it runs, sum it up when it ends."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Final
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
+from perception.graph.check import require
 from perception.launcher import DomainLock, Supervisor, plan
 from perception.profile import Profile, load
 from perception.topics import TOPICS
@@ -30,6 +32,8 @@ def run(
     """
     profile = load(profile_name, overrides)
     runtime, clock = Runtime(profile.domain), HostClock()
+    for warning in require(profile, profile_name, runtime.topics()):
+        sys.stderr.write(f"perception: {warning}\n")
     started_ns = clock.now_ns()
     nodes = plan(profile, profile_name, overrides, origin_ns=started_ns)
     with (

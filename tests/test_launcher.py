@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perception.errors import BusError, PerceptionError, ProfileError
+from perception.errors import PerceptionError, ProfileError
 from perception.launcher import DomainLock, Node, RestartPolicy, Supervisor, Verdict, plan
 from perception.profile import Profile, parse
 from tests.waiting import LONG_S, eventually
@@ -83,11 +83,6 @@ def test_two_readers_of_one_terminal_are_refused() -> None:
 def test_a_profile_without_nodes_is_refused() -> None:
     with pytest.raises(ProfileError, match="nothing to start"):
         plan(profile(), "p", origin_ns=0)
-
-
-def test_keys_that_are_not_there_are_said_before_anything_starts() -> None:
-    with pytest.raises(BusError, match=r"no keys in nowhere: .*make them with: perception keys new"):
-        plan(profile(camera={"front": {"source": "scripted"}}, keys="nowhere"), "p", origin_ns=0)
 
 
 def test_restarts_back_off_to_ten_seconds() -> None:

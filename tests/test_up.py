@@ -133,12 +133,20 @@ def test_a_line_typed_into_the_terminal_reaches_the_graph(profile: Path) -> None
 
 
 def test_a_device_that_is_not_there_is_the_exit_code(profile: Path) -> None:
-    with up(profile, "--set", "text.script.source=nowhere.txt") as graph:
+    profile.write_text("domain = 'test'\n[camera.front]\nsource = 97\n")
+    with up(profile) as graph:
         assert graph.stderr is not None
         said, *_, restarts = (graph.stderr.readline() for _ in range(6))
         graph.terminate()  # while the node is down, which it now is for 2 s
         graph.communicate(timeout=LONG_S)
-    assert said.startswith("text-script | perception: ")
-    assert "nowhere.txt" in said
-    assert restarts == "text-script | ended with exit code 3; restarts in 2 s\n"
+    assert said.startswith("camera-front | perception: ")
+    assert "/dev/video97" in said
+    assert restarts == "camera-front | ended with exit code 3; restarts in 2 s\n"
     assert graph.returncode == 3
+
+
+def test_a_file_that_is_not_there_is_said_before_anything_starts(profile: Path) -> None:
+    with up(profile, "--set", "text.script.source=nowhere.txt") as graph:
+        output, error = graph.communicate(timeout=LONG_S)
+    assert (graph.returncode, output, error.count("\n")) == (3, "", 1)
+    assert "text.script.source: nowhere.txt: no such file" in error

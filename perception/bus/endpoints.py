@@ -20,15 +20,23 @@ def backlog(row: Topic) -> int:
 
 def check(endpoint: str, *, encrypted: bool, insecure: bool) -> None:
     """Refuse an endpoint that is malformed, or that leaves the host in the clear unasked; BusError."""
-    host = parse(endpoint).host
-    if encrypted or _is_loopback(host):
-        return
-    if not insecure:
-        raise BusError(
-            f"{endpoint} leaves this host unencrypted; give a keys folder (perception keys new), "
-            "or set insecure = true"
-        )
-    _LOG.warning("INSECURE: %s is neither encrypted nor authenticated", endpoint)
+    if not is_safe(endpoint, encrypted=encrypted, insecure=insecure):
+        raise BusError(unsafe(endpoint))
+    if not is_safe(endpoint, encrypted=encrypted, insecure=False):
+        _LOG.warning("INSECURE: %s is neither encrypted nor authenticated", endpoint)
+
+
+def is_safe(endpoint: str, *, encrypted: bool, insecure: bool) -> bool:
+    """Return whether an endpoint stays on this host, is encrypted or need not; BusError if malformed."""
+    return _is_loopback(parse(endpoint).host) or encrypted or insecure
+
+
+def unsafe(endpoint: str) -> str:
+    """Say why an endpoint is refused, and what to do."""
+    return (
+        f"{endpoint} leaves this host unencrypted; give a keys folder (perception keys new), "
+        "or set insecure = true"
+    )
 
 
 def _is_loopback(host: str) -> bool:

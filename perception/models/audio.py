@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 from torch import nn
 
 from perception.errors import ProfileError
@@ -16,10 +15,10 @@ from perception.features.mfcc import mfcc
 from perception.messages import BranchState
 from perception.models.device import Forward, upload
 from perception.models.encoder import AudioInput, Encoding
+from perception.models.options import LevelOptions, MfccOptions, SileroOptions, VggishOptions
 from perception.models.silero import SileroNetwork, load_silero, packaged_file
 from perception.models.vggish import EMBEDDING, PRETRAINED_URL, Pca, load_pca, load_vggish, random_vggish
 from perception.models.weights import State, local_state, seeded, source_of, url_state
-from perception.profile import Section
 
 Samples = npt.NDArray[np.float32]
 SAMPLE_RATE_HZ: Final = 16_000
@@ -34,16 +33,7 @@ def _recent(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 class VggishEncoder:
     """VGGish's embedding of the window's last 96 log-mel frames."""
 
-    class Options(Section):
-        """Where the embedding ends, and what is done to it then."""
-
-        activation: Annotated[Literal["pre", "post"], Field(description="before or after the ReLU")] = "pre"
-        postprocess: Literal["none", "pca", "pca-8bit"] = "none"
-        pca: Annotated[
-            str | None, Field(description="vggish_pca_params.npz, or the two arrays as .safetensors")
-        ] = None
-        dtype: Literal["float32", "bfloat16"] = "float32"
-
+    Options: TypeAlias = VggishOptions
     modality: ClassVar[str] = "microphone"
     dim = EMBEDDING
 
@@ -124,11 +114,7 @@ class MfccStatistics:
     last third of the window.
     """
 
-    class Options(Section):
-        """How finely the spectrum's shape is described."""
-
-        coefficients: Annotated[int, Field(ge=1, le=64)] = 20
-
+    Options: TypeAlias = MfccOptions
     modality: ClassVar[str] = "microphone"
     cpu_only: ClassVar[bool] = True
 
@@ -167,9 +153,7 @@ class SileroVoice:
     The branch scores "speech" with the last of these.
     """
 
-    class Options(Section):
-        """None."""
-
+    Options: TypeAlias = SileroOptions
     modality: ClassVar[str] = "microphone"
     dim = 5
 
@@ -208,12 +192,7 @@ class Level:
     dBFS / 60 + 1 and clipped at -1, crossings per sample, dB / 20, onsets / 4, fraction of the window.
     """
 
-    class Options(Section):
-        """What counts as the beginning of a sound."""
-
-        onset_db: Annotated[float, Field(gt=0, description="rise over the 50 ms before")] = 12.0
-        floor_dbfs: Annotated[float, Field(lt=0, description="nothing under this level begins")] = -50.0
-
+    Options: TypeAlias = LevelOptions
     modality: ClassVar[str] = "microphone"
     cpu_only: ClassVar[bool] = True
     dim = 11

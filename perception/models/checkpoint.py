@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,8 +11,16 @@ import torch
 
 from perception.errors import ProfileError, WeightsError
 from perception.models.fusion import FeatureFusion, ModelFusion
-from perception.models.weights import load_into, local_state, seeded, source_of, weights_hash
-from perception.profile import LAUNCH_DIR, FusionConfig, HeadConfig
+from perception.models.head_config import (
+    HEAD_WEIGHTS,
+    check_random_head,
+    head_folder,
+    misfits,
+    read_head_config,
+    source_of,
+)
+from perception.models.weights import load_into, local_state, seeded, weights_hash
+from perception.profile import FusionConfig, HeadConfig
 
 __all__ = [
     "ENCODERS",
@@ -43,28 +52,16 @@ def load_head(folder: Path | str) -> Head:
     Raises:
         WeightsError: no checkpoint there, or its configuration and its weights do not fit each other.
     """
-    path = Path(folder).expanduser()
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"{path}: no fusion head there; expected a folder with config.json and model.safetensors"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path / 'config.json'}: unreadable: {error}") from error
-    kind = config.pop("kind", None) if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind not in KINDS:
-        kinds = ", ".join(KINDS)
-        raise WeightsError(
-            f"{path}: no fusion head: kind is {kind!r} in config.json, expected one of {kinds}"
-        )
+    path = Path(os.path.expanduser(folder))
+    config = read_head_config(path)
+    kind = config.pop("kind")
     try:
         head = KINDS[kind](**config)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise WeightsError(
             f"{path / 'config.json'}: not the configuration of a {kind} head: {error}"
         ) from error
-    load_into(head, local_state(path / "model.safetensors"), path)
+    load_into(head, local_state(path / HEAD_WEIGHTS), path)
     return head.eval()
 
 
@@ -78,23 +75,18 @@ def build_head(config: HeadConfig, dims: Mapping[str, int], *, device: torch.dev
         WeightsError: see load_head.
     """
     source, _ = source_of(config.weights)
+    if not dims:
+        raise ProfileError("fusion.encoders: a fusion needs at least one encoder")
     if source == "pretrained":
         raise ProfileError("fusion.head.weights: give a checkpoint folder or 'random'")
     if source == "random":
-        if len(config.classes) < 2:
-            raise ProfileError("fusion.head.classes: a random head needs at least two classes")
+        check_random_head(config)
         with seeded(seed):
             head: Head = KINDS[config.kind](dict(dims), config.classes).eval()
     else:
         head = load_head(head_folder(config))
         check_branches(head, dims)
     return head.requires_grad_(False).to(device)
-
-
-def head_folder(config: HeadConfig) -> str:
-    """Return where a profile's head lies, absolute; empty for a random one."""
-    source, path = source_of(config.weights)
-    return str((path if path.exists() else LAUNCH_DIR / path).absolute()) if source == "local" else ""
 
 
 def own_encoders(folder: Path | str) -> dict[str, Path]:
@@ -130,19 +122,7 @@ def check_classes(head: Head, classes: Sequence[str]) -> None:
 
 def check_branches(head: Head, dims: Mapping[str, int]) -> None:
     """Raise ProfileError, naming what differs, unless these encoders are the ones the head was trained on."""
-    problems = [
-        *(
-            f"it was trained with encoder '{name}', which is missing"
-            for name in head.dims
-            if name not in dims
-        ),
-        *(f"it does not know encoder '{name}'" for name in sorted(dims) if name not in head.dims),
-        *(
-            f"encoder '{name}' gives {dims[name]} features, it was trained with {dim}"
-            for name, dim in head.dims.items()
-            if name in dims and dims[name] != dim
-        ),
-    ]
+    problems = misfits(head.dims, dims)
     if problems:
         raise ProfileError(f"fusion.head does not fit fusion.encoders: {'; '.join(problems)}")
 

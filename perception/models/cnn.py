@@ -1,17 +1,16 @@
 """Small convolutional encoders, to be trained from scratch with a head on the user's own sessions."""
 
-from typing import Annotated, ClassVar, Final
+from typing import ClassVar, Final, TypeAlias
 
 import cv2
 import torch
-from pydantic import Field
 
 from perception.errors import WeightsError
 from perception.models.encoder import AudioInput, Encoding, ImageInput
 from perception.models.images import check_bgr
 from perception.models.networks import ConvEncoder
+from perception.models.options import CnnImageOptions, CnnSoundOptions
 from perception.models.weights import State, load_into, local_state, seeded, source_of
-from perception.profile import Section
 
 _LOG_MEL_OFFSET: Final = -4.605
 """The logarithm of silence, log(0.01): what a log-mel front end gives where there is no sound."""
@@ -20,15 +19,7 @@ _LOG_MEL_OFFSET: Final = -4.605
 class _CnnEncoder:
     """What both have in common: a network on an input of fixed shape."""
 
-    class Options(Section):
-        """Shape of the network."""
-
-        widths: Annotated[
-            tuple[int, ...], Field(min_length=1, description="channels after each convolution")
-        ] = (16, 32, 64)
-        dim: Annotated[int, Field(ge=1, description="features")] = 64
-        pool: Annotated[int, Field(ge=1, description="side of the map that is flattened at the end")] = 2
-        dropout: Annotated[float, Field(ge=0, lt=1, description="in training")] = 0.2
+    Options: TypeAlias = CnnSoundOptions
 
     def __init__(
         self,
@@ -66,11 +57,7 @@ class _CnnEncoder:
 class CnnImageEncoder(_CnnEncoder):
     """A network on the newest frame, shrunk to a square."""
 
-    class Options(_CnnEncoder.Options):
-        """Besides the network: the side of the picture that it sees."""
-
-        size: Annotated[int, Field(ge=16, le=512, description="pixels")] = 64
-
+    Options: TypeAlias = CnnImageOptions
     modality: ClassVar[str] = "camera"
 
     def __init__(
@@ -96,7 +83,7 @@ class CnnSoundEncoder(_CnnEncoder):
     modality: ClassVar[str] = "microphone"
 
     def __init__(
-        self, options: _CnnEncoder.Options, *, device: torch.device, seed: int, weights: str | None = None
+        self, options: CnnSoundOptions, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
         super().__init__(options, 1, device=device, seed=seed, weights=weights)
 

@@ -6,21 +6,18 @@ in pixels of the source frame.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeAlias
 
 import cv2
 import numpy as np
 import torch
-from pydantic import Field, field_validator
 
 from perception.messages import Box, BranchState
 from perception.models.encoder import Encoding, ImageInput
 from perception.models.images import Image, check_bgr, shrunk_grey
-from perception.profile import Section
+from perception.models.options import FacesOptions, MarkerOptions, MotionOptions
 
 Grey = np.typing.NDArray[np.float32]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-SHRUNK: Final = "wider frames are first shrunk by a whole factor to at most this"
 MAX_OVERLAP: Final = 0.3
 """Intersection over union above which two detections are one face."""
 NOWHERE: Final = (0.5, 0.5)
@@ -33,14 +30,7 @@ class HaarFaces:
     Features: number of faces / 4, and of the largest one x, y, size (its height over the frame's) and score.
     """
 
-    class Options(Section):
-        """`min_size` is the least height of a face as a fraction of the frame's."""
-
-        min_size: Fraction = 0.15
-        scale: Annotated[float, Field(gt=1, le=2, description="step between the sizes tried")] = 1.1
-        neighbours: Annotated[int, Field(ge=1, description="hits that make a face")] = 4
-        width: Annotated[int, Field(ge=64, description=SHRUNK)] = 240
-
+    Options: TypeAlias = FacesOptions
     modality: ClassVar[str] = "camera"
     cpu_only: ClassVar[bool] = True
     dim = 5
@@ -105,21 +95,7 @@ class ArucoMarkers:
     1 or 0 for each of the option's `ids`.
     """
 
-    class Options(Section):
-        """`ids` get a feature of their own each; shrunk frames want markers of 20 pixels and more."""
-
-        dictionary: str = "DICT_4X4_50"
-        ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
-        width: Annotated[int, Field(ge=64, description=SHRUNK)] = 1920
-
-        @field_validator("dictionary")
-        @classmethod
-        def _known(cls, name: str) -> str:
-            known = [entry for entry in dir(cv2.aruco) if entry.startswith("DICT_")]
-            if name not in known:
-                raise ValueError(f"no such dictionary; known are {', '.join(known)}")
-            return name
-
+    Options: TypeAlias = MarkerOptions
     modality: ClassVar[str] = "camera"
     cpu_only: ClassVar[bool] = True
 
@@ -173,13 +149,7 @@ class Motion:
     Features: fraction of the pixels that changed, mean change (0 to 1), and the centre of the change.
     """
 
-    class Options(Section):
-        """`threshold` is in grey levels of 255, after blurring."""
-
-        width: Annotated[int, Field(ge=16, description=SHRUNK)] = 160
-        blur: Annotated[float, Field(gt=0, description="standard deviation in shrunken pixels")] = 1.5
-        threshold: Annotated[float, Field(gt=0, lt=255)] = 12.0
-
+    Options: TypeAlias = MotionOptions
     modality: ClassVar[str] = "camera"
     cpu_only: ClassVar[bool] = True
     uses_previous: ClassVar[bool] = True

@@ -4,17 +4,18 @@ from importlib import import_module
 from typing import Any, ClassVar, Final, Protocol
 
 import torch
-from pydantic import ValidationError
 
 from perception.errors import ProfileError, WeightsError
 from perception.models.encoder import Encoder
-from perception.profile import EncoderConfig, Section
+from perception.models.options import KINDS as KINDS
+from perception.models.options import EncoderOptions, options_of, unknown_kind
+from perception.profile import EncoderConfig
 
 
 class RegisteredEncoder(Encoder[Any], Protocol):
     """What every encoder class here is besides callable."""
 
-    Options: ClassVar[type[Section]]
+    Options: ClassVar[type[EncoderOptions]]
     modality: ClassVar[str]
     """The kind of topic it reads: camera, microphone or text."""
 
@@ -41,13 +42,12 @@ _MODULES: Final = {
     "transformers-audio": ("perception.models.transformers_audio", "TransformersAudioEncoder"),
     **dict.fromkeys(("vggish", "mfcc", "silero", "level"), (_AUDIO, "AUDIO_ENCODERS")),
 }
-KINDS: Final = tuple(_MODULES)
 
 
 def encoder_class(kind: str) -> type[RegisteredEncoder]:
     """Return the class of an encoder kind; ProfileError lists the kinds if there is none."""
     if kind not in _MODULES:
-        raise ProfileError(f"'{kind}' is no kind of encoder; kinds are {', '.join(KINDS)}")
+        raise ProfileError(unknown_kind(kind))
     module, name = _MODULES[kind]
     found: Any = getattr(import_module(module), name)
     encoder: type[RegisteredEncoder] = found[kind] if isinstance(found, dict) else found
@@ -61,24 +61,8 @@ def build_encoder(name: str, config: EncoderConfig, *, device: torch.device, see
         ProfileError: unknown kind or option; names the encoder and the key.
         WeightsError: its weights are missing or do not fit.
     """
+    options = options_of(name, config)
     try:
-        encoder = encoder_class(config.kind)
-    except ProfileError as error:
-        raise ProfileError(f"fusion.encoders.{name}.kind: {error}") from error
-    try:
-        options = encoder.Options.model_validate(config.options)
-    except ValidationError as error:
-        problems = "; ".join(_explain(name, detail, encoder.Options) for detail in error.errors())
-        raise ProfileError(problems) from error
-    try:
-        return encoder(options, device=device, seed=seed, weights=config.weights)
+        return encoder_class(config.kind)(options, device=device, seed=seed, weights=config.weights)
     except (ProfileError, WeightsError) as error:
         raise type(error)(f"fusion.encoders.{name}: {error}") from error
-
-
-def _explain(name: str, detail: Any, options: type[Section]) -> str:
-    key = ".".join(str(part) for part in ("fusion.encoders", name, "options", *detail["loc"]))
-    if detail["type"] == "extra_forbidden":
-        known = ", ".join(options.model_fields) or "none"
-        return f"{key}: no such option; options are {known}"
-    return f"{key}: {detail['msg'].removeprefix('Value error, ')} (got {str(detail['input'])[:60]!r})"

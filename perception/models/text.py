@@ -4,20 +4,18 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from string import ascii_lowercase, digits, punctuation
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, TypeAlias
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
 from torch import nn
 
 from perception.errors import WeightsError
 from perception.messages import BranchState
 from perception.models.encoder import Encoding, TextInput
+from perception.models.options import OTHER, TfidfOptions, TransformersTextOptions
 from perception.models.weights import State, hub_folder, load_transformer, save_transformer, seeded, source_of
-from perception.profile import Section
 
-OTHER: Final = "other"
 _BYTES_PER_TOKEN: Final = 16
 """Kept of a text for training; words of any language have fewer on average."""
 
@@ -74,14 +72,7 @@ class TransformersTextEncoder:
     used alone. `weights = "random"` is a BERT of the real bert-base size over a vocabulary of characters.
     """
 
-    class Options(Section):
-        """`model` is a name on the Hub; a profile's `weights` may name a local folder instead."""
-
-        model: str = "google-bert/bert-base-uncased"
-        revision: str | None = None
-        max_tokens: Annotated[int, Field(ge=4, le=8192, description="longer commands are cut")] = 64
-        dtype: Literal["float32", "bfloat16"] = "float32"
-
+    Options: TypeAlias = TransformersTextOptions
     modality: ClassVar[str] = "text"
 
     def __init__(
@@ -173,22 +164,7 @@ class TfidfIntents:
     in the profile's order, the score of `other`, and that best cosine.
     """
 
-    class Options(Section):
-        """`intents` maps each intent to example phrases; examples for "other" are welcome but not needed."""
-
-        intents: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
-        threshold: Annotated[float, Field(gt=0, lt=1, description="cosine below which it is 'other'")] = 0.5
-
-        @field_validator("intents")
-        @classmethod
-        def _phrases(cls, intents: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-            empty = [name for name, phrases in intents.items() if not any(map(str.strip, phrases))]
-            if empty:
-                raise ValueError(f"intent '{empty[0]}' has no example phrases")
-            if set(intents) == {OTHER}:
-                raise ValueError("there must be an intent besides 'other'")
-            return intents
-
+    Options: TypeAlias = TfidfOptions
     modality: ClassVar[str] = "text"
     cpu_only: ClassVar[bool] = True
     SOFTNESS: ClassVar = 0.05

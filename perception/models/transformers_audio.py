@@ -3,19 +3,18 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 from torch import nn
 
 from perception.errors import ProfileError, WeightsError
 from perception.features.resample import resample
 from perception.models.encoder import AudioInput, Encoding
+from perception.models.options import TransformersAudioOptions
 from perception.models.weights import State, hub_folder, load_transformer, save_transformer, seeded, source_of
-from perception.profile import Section
 
 SAMPLE_RATE_HZ: Final = 16_000
 
@@ -83,14 +82,7 @@ class TransformersAudioEncoder:
     `weights = "random"` is an AST or CLAP of the real size.
     """
 
-    class Options(Section):
-        """`model` is a name on the Hub; a profile's `weights` may name a local folder instead."""
-
-        model: str = "MIT/ast-finetuned-audioset-10-10-0.4593"
-        revision: str | None = None
-        architecture: Annotated[Literal["ast", "clap"], Field(description="of random weights")] = "ast"
-        dtype: Literal["float32", "bfloat16"] = "float32"
-
+    Options: TypeAlias = TransformersAudioOptions
     modality: ClassVar[str] = "microphone"
 
     def __init__(

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from perception.errors import WeightsError
+from perception.models.options import EMBEDDING as EMBEDDING
 from perception.models.weights import State, load_into, local_state, seeded
 
-EMBEDDING: Final = 128
 PRETRAINED_URL: Final = (
     "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth"
 )

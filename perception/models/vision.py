@@ -2,15 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 import cv2
 import torch
 import torchvision.models
-from pydantic import Field, field_validator
 from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -20,6 +18,7 @@ from perception.messages import BranchState
 from perception.models.device import Forward, upload
 from perception.models.encoder import Encoding, ImageInput
 from perception.models.images import check_bgr
+from perception.models.options import TorchvisionOptions, TransformersVisionOptions
 from perception.models.weights import (
     State,
     hub_folder,
@@ -31,7 +30,6 @@ from perception.models.weights import (
     source_of,
     url_state,
 )
-from perception.profile import Section
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -148,24 +146,7 @@ class TorchvisionEncoder:
     `classes` of its own, or random ones, which name no classes.
     """
 
-    class Options(Section):
-        """`model` is a name in `torchvision.models`."""
-
-        model: str = "resnet18"
-        classes: Annotated[tuple[str, ...], Field(description="of local weights, if not ImageNet's")] = ()
-        top_k: Annotated[int, Field(ge=0, le=1000, description="class scores to publish")] = 5
-        size: Annotated[int | None, Field(ge=32, le=2048, description="side of the input in pixels")] = None
-        dtype: Literal["float32", "bfloat16"] = "float32"
-
-        @field_validator("model")
-        @classmethod
-        def _known(cls, name: str) -> str:
-            known = torchvision.models.list_models(module=torchvision.models)
-            if name not in known:
-                close = ", ".join(get_close_matches(name, known, n=3, cutoff=0.3)) or ", ".join(known)
-                raise ValueError(f"torchvision has no such classifier; did you mean {close}?")
-            return name
-
+    Options: TypeAlias = TorchvisionOptions
     modality: ClassVar[str] = "camera"
 
     def __init__(
@@ -295,15 +276,7 @@ class TransformersVisionEncoder:
     Weights: a Hub name in the options, a local folder, or random ones of an `architecture`.
     """
 
-    class Options(Section):
-        """`pooling`: the mean over all positions, or the model's own trained pooling layer."""
-
-        model: str = "facebook/dinov2-small"
-        revision: str | None = None
-        architecture: Annotated[str, Field(description="model type of random weights")] = "vit"
-        pooling: Literal["mean", "pooler"] = "mean"
-        dtype: Literal["float32", "bfloat16"] = "float32"
-
+    Options: TypeAlias = TransformersVisionOptions
     modality: ClassVar[str] = "camera"
 
     def __init__(

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 from urllib.error import HTTPError
 
 import torch
@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from perception.errors import WeightsError
+from perception.models.head_config import source_of as source_of
 
 OFFLINE_TIMEOUT_S: Final = 5.0
 HUB_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -45,15 +46,6 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def source_of(weights: str | None) -> tuple[Literal["pretrained", "random", "local"], Path]:
-    """Tell what a profile's `weights` means; the path only matters if it is local."""
-    if weights is None or weights == "pretrained":
-        return "pretrained", Path()
-    if weights == "random":
-        return "random", Path()
-    return "local", Path(weights).expanduser()
 
 
 def local_state(path: Path) -> State:

@@ -87,6 +87,14 @@ class Session(McapFile):
         return max(self.zero.log_at(seconds), 0)
 
     @property
+    def topics(self) -> list[str] | None:
+        """Topics of its messages, None if only reading the whole file tells; `counts` does that."""
+        known, given = self._index.known.channels, self._index.counts
+        if given is None or not given.keys() <= known.keys():
+            return None
+        return sorted({one.topic for number, one in known.items() if _is_ours(one) and given.get(number, 0)})
+
+    @property
     def counts(self) -> dict[str, int]:
         """Messages by topic; reads the whole file if its index does not say."""
         counts: Counter[str] = Counter()

@@ -1,0 +1,255 @@
+"""Is a profile whole: can every input come, every model be built, every endpoint be served?
+
+Asked before anything starts. Files that the profile names are looked at; no device, socket or model package
+is opened or imported. What only the models themselves know (weights of the Hub, a GPU) shows when they load.
+"""
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import combinations
+from pathlib import Path
+from typing import Final
+
+from perception import topics
+from perception.bus import endpoints
+from perception.credentials import without_credentials
+from perception.endpoint import parse
+from perception.errors import (
+    BusError,
+    DeviceError,
+    PerceptionError,
+    ProfileError,
+    SessionError,
+    WeightsError,
+)
+from perception.models.head_config import (
+    HEAD_WEIGHTS,
+    check_random_head,
+    head_folder,
+    misfits,
+    read_head_config,
+    source_of,
+)
+from perception.models.options import options_of
+from perception.profile import FusionConfig, Profile, RecorderConfig, is_file_name
+
+_ANYWHERE: Final = ("*", "0.0.0.0", "::")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, or may be."""
+
+    text: str
+    """Key, what is wrong with it, what to do."""
+    error: type[PerceptionError] | None = None
+    """What kind of error it is; None for a warning."""
+
+
+def require(profile: Profile, where: str, published: Collection[str] = ()) -> list[str]:
+    """Return the warnings about a profile that came from `where`; see `check`.
+
+    Raises:
+        PerceptionError: what cannot be, all of it in one line; of the kind of the first problem.
+    """
+    problems = list(check(profile, published))
+    wrong = [problem for problem in problems if problem.error is not None]
+    if wrong and wrong[0].error is not None:
+        raise wrong[0].error(f"{where}: {'; '.join(problem.text for problem in wrong)}")
+    return [f"{where}: {problem.text}" for problem in problems]
+
+
+def check(profile: Profile, published: Collection[str] = ()) -> Iterator[Problem]:
+    """Yield what is wrong with a profile; `published` are topics that others publish in its domain now."""
+    for problem in _problems(profile, published):
+        yield replace(problem, text=without_credentials(problem.text))
+
+
+def _problems(profile: Profile, published: Collection[str]) -> Iterator[Problem]:
+    yield from _sources(profile)
+    yield from _endpoints(profile)
+    recorded: list[str] = []
+    yield from _replay(profile, recorded)
+    if profile.fusion is not None:
+        yield from _inputs(profile, profile.fusion, {*profile.published(), *recorded, *published})
+        yield from _models(profile.fusion)
+    if profile.recording is not None:
+        yield from _recording(profile.recording, profile.domain)
+
+
+def _sources(profile: Profile) -> Iterator[Problem]:
+    """Files must be there; devices may still be plugged in."""
+    for name, camera in profile.camera.items():
+        source = camera.source
+        if isinstance(source, int) or source.startswith("/dev/"):
+            continue
+        if "://" not in source and source != "scripted" and not is_file_name(source):
+            text = f"camera.{name}.source: '{source}' is neither a device index, /dev path, file nor URL"
+            yield Problem(text, DeviceError)
+        yield from _file(f"camera.{name}.source", source)
+    for name, microphone in profile.microphone.items():
+        if isinstance(microphone.source, str):
+            yield from _file(f"microphone.{name}.source", microphone.source)
+    for name, text_config in profile.text.items():
+        if text_config.source not in ("scripted", "terminal"):
+            yield from _present(f"text.{name}.source", text_config.source)
+
+
+def _file(key: str, source: str) -> Iterator[Problem]:
+    if is_file_name(source):
+        yield from _present(key, source)
+
+
+def _present(key: str, source: str) -> Iterator[Problem]:
+    if not Path(source).is_file():
+        what = "is a folder" if Path(source).is_dir() else "no such file"
+        beside = "" if Path(source).is_absolute() else f" in {Path.cwd()}"
+        yield Problem(f"{key}: {source}: {what}{beside}; correct it, or give a device", DeviceError)
+
+
+def served(profile: Profile) -> dict[str, str]:
+    """Return the endpoints that a profile binds, by key."""
+    given = {
+        **{f"camera.{name}.endpoint": camera.endpoint for name, camera in profile.camera.items()},
+        **{f"microphone.{name}.endpoint": one.endpoint for name, one in profile.microphone.items()},
+        **{f"text.{name}.endpoint": text.endpoint for name, text in profile.text.items()},
+        "fusion.endpoint": profile.fusion.endpoint if profile.fusion else None,
+    }
+    return {key: endpoint for key, endpoint in given.items() if endpoint is not None}
+
+
+def _endpoints(profile: Profile) -> Iterator[Problem]:
+    bound = served(profile)
+    remote = {f'connect."{topic}"': endpoint for topic, endpoint in profile.connect.items()}
+    for key, endpoint in (bound | remote).items():
+        if not endpoints.is_safe(endpoint, encrypted=profile.keys is not None, insecure=profile.insecure):
+            yield Problem(f"{key}: {endpoints.unsafe(endpoint)}", BusError)
+    for (key, endpoint), (other, taken) in combinations(bound.items(), 2):
+        one, two = parse(endpoint), parse(taken)
+        alike = one.host == two.host or one.host in _ANYWHERE or two.host in _ANYWHERE
+        if alike and one.port == two.port and one.port not in ("*", "0"):
+            yield Problem(f"{other}: {taken} is taken by {key}; choose another port", BusError)
+    if profile.keys is not None:
+        from perception.bus.keys import load  # costs a graph that needs none 40 ms of imports
+
+        try:
+            load(profile.keys)
+        except BusError as error:
+            yield Problem(f"keys: {error}", BusError)
+
+
+def _replay(profile: Profile, recorded: list[str]) -> Iterator[Problem]:
+    """Add the topics that the replayed session gives to `recorded`."""
+    config = profile.replay
+    if config is None:
+        return
+    from perception.session.reader import Session, matches  # loads numpy
+
+    try:
+        with Session(config.file) as session:
+            held = session.topics
+    except SessionError as error:
+        yield Problem(f"replay.file: {error}", SessionError)
+        return
+    if held is None:  # a recording that was cut off: what it holds shows when it is played
+        recorded += [item.topic for item in profile.fusion.inputs.values()] if profile.fusion else []
+        return
+    recorded += [topic for topic in held if matches(topic, config.topics)]
+    if not recorded:
+        wanted, found = ", ".join(config.topics), ", ".join(held) or "nothing"
+        text = f"replay.topics: {wanted} match nothing in {config.file}, which holds {found}"
+        yield Problem(text, SessionError)
+    if config.end_s is not None and config.end_s <= config.start_s:
+        yield Problem(f"replay.end_s: ends at {config.end_s:g} s, before it starts", ProfileError)
+    outputs = {*profile.published(), *_fused(profile.fusion)}
+    if twice := sorted(outputs.intersection(recorded)):
+        text = f"replay.topics: {', '.join(twice)} would be published twice; leave it out of one"
+        yield Problem(text, ProfileError)
+
+
+def _fused(fusion: FusionConfig | None) -> list[str]:
+    own = [f"{kind}/fusion" for kind in ("clock", "journal", "health", "head")]
+    return [] if fusion is None else [f"state/{fusion.name}", *own]
+
+
+def _inputs(profile: Profile, fusion: FusionConfig, sources: Collection[str]) -> Iterator[Problem]:
+    """Every input needs somebody who publishes it; topics of `sources` are known to come."""
+    used = {encoder.input for encoder in fusion.encoders.values()}
+    for name, config in fusion.inputs.items():
+        key, topic = f"fusion.inputs.{name}", config.topic
+        if name not in used:
+            yield Problem(f"{key}: no encoder reads it")
+        comes = any(topics.matches(topic, source) for source in sources)
+        if comes or any(topics.overlap(topic, pattern) for pattern in profile.connect):
+            continue
+        kind = topic.partition("/")[0]
+        others = sorted(source for source in sources if source.startswith(f"{kind}/"))
+        if others and kind != "text":
+            yield Problem(
+                f"{key}.topic: nobody publishes {topic}; there is {', '.join(others)}: correct the topic, "
+                f"or the name of the {kind}",
+                ProfileError,
+            )
+        elif profile.replay is not None:
+            yield Problem(f"{key}.topic: the session has no {topic}; it is absent in every state")
+        else:
+            who = "perception say" if kind == "text" else "another program"
+            yield Problem(f"{key}.topic: nobody here publishes {topic}; it is absent until {who} does")
+    if profile.recording is None:
+        for pattern in profile.connect:
+            if not any(topics.overlap(pattern, config.topic) for config in fusion.inputs.values()):
+                yield Problem(f'connect."{pattern}": no input of the fusion takes it')
+
+
+def _models(fusion: FusionConfig) -> Iterator[Problem]:
+    if not fusion.encoders:
+        yield Problem("fusion.encoders: a fusion needs at least one encoder", ProfileError)
+    features: dict[str, int | None] = {}
+    for name, encoder in fusion.encoders.items():
+        features[name] = None
+        try:
+            options = options_of(name, encoder)
+        except ProfileError as error:
+            yield Problem(str(error), ProfileError)
+            continue
+        features[name] = options.features
+        topic = fusion.inputs[encoder.input].topic
+        if topic.partition("/")[0] != options.modality:
+            text = f"fusion.encoders.{name}: '{encoder.kind}' takes {options.modality}, not {topic}"
+            yield Problem(text, ProfileError)
+        source, path = source_of(encoder.weights or fusion.weights)
+        if source == "local" and not path.exists():
+            yield Problem(f"fusion.encoders.{name}.weights: {path}: no such file or folder", WeightsError)
+    try:
+        yield from _head(fusion, features)
+    except PerceptionError as error:
+        yield Problem(f"fusion.head: {error}".replace("fusion.head: fusion.head", "fusion.head"), type(error))
+
+
+def _head(fusion: FusionConfig, features: Mapping[str, int | None]) -> Iterator[Problem]:
+    """Yield how a trained head does not fit; raise what is wrong with the head itself."""
+    source, _ = source_of(fusion.head.weights)
+    if source == "pretrained":
+        raise ProfileError("fusion.head.weights: give a checkpoint folder or 'random'")
+    if source == "random":
+        check_random_head(fusion.head)
+        return
+    folder = Path(head_folder(fusion.head))
+    config = read_head_config(folder)
+    if not (folder / HEAD_WEIGHTS).is_file():
+        raise WeightsError(f"{folder}: holds no {HEAD_WEIGHTS}")
+    trained = config.get("dims")
+    if not isinstance(trained, dict):
+        raise WeightsError(f"{folder / 'config.json'}: dims are missing")
+    if wrong := misfits(trained, features):
+        yield Problem(f"fusion.head does not fit fusion.encoders: {'; '.join(wrong)}", ProfileError)
+
+
+def _recording(config: RecorderConfig, domain: str) -> Iterator[Problem]:
+    folder = config.file(domain, datetime.now()).absolute().parent
+    if not folder.is_dir():
+        yield Problem(f"recorder.out: {folder}: no such folder; make it first", SessionError)
+    elif not os.access(folder, os.W_OK):
+        yield Problem(f"recorder.out: {folder}: you may not write there", SessionError)
