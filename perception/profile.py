@@ -17,6 +17,7 @@ from perception.credentials import without_credentials
 from perception.errors import ProfileError
 from perception.profile_keys import SCRIPTED, Bind, Connect, Input, Name, Pattern, Positive, Recorded
 from perception.profile_keys import is_file_name as is_file_name
+from perception.textfile import read_text
 
 
 class Section(BaseModel):
@@ -34,6 +35,14 @@ class CameraConfig(Section):
     ]
     width: Annotated[int, Field(ge=16, le=8192, description="pixels")] = 640
     height: Annotated[int, Field(ge=16, le=8192, description="pixels")] = 480
+    fit: Annotated[
+        Literal["letterbox", "crop", "stretch"],
+        Field(description="a source of another aspect: black bars, cut at its longer sides, or distorted"),
+    ] = "letterbox"
+    rotate: Annotated[Literal[0, 90, 180, 270], Field(description="degrees clockwise")] = 0
+    flip: Annotated[
+        Literal["none", "horizontal", "vertical"], Field(description="mirrored, after it is rotated")
+    ] = "none"
     rate_hz: Annotated[float, Field(gt=0, le=1000)] = 30.0
     encoding: Literal["jpeg", "bgr8", "mono8"] = "jpeg"
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 85
@@ -52,7 +61,7 @@ class MicrophoneConfig(Section):
         int | str,
         Field(description="'scripted', 'default', sounddevice index or name, or an audio or video file"),
     ] = "default"
-    rate_hz: Annotated[int, Field(ge=8000, le=192_000)] = 16_000
+    rate_hz: Annotated[int, Field(ge=1000, le=768_000)] = 16_000
     channels: Annotated[int, Field(ge=1, le=32)] = 1
     block_ms: Annotated[float, Field(ge=1, le=200)] = 32.0
     format: Literal["s16", "f32"] = "s16"
@@ -287,7 +296,7 @@ def _read(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
     A relative path of a base begins at the file that names it. `inside` are the files read on the way.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        data = tomllib.loads(read_text(path))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{path}: not valid TOML: {error}") from error
     except OSError as error:

@@ -1,5 +1,6 @@
 """Small real media files, written by PyAV, whose content is known."""
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -58,6 +59,55 @@ def write_wav(path: Path, samples: npt.NDArray[np.int16], rate_hz: int = RATE_HZ
         container.mux(stream.encode(piece))
         container.mux(stream.encode(None))
     return path
+
+
+def write_turned(path: Path, picture: npt.NDArray[np.uint8], matrix: tuple[int, int, int, int]) -> Path:
+    """Write three frames of one picture to a .mov whose display matrix is (a, b, c, d) of its `tkhd` box."""
+    height, width = picture.shape[:2]
+    with av.open(str(path), "w", format="mov") as container:
+        video = container.add_stream("mjpeg", rate=FRAME_HZ)
+        video.width, video.height, video.pix_fmt = width, height, "yuvj420p"
+        video.codec_context.qmin = video.codec_context.qmax = 2
+        for number in range(3):
+            frame = VideoFrame.from_ndarray(picture, format="bgr24")
+            frame.pts, frame.time_base = number, Fraction(1, FRAME_HZ)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44
+    a, b, c, d = (value << 16 for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "R": (0, 0, 255),
+    "G": (0, 255, 0),
+    "B": (255, 0, 0),
+    "W": (255, 255, 255),
+    "K": (0, 0, 0),
+}
+
+
+def quarters(width: int, height: int) -> npt.NDArray[np.uint8]:
+    """Return a picture that is red, green (above), blue and white (below)."""
+    picture = np.empty((height, width, 3), np.uint8)
+    for number, name in enumerate("RGBW"):
+        y, x = divmod(number, 2)
+        picture[y * height // 2 :, x * width // 2 :] = COLOURS[name]
+    return picture
+
+
+def corners(picture: npt.NDArray[np.uint8]) -> str:
+    """Return the colours of a picture's quarters, as they are read: `RGBW` of an upright one."""
+    height, width = picture.shape[:2]
+
+    def name(y: int, x: int) -> str:
+        pixel = picture[y, x].astype(int)
+        return min(COLOURS, key=lambda one: int(np.abs(pixel - COLOURS[one]).sum()))
+
+    return "".join(name(y, x) for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4))
 
 
 def grey(level: int) -> npt.NDArray[np.uint8]:

@@ -11,15 +11,14 @@ from typing import Final
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from perception.devices.device import CapturedFrame, Device, Lend, is_file_name
 from perception.devices.grabber import FrameSource, Grabber
+from perception.devices.pixels import Image, Layout
 from perception.errors import DeviceError
 from perception.profile import CameraConfig, ScriptConfig
 
 Clock = Callable[[], int]
-Image = npt.NDArray[np.uint8]
 _MAX_DRIVER_AGE_NS: Final = 1_000_000_000
 
 
@@ -74,7 +73,7 @@ class DeviceSource:
         open_device: Callable[..., cv2.VideoCapture] | None = None,
     ) -> None:
         self._name = str(source)
-        self._size = (config.width, config.height)
+        self._layout = Layout.of(config)
         self._clock = clock
         self._monotonic = monotonic
         self._lend = lend if config.encoding != "jpeg" else None
@@ -82,8 +81,9 @@ class DeviceSource:
         self._capture = (open_device or _open_device)(source)
         # Most cameras reach their rate at full size only as MJPEG; those without it keep their format.
         self._capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
-        self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, config.width)
-        self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, config.height)
+        width, height = self._layout.before((config.width, config.height))
+        self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
+        self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
         self._capture.set(cv2.CAP_PROP_FPS, config.rate_hz)
         self.facts: dict[str, str | float] = {
             "source": self._name,
@@ -103,10 +103,11 @@ class DeviceSource:
         if not decoded or image is None:
             raise DeviceError(f"{self._name}: stopped delivering frames")
         self.facts["stamps"] = "arrival" if stamp_ns is None else "driver"
+        laid_out = self._layout.of_image(image)
         if target is None:
-            target = fit(image, self._size)
-        elif not np.shares_memory(image, target):
-            _write(image.astype(np.uint8, copy=False), target)
+            target = laid_out
+        elif not np.shares_memory(laid_out, target):
+            _write(laid_out, target)
         return CapturedFrame(target, host_ns if stamp_ns is None else stamp_ns, lent=lent)
 
     def close(self) -> None:
@@ -158,18 +159,8 @@ def _if_colour(target: Image | None) -> Image | None:
 
 
 def _write(image: Image, target: Image) -> None:
-    """Write a BGR image of any size to `target`, grey if that is."""
-    size = (target.shape[1], target.shape[0])
+    """Write a BGR image to `target` of the same size, grey if that is."""
     if target.ndim == 2:
-        cv2.cvtColor(fit(image, size), cv2.COLOR_BGR2GRAY, dst=target)
-    elif image.shape == target.shape:
-        np.copyto(target, image)
+        cv2.cvtColor(image, cv2.COLOR_BGR2GRAY, dst=target)
     else:
-        cv2.resize(image, size, dst=target, interpolation=cv2.INTER_AREA)
-
-
-def fit(image: npt.NDArray[np.generic], size: tuple[int, int]) -> Image:
-    """Return the image in the given (width, height)."""
-    if image.shape[1::-1] != size:
-        image = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA)
-    return np.ascontiguousarray(image, np.uint8)
+        np.copyto(target, image)

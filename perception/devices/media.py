@@ -1,16 +1,19 @@
 """Media files and network streams through PyAV: opened with one clear line, decoded lap after lap."""
 
+from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, Generic, Literal, TypeVar
+from typing import BinaryIO, Final, Generic, Literal, TypeVar
 
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Stream
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from perception.devices.device import Samples
 from perception.errors import DeviceError
@@ -21,17 +24,28 @@ _US_PER_S: Final = 1_000_000
 # Stamps of consecutive packets are rounded to the container's tick; only more than this is a hole.
 _HOLE_S: Final = 0.02
 
+_SEEK_S: Final = 1.0
+"""What lies less far ahead is decoded and passed over."""
+_USUAL_RATE_HZ: Final = 25
+_NO_TIMESTAMPS: Final = 0x80  # AVFMT_NOTIMESTAMPS of libavformat/avformat.h
+
+Kind = Literal["video", "audio"]
 FrameT = TypeVar("FrameT", VideoFrame, AudioFrame)
 
 
-def open_container(source: str, options: dict[str, str] | None = None) -> InputContainer:
-    """Open a file or URL; DeviceError says what stands in the way."""
+def open_container(
+    source: str | BinaryIO, options: dict[str, str] | None = None, *, name: str = ""
+) -> InputContainer:
+    """Open a file or URL, or what is in memory under a name; DeviceError says what stands in the way."""
     try:
         timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
-        container: InputContainer = av.open(source, "r", options=options or {}, timeout=timeout)
+        # Titles and comments are in whatever encoding somebody had; nobody reads them here.
+        container: InputContainer = av.open(
+            source, "r", options=options or {}, timeout=timeout, metadata_errors="replace"
+        )
         return container
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise DeviceError(f"{source}: cannot be opened: {cause(error)}") from error
+        raise DeviceError(f"{name or source}: cannot be opened: {cause(error)}") from error
 
 
 def cause(error: Exception) -> str:
@@ -39,32 +53,79 @@ def cause(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
+def streams_of(container: InputContainer, kind: str) -> list[Stream]:
+    """Return the streams of one kind that can be decoded and are not the cover picture of an album."""
+    return [
+        stream
+        for stream in container.streams
+        if stream.type == kind
+        and stream.codec_context is not None
+        and not stream.disposition & Disposition.attached_pic
+    ]
+
+
+def length_s(path: str) -> float:
+    """Return how long a file is; where it does not say, its packets do. DeviceError as `open_container`."""
+    with open_container(path) as container:
+        # Writers of Matroska do not agree whether the time before its beginning counts.
+        doubtful = container.format.name.startswith("matroska") and container.start_time
+        if container.duration and not doubtful:
+            return container.duration / _US_PER_S
+        ends: dict[int, float] = {}
+        origin_s = origin_of(container)
+        with suppress(av.FFmpegError):
+            for packet in container.demux():
+                base_s = float(packet.time_base or 0)
+                before = ends.get(packet.stream_index, 0.0)
+                begin = before if packet.pts is None else packet.pts * base_s - origin_s
+                ends[packet.stream_index] = max(before, begin + (packet.duration or 0) * base_s)
+        return max(ends.values(), default=0.0)
+
+
+def origin_of(container: InputContainer) -> float:
+    """Return the time in seconds that is the file's zero, free of the rounding to microseconds."""
+    start_us = container.start_time or 0
+    starts = (
+        float(stream.start_time * stream.time_base) * _US_PER_S
+        for stream in container.streams
+        if stream.start_time is not None and stream.time_base is not None
+    )
+    return next((exact for exact in starts if abs(exact - start_us) <= 1), start_us) / _US_PER_S
+
+
 class Track(Generic[FrameT]):
     """One stream of a media file, decoded on demand, lap after lap if it loops.
 
     Times are seconds since the file's start, the same zero for picture and sound: that is what keeps
-    a camera and a microphone that play one file together.
+    a camera and a microphone that play one file together. A frame without a time begins where the one
+    before it ended.
 
     Args:
         path: the file.
         kind: which of its streams.
         loop: start again at the end; a lap lasts as long as the whole file.
         start_s: leave out what lies before, for a device that joins late.
+        number: of its streams of that kind, from 0.
     """
 
-    def __init__(
-        self, path: str, kind: Literal["video", "audio"], *, loop: bool, start_s: float = 0.0
-    ) -> None:
+    def __init__(self, path: str, kind: Kind, *, loop: bool, start_s: float = 0.0, number: int = 0) -> None:
         if not Path(path).is_file():
             raise DeviceError(f"{path}: no such file")
         self._path = path
         self._kind = kind
+        self._number = number
         self._loop = loop
         self._start_s = start_s
         self.corrupt = 0
+        """Packets and frames that could not be decoded so far."""
+        self.untimed = 0
+        """Frames whose time was derived so far."""
         with open_container(path) as container:
-            self._stream_of(container)
-            self.lap_s = (container.duration or 0) / _US_PER_S
+            stream = self._stream_of(container)
+            aspect = stream.sample_aspect_ratio if isinstance(stream, VideoStream) else None
+            self.pixel_aspect = float(aspect) if aspect else None
+            """Width of a pixel by its height, None if unknown."""
+        self.lap_s = length_s(path) if loop else 0.0
         if loop and not self.lap_s:
             raise DeviceError(f"{path}: does not say how long it is, so it cannot loop")
 
@@ -77,46 +138,83 @@ class Track(Generic[FrameT]):
         lap = int(self._start_s // self.lap_s) if self._loop else 0
         while True:
             lap_start_s = lap * self.lap_s
+            skip_s = self._start_s - lap_start_s
             self._decoded = 0
-            yield lap_start_s, self._one_lap(self._start_s - lap_start_s)
-            if not self._decoded:
+            yield lap_start_s, self._one_lap(skip_s)
+            if not self._decoded and skip_s <= 0:
                 raise DeviceError(f"{self._path}: no {self._kind} can be decoded; is the file damaged?")
             if not self._loop:
                 return
             lap += 1
 
     def _stream_of(self, container: InputContainer) -> Stream:
-        streams = [stream for stream in container.streams if stream.type == self._kind]
+        streams = streams_of(container, self._kind)
         if not streams:
-            raise DeviceError(f"{self._path}: has no {self._kind} track")
-        return streams[0]
+            there = any(one.type == self._kind and one.codec_context is None for one in container.streams)
+            why = f"no decoder for its {self._kind} track" if there else f"has no {self._kind} track"
+            raise DeviceError(f"{self._path}: {why}")
+        return streams[self._number]
 
     def _one_lap(self, skip_s: float) -> Iterator[tuple[float, FrameT]]:
         with open_container(self._path) as container:
             stream = self._stream_of(container)
-            origin_us = container.start_time or 0
-            if skip_s > 1.0:
-                container.seek(origin_us + int(skip_s * _US_PER_S))
-            for frame in self._decode(container.demux(stream)):
-                self._decoded += 1
+            origin_s = origin_of(container)
+            timeless = bool(container.format.flags & _NO_TIMESTAMPS)
+            sought = skip_s > _SEEK_S and not timeless and _seek(container, origin_s + skip_s)
+            # Neither raw streams nor AVI know when a frame is shown, only when its packet is read: pictures
+            # come out in the order in which they are shown, so they take the times of the packets in turn.
+            in_turn = self._kind == "video" and (timeless or container.format.name == "avi")
+            next_s = None if sought else origin_s
+            for own_s, frame in self._decode(container.demux(stream), in_turn):
+                if own_s is None and next_s is None:
+                    continue  # before the first known time after a leap, so before what is wanted
+                self.untimed += own_s is None
+                begin_s = own_s if own_s is not None else next_s
+                assert begin_s is not None
+                next_s = begin_s + _duration_s(frame, stream)
                 if frame.is_corrupt:
                     self.corrupt += 1
-                elif frame.time is not None:
-                    seconds = frame.time - origin_us / _US_PER_S
-                    if seconds >= skip_s or seconds + _duration_s(frame) > skip_s:
-                        yield seconds, frame
+                    continue
+                self._decoded += 1
+                seconds = begin_s - origin_s
+                if skip_s <= 0 or seconds >= skip_s or seconds + _sounding_s(frame) > skip_s:
+                    yield seconds, frame
 
-    def _decode(self, packets: "Iterator[Packet[Stream]]") -> Iterator[FrameT]:
+    def _decode(
+        self, packets: "Iterator[Packet[Stream]]", in_turn: bool
+    ) -> Iterator[tuple[float | None, FrameT]]:
+        """Yield every frame with its own time in seconds, if it has one."""
+        turns: deque[float | None] = deque()
         while True:
             try:
                 packet = next(packets, None)
-                frames = packet.decode() if packet is not None else None
             except av.FFmpegError:
                 self.corrupt += 1
-                continue
-            if frames is None:
                 return
-            yield from frames  # type: ignore[misc]
+            if packet is None:
+                return
+            if packet.size:
+                base_s = float(packet.time_base or 0)
+                turns.append(None if packet.dts is None else packet.dts * base_s)
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                self.corrupt += 1
+                if packet.size:
+                    turns.pop()
+                continue
+            for frame in frames:
+                turn = turns.popleft() if turns else None
+                yield (turn if in_turn else frame.time), frame  # type: ignore[misc,union-attr]
+
+
+def _seek(container: InputContainer, seconds: float) -> bool:
+    """Return whether reading goes on shortly before this time; else it begins at the beginning."""
+    try:
+        container.seek(int(seconds * _US_PER_S))
+    except av.FFmpegError:
+        return False
+    return True
 
 
 class Sound:
@@ -129,6 +227,7 @@ class Sound:
         sample_format: `s16` or `f32`.
         loop: start again at the end.
         start: first sample wanted, counted from the file's start through all laps.
+        number: which of its sound tracks, from 0.
     """
 
     def __init__(
@@ -140,13 +239,21 @@ class Sound:
         sample_format: Literal["s16", "f32"],
         loop: bool,
         start: int,
+        number: int = 0,
     ) -> None:
-        self._track: Track[AudioFrame] = Track(path, "audio", loop=loop, start_s=start / rate_hz)
+        start_s = start / rate_hz
+        self._track: Track[AudioFrame] = Track(path, "audio", loop=loop, start_s=start_s, number=number)
         self._rate_hz = rate_hz
         self._channels = channels
         self._format = "s16" if sample_format == "s16" else "flt"
         self._loop = loop
         self._cursor = start
+        self.holes = 0
+        """Stretches without sound so far, after its beginning; silence stands in for them."""
+        self.silence_s = 0.0
+        """Seconds of silence put into them."""
+        self.overlaps = 0
+        """Times at which sound came that lies before the end of what came already; it is left out."""
 
     @property
     def corrupt(self) -> int:
@@ -181,21 +288,37 @@ class Sound:
     ) -> Iterator[tuple[int, Samples]]:
         """Yield each piece of resampled sound with the number of its first sample."""
         resampler: av.AudioResampler | None = None
-        at, next_s = 0, 0.0
+        at, next_s, kind = 0, 0.0, ("", "", 0)
         for seconds, frame in frames:
-            if resampler is None or abs(seconds - next_s) > _HOLE_S:
+            # What has been heard is counted in samples, so that stamps that drift from it are noticed.
+            apart_s = seconds - next_s
+            now = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if resampler is None or abs(apart_s) > _HOLE_S or now != kind:
                 for samples in self._resampled(resampler, None):
                     yield at, samples
                     at += len(samples)
-                resampler = av.AudioResampler(self._format, f"{self._channels}c", self._rate_hz)
-                at = round((lap_s + seconds) * self._rate_hz)
-            next_s = seconds + _duration_s(frame)
+                if resampler is not None:
+                    self._count(apart_s)
+                resampler, kind = self._resampler(frame), now
+                at, next_s = round((lap_s + seconds) * self._rate_hz), seconds
+            next_s += _sounding_s(frame)
             for samples in self._resampled(resampler, frame):
                 yield at, samples
                 at += len(samples)
         for samples in self._resampled(resampler, None):
             yield at, samples
             at += len(samples)
+
+    def _count(self, apart_s: float) -> None:
+        if apart_s > _HOLE_S:
+            self.holes += 1
+            self.silence_s += apart_s
+        self.overlaps += apart_s < -_HOLE_S
+
+    def _resampler(self, frame: AudioFrame) -> av.AudioResampler:
+        own = frame.layout.nb_channels == self._channels
+        layout = frame.layout if own else f"{self._channels}c"
+        return av.AudioResampler(self._format, layout, self._rate_hz)
 
     def _resampled(self, resampler: av.AudioResampler | None, frame: AudioFrame | None) -> Iterator[Samples]:
         if resampler is None:
@@ -210,5 +333,15 @@ class Sound:
         return np.zeros(shape, np.int16) if self._format == "s16" else np.zeros(shape, np.float32)
 
 
-def _duration_s(frame: VideoFrame | AudioFrame) -> float:
+def _sounding_s(frame: VideoFrame | AudioFrame) -> float:
     return frame.samples / frame.sample_rate if isinstance(frame, AudioFrame) else 0.0
+
+
+def _duration_s(frame: VideoFrame | AudioFrame, stream: Stream) -> float:
+    """Return how long a frame lasts; a picture as long as the file says, else as its rate says."""
+    if isinstance(frame, AudioFrame):
+        return _sounding_s(frame)
+    if frame.duration and frame.time_base:
+        return float(frame.duration * frame.time_base)
+    rate = isinstance(stream, VideoStream) and (stream.guessed_rate or stream.average_rate)
+    return float(1 / (rate or _USUAL_RATE_HZ))

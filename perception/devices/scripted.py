@@ -22,6 +22,7 @@ from perception.devices.device import (
     Device,
     DeviceReport,
 )
+from perception.devices.pixels import Layout
 from perception.devices.scene import Scene
 from perception.devices.script import Script
 from perception.devices.soundtrack import Soundtrack
@@ -64,7 +65,8 @@ class _Frames:
     standing = 0
 
     def __init__(self, script: Script, config: CameraConfig) -> None:
-        self._scene = Scene(script, config.width, config.height)
+        self._layout = Layout.of(config)
+        self._scene = Scene(script, *self._layout.before((config.width, config.height)))
         self._rate_hz = config.rate_hz
         self.facts: dict[str, str | float] = {
             "source": "scripted",
@@ -84,7 +86,7 @@ class _Frames:
 
     def item(self, number: int, origin_ns: int, missed: int) -> CapturedFrame:
         t_ns = self.due_ns(number)
-        return CapturedFrame(self._scene.at(t_ns), origin_ns + t_ns)
+        return CapturedFrame(self._layout.of_image(self._scene.at(t_ns)), origin_ns + t_ns)
 
 
 class _Blocks:

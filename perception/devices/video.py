@@ -4,14 +4,14 @@ import threading
 from collections.abc import Callable, Generator
 from typing import Final
 
-import numpy as np
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from perception.credentials import without_credentials
-from perception.devices.camera import Image, fit
 from perception.devices.device import CapturedFrame
-from perception.devices.media import Track, cause, open_container
+from perception.devices.media import Track, cause, open_container, streams_of
+from perception.devices.pixels import FilmPixels, Layout
 from perception.errors import DeviceError
 from perception.profile import CameraConfig
 
@@ -32,16 +32,21 @@ class FileSource:
     def __init__(
         self, path: str, config: CameraConfig, *, clock: Clock, origin_ns: int, stop: threading.Event
     ) -> None:
-        self._size = (config.width, config.height)
         self._clock = clock
         self._origin_ns = origin_ns
         self._stop = stop
         start_s = max(clock() - origin_ns, 0) / 1e9
         self._track: Track[VideoFrame] = Track(path, "video", loop=config.loop, start_s=start_s)
+        self._pixels = FilmPixels(Layout.of(config), self._track.pixel_aspect)
         self._frames = self._play()
         # Decoded already here, so that a damaged file is refused at the start.
         self._ahead: tuple[int, VideoFrame] | None = next(self._frames, None)
-        self.facts: dict[str, str | float] = {"source": path, "stamps": "media"}
+        self._path = path
+
+    @property
+    def facts(self) -> dict[str, str | float]:
+        """Where the frames come from, and their size before it is changed."""
+        return {"source": self._path, "stamps": "media", **_size(self._pixels)}
 
     @property
     def corrupt(self) -> int:
@@ -59,7 +64,7 @@ class FileSource:
         if wait_s > 0 and self._stop.wait(wait_s):
             return None
         self._ahead = None
-        return CapturedFrame(_to_image(frame, self._size), stamp_ns)
+        return CapturedFrame(self._pixels(frame), stamp_ns)
 
     def close(self) -> None:
         """Close the file."""
@@ -75,22 +80,27 @@ class StreamSource:
     """An HTTP MJPEG, RTSP or other network stream; a frame's stamp is the arrival of its packet."""
 
     def __init__(self, url: str, config: CameraConfig, *, clock: Clock) -> None:
-        self._size = (config.width, config.height)
         self._clock = clock
         self._name = without_credentials(url)
         self._container = open_container(url, _LIVE_OPTIONS)
-        if not self._container.streams.video:
+        streams = streams_of(self._container, "video")
+        if not streams:
             self._container.close()
-            raise DeviceError(f"{self._name}: carries no video")
-        stream = self._container.streams.video[0]
+            raise DeviceError(f"{self._name}: carries no video that can be decoded")
+        stream = streams[0]
+        assert isinstance(stream, VideoStream)
+        aspect = stream.sample_aspect_ratio
+        self._pixels = FilmPixels(Layout.of(config), float(aspect) if aspect else None)
         stream.thread_type = "NONE"  # frame threads would hold frames back
         self._packets = self._container.demux(stream)
         self.corrupt = 0
-        self.facts: dict[str, str | float] = {
-            "source": self._name,
-            "format": f"{self._container.format.name}/{stream.codec_context.name}",
-            "stamps": "arrival",
-        }
+        self._format = f"{self._container.format.name}/{stream.codec_context.name}"
+
+    @property
+    def facts(self) -> dict[str, str | float]:
+        """Where the frames come from, how they are coded, and their size before it is changed."""
+        known = {"source": self._name, "format": self._format, "stamps": "arrival"}
+        return {**known, **_size(self._pixels)}
 
     def read(self) -> CapturedFrame | None:
         """Return the next frame, None if a packet held none; DeviceError if the stream ended or stalled."""
@@ -113,16 +123,12 @@ class StreamSource:
         if frame.is_corrupt:
             self.corrupt += 1
             return None
-        return CapturedFrame(_to_image(frame, self._size), arrival_ns)
+        return CapturedFrame(self._pixels(frame), arrival_ns)
 
     def close(self) -> None:
         """Hang up."""
         self._container.close()
 
 
-def _to_image(frame: VideoFrame, size: tuple[int, int]) -> Image:
-    """Return a decoded frame as BGR of the given (width, height), the way up it was filmed."""
-    turns = round(frame.rotation / 90) % 4
-    if not turns:
-        return frame.reformat(size[0], size[1], "bgr24").to_ndarray().astype(np.uint8, copy=False)
-    return fit(np.rot90(frame.to_ndarray(format="bgr24"), turns), size)
+def _size(pixels: FilmPixels) -> dict[str, str | float]:
+    return {} if pixels.size is None else {"width": pixels.size[0], "height": pixels.size[1]}

@@ -1,46 +1,43 @@
-"""A video file, its sound track and its subtitles become a session."""
+"""A video file, its sound tracks and its subtitles become a session."""
 
 import heapq
-import re
+import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
-import av
-import numpy as np
-from av.audio.stream import AudioStream
-from av.subtitles.subtitle import AssSubtitle
-from av.video.frame import VideoFrame
+from av.container import InputContainer
 from msgspec import structs
 
 from perception.devices import media
-from perception.devices.device import CapturedBlock, CapturedFrame, CapturedText
-from perception.devices.wire import block_message, frame_message, text_message
-from perception.errors import DeviceError, MalformedMessageError, SessionError
-from perception.messages import Header, Message, Payload
-from perception.profile import CameraConfig, MicrophoneConfig
+from perception.errors import DeviceError, SessionError
+from perception.messages import Message
+from perception.session.convert.media_parts import Arrival, Part, Pictures, Sounds, Words
 from perception.session.convert.selection import EVERYTHING, Selection
 from perception.session.writer import whole
 from perception.session.zero import Zero
+from perception.textfile import read_text
 
 _SECOND_NS: Final = 1_000_000_000
 _SOURCE: Final = "video#import"
-_BLOCK_S: Final = 0.032
 _SUFFIXES: Final = (".srt", ".vtt", ".ass", ".ssa")
-_MARKUP: Final = re.compile(r"\{[^}]*\}|<[^>]*>")
-_TOPICS: Final = {"video": "camera/video", "audio": "microphone/video", "subtitle": "text/subtitles"}
-_Arrival = tuple[int, str, Header, Payload]
+_KINDS: Final = {"video": "picture", "audio": "sound", "subtitle": "subtitles"}
+_CUT_OFF_S: Final = 0.5
+"""A file may say that it is this much longer than what is in it."""
+# These say in their header how long they are; the length of others is estimated.
+_KNOW_THEIR_LENGTH: Final = ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "avi", "flv", "wav", "w64", "asf")
 
 
 def read(
     source: Path, target: Path, subtitles: Path | None = None, selection: Selection = EVERYTHING
 ) -> Iterator[str]:
-    """Make the session `target` of a video; yield what came of it, in lines.
+    """Make the session `target` of a video; yield what came of it and what was left out, in lines.
 
     Frames go to `camera/video` as JPEG, sound to `microphone/video` at its own rate, subtitles to
-    `text/subtitles`. Stamps begin at the file's creation time, or its date.
+    `text/subtitles`; further tracks to `camera/video-2` and so on. Stamps begin at the file's creation time,
+    or its date.
 
     Args:
         source: a file that FFmpeg opens.
@@ -55,41 +52,37 @@ def read(
     """
     if not source.is_file():
         raise DeviceError(f"{source}: no such file")
+    beside = subtitles or next(filter(Path.is_file, map(source.with_suffix, _SUFFIXES)), None)
     with media.open_container(str(source)) as container:
-        kinds = {stream.type for stream in container.streams}
         origin_ns = _origin_ns(source, container.metadata)
-        last_ns = origin_ns + (container.duration or 0) * 1000
-    words = subtitles or next(filter(Path.is_file, map(source.with_suffix, _SUFFIXES)), None)
-    if words is not None:
-        kinds.add("subtitle")
-    found = [kind for kind in _TOPICS if kind in kinds]
-    if not found:
-        raise DeviceError(f"{source}: has neither picture nor sound")
-    chosen = dict(zip(found, selection.choose([(kind, _TOPICS[kind]) for kind in found]), strict=True))
-    streams: list[Iterator[_Arrival]] = []
-    if topic := chosen.get("video"):
-        streams.append(_frames(source, origin_ns, topic))
-    if topic := chosen.get("audio"):
-        streams.append(_blocks(source, origin_ns, topic))
-    if topic := chosen.get("subtitle"):
-        streams.append(_lines(words or source, origin_ns, topic))
-    begin_ns, end_ns = selection.span_ns(origin_ns, last_ns)
-    sent: Counter[str] = Counter()
+        parts, notes = _parts(source, container, origin_ns, inside=beside is None)
+    if beside is not None:
+        words, doubts = _subtitles(beside)
+        parts.append(Words(str(beside), origin_ns, 0, words))
+        notes += doubts
+    if not parts:
+        raise DeviceError(f"{source}: nothing in it can be decoded: {'; '.join(notes) or 'it is empty'}")
+    wanted = _select(parts, selection)
+    length_ns = round(media.length_s(str(source)) * _SECOND_NS)
+    span_ns = selection.span_ns(origin_ns, origin_ns + length_ns)
     with whole(target) as writer:
-        zero_ns = max(begin_ns, origin_ns)  # labels made on the film are right in the session
+        zero_ns = max(span_ns[0], origin_ns)  # labels made on the film are right in the session
         writer.set_zero(Zero(zero_ns, zero_ns))
-        writer.add_metadata(
-            "imported", {"from": str(source), "kind": "video", "subtitles": words and str(words)}
-        )
+        sent: Counter[str] = Counter()
+        streams = [_guarded(part, span_ns) for part in wanted]
         for due_ns, topic, header, payload in heapq.merge(*streams, key=lambda arrival: arrival[0]):
-            if not begin_ns <= header.stamp_ns < end_ns:
-                continue
             fields = {"seq": sent[topic], "sent_ns": due_ns, "source": _SOURCE}
             writer.write(Message(topic, structs.replace(header, **fields), payload, due_ns))
             sent[topic] += 1
+        notes += [f"{part.topic}: {note}" for part in wanted for note in part.notes()]
         if not sent:
-            raise SessionError(f"{source}: nothing lies in the time asked for")
+            raise SessionError(f"{source}: nothing to import: {'; '.join(notes) or 'no such time in it'}")
+        if span_ns[1] >= origin_ns + length_ns and len(wanted) == len(parts):
+            notes += _cut_off(source, wanted)
+        about = {"from": str(source), "kind": "video", "subtitles": beside and str(beside), "notes": notes}
+        writer.add_metadata("imported", about)
     yield from (f"{topic}: {number} messages" for topic, number in sorted(sent.items()))
+    yield from notes
 
 
 def _origin_ns(source: Path, metadata: dict[str, str]) -> int:
@@ -99,57 +92,77 @@ def _origin_ns(source: Path, metadata: dict[str, str]) -> int:
         return source.stat().st_mtime_ns
 
 
-def _frames(source: Path, origin_ns: int, topic: str) -> Iterator[_Arrival]:
-    config = CameraConfig(source=str(source), jpeg_quality=90)
-    track: media.Track[VideoFrame] = media.Track(str(source), "video", loop=False)
-    for _, lap in track.laps():
-        for seconds, frame in lap:
-            stamp_ns = origin_ns + round(seconds * _SECOND_NS)
-            image = frame.to_ndarray(format="bgr24").astype(np.uint8, copy=False)
-            yield stamp_ns, topic, *frame_message(CapturedFrame(image, stamp_ns), config)
+def _parts(
+    source: Path, container: InputContainer, origin_ns: int, *, inside: bool
+) -> tuple[list[Part], list[str]]:
+    """Return the parts of a film that can be decoded, and a line on each that is left out."""
+    parts: list[Part] = []
+    notes = []
+    numbers: Counter[str] = Counter()
+    for stream in container.streams:
+        usable = stream in media.streams_of(container, stream.type)
+        number = numbers[stream.type]
+        try:
+            if stream.type not in _KINDS:
+                raise DeviceError("data, neither picture nor sound nor text")
+            if not usable:
+                known = stream.codec_context is not None
+                raise DeviceError("a cover picture" if known else "no decoder for it")
+            numbers[stream.type] += 1
+            if stream.type == "video":
+                parts.append(Pictures(str(source), origin_ns, number))
+            elif stream.type == "audio":
+                parts.append(Sounds(str(source), origin_ns, number))
+            elif inside:
+                parts.append(Words(str(source), origin_ns, number))
+            else:
+                raise DeviceError("the subtitles beside the file are taken instead")
+        except DeviceError as error:
+            notes.append(f"left out: {stream.type} track (stream {stream.index}): {error}")
+    return parts, notes
 
 
-def _blocks(source: Path, origin_ns: int, topic: str) -> Iterator[_Arrival]:
+def _select(parts: Sequence[Part], selection: Selection) -> list[Part]:
+    """Return the wanted parts, under the topics asked for."""
+    topics = selection.choose([(part.own, part.topic) for part in parts])
+    wanted = []
+    for part, topic in zip(parts, topics, strict=True):
+        if topic is not None:
+            part.topic = topic
+            wanted.append(part)
+    return wanted
+
+
+def _guarded(part: Part, span_ns: tuple[int, int]) -> Iterator[Arrival]:
+    """Yield what a part holds of a time; what is wrong with it costs the others nothing."""
+    try:
+        for arrival in part.arrivals(span_ns[0]):
+            if arrival[2].stamp_ns >= span_ns[1]:
+                return
+            if arrival[2].stamp_ns >= span_ns[0]:
+                yield arrival
+    except DeviceError as error:
+        part.failure = str(error)
+
+
+def _subtitles(path: Path) -> tuple[BinaryIO, list[str]]:
+    """Return a subtitle file in UTF-8, and a line if its encoding had to be guessed."""
+    try:
+        return io.BytesIO(read_text(path).encode()), []
+    except UnicodeDecodeError:
+        text = path.read_text(encoding="cp1252", errors="replace")
+        return io.BytesIO(text.encode()), [f"{path}: not UTF-8, read as Windows-1252"]
+    except OSError as error:
+        raise DeviceError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _cut_off(source: Path, parts: Sequence[Part]) -> list[str]:
+    """Return a line if the file promises more than it holds."""
     with media.open_container(str(source)) as container:
-        stream = next(stream for stream in container.streams if isinstance(stream, AudioStream))
-        rate_hz, channels = stream.rate, stream.channels
-    config = MicrophoneConfig(source=str(source), rate_hz=rate_hz, channels=channels)
-    sound = media.Sound(
-        str(source), rate_hz=rate_hz, channels=channels, sample_format="s16", loop=False, start=0
-    )
-    size = round(rate_hz * _BLOCK_S)
-    for number, samples in enumerate(sound.blocks(size)):
-        index = number * size
-        stamp_ns = origin_ns + index * _SECOND_NS // rate_hz
-        # A block is there once its last sample has been heard.
-        due_ns = stamp_ns + len(samples) * _SECOND_NS // rate_hz
-        block = CapturedBlock(samples, stamp_ns, index)
-        yield due_ns, topic, *block_message(block, config)
-
-
-def _lines(source: Path, origin_ns: int, topic: str) -> Iterator[_Arrival]:
-    with media.open_container(str(source)) as container:
-        streams = [stream for stream in container.streams if stream.type == "subtitle"]
-        if not streams:
-            raise DeviceError(f"{source}: holds no subtitles")
-        language = streams[0].language or ""
-        for packet in container.demux(streams[0]):
-            if packet.pts is None or packet.time_base is None:
-                continue
-            stamp_ns = origin_ns + round(packet.pts * packet.time_base * _SECOND_NS)
-            try:
-                shown = [line for line in packet.decode() if isinstance(line, AssSubtitle)]
-                words = " ".join(_plain(line.dialogue) for line in shown).strip()
-                if words:
-                    yield (
-                        stamp_ns,
-                        topic,
-                        text_message(CapturedText(words, stamp_ns), language),
-                        b"",
-                    )
-            except (av.FFmpegError, UnicodeDecodeError, MalformedMessageError):
-                continue
-
-
-def _plain(dialogue: bytes) -> str:
-    return " ".join(_MARKUP.sub("", dialogue.decode("utf-8", "replace")).replace("\\N", " ").split())
+        known = container.format.name in _KNOW_THEIR_LENGTH
+        # Some count from the file's zero, some from its beginning.
+        promised_s = ((container.duration or 0) - max(container.start_time or 0, 0)) / 1e6 if known else 0.0
+    held_s = max(part.end_s for part in parts)
+    if promised_s - held_s <= _CUT_OFF_S:
+        return []
+    return [f"{source}: ends at {held_s:.2f} s of {promised_s:.2f} s: is it cut off?"]

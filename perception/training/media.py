@@ -10,10 +10,12 @@ from typing import Final
 import cv2
 import numpy as np
 import numpy.typing as npt
+from av.video.frame import VideoFrame
 from msgspec import structs
 
 from perception.devices.device import CapturedBlock, CapturedFrame
-from perception.devices.media import Sound, Track, open_container
+from perception.devices.media import Kind, Sound, Track, length_s, open_container, streams_of
+from perception.devices.pixels import FilmPixels
 from perception.devices.wire import block_message, frame_message
 from perception.errors import DeviceError, SessionError
 from perception.messages import Header, Message, Payload
@@ -35,7 +37,6 @@ STILLS: Final = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
 _SOURCE: Final = "media#0"
 _RATE_HZ: Final = 16_000
 _BLOCK_MS: Final = 32.0
-_US_PER_S: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class MediaSource:
     def _blocks(self, topic: str) -> Iterator[Message[Header]]:
         config = MicrophoneConfig(source=str(self.path), rate_hz=_RATE_HZ, block_ms=_BLOCK_MS)
         sound = Sound(str(self.path), rate_hz=_RATE_HZ, channels=1, sample_format="s16", loop=False, start=0)
-        index = -max(0, round((self.lead_s - _duration_s(self.path)) * _RATE_HZ))
+        index = -max(0, round((self.lead_s - length_s(str(self.path))) * _RATE_HZ))
         size = round(_BLOCK_MS * _RATE_HZ / 1000)
         silence = np.zeros((-index, 1), np.int16)
         blocks = [silence[at : at + size] for at in range(0, len(silence), size)]
@@ -125,12 +126,8 @@ def _tracks(path: Path) -> set[str]:
     if path.suffix.lower() in STILLS:
         return {"video"}
     with open_container(str(path)) as container:
-        return {stream.type for stream in container.streams}
-
-
-def _duration_s(path: Path) -> float:
-    with open_container(str(path)) as container:
-        return (container.duration or 0) / _US_PER_S
+        kinds: tuple[Kind, ...] = ("video", "audio")
+        return {kind for kind in kinds if streams_of(container, kind)}
 
 
 def _images(path: Path) -> Iterator[tuple[float, Image]]:
@@ -141,9 +138,11 @@ def _images(path: Path) -> Iterator[tuple[float, Image]]:
         yield 0.0, np.asarray(image, np.uint8)
         yield STILL_S, np.asarray(image, np.uint8)
         return
-    for _, frames in Track(str(path), "video", loop=False).laps():
+    track: Track[VideoFrame] = Track(str(path), "video", loop=False)
+    pixels = FilmPixels(pixel_aspect=track.pixel_aspect)
+    for _, frames in track.laps():
         for seconds, frame in frames:
-            yield seconds, frame.to_ndarray(format="bgr24").astype(np.uint8, copy=False)
+            yield seconds, pixels(frame)
 
 
 def media_sources(root: Path, config: FusionConfig) -> list[MediaSource]:

@@ -1,0 +1,152 @@
+"""Decoded frames and camera images to BGR pixels: the way up they were filmed, their aspect kept.
+
+An orientation is a 2 x 2 matrix of -1, 0 and 1: what it makes of a step to the right and a step down.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from perception.profile import CameraConfig
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+Image = npt.NDArray[np.uint8]
+Orientation = npt.NDArray[np.int64]
+
+AS_CODED: Final[Orientation] = np.eye(2, dtype=np.int64)
+_CLOCKWISE: Final[Orientation] = np.array([[0, -1], [1, 0]])
+_FLIPS: Final[dict[str, Orientation]] = {
+    "none": AS_CODED,
+    "horizontal": np.diag([-1, 1]),
+    "vertical": np.diag([1, -1]),
+}
+# Some files claim pixels 0 or 1000 times as wide as high, others are a rounding away from square.
+_PIXEL_ASPECTS: Final = (1 / 8, 8)
+_SQUARE_ENOUGH: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a camera's pictures are turned and brought to one size."""
+
+    size: tuple[int, int] | None = None
+    """(width, height) in pixels; None keeps the picture's own."""
+    fit: str = "letterbox"
+    """A picture of another aspect gets black bars, is cut at its longer sides (`crop`), or `stretch`ed."""
+    orientation: Orientation = field(default_factory=lambda: AS_CODED)
+    """Applied after what the film itself asks for."""
+
+    @classmethod
+    def of(cls, config: CameraConfig) -> "Layout":
+        """Return what a camera's section of the profile asks for."""
+        turned = np.linalg.matrix_power(_CLOCKWISE, config.rotate // 90)
+        return cls((config.width, config.height), config.fit, _FLIPS[config.flip] @ turned)
+
+    def before(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (width, height) that is `size` once it is turned."""
+        return _swapped(size, self.orientation)
+
+    def of_image(self, image: npt.NDArray[np.generic]) -> Image:
+        """Return an image, (height, width, 3) BGR or (height, width) grey, laid out; contiguous."""
+        return _placed(_turned(np.asarray(image, np.uint8), self.orientation), self)
+
+
+class FilmPixels:
+    """The decoded frames of one film or stream as (height, width, 3) BGR, contiguous.
+
+    The film's display matrix is honoured, flips included, and pixels that are not square are made so. A
+    matrix holds until another one comes: H.264 repeats its own only with key frames.
+
+    Args:
+        layout: how the pictures are to be.
+        pixel_aspect: width of a pixel by its height, as the file has it; None if unknown.
+    """
+
+    def __init__(self, layout: Layout | None = None, pixel_aspect: float | None = None) -> None:
+        self._layout = layout or Layout()
+        from av.sidedata.sidedata import Type  # FFmpeg is loaded only where there are films
+
+        self._matrix = Type.DISPLAYMATRIX
+        aspect = pixel_aspect or 1.0
+        known = _PIXEL_ASPECTS[0] <= aspect <= _PIXEL_ASPECTS[1]
+        self._aspect = aspect if known and abs(aspect - 1) > _SQUARE_ENOUGH else 1.0
+        self._filmed = AS_CODED
+        self.size: tuple[int, int] | None = None
+        """(width, height) of the newest frame as it is shown, before it is brought to the layout's size."""
+
+    def __call__(self, frame: "VideoFrame") -> Image:
+        """Return one frame's pixels."""
+        matrix = frame.side_data.get(self._matrix)  # type: ignore[call-overload]
+        if matrix is not None:
+            self._filmed = orientation_of(np.frombuffer(bytes(matrix), np.int32))
+        orientation = self._layout.orientation @ self._filmed
+        square = (max(round(frame.width * self._aspect), 1), frame.height)
+        self.size = _swapped(square, orientation)
+        # Scaled before it is turned: most films are larger than what is asked for.
+        width, height = _swapped(_scaled(self.size, self._layout), orientation)
+        pixels = frame.reformat(width, height, "bgr24").to_ndarray()
+        return _placed(_turned(pixels.astype(np.uint8, copy=False), orientation), self._layout)
+
+
+def orientation_of(matrix: npt.NDArray[np.int32]) -> Orientation:
+    """Return the orientation nearest to a display matrix: nine numbers, row by row, as files hold them."""
+    right, down = matrix[:2], matrix[3:5]
+    if abs(int(right[0])) >= abs(int(right[1])):
+        return np.diag([-1 if right[0] < 0 else 1, -1 if down[1] < 0 else 1])
+    return np.array([[0, -1 if down[0] < 0 else 1], [-1 if right[1] < 0 else 1, 0]])
+
+
+def _swapped(size: tuple[int, int], orientation: Orientation) -> tuple[int, int]:
+    return size if orientation[0, 0] else size[::-1]
+
+
+def _turned(image: Image, orientation: Orientation) -> Image:
+    if not orientation[0, 0]:
+        image = image.swapaxes(0, 1)
+    across, along = orientation.sum(axis=1)
+    return image[::along, ::across]
+
+
+def _scaled(shown: tuple[int, int], layout: Layout) -> tuple[int, int]:
+    """Return the size to which a whole picture is brought before bars or a cut make it fit."""
+    if layout.size is None or layout.fit == "crop":
+        return shown
+    if layout.fit == "stretch":
+        return layout.size
+    scale = min(layout.size[0] / shown[0], layout.size[1] / shown[1])
+    return max(round(shown[0] * scale), 1), max(round(shown[1] * scale), 1)
+
+
+def _placed(image: Image, layout: Layout) -> Image:
+    """Return a picture that is the right way up in the layout's size."""
+    if layout.size is None or image.shape[1::-1] == layout.size:
+        return np.ascontiguousarray(image)
+    width, height = layout.size
+    if layout.fit == "crop":
+        image = _cut(image, width / height)
+    inner = layout.size if layout.fit == "crop" else _scaled((image.shape[1], image.shape[0]), layout)
+    if image.shape[1::-1] != inner:
+        scaled = cv2.resize(np.ascontiguousarray(image), inner, interpolation=cv2.INTER_AREA)
+        image = scaled.astype(np.uint8, copy=False)
+    if inner == layout.size:
+        return np.ascontiguousarray(image)
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    framed = np.zeros((height, width, *image.shape[2:]), np.uint8)
+    framed[top : top + inner[1], left : left + inner[0]] = image
+    return framed
+
+
+def _cut(image: Image, aspect: float) -> Image:
+    """Return the middle of a picture that has this width by height."""
+    height, width = image.shape[:2]
+    kept_width, kept_height = (
+        min(width, max(round(height * aspect), 1)),
+        min(height, max(round(width / aspect), 1)),
+    )
+    left, top = (width - kept_width) // 2, (height - kept_height) // 2
+    return image[top : top + kept_height, left : left + kept_width]

@@ -1,0 +1,241 @@
+"""The tracks of a media file as messages, each with its account of what was lost or put in."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO, Final, Protocol
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.packet import Packet
+from av.stream import Stream
+from av.subtitles.subtitle import AssSubtitle
+from av.video.frame import VideoFrame
+
+from perception.devices import media
+from perception.devices.device import CapturedBlock, CapturedFrame, CapturedText
+from perception.devices.pixels import FilmPixels
+from perception.devices.wire import block_message, frame_message, text_message
+from perception.errors import DeviceError, MalformedMessageError
+from perception.messages import Header, Payload
+from perception.profile import CameraConfig, MicrophoneConfig
+
+Arrival = tuple[int, str, Header, Payload]
+"""When it is there, topic, header, payload."""
+_SECOND_NS: Final = 1_000_000_000
+_BLOCK_S: Final = 0.032
+_RATES_HZ: Final = (1000, 768_000)
+"""What an `AudioBlock` can say."""
+_MARKUP: Final = re.compile(r"\{[^}]*\}|<[^>]*>")
+_NOTHING: Final[Mapping[str, int]] = {}
+_HOLE_S: Final = 1.0
+_HOLE_PERIODS: Final = 4
+"""Pictures that lie this much and so many usual distances apart have a hole between them."""
+
+
+class Part(Protocol):
+    """One track of a file."""
+
+    own: str
+    """What it is called within the file: `video`, `audio-2`."""
+    topic: str
+    end_s: float
+    """Where it ended, in seconds from the file's start."""
+    failure: str
+    """Why it ended early or never began."""
+
+    def arrivals(self, begin_ns: int) -> Iterator[Arrival]:
+        """Yield its messages; earlier ones than `begin_ns` may be left out. DeviceError if there is none."""
+
+    def notes(self) -> Iterator[str]:
+        """Yield what was lost or put in, in lines."""
+
+
+class Pictures:
+    """A video track as JPEG frames, in its own size and the right way up."""
+
+    def __init__(self, source: str, origin_ns: int, number: int) -> None:
+        self._source = source
+        self._origin_ns = origin_ns
+        self._number = number
+        self._track: media.Track[VideoFrame] | None = None
+        self.own, self.topic = f"video{_suffix(number)}", f"camera/video{_suffix(number)}"
+        self.end_s = 0.0
+        self.failure = ""
+        self._times_s: list[float] = []
+        self._refused: Counter[str] = Counter()
+
+    def arrivals(self, begin_ns: int) -> Iterator[Arrival]:
+        """Yield its frames."""
+        config = CameraConfig(source=self._source, jpeg_quality=90)
+        start_s = max((begin_ns - self._origin_ns) / _SECOND_NS, 0.0)
+        track = media.Track[VideoFrame](
+            self._source, "video", loop=False, start_s=start_s, number=self._number
+        )
+        self._track = track
+        pixels = FilmPixels(pixel_aspect=track.pixel_aspect)
+        for _, lap in track.laps():
+            for seconds, frame in lap:
+                self.end_s = max(self.end_s, seconds)
+                self._times_s.append(seconds)
+                stamp_ns = self._origin_ns + round(seconds * _SECOND_NS)
+                try:
+                    message = frame_message(CapturedFrame(pixels(frame), stamp_ns), config)
+                except MalformedMessageError as error:
+                    self._refused[str(error)] += 1
+                    continue
+                yield stamp_ns, self.topic, *message
+
+    def notes(self) -> Iterator[str]:
+        """Yield what was lost, in lines."""
+        yield from _losses(self.failure, self._track, self._refused)
+        if self._track and self._track.untimed:
+            yield f"{self._track.untimed} pictures have no time of their own: each follows the one before it"
+        apart_s = np.diff(self._times_s)
+        if len(apart_s):
+            holes = apart_s[apart_s > max(_HOLE_S, _HOLE_PERIODS * float(np.median(apart_s)))]
+            if len(holes):
+                yield f"{len(holes)} holes between pictures, the longest {max(holes):.2f} s"
+            if backwards := np.count_nonzero(apart_s <= 0):
+                yield f"{backwards} pictures are not later than the one before them"
+
+
+class Sounds:
+    """A sound track as blocks of 16-bit samples, at its own rate and with its own channels."""
+
+    def __init__(self, source: str, origin_ns: int, number: int) -> None:
+        """DeviceError if nothing is known of its samples."""
+        self._source = source
+        self._origin_ns = origin_ns
+        self._number = number
+        self._own_rate_hz, self._channels = _kind_of_sound(source, number)
+        self._sound: media.Sound | None = None
+        self._rate_hz = min(max(self._own_rate_hz, _RATES_HZ[0]), _RATES_HZ[1])
+        self.own, self.topic = f"audio{_suffix(number)}", f"microphone/video{_suffix(number)}"
+        self.end_s = 0.0
+        self.failure = ""
+
+    def arrivals(self, begin_ns: int) -> Iterator[Arrival]:
+        """Yield its blocks."""
+        rate_hz = self._rate_hz
+        config = MicrophoneConfig(source=self._source, rate_hz=rate_hz)
+        start = max(begin_ns - self._origin_ns, 0) * rate_hz // _SECOND_NS
+        sound = self._sound = media.Sound(
+            self._source,
+            rate_hz=rate_hz,
+            channels=self._channels,
+            sample_format="s16",
+            loop=False,
+            start=start,
+            number=self._number,
+        )
+        size = round(rate_hz * _BLOCK_S)
+        for number, samples in enumerate(sound.blocks(size)):
+            index = start + number * size
+            stamp_ns = self._origin_ns + index * _SECOND_NS // rate_hz
+            # A block is there once its last sample has been heard.
+            due_ns = stamp_ns + len(samples) * _SECOND_NS // rate_hz
+            self.end_s = (index + len(samples)) / rate_hz
+            yield due_ns, self.topic, *block_message(CapturedBlock(samples, stamp_ns, index), config)
+
+    def notes(self) -> Iterator[str]:
+        """Yield what was lost or put in, in lines."""
+        sound = self._sound
+        yield from _losses(self.failure, sound)
+        if self._rate_hz != self._own_rate_hz:
+            yield f"resampled from {self._own_rate_hz} Hz to {self._rate_hz} Hz"
+        if sound and sound.holes:
+            yield f"{sound.holes} holes, {sound.silence_s:.2f} s in all, are filled with silence"
+        if sound and sound.overlaps:
+            yield f"{sound.overlaps} times it overlaps what came before; the overlap is left out"
+
+
+class Words:
+    """A subtitle track as lines of text.
+
+    Args:
+        source: the file, for messages.
+        origin_ns: stamp of its beginning.
+        number: which of its subtitle tracks, from 0.
+        beside: a subtitle file, whose times are those of the film, not of its own first line.
+    """
+
+    def __init__(self, source: str, origin_ns: int, number: int, beside: BinaryIO | None = None) -> None:
+        self._source = source
+        self._origin_ns = origin_ns
+        self._number = number
+        self._beside = beside
+        self.own, self.topic = f"subtitle{_suffix(number)}", f"text/subtitles{_suffix(number)}"
+        self.end_s = 0.0
+        self.failure = ""
+        self._refused: Counter[str] = Counter()
+
+    def arrivals(self, begin_ns: int) -> Iterator[Arrival]:
+        """Yield its lines."""
+        with media.open_container(self._beside or self._source, name=self._source) as container:
+            streams = [stream for stream in container.streams if stream.type == "subtitle"]
+            if not streams:
+                raise DeviceError(f"{self._source}: holds no subtitles")
+            stream = streams[self._number]
+            origin_s = 0.0 if self._beside else media.origin_of(container)
+            for packet in container.demux(stream):
+                if packet.pts is None or packet.time_base is None:
+                    continue
+                stamp_ns = self._origin_ns + round((packet.pts * packet.time_base - origin_s) * _SECOND_NS)
+                words = self._words(packet)
+                if not words:
+                    continue
+                try:
+                    header = text_message(CapturedText(words, stamp_ns), stream.language or "")
+                except MalformedMessageError as error:
+                    self._refused[str(error)] += 1
+                    continue
+                yield stamp_ns, self.topic, header, b""
+
+    def notes(self) -> Iterator[str]:
+        """Yield what was lost, in lines."""
+        yield from _losses(self.failure, None, self._refused)
+
+    def _words(self, packet: "Packet[Stream]") -> str:
+        try:
+            shown = packet.decode()
+        except (av.FFmpegError, UnicodeDecodeError) as error:
+            self._refused[media.cause(error)] += 1
+            return ""
+        lines = [line for line in shown if isinstance(line, AssSubtitle)]
+        self._refused["a picture, not text"] += len(shown) - len(lines)
+        return " ".join(_plain(line.dialogue) for line in lines).strip()
+
+
+def _suffix(number: int) -> str:
+    return f"-{number + 1}" if number else ""
+
+
+def _kind_of_sound(source: str, number: int) -> tuple[int, int]:
+    """Return rate in Hz and channels, of the file or of its first sound; DeviceError if neither says."""
+    with media.open_container(source) as container:
+        stream = media.streams_of(container, "audio")[number]
+        assert isinstance(stream, AudioStream)
+        if stream.rate and stream.channels:
+            return stream.rate, stream.channels
+    track = media.Track[AudioFrame](source, "audio", loop=False, number=number)
+    for _, frames in track.laps():
+        for _, frame in frames:
+            return frame.sample_rate, frame.layout.nb_channels
+    raise DeviceError("no sound can be decoded")
+
+
+def _losses(
+    failure: str, source: media.Track[VideoFrame] | media.Sound | None, refused: Mapping[str, int] = _NOTHING
+) -> Iterator[str]:
+    if failure:
+        yield failure
+    if source is not None and source.corrupt:
+        yield f"{source.corrupt} packets or frames cannot be decoded"
+    yield from (f"{number} left out: {why}" for why, number in refused.items() if number)
+
+
+def _plain(dialogue: bytes) -> str:
+    return " ".join(_MARKUP.sub("", dialogue.decode("utf-8", "replace")).replace("\\N", " ").split())
