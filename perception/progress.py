@@ -39,7 +39,7 @@ def progress(
     """
     console = Console(file=stream, stderr=stream is None)
     if hidden or not console.is_terminal:
-        yield _lines(title, total, console, clock) if not hidden else _nothing
+        yield _lines(title, total, console, clock) if not hidden else nothing
         return
     columns = (
         TextColumn("{task.description}"),
@@ -59,8 +59,8 @@ def progress(
         yield advance
 
 
-def _nothing(count: int = 1, note: str = "") -> None:
-    pass
+def nothing(count: int = 1, note: str = "") -> None:
+    """Show nothing: an Advance for those who do not ask."""
 
 
 def _lines(title: str, total: int | None, console: Console, clock: Callable[[], float]) -> Advance:

@@ -13,7 +13,11 @@ _cache = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Where features are kept; default ~/.cache/perception/features.",
 )
-_workers = click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True)
+_workers = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes that encode; default: as many as the cores allow, at most 4.",
+)
 
 
 @click.command()
@@ -31,7 +35,7 @@ _workers = click.option("--workers", type=click.IntRange(min=1), default=2, show
 @_workers
 @click.option("--resume", is_flag=True, help="Go on where an interrupted training into OUT stopped.")
 def train(
-    config: Path, sources: tuple[Path, ...], out: Path, cache: Path | None, workers: int, resume: bool
+    config: Path, sources: tuple[Path, ...], out: Path, cache: Path | None, workers: int | None, resume: bool
 ) -> None:
     """Train the head that CONFIG describes, report on sessions it never saw, store a checkpoint.
 
@@ -66,7 +70,7 @@ def evaluate(
     track: str,
     models: tuple[str, ...],
     cache: Path | None,
-    workers: int,
+    workers: int | None,
 ) -> None:
     """Report on the checkpoint HEAD with SOURCES that it was not trained on."""
     from perception.retrieval import search

@@ -16,9 +16,10 @@ from perception.models.checkpoint import head_hash, load_head, weights_hash, wit
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from perception.session.writer import SessionWriter
 from perception.training import dataset
+from perception.training import run as training
 from perception.training import train as plans
 from perception.training.copies import CopyPlan
-from perception.training.dataset import SessionSource
+from perception.training.dataset import SessionSource, build
 from perception.training.encoders import trainable
 from perception.training.fit import TrainingConfig
 from perception.training.labels import Span
@@ -29,6 +30,7 @@ domain = "training-test"
 [fusion]
 hop_ms = 250
 device = "cpu"
+threads = 2
 [fusion.inputs]
 camera = { topic = "camera/front" }
 microphone = { topic = "microphone/main" }
@@ -72,7 +74,7 @@ def command(*arguments: object) -> int:
 
 
 def test_from_sessions_to_a_checkpoint_and_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--sessions", folder / "sessions", "--cache", folder / "cache", "--workers", 1)
+    options = ("--sessions", folder / "sessions", "--cache", folder / "cache")
     assert command("train", folder / "plan.toml", *options, "--out", folder / "head") == 0
     assert "camera+microphone" in capsys.readouterr().out
     head = load_head(folder / "head")
@@ -104,6 +106,28 @@ def test_from_sessions_to_a_checkpoint_and_a_report(folder: Path, capsys: pytest
     assert f"{cost['models_ms_per_tick']:.2f} ms per tick" in (folder / "again" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("cores", [1, 2, 4, 64])
+def test_train_and_evaluate_end_on_a_machine_of_any_size(folder: Path, tmp_path: Path, cores: int) -> None:
+    profile, plan, head = folder / "profile.toml", tmp_path / "plan.toml", tmp_path / "head"
+    plan.write_text(f'profile = "{profile}"\nseeds = 1\ntest = 0.0\n[training]\nepochs = 1\n')
+    sessions = [folder / "sessions" / f"play-{number}.mcap" for number in (1, 2)]
+    build([SessionSource(file) for file in sessions], plans.fusion_of(str(profile)), tmp_path / "here")
+    assert torch.get_num_threads() == 2
+    torch.randn(512, 512) @ torch.randn(512, 512)  # both run now, before any worker is started
+
+    # on the largest it is evaluate that encodes, on the others train
+    first, second = ("here", "new") if cores == 64 else ("new", "new")
+    options = {"workers": None, "say": print, "cores": cores}
+    training.train(plan, sessions, head, cache=tmp_path / first, resume=False, **options)  # type: ignore[arg-type]
+    training.evaluate(
+        head, sessions, str(profile), tmp_path / "report", cache=tmp_path / second, track="truth",
+        retrieval={}, **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert (tmp_path / "report" / "report.json").exists()
+    for file in (tmp_path / "here").iterdir():
+        assert (tmp_path / "new" / file.name).read_bytes() == file.read_bytes()
+
+
 def test_evaluate_reports_what_search_finds_as_search_itself_does(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,7 +148,7 @@ def test_evaluate_reports_what_search_finds_as_search_itself_does(
 def test_without_a_test_share_report_and_card_say_that_the_figures_flatter(folder: Path) -> None:
     text = PLAN.format(profile=folder / "profile.toml").replace("seeds = 2", "seeds = 1\ntest = 0.0")
     (folder / "untested.toml").write_text(text)
-    options = ("--sessions", folder / "sessions", "--cache", folder / "cache", "--workers", 1)
+    options = ("--sessions", folder / "sessions", "--cache", folder / "cache")
     assert command("train", folder / "untested.toml", *options, "--out", folder / "untested") == 0
     page = (folder / "untested" / "report.html").read_text()
     assert "it flatters" in page
@@ -185,7 +209,7 @@ def test_keys_mark_spans() -> None:
 def test_folds_test_every_session_once(folder: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text("folds = 5\n" + PLAN.format(profile=folder / "profile.toml"))
-    options = ("--sessions", folder / "sessions", "--cache", folder / "cache", "--workers", 1)
+    options = ("--sessions", folder / "sessions", "--cache", folder / "cache")
     assert command("train", plan, *options, "--out", tmp_path / "head") == 0
     report = json.loads((tmp_path / "head" / "report.json").read_text())
     assert report["folds"]["accuracy"]["n"] == 5
@@ -207,7 +231,7 @@ def test_perturbed_copies_are_learned_from_and_said_so(folder: Path, tmp_path: P
     text = PLAN.format(profile=folder / "profile.toml").replace("seeds = 2", "seeds = 1\nfolds = 5")
     plan.write_text(text + COPIES)
     cache = tmp_path / "cache"
-    options = ("--sessions", folder / "sessions", "--cache", cache, "--workers", 1)
+    options = ("--sessions", folder / "sessions", "--cache", cache)
     assert command("train", plan, *options, "--out", tmp_path / "head") == 0
     assert len(list(cache.iterdir())) == 5 * (1 + 2)
     report = json.loads((tmp_path / "head" / "report.json").read_text())
@@ -287,7 +311,7 @@ sound = { input = "microphone", kind = "cnn-sound", weights = "random", options 
     sessions = [
         part for number in (1, 2) for part in ("--sessions", folder / "sessions" / f"play-{number}.mcap")
     ]
-    sources = (*sessions, "--cache", tmp_path / "cache", "--workers", 1)
+    sources = (*sessions, "--cache", tmp_path / "cache")
     assert command("train", plan, *sources, "--out", tmp_path / "head") == 0
     live = text.partition("[fusion.head]")[0] + f'[fusion.head]\nweights = "{tmp_path / "head"}"\n'
     (tmp_path / "live.toml").write_text(live)

@@ -25,9 +25,19 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def cores() -> int:
+    """Return how many cores this process may run on: under a CPU set fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
+def threads_for(threads: int, cores: int) -> int:
+    """Return `threads`, of 0 one on two cores, else all cores but two for capture."""
+    return threads or max(1, cores - 2)
+
+
 def use_threads(threads: int) -> None:
-    """Limit torch and OpenCV to `threads`, 0 = one on two cores, else all cores but two for capture."""
-    count = threads or max(1, (os.cpu_count() or 1) - 2)
+    """Limit torch and OpenCV to `threads`; 0 is what `threads_for` makes of it on this machine."""
+    count = threads_for(threads, cores())
     torch.set_num_threads(count)
     cv2.setNumThreads(count)
 

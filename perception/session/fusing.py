@@ -1,6 +1,5 @@
 """Fuse a recording again, without process, socket or clock: `replay`."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,7 @@ import torch
 from msgspec import structs
 
 from perception.errors import ProfileError, WeightsError
-from perception.fusion.build import build_engine, use_threads
+from perception.fusion.build import build_engine, cores, use_threads
 from perception.fusion.core import FusionCore
 from perception.fusion.engine import Encoded, Engine
 from perception.messages import FusedState, Journal
@@ -157,7 +156,7 @@ class Crew:
         like = as_published(config, known.facts).model_copy(update={"device": device})
         self.engines = [build_engine(like, clock=lambda: 0)]
         if workers is None:
-            spare = (os.cpu_count() or 1) // torch.get_num_threads()
+            spare = cores() // torch.get_num_threads()
             workers = 1 if self.engines[0].device.type != "cpu" else max(1, min(_MAX_WORKERS, spare))
         like = self.engines[0].config  # what was measured there holds for all
         self.engines += [build_engine(like, clock=lambda: 0) for _ in range(workers - 1)]

@@ -4,10 +4,10 @@ A source is a recorded session or an ordinary media file. Its windows are those 
 features the very bytes a live head is given, its labels come from the source itself or a file beside it.
 """
 
+import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
-from sklearn.model_selection import GroupKFold, GroupShuffleSplit
 
 from perception.errors import SessionError
 from perception.fusion.build import build_engine, pick_device, use_threads
@@ -25,6 +24,7 @@ from perception.fusion.window import Window
 from perception.messages import Header, Label, Message, TextCommand
 from perception.models.device import model_name
 from perception.profile import FusionConfig, HeadConfig
+from perception.progress import Advance, nothing
 from perception.session.cutting import Cut, cut_as_arrived
 from perception.session.fusing import cuts, survey_of
 from perception.session.reader import Session, read
@@ -35,6 +35,7 @@ from perception.training.encoders import Prepared
 from perception.training.examples import Examples
 from perception.training.labels import Span
 from perception.training.rows import Rows
+from perception.training.workers import Step, spread
 
 LABEL_SUFFIXES: Final = (".labels.txt", ".labels.csv", ".labels.tsv", ".txt", ".csv", ".tsv")
 _UNDECISIVE: Final = {"head", "device", "threads", "endpoint", "name"}
@@ -110,7 +111,9 @@ class SessionSource:
             return session.zero.stamp_ns
 
 
-def encode(source: DataSource, config: FusionConfig, prepared: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+def encode(
+    source: DataSource, config: FusionConfig, prepared: Sequence[str] = (), on_window: Step = lambda: None
+) -> dict[str, torch.Tensor]:
     """Return every window of a source: `feature.NAME` (N, dim), `present`, `ages_s`, `ends_ns`.
 
     Of the encoders named in `prepared`, it is what their networks take, (N, ...). Absent branches stand as
@@ -118,7 +121,10 @@ def encode(source: DataSource, config: FusionConfig, prepared: Sequence[str] = (
     recording does not hold everything for.
     """
     engine = fresh_engine(config, prepared)
-    rows = [_row(engine, window) for window in windows(source, config)]
+    rows = []
+    for window in windows(source, config):
+        rows.append(_row(engine, window))
+        on_window()
     stacked = {
         f"feature.{name}": _stacked([features.get(name) for _, features, _, _ in rows], encoder.dim)
         for name, encoder in engine.encoders.items()
@@ -166,15 +172,14 @@ def headless(config: FusionConfig) -> FusionConfig:
 
 @lru_cache(maxsize=1)
 def _built(config_json: str) -> Engine:
-    config = FusionConfig.model_validate_json(config_json)
-    use_threads(config.threads)  # as a fusion does: the last bits of a feature depend on it
-    return build_engine(config, clock=lambda: 0)
+    return build_engine(FusionConfig.model_validate_json(config_json), clock=lambda: 0)
 
 
 def fresh_engine(
     config: FusionConfig, prepared: Sequence[str] = (), clock: Callable[[], int] = lambda: 0
 ) -> Engine:
     """Return an engine that has seen nothing, on encoders that this process builds only once."""
+    use_threads(config.threads)  # as a fusion does: the last bits of a feature depend on it
     built = _built(headless(config).model_dump_json())
     encoders: dict[str, Any] = {
         name: Prepared(encoder) if name in prepared else encoder for name, encoder in built.encoders.items()
@@ -193,18 +198,34 @@ def _decisive(config: FusionConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=_UNDECISIVE) | {"device": device}
 
 
-def cached(
-    source: DataSource, config: FusionConfig, folder: Path, encoders: str, prepared: Sequence[str] = ()
-) -> str:
-    """Make sure a source's features are in the cache; return the key they lie under."""
-    cache = Cache(folder)
+@dataclass(frozen=True, slots=True)
+class _Uncached:
+    """A source whose features are to be computed, and the key they will lie under."""
+
+    key: str
+    source: DataSource
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+
+def _store(
+    due: _Uncached, on_window: Step, *, config: FusionConfig, folder: Path, prepared: Sequence[str]
+) -> int:
+    """Put a source's features into the cache; return how many windows it has."""
+    tensors = encode(due.source, config, prepared, on_window)
+    Cache(folder).put(due.key, tensors)
+    return len(tensors["ends_ns"])
+
+
+def cache_keys(
+    sources: Sequence[DataSource], config: FusionConfig, prepared: Sequence[str] = ()
+) -> list[str]:
+    """Return the key that each source's features lie under."""
+    encoders = encoders_hash(config, prepared)
     decisive = _decisive(config) | ({"prepared": sorted(prepared)} if prepared else {})
-    name = key(source.fingerprint(), encoders, decisive)
-    if name not in cache:
-        tensors = encode(source, config, prepared)
-        cache.put(name, tensors)
-        _LOG.info("%s: %d windows encoded", source.name, len(tensors["ends_ns"]))
-    return name
+    return [key(source.fingerprint(), encoders, decisive) for source in sources]
 
 
 def build(
@@ -217,6 +238,7 @@ def build(
     workers: int = 1,
     context: bool = False,
     prepared: Sequence[str] = (),
+    advance: Advance = nothing,
 ) -> Examples:
     """Return the labelled windows of all sources, encoding what is not yet in the cache.
 
@@ -227,23 +249,19 @@ def build(
         classes: names in the order of the labels; without them all that occur, sorted. Windows of other
             classes are left out.
         track: of the labels.
-        workers: processes that encode; on a GPU it is always this one.
+        workers: processes that encode, see `workers.spread`; on a GPU it is always this one.
         context: whether to return the other windows too, for a head that looks at earlier ones.
         prepared: encoders that are to be trained, of which examples hold what their networks take.
+        advance: told of each source that is done, and of windows on the way there.
 
     Raises:
         SessionError: there are no sources, or no label covers any window.
+        PerceptionError: a worker was killed.
     """
     if not sources:
         raise SessionError("no sources to learn from; give sessions or folders of media")
-    encoders = encoders_hash(config, prepared)
-    work = partial(cached, config=config, folder=folder, encoders=encoders, prepared=prepared)
-    # a forked process cannot use CUDA again
-    if workers > 1 and len(sources) > 1 and pick_device(config.device).type == "cpu":
-        with ProcessPoolExecutor(workers) as pool:
-            keys = list(pool.map(work, sources))
-    else:
-        keys = [work(source) for source in sources]
+    keys = cache_keys(sources, config, prepared)
+    _fill(Cache(folder), dict(zip(keys, sources, strict=True)), config, workers, prepared, advance)
     spans = [source.spans() for source in sources]
     chosen = tuple(classes) or tuple(sorted({s.name for each in spans for s in each if s.track == track}))
     if len(chosen) < 2:
@@ -261,6 +279,32 @@ def build(
     if not len(examples.labelled):
         raise SessionError("no window has a label; do the labels belong to these sessions?")
     return examples
+
+
+def _fill(
+    cache: Cache,
+    sources: Mapping[str, DataSource],
+    config: FusionConfig,
+    workers: int,
+    prepared: Sequence[str],
+    advance: Advance,
+) -> None:
+    """Encode what is not in the cache yet."""
+    due = [_Uncached(key, source) for key, source in sources.items() if key not in cache]
+    advance(len(sources) - len(due))
+    windows = itertools.count(1)
+
+    def on_window() -> None:
+        advance(0, f"{next(windows)} windows")
+
+    spread(
+        partial(_store, config=config, folder=cache.folder, prepared=prepared),
+        due,
+        workers if pick_device(config.device).type == "cpu" else 1,  # one GPU is one worker's
+        on_step=on_window,
+        on_done=lambda one: advance(),
+        name=lambda one: one.name,
+    )
 
 
 def _examples(
@@ -302,6 +346,8 @@ def holdout(data: Examples, share: float, seed: int) -> tuple[Examples, Examples
     Raises:
         SessionError: there is only one source.
     """
+    from sklearn.model_selection import GroupShuffleSplit  # half of what this module takes to import
+
     _needs_sources(data, 2)
     count = len(set(data.sources.tolist()))
     taken = min(math.ceil(share * count), count - 1)
@@ -312,6 +358,8 @@ def holdout(data: Examples, share: float, seed: int) -> tuple[Examples, Examples
 
 def folds(data: Examples, count: int, seed: int) -> Iterator[tuple[Examples, Examples]]:
     """Yield `count` pairs of rest and fold; every source is in exactly one fold."""
+    from sklearn.model_selection import GroupKFold
+
     _needs_sources(data, count)
     splitter = GroupKFold(count, shuffle=True, random_state=seed)
     for rest, fold in splitter.split(np.zeros(len(data)), groups=data.sources.numpy()):

@@ -114,4 +114,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from perception.training import demo  # worker processes cannot import the sources of a __main__
+
+    demo.main()

@@ -1,23 +1,23 @@
 """What `perception train` and `perception evaluate` do, from paths to files."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
 from perception.errors import PerceptionError
-from perception.fusion.build import pick_device, use_threads
+from perception.fusion import build
 from perception.models.checkpoint import check_branches, load_head, with_own_encoders
 from perception.profile import FusionConfig
+from perception.progress import Advance, nothing, progress
 from perception.training import copies, cost, dataset, encoders, processes, report
 from perception.training import train as plans
 from perception.training.dataset import DataSource
 from perception.training.examples import Examples
-from perception.training.fit import History, fit
+from perception.training.fit import fit
 from perception.training.model import FusionModel
 from perception.training.train import CACHE, Split, TrainPlan
+from perception.training.workers import workers_for
 
 Say = Callable[[str], Any]
 
@@ -28,26 +28,36 @@ def train(
     out: Path,
     *,
     cache: Path | None,
-    workers: int,
+    workers: int | None,
     resume: bool,
     say: Say,
+    cores: int | None = None,
 ) -> None:
-    """Train, report and store; see the command. Of several processes, the main one speaks and writes."""
+    """Train, report and store; see the command. Of several processes, the main one speaks and writes.
+
+    Without `workers`, as many encode as `cores` allow, by default those of this machine.
+    """
     plan = plans.load_plan(config)
-    here = processes.join(pick_device(plan.training.device))
+    here = processes.join(build.pick_device(plan.training.device))
     if not here.is_main_process:
         say = str  # nobody hears it
     fusion = plans.fusion_of(plan.profile)
-    options = {"context": plan.head.gru > 0, "prepared": plan.train_encoders}
+    encoded = partial(
+        _build,
+        fusion=fusion,
+        track=plan.track,
+        cache=cache,
+        workers=_workers(workers, cores, fusion),
+        hidden=not here.is_main_process,
+        context=plan.head.gru > 0,
+        prepared=plan.train_encoders,
+    )
     copies.check(config, plan.copies, fusion)
     encoders.check(config, plan.augment, fusion, plan.train_encoders)
     sources = plans.find_sources(paths, fusion)
     with here.main_process_first():
-        data = _build(sources, fusion, plan.classes, plan.track, cache, workers, **options)
-        perturbed = [
-            _build(copies.copied(sources, one), fusion, data.classes, plan.track, cache, workers, **options)
-            for one in plan.copies
-        ]
+        data = encoded(sources, classes=plan.classes)
+        perturbed = [encoded(copies.copied(sources, one), classes=data.classes) for one in plan.copies]
     parts = plans.split(data, plan, perturbed)
     inputs = plans.branch_inputs(fusion)
     out.mkdir(parents=True, exist_ok=True)
@@ -56,17 +66,12 @@ def train(
         raise PerceptionError(f"{out} holds an interrupted training; go on with --resume or remove it")
     counts = [len(part.labelled) for part in (parts.train, parts.validation, parts.test)]
     say("{} windows to train on, {} to choose by, {} to test on".format(*counts))
-    hidden = not here.is_main_process
-    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as progress:
-        bar = progress.add_task("training", total=plan.seeds * plan.training.epochs)
-
-        def on_epoch(epoch: int, history: History) -> None:
-            loss = history.validation_loss[-1]
-            progress.update(bar, advance=1, description=f"epoch {epoch}, validation loss {loss:.4f}")
-
-        models = plans.train_heads(parts, plan, fusion, on_epoch, out)
-    singles = train_singles(parts, plan, fusion)
-    folds = report.over_folds(plans.cross_validate(data, plan, fusion, perturbed)) if plan.folds else {}
+    fits = plan.seeds + len(set(inputs.values())) + plan.folds
+    with progress("training heads", fits, hidden=not here.is_main_process) as advance:
+        models = plans.train_heads(parts, plan, fusion, out, advance)
+        singles = train_singles(parts, plan, fusion, advance)
+        tested = plans.cross_validate(data, plan, fusion, perturbed, advance) if plan.folds else ()
+        folds = report.over_folds(tested) if plan.folds else {}
     if not here.is_main_process:
         return
     found = report.assess(models, parts.validation, parts.test, inputs, singles)
@@ -82,7 +87,9 @@ def train(
     say(f"stored {out}; report: {page}")
 
 
-def train_singles(parts: Split, plan: TrainPlan, fusion: FusionConfig) -> dict[str, FusionModel]:
+def train_singles(
+    parts: Split, plan: TrainPlan, fusion: FusionConfig, advance: Advance = nothing
+) -> dict[str, FusionModel]:
     """Train the same kind of head on each input alone: what fusion has to beat."""
     inputs = plans.branch_inputs(fusion)
     head = plan.head.model_copy(update={"modality_dropout": 0.0})
@@ -93,7 +100,8 @@ def train_singles(parts: Split, plan: TrainPlan, fusion: FusionConfig) -> dict[s
         branches = [branch for branch in parts.train.branches if inputs[branch] == name]
         own = Split(*(part.select(branches) for part in (parts.train, parts.validation, parts.test)))
         model, augment = plans.new_model(alone, own.train, config.seed, fusion)
-        fit(model, own.train, own.validation, config, augment=augment)
+        fit(model, own.train, own.validation, config, augment=augment, on_epoch=plans.noted(advance))
+        advance()
         singles[name] = model.cpu()
     return singles
 
@@ -106,18 +114,27 @@ def evaluate(
     *,
     track: str,
     cache: Path | None,
-    workers: int,
+    workers: int | None,
     retrieval: Mapping[str, Any],
     say: Say,
+    cores: int | None = None,
 ) -> None:
     """Report on a stored head; see the command. Half of the sessions choose the conformal thresholds.
 
-    What search is worth in them is reported too, if that is given.
+    What search is worth in them is reported too, if that is given. Workers are those of `train`.
     """
     fusion = with_own_encoders(plans.fusion_of(name), folder)
     head = load_head(folder)
     sources = plans.find_sources(paths, fusion)
-    data = _build(sources, fusion, head.classes, track, cache, workers, context=head.ticks > 1)
+    data = _build(
+        sources,
+        fusion=fusion,
+        classes=head.classes,
+        track=track,
+        cache=cache,
+        workers=_workers(workers, cores, fusion),
+        context=head.ticks > 1,
+    )
     check_branches(head, {branch: data.features[branch].shape[1] for branch in data.branches})
     calibration, test = dataset.holdout(data, 0.5, 0)
     model = FusionModel(head)
@@ -129,20 +146,23 @@ def evaluate(
     say(f"report: {page}")
 
 
+def _workers(asked: int | None, cores: int | None, fusion: FusionConfig) -> int:
+    here = cores or build.cores()
+    return asked or workers_for(here, build.threads_for(fusion.threads, here))
+
+
 def _build(
     sources: Sequence[DataSource],
+    *,
     fusion: FusionConfig,
-    classes: Sequence[str],
-    track: str,
     cache: Path | None,
-    workers: int,
+    hidden: bool = False,
     **options: Any,
 ) -> Examples:
     folder = (cache or CACHE).expanduser()
-    examples = dataset.build(
-        sources, fusion, folder, classes=classes, track=track, workers=workers, **options
-    )
-    use_threads(0)  # encoding leaves each process one
+    with progress("encoding", len(sources), hidden=hidden) as advance:
+        examples = dataset.build(sources, fusion, folder, advance=advance, **options)
+    build.use_threads(0)  # encoding leaves each process those of the fusion
     return examples
 
 

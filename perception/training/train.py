@@ -17,6 +17,7 @@ from perception.models.checkpoint import Head, config_hash, head_hash
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.memory import MAX_TICKS
 from perception.profile import FusionConfig, Section
+from perception.progress import Advance, nothing
 from perception.training import dataset
 from perception.training.copies import CopyPlan, joined
 from perception.training.dataset import DataSource, SessionSource
@@ -197,8 +198,8 @@ def train_heads(
     parts: Split,
     plan: TrainPlan,
     fusion: FusionConfig,
-    on_epoch: Callable[[int, History], None] = lambda epoch, history: None,
     state_folder: Path | None = None,
+    advance: Advance = nothing,
 ) -> list[FusionModel]:
     """Train one head per seed.
 
@@ -206,8 +207,8 @@ def train_heads(
         parts: rows apart by session.
         plan: what to train and how.
         fusion: that the head is for.
-        on_epoch: told after each epoch.
         state_folder: training states are kept here, and continued from.
+        advance: told of each head, and of epochs on the way there.
     """
     models = []
     for number in range(plan.seeds):
@@ -226,20 +227,32 @@ def train_heads(
             augment=augment,
             state_file=state,
             plan=told,
-            on_epoch=on_epoch,
+            on_epoch=noted(advance),
         )
+        advance()
         models.append(model.cpu())
     return models
 
 
+def noted(advance: Advance) -> Callable[[int, History], None]:
+    """Return what shows each epoch of a fit beside its progress."""
+    return lambda epoch, history: advance(
+        0, f"epoch {epoch}, validation loss {history.validation_loss[-1]:.4f}"
+    )
+
+
 def cross_validate(
-    data: Examples, plan: TrainPlan, fusion: FusionConfig, copies: Sequence[Examples] = ()
+    data: Examples,
+    plan: TrainPlan,
+    fusion: FusionConfig,
+    copies: Sequence[Examples] = (),
+    advance: Advance = nothing,
 ) -> Iterator[tuple[Split, FusionModel]]:
     """Train one head per fold of the sources; each source is in the test of exactly one, no copy in any."""
     for rest, fold in dataset.folds(data, plan.folds, plan.training.seed):
         train, validation = dataset.holdout(rest, plan.validation, plan.training.seed)
         parts = Split(joined(train, copies), validation, fold)
-        (model,) = train_heads(parts, plan.model_copy(update={"seeds": 1}), fusion)
+        (model,) = train_heads(parts, plan.model_copy(update={"seeds": 1}), fusion, None, advance)
         yield parts, model
 
 

@@ -74,7 +74,9 @@ def main(count: int, load: bool) -> None:
             assert states.receive(60) is not None
         time.sleep(5)
         began_ns = HostClock().now_ns()
-        burner = multiprocessing.Process(target=burn, args=(time.monotonic() + 600,), daemon=True)
+        burner = multiprocessing.get_context("spawn").Process(
+            target=burn, args=(time.monotonic() + 600,), daemon=True
+        )
         if load:
             burner.start()
         worker = threading.Thread(target=swaps, args=(head, count))

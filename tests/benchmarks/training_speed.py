@@ -102,8 +102,12 @@ def main(seconds: float, rounds: int, gru: int) -> None:
     plan = TrainPlan(profile="demo", seeds=1, test=0, head=HeadPlan(**({"gru": gru} if gru else {})))
     parts: Split = plans.split(hour, plan)
     began = time.perf_counter()
-    epochs: list[int] = []
-    plans.train_heads(parts, plan, config, lambda epoch, _: epochs.append(epoch))
+    epochs: list[str] = []
+
+    def advance(count: int = 1, note: str = "") -> None:
+        epochs.extend([note] if note else [])
+
+    plans.train_heads(parts, plan, config, advance=advance)
     took = time.perf_counter() - began
     rows = len(parts.train)
     print(f"training on {rows} of {HOUR} windows: {took:.1f} s, {took / len(epochs):.2f} s an epoch")

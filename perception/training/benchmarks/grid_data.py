@@ -4,7 +4,6 @@ One clip is `NAME.mpg` with `NAME.align` beside it, whose times count 1/25000 s.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from perception.errors import PerceptionError
+from perception.progress import progress
+from perception.training.workers import Step, spread
 
 TICKS_PER_S: Final = 25_000
 RATE_HZ: Final = 16_000
@@ -47,8 +48,12 @@ def load(data: Path, workers: int = 1) -> list[Clip]:
     files = sorted(file for file in data.glob("*.mpg") if file.with_suffix(".align").exists())
     if not files:
         raise PerceptionError(f"{data}: no GRID clips there; expected NAME.mpg with NAME.align")
-    with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(read, files, chunksize=8))
+    with progress("reading clips", len(files)) as advance:
+        return spread(_read, files, workers, on_done=lambda file: advance())
+
+
+def _read(file: Path, step: Step) -> Clip:
+    return read(file)
 
 
 def read(file: Path) -> Clip:

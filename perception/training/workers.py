@@ -1,0 +1,204 @@
+"""Work shared out among processes of this interpreter, each started afresh.
+
+None is forked: a fork copies the locks that other threads, such as torch's, hold at that moment, and nothing
+releases them in the copy. None runs the caller's `__main__` again, as `multiprocessing` does, so a script
+needs no guard and a notebook needs no script. Each leads a session of its own: Ctrl-C reaches only this
+process, which ends them. When this process is gone, for whatever reason, they end at their next step.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, Final, Generic, Literal, TypeVar
+
+from perception.errors import PerceptionError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Step = Callable[[], object]
+Work = Callable[[Item, Step], Result]
+MOST: Final = 4
+"""Workers unless more are asked for: each holds its own models, a gigabyte of ResNet, VGGish and BERT."""
+_END_S: Final = 5.0
+"""A step that takes longer is not waited for."""
+_Answer = tuple[Literal["step", "done", "failed", "unknown"], Any]
+
+
+def workers_for(cores: int, threads: int) -> int:
+    """Return how many workers of so many torch threads keep the cores busy, at least 1, at most MOST."""
+    return max(1, min(MOST, cores // threads))
+
+
+def spread(
+    work: Work[Item, Result],
+    items: Sequence[Item],
+    workers: int,
+    *,
+    on_step: Step = lambda: None,
+    on_done: Callable[[Item], object] = lambda item: None,
+    name: Callable[[Item], str] = str,
+) -> list[Result]:
+    """Return what `work` makes of each item, in their order; with one worker or item in this process.
+
+    Args:
+        work: what another process can import, or a partial of it; it calls its second argument at each step.
+        items: which pickle; what another process cannot import, such as a class of a notebook, stays here.
+        workers: how many processes, no more than items.
+        on_step: called for each step of each worker.
+        on_done: called for each item that is done, in any order.
+        name: of an item, for errors.
+
+    Raises:
+        PerceptionError: a worker was killed; or whatever `work` raises.
+    """
+    share: _Share[Item, Result] = _Share(items, on_step, on_done, name)
+    if min(workers, len(items)) > 1:
+        with _started(work, min(workers, len(items))) as processes:
+            share.among(processes)
+    return share.rest(work)
+
+
+class _Worker:
+    """One process, and the item it is at."""
+
+    def __init__(self, work: Work[Any, Any]) -> None:
+        ours, theirs = socket.socketpair()
+        path = [entry or os.getcwd() for entry in sys.path]
+        code = f"import sys; sys.path[:] = {path}; from {__name__} import serve; serve({theirs.fileno()})"
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self.connection = Connection(ours.detach())
+        self.number = -1
+        self.send(work)
+
+    def send(self, value: Any) -> None:
+        """Send anything that pickles; a worker that is gone is found out when it answers."""
+        with suppress(ConnectionError):
+            self.connection.send(value)
+
+    def answer(self) -> _Answer | None:
+        """Return its next answer, None if it is gone."""
+        try:
+            answer: _Answer = self.connection.recv()
+        except (EOFError, ConnectionError):
+            return None
+        return answer
+
+
+@contextmanager
+def _started(work: Work[Any, Any], count: int) -> Iterator[list[_Worker]]:
+    started: list[_Worker] = []
+    try:
+        for _ in range(count):
+            started.append(_Worker(work))
+        yield started
+    finally:
+        for worker in started:
+            worker.connection.close()  # ends it at its next step, with time to remove what is half written
+        for worker in started:
+            try:
+                worker.process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+
+
+class _Share(Generic[Item, Result]):
+    """What is due, and what came of it."""
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        on_step: Step,
+        on_done: Callable[[Item], object],
+        name: Callable[[Item], str],
+    ) -> None:
+        self._items, self._on_step, self._on_done, self._name = items, on_step, on_done, name
+        self._due = deque(range(len(items)))
+        self._left: list[int] = []
+        """What no worker can take."""
+        self._results: dict[int, Result] = {}
+
+    def among(self, workers: Sequence[_Worker]) -> None:
+        """Give each worker one item after another until none is due."""
+        busy = {worker.connection: worker for worker in workers if self._give(worker)}
+        while busy:
+            for connection in wait(list(busy)):
+                worker = busy[connection]  # type: ignore[index]
+                match worker.answer():
+                    case ("step", _):
+                        self._on_step()
+                        continue
+                    case ("done", result):
+                        self._note(worker.number, result)
+                    case ("unknown", _):
+                        self._left.append(worker.number)
+                    case ("failed", error):
+                        raise error
+                    case _:
+                        raise self._killed(worker)
+                if not self._give(worker):
+                    del busy[worker.connection]
+
+    def rest(self, work: Work[Item, Result]) -> list[Result]:
+        """Do here what is left; return all results."""
+        for number in sorted([*self._left, *self._due]):
+            self._note(number, work(self._items[number], self._on_step))
+        return [self._results[number] for number in range(len(self._items))]
+
+    def _give(self, worker: _Worker) -> bool:
+        while self._due:
+            worker.number = self._due.popleft()
+            try:
+                worker.send(self._items[worker.number])
+            except Exception:  # it does not pickle: any class can make of that what it likes
+                self._left.append(worker.number)
+                continue
+            return True
+        return False
+
+    def _note(self, number: int, result: Result) -> None:
+        self._results[number] = result
+        self._on_done(self._items[number])
+
+    def _killed(self, worker: _Worker) -> PerceptionError:
+        worker.process.wait()
+        code = worker.process.returncode
+        how = f"signal {-code}, perhaps for want of memory" if code < 0 else f"exit code {code}"
+        item = self._name(self._items[worker.number])
+        return PerceptionError(f"{item}: the process that worked on it ended by {how}; try --workers 1")
+
+
+def serve(descriptor: int) -> None:
+    """Work for the process at the other end of a socket until it closes that: the body of a worker."""
+    parent = Connection(descriptor)
+    with suppress(EOFError, ConnectionError):
+        work = parent.recv()
+        while True:
+            parent.send(_answer(parent, work))
+
+
+def _answer(parent: Connection, work: Work[Any, Any]) -> _Answer:
+    try:
+        item = parent.recv()
+    except (EOFError, ConnectionError):
+        raise
+    except Exception:  # whatever an import here raises
+        return "unknown", None
+    try:
+        return "done", work(item, lambda: parent.send(("step", None)))
+    except PerceptionError as error:
+        return "failed", error
+    except Exception:
+        return "failed", RuntimeError(traceback.format_exc())
