@@ -2,7 +2,9 @@
 
 import zlib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -10,11 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mcap.reader import make_reader
+from msgspec import structs
 
 from perception.bus import codec
 from perception.bus.schema import golden_vectors
 from perception.errors import SessionError
-from perception.messages import CameraFrame, ClockTick, Header, Label, Message, TextCommand
+from perception.messages import (
+    AudioBlock,
+    CameraFrame,
+    ClockTick,
+    FusedState,
+    Header,
+    Label,
+    Message,
+    TextCommand,
+    checked,
+)
 from perception.session import Session, SessionWriter, protobuf, read, schemas
 from tests import streams
 
@@ -176,6 +189,70 @@ def test_boxes_of_a_state_are_drawn_for_viewers_and_passed_over_by_readers(tmp_p
         assert list(map(content, session.messages())) == [content(state)]
         assert session.counts == {"state/fused": 1}
         assert not session.damage
+
+
+def state_with(boxes: bool, tick: int) -> Message[Header]:
+    parts = next(vector["parts"] for vector in golden_vectors() if vector["topic"] == "state/fused")
+    header = codec.decode([bytes.fromhex(part) for part in parts], received_ns=0).header
+    assert isinstance(header, FusedState)
+    changed = {}
+    for name, modality in header.modalities.items():
+        branches = {
+            key: branch if boxes else structs.replace(branch, boxes=())
+            for key, branch in modality.branches.items()
+        }
+        changed[name] = structs.replace(modality, branches=branches)
+    return Message("state/fused", structs.replace(header, modalities=changed, seq=tick), b"", 10 + tick)
+
+
+def viewed(path: Path, topic: str, name: str) -> list[Any]:
+    """What a viewer with Foxglove's published schema sees of a topic."""
+    kind = getattr(import_module(f"foxglove_schemas_protobuf.{name}_pb2"), name)
+    with path.open("rb") as file:
+        return [kind.FromString(one.data) for _, _, one in make_reader(file).iter_messages([topic])]
+
+
+def test_boxes_that_ended_are_cleared_once(tmp_path: Path) -> None:
+    states = [state_with(boxes, tick) for tick, boxes in enumerate((False, True, True, False, False, True))]
+    path = write(tmp_path / "s.mcap", states)
+    seen = viewed(path, "annotations/camera/front", "ImageAnnotations")
+    assert [len(one.points) > 0 for one in seen] == [True, True, False, True]
+    assert all(one.timestamp.seconds for one in seen)
+
+
+def test_a_viewer_plays_every_microphone_and_the_wire_stays_as_it_was(tmp_path: Path) -> None:
+    floats = np.array([0.0, 0.5, -1.0, 1.0, 2.0, -3.0, np.nan, 1e-5], "<f4")
+    whole = np.array([1, -2, 300, -32768], "<i2")
+    blocks: list[Message[Header]] = []
+    for seq, (kind, data) in enumerate((("f32", floats), ("s16", whole), ("f32", floats))):
+        fields = {"stamp_ns": 7, "seq": seq, "sample_index": 0, "samples": len(data)}
+        header = checked(AudioBlock, fields | {"rate_hz": 16_000, "channels": 1, "format": kind})
+        blocks.append(Message("microphone/m", header, data.tobytes(), seq + 1))
+    path = write(tmp_path / "s.mcap", blocks)
+    assert list(map(content, read(path))) == list(map(content, blocks))
+    as_whole = [0, 16384, -32768, 32767, 32767, -32768, 0, 0]
+    for heard, samples in zip(
+        viewed(path, "microphone/m", "RawAudio"), (as_whole, whole.tolist(), as_whole), strict=True
+    ):
+        assert (heard.format, heard.sample_rate, heard.number_of_channels) == ("pcm-s16", 16_000, 1)
+        assert np.frombuffer(heard.data, "<i2").tolist() == samples
+
+
+def test_messages_of_our_own_schemas_carry_a_timestamp(tmp_path: Path) -> None:
+    descriptors = import_module("google.protobuf.descriptor_pb2").FileDescriptorSet
+    factory = import_module("google.protobuf.message_factory")
+    path = write(
+        tmp_path / "s.mcap", [state_with(False, 0), Message("clock/c", ClockTick(stamp_ns=-5), b"", 9)]
+    )
+    with path.open("rb") as file:
+        for schema, channel, message in make_reader(file).iter_messages():
+            assert schema is not None
+            files = descriptors.FromString(schema.data)
+            kind = factory.GetMessages(files.file)[schema.name]
+            stamp = kind.FromString(message.data).timestamp
+            stamp_ns = stamp.seconds * 10**9 + stamp.nanos
+            (header,) = [one.header for one in read(path, [channel.topic])]
+            assert stamp_ns == header.stamp_ns
 
 
 def test_metadata_comes_back(tmp_path: Path) -> None:

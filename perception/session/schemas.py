@@ -2,16 +2,18 @@
 
 Camera, sound and text go under Foxglove's published schemas, all else under a protobuf message made from
 the declaration in `messages`. Every record has two fields more, which viewers pass over: `header`, the
-msgpack header byte for byte, and `payload` where the view has no place for it. Boxes in a state are also
-written as image annotations, a view only: reading passes over them.
+msgpack header byte for byte, and `payload` where the view has no place for it. So floats of a microphone
+stand there beside the 16 bit samples that are all that Foxglove plays. Boxes in a state are also written as
+image annotations, a view only: reading passes over them.
 """
 
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
+import numpy as np
 from msgspec import structs, to_builtins
 
 from perception import topics
@@ -22,12 +24,15 @@ from perception.messages import (
     Header,
     ModalityState,
     Model,
+    Payload,
     TextCommand,
 )
 from perception.session.protobuf import Enum, Field, Schema, encode
 
 HEADER_FIELD: Final = 1000
 PAYLOAD_FIELD: Final = 1001
+_TIMESTAMP_FIELD: Final = 1002
+"""Of messages whose declaration is ours: viewers plot by a field `timestamp`."""
 ANNOTATIONS: Final = "annotations"
 """Prefix of the channels that only viewers need."""
 
@@ -71,6 +76,7 @@ RAW_AUDIO: Final = _foxglove(
     Field("sample_rate", 4, "fixed32"),
     Field("number_of_channels", 5, "fixed32"),
     _HEADER,
+    _PAYLOAD,
 )
 LOG: Final = _foxglove(
     "Log",
@@ -127,6 +133,11 @@ class View:
     payload_field: int = PAYLOAD_FIELD
 
     @property
+    def has_boxes(self) -> bool:
+        """Whether these are annotations that draw something."""
+        return bool(self.values.get("points"))
+
+    @property
     def fields(self) -> dict[str, str]:
         """Where the wire bytes are, for the channel's metadata; empty if this is a view only."""
         if self.schema == IMAGE_ANNOTATIONS:
@@ -138,7 +149,7 @@ class View:
         return encode(self.schema, {**self.values, "header": wire})
 
 
-def view(topic: str, header: Header) -> View:
+def view(topic: str, header: Header, payload: Payload = b"") -> View:
     """Return how a message of `topic` is shown."""
     common = {"timestamp": _timestamp(header.stamp_ns), "frame_id": topic.partition("/")[2]}
     match header:
@@ -152,20 +163,29 @@ def view(topic: str, header: Header) -> View:
             )
         case AudioBlock():
             kind = {
-                "format": f"pcm-{header.format}",
+                "format": "pcm-s16",
                 "sample_rate": header.rate_hz,
                 "number_of_channels": header.channels,
             }
-            return View(RAW_AUDIO, common | kind, payload_field=2)
+            if header.format == "s16":
+                return View(RAW_AUDIO, common | kind, payload_field=2)
+            return View(RAW_AUDIO, common | kind | {"data": _as_s16(payload)})
         case TextCommand():
             return View(LOG, common | {"level": _INFO, "message": header.text, "name": topic})
         case _:
-            return View(_of_topic(topics.lookup(topic).message), to_builtins(header))
+            values = to_builtins(header) | {"timestamp": common["timestamp"]}
+            return View(_of_topic(topics.lookup(topic).message), values)
 
 
-def annotations(state: FusedState) -> dict[str, View]:
-    """Return the boxes a state names, by camera topic."""
-    found = {}
+def annotations(state: FusedState, drawn: Collection[str] = ()) -> dict[str, View]:
+    """Return the boxes a state names, by camera topic.
+
+    Args:
+        state: that names them.
+        drawn: cameras on which boxes of earlier states are still to be seen; where there are none any more,
+            empty annotations clear them.
+    """
+    found = {topic: View(IMAGE_ANNOTATIONS, {"timestamp": _timestamp(state.stamp_ns)}) for topic in drawn}
     for modality in state.modalities.values():
         if any(branch.boxes for branch in modality.branches.values()):
             found[modality.topic] = View(IMAGE_ANNOTATIONS, _boxes(modality, state.stamp_ns))
@@ -208,6 +228,12 @@ def _boxes(modality: ModalityState, end_ns: int) -> dict[str, Any]:
     }
 
 
+def _as_s16(floats: Payload) -> bytes:
+    samples = np.nan_to_num(np.frombuffer(floats, "<f4"), posinf=1.0, neginf=-1.0)
+    data: bytes = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype("<i2").tobytes()
+    return data
+
+
 def _timestamp(stamp_ns: int) -> dict[str, int]:
     seconds, nanos = divmod(stamp_ns, _SECOND_NS)
     return {"seconds": seconds, "nanos": nanos}
@@ -217,7 +243,8 @@ def _timestamp(stamp_ns: int) -> dict[str, int]:
 def _of_topic(message: type[Header]) -> Schema:
     made = _of_model(message)
     # proto2, because only there does a number that is not known differ from a zero.
-    return Schema(made.package, made.name, (*made.fields, _HEADER, _PAYLOAD), "proto2")
+    stamp = Field("timestamp", _TIMESTAMP_FIELD, _TIMESTAMP)
+    return Schema(made.package, made.name, (*made.fields, _HEADER, _PAYLOAD, stamp), "proto2")
 
 
 @cache

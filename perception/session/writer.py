@@ -67,12 +67,14 @@ class SessionWriter:
         self.bytes_written = 0
         self.counts: Counter[str] = Counter()
         """Messages written so far, by topic."""
+        self._drawn: dict[str, set[str]] = {}
+        """Cameras on which viewers still see boxes, by topic of the states that named them."""
         self._zero: zero.Zero | None = None
         self._last_ns = -1
         self._start_ns: int | None = None
         self._lanes: dict[str, _Lane] = {}
         self._schemas: dict[tuple[str, str, bytes], records.Schema] = {}
-        self._channels: dict[tuple[str, int], _Channel] = {}
+        self._channels: dict[tuple[str, int, str], _Channel] = {}
         self._channel_counts: Counter[int] = Counter()
         self._chunk_count = self._metadata_count = 0
         # Serialised at once: in a long recording these are all that grows in memory.
@@ -88,7 +90,7 @@ class SessionWriter:
         """
         topic, header, payload = message.topic, message.header, message.payload
         wire = message.wire or bytes(codec.encode(topic, header, payload)[1])
-        view = schemas.view(topic, header)
+        view = schemas.view(topic, header, payload)
         data = view.encode(wire)
         if len(payload):
             data += protobuf.tag(view.payload_field, len(payload))
@@ -98,7 +100,9 @@ class SessionWriter:
         self._add(self._viewed(topic, view), log_ns, header.sent_ns, header.seq, data, payload)
         self.counts[topic] += 1
         if isinstance(header, messages.FusedState):
-            for camera, boxes in schemas.annotations(header).items():
+            drawn = self._drawn.setdefault(topic, set())
+            for camera, boxes in schemas.annotations(header, drawn).items():
+                (drawn.add if boxes.has_boxes else drawn.discard)(camera)
                 channel = self._viewed(f"{schemas.ANNOTATIONS}/{camera}", boxes)
                 self._add(channel, log_ns, header.sent_ns, header.seq, boxes.encode())
 
@@ -165,7 +169,8 @@ class SessionWriter:
     def _channel(
         self, topic: str, encoding: str, schema: records.Schema, metadata: Mapping[str, str]
     ) -> _Channel:
-        channel = self._channels.get((topic, schema.id))
+        key = topic, schema.id, metadata.get("payload_field", "")
+        channel = self._channels.get(key)
         if channel is None:
             record = records.Channel(
                 id=len(self._channels) + 1,
@@ -176,7 +181,7 @@ class SessionWriter:
             )
             declaration = _serialised(schema) + _serialised(record)
             channel = _Channel(record, declaration, _COMPRESSION.get(schema.name, "zstd"))
-            self._channels[topic, schema.id] = channel
+            self._channels[key] = channel
         return channel
 
     def _add(
