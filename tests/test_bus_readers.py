@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import pytest
 from msgspec import structs
 
 from perception import topics
@@ -154,35 +155,58 @@ with Subscriber("camera/a", runtime=Runtime(base=base), clock=HostClock(base).no
         assert received + lost <= publisher.published
 
 
-def test_a_reader_that_was_stopped_goes_on_with_the_newest(bus: Bus) -> None:
-    code = """
-import sys
+READER = """
+import asyncio, sys, time
 from pathlib import Path
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
-base = Path(sys.argv[1])
-with Subscriber("health/a", runtime=Runtime(base=base), clock=HostClock(base).now_ns) as subscriber:
-    for message in subscriber:
-        print(message.header.seq, flush=True)
+base, busy = Path(sys.argv[1]), sys.argv[2] == "busy"
+subscriber = Subscriber("health/a", runtime=Runtime(base=base), clock=HostClock(base).now_ns)
+def take(message):
+    print(message.header.seq, flush=True)
+    if busy and message.header.seq == 0:
+        while not subscriber.health()["health/a"].queued:
+            time.sleep(0.001)
+        print("one waits", flush=True)
+        input()
 """
-    command = [sys.executable, "-c", code, str(bus.runtime.base)]
+SYNC_READER = f"{READER}\nfor message in subscriber: take(message)"
+ASYNC_READER = f"""{READER}
+async def main():
+    async for message in subscriber: take(message)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("code", [SYNC_READER, ASYNC_READER], ids=["for", "async for"])
+@pytest.mark.parametrize("doing", ["waiting", "busy"])
+def test_a_reader_that_was_stopped_goes_on_with_the_newest(bus: Bus, code: str, doing: str) -> None:
+    command = [sys.executable, "-c", code, str(bus.runtime.base), doing]
+    pipe = subprocess.PIPE
     with (
         bus.publisher("health/a") as publisher,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as reader,
     ):
         assert publisher.wait_for_subscriber(LONG_S)
         publisher.send(Health(stamp_ns=1, node="a"))
         assert reader.stdout is not None
+        assert reader.stdin is not None
         assert reader.stdout.readline() == "0\n"
+        if doing == "busy":  # an old message waits in the reader's inbox
+            publisher.send(Health(stamp_ns=1, node="a"))
+            assert reader.stdout.readline() == "one waits\n"
         reader.send_signal(signal.SIGSTOP)
         threads = list(Path(f"/proc/{reader.pid}/task").glob("*/stat"))
         eventually(lambda: all(thread.read_text().rpartition(") ")[2][0] == "T" for thread in threads))
         for _ in range(100):
             publisher.send(Health(stamp_ns=1, node="a"))
-        time.sleep(0.01)  # behind what is younger than half a millisecond nobody looks
+        time.sleep(0.15)  # behind what is younger than half a millisecond nobody looks
+        reader.stdin.write("\n")
+        reader.stdin.flush()
         reader.send_signal(signal.SIGCONT)
-        assert reader.stdout.readline() == "100\n"
+        taken = reader.stdout.readline()
         reader.kill()
+        assert taken == f"{publisher.published - 1}\n"
 
 
 def test_who_always_has_a_message_still_finds_new_topics(bus: Bus) -> None:

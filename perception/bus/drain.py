@@ -114,7 +114,7 @@ class Drain:
         now_s = time.monotonic()
         deadline_s = math.inf if timeout_s is None else now_s + timeout_s
         while not self._inbox.closed:
-            if self._turn.acquire(blocking=False):
+            if self._turn.acquire(blocking=False) or self._wait_for_turn(now_s, deadline_s):
                 try:
                     message = self._attend(now_s, deadline_s)
                 finally:
@@ -133,42 +133,72 @@ class Drain:
             now_s = time.monotonic()
         return None
 
+    def _wait_for_turn(self, now_s: float, deadline_s: float) -> bool:
+        """Wait for who looks at the socket, if what waits in the inbox may be old; return whether to look."""
+        return self._inbox.outdated(now_s) and self._turn.acquire(
+            timeout=min(_WAKE_S, max(deadline_s - now_s, 0.0))
+        )
+
     def _attend(self, now_s: float, deadline_s: float) -> Message[Header] | None:
         """Drain until there is a message to return."""
         self._attended_s = math.inf
-        looks = 0
         try:
             while True:
                 if now_s >= self._next_scan_s:
                     self._scan(now_s)
-                left_s = 0.0 if self._waited or self._inbox.filled else deadline_s - now_s
+                left_s = 0.0 if self._inbox.filled else deadline_s - now_s
                 self._waited = False
                 message = self._take_in_what_comes(_WAKE_S if left_s > _WAKE_S else left_s)
-                if self._waited and looks < _MOST_AT_ONCE:
-                    looks += 1
-                    if message is not None:
-                        self._inbox.put(message)
-                    continue  # what comes next may supersede it
+                if self._waited:
+                    message = self._catch_up(message)
                 message = self._inbox.take() if message is None else self._inbox.pass_on(message)
                 if message is not None:
                     return message
-                now_s = time.monotonic()
+                now_s = self._inbox.looked_s = time.monotonic()
                 if now_s >= deadline_s or self._inbox.closed:
                     return None
         finally:
-            self._attended_s = time.monotonic()
+            self._attended_s = self._inbox.looked_s = time.monotonic()
 
     def _stand_in(self) -> None:
         """Drain for a while, and refer to nothing afterwards: what is referred to keeps its slot."""
         if (now_s := time.monotonic()) >= self._next_scan_s:
             self._scan(now_s)
-        if (message := self._take_in_what_comes(_WAKE_S)) is not None:
-            self._inbox.put(message)
+        ready = self._wait(_WAKE_S)
+        with self._inbox.lock:  # nobody takes what is about to be superseded
+            self._waited = False
+            message = self._take_in(ready)
+            if self._waited:
+                message = self._catch_up(message)
+            if message is not None:
+                self._inbox.put(message)
+            self._inbox.looked_s = time.monotonic()
+
+    def _catch_up(self, message: Message[Header] | None) -> Message[Header] | None:
+        """Take in all that waits behind a message, which may supersede it; return the last, as below.
+
+        Nobody can take a message meanwhile: after a pause of this process, all but the last are old.
+        """
+        with self._inbox.lock:
+            for _ in range(_MOST_AT_ONCE):
+                if message is not None:
+                    self._inbox.put(message)
+                self._waited = False
+                message = self._take_in_what_comes(0.0)
+                if not self._waited:
+                    break
+        return message
 
     def _take_in_what_comes(self, timeout_s: float) -> Message[Header] | None:
         """Wait for messages and take in some; return the last that came by the lane, not taken in yet."""
+        return self._take_in(self._wait(timeout_s))
+
+    def _wait(self, timeout_s: float) -> list[tuple[int, int]]:
+        return self._poll.poll(0 if self._unread or timeout_s <= 0 else timeout_s * 1e3)
+
+    def _take_in(self, ready: list[tuple[int, int]]) -> Message[Header] | None:
         message = None
-        for descriptor, _ in self._poll.poll(0 if self._unread or timeout_s <= 0 else timeout_s * 1e3):
+        for descriptor, _ in ready:
             if message is not None:
                 self._inbox.put(message)
                 message = None
