@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import sys
 import weakref
 from collections import deque
 from contextlib import ExitStack
@@ -259,6 +260,47 @@ def test_readers_who_hold_everything_cannot_use_up_the_ring(bus: CameraBus) -> N
         for value, payload in held:
             assert bytes(payload) == bytes(filled(value))
         assert all(reader.health()["camera/a"].consumed == 60 for reader in readers)
+
+
+# --- where references are not counted ---
+
+
+def test_whether_references_are_counted_is_tried_out() -> None:
+    free_threaded = not getattr(sys, "_is_gil_enabled", lambda: True)()
+    assert lane.references_are_counted() is not free_threaded
+    assert not lane.references_are_counted(gil=False)
+    assert not lane.references_are_counted(lambda one: sys.getrefcount(one) - 2)  # of a borrowed reference
+    assert not lane.references_are_counted(lambda one: 2)  # no difference between used and unused
+    assert not lane.references_are_counted(lambda one: 1 << 30)  # immortal
+
+
+def test_where_references_are_not_counted_payloads_are_copied_and_their_slots_free_at_once() -> None:
+    ring = lane.Ring(SIZE, counted=False)
+    reader = lane.Reader(ring.file, counted=False)
+    read = []
+    for value in range(100):
+        loan = ring.lend(SIZE)
+        assert loan is not None
+        loan.data[:] = filled(value).data
+        payload = reader.payload(loan.slot, SIZE, ring.commit(loan.slot))
+        assert payload is not None
+        assert not shared(payload)
+        read.append(payload)
+    assert all(bytes(payload) == bytes(filled(value)) for value, payload in enumerate(read))
+
+
+def test_where_references_are_not_counted_a_loan_that_may_be_in_use_is_never_lent_again() -> None:
+    ring = lane.Ring(SIZE, counted=False)
+    loan = ring.lend(SIZE)
+    assert loan is not None
+    in_use, data = loan.slot, loan.data
+    del loan
+    for _ in range(200):
+        other = ring.lend(SIZE)
+        assert other is not None
+        assert other.slot != in_use
+        ring.commit(other.slot)
+    assert len(data) == SIZE
 
 
 # --- what is not believed ---

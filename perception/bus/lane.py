@@ -17,6 +17,7 @@ import os
 import struct
 import sys
 import weakref
+from collections.abc import Callable
 from sys import getrefcount
 from typing import Final
 
@@ -38,6 +39,29 @@ _PINNED: Final = 5
 """Groups one reader may hold, enough to look back 0.25 s at 60 Hz; beyond them it copies."""
 _OWN: Final = 2
 """What `getrefcount` says of what only a list refers to."""
+
+
+def references_are_counted(count: Callable[[object], int] = getrefcount, *, gil: bool | None = None) -> bool:
+    """Return whether `count` tells that something refers to an object besides a list, as the lane needs it.
+
+    Builds without a GIL count in parts, and an interpreter may borrow references. Payloads are copied there.
+    """
+    if not (getattr(sys, "_is_gil_enabled", lambda: True)() if gil is None else gil):
+        return False
+    raw, lent = 0, 1
+    listed: list[msgspec.Raw | memoryview] = [msgspec.Raw(b"read"), memoryview(bytearray(b"lent"))]
+
+    def unused() -> bool:
+        return all(count(listed[at]) == _OWN for at in range(len(listed)))
+
+    before = unused()
+    users = memoryview(listed[raw]), listed[lent]
+    used = all(count(listed[at]) > _OWN for at in range(len(listed)))
+    del users
+    return before and used and unused()
+
+
+COUNTED: Final = references_are_counted()
 _PAGE: Final = mmap.PAGESIZE
 _WORDS: Final = 8
 """Eight-byte words between the generations of two groups, which so lie on lines of the cache of their own."""
@@ -65,8 +89,12 @@ _SEALS: Final = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW: a ma
 class Ring:
     """The writer's side: slots of `stride` bytes, the oldest group of them that nobody reads is used next."""
 
-    def __init__(self, size: int) -> None:
-        """Make room for payloads of `size` bytes; OSError if the system refuses."""
+    def __init__(self, size: int, *, counted: bool = COUNTED) -> None:
+        """Make room for payloads of `size` bytes; OSError if the system refuses.
+
+        Where references are not `counted`, a slot that was lent and never committed is not used again.
+        """
+        self.counted = counted
         # Memory is taken up page by page when it is first used: a generous stride costs nothing.
         self.stride = max(_PAGE, 1 << (size - 1).bit_length())
         total = _PAGE + _SLOTS * self.stride
@@ -113,7 +141,7 @@ class Ring:
         """Let nobody read what a group holds any more; return whether nobody does, nor fills it."""
         slots = _slots(group)
         for slot in slots:
-            if self._lent[slot] is not None and getrefcount(self._lent[slot]) > _OWN:
+            if self._lent[slot] is not None and not (self.counted and getrefcount(self._lent[slot]) == _OWN):
                 return False
             self._lent[slot] = None
         word = _WORD[slots[0]]
@@ -167,8 +195,12 @@ class Loan(msgspec.Struct, eq=False):
 class Reader:
     """One subscriber's side of one publisher's ring."""
 
-    def __init__(self, file: int) -> None:
-        """Open a ring, given its file; OSError or ValueError if that cannot be done."""
+    def __init__(self, file: int, *, counted: bool = COUNTED) -> None:
+        """Open a ring, given its file; OSError or ValueError if that cannot be done.
+
+        Where references are not `counted`, every payload is copied.
+        """
+        self._pinned = _PINNED if counted else 0
         # Opened anew, for reading: locks belong to the opening, and the publisher's own would not count.
         self._file = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
@@ -199,7 +231,7 @@ class Reader:
             self._read[slot] = msgspec.Raw(self._memory[start : start + size])
             self._sizes[slot] = size
         payload = memoryview(self._read[slot])
-        if group < _HELD and len(self._locked) <= _PINNED:
+        if group < _HELD and len(self._locked) <= self._pinned:
             return payload
         copy = memoryview(payload.tobytes())
         self._unlock(group)

@@ -124,11 +124,12 @@ class Publisher:
     def loan(self, size: int) -> lane.Loan:
         """Return memory for a payload of `size` bytes, to be filled and given to `send` once.
 
-        Readers on this host then see it without any copy. A loan that is dropped is given back.
+        Readers on this host then see it without any copy. A loan that is dropped is given back; where the
+        interpreter cannot tell that it was dropped, it is memory of this process, and copied by `send`.
         """
         with self._lock:
             self._look()
-            loan = self._lend(size) if self._audience.near else None
+            loan = self._lend(size) if lane.COUNTED and self._audience.near else None
         return loan or lane.Loan(memoryview(bytearray(size)))
 
     def send(self, header: Header, payload: "Data | lane.Loan" = b"") -> Header:
