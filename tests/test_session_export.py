@@ -30,6 +30,8 @@ from perception.session import (
     import_media,
     read,
 )
+from perception.session.convert.film import Hearing, VideoFile
+from tests import streams
 from tests.media import write_clip
 from tests.streams import MS, SECOND_NS, START_NS
 
@@ -241,3 +243,125 @@ def test_what_is_no_video_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="no such file"):
         list(import_media.read(tmp_path / "b.mp4", tmp_path / "s.mcap"))
     assert not (tmp_path / "s.mcap").exists()
+
+
+def test_a_film_has_its_sound_beside_the_picture(path: Path, tmp_path: Path) -> None:
+    export(path, tmp_path / "out", export_media.write)
+    with av.open(str(tmp_path / "out" / "camera-front.mp4")) as film:
+        sound = film.streams.audio[0]
+        assert (sound.codec_context.name, sound.rate, sound.channels) == ("aac", RATE_HZ, 1)
+        heard = np.concatenate([frame.to_ndarray()[0] for frame in film.decode(sound)])
+        assert abs(float((sound.start_time or 0) * sound.time_base)) < 0.03
+    expected, _ = soundfile.read(tmp_path / "out" / "microphone-main.flac", dtype="float32")
+    length = min(len(heard), len(expected))
+    assert abs(len(heard) - len(expected)) < 0.1 * RATE_HZ
+    loudness = [
+        np.sqrt(np.mean(np.square(one[:length].reshape(-1, length // 32)[:, :1000]), axis=1))
+        for one in (heard[: length // 32 * 32], expected[: length // 32 * 32])
+    ]
+    assert np.corrcoef(*loudness)[0, 1] > 0.98, "sound lies where it was heard, the lost second silent"
+
+
+def test_a_film_has_the_sound_of_the_microphone_of_its_name(tmp_path: Path) -> None:
+    stamps = [START_NS + number * 100 * MS for number in range(5)]
+    with SessionWriter(tmp_path / "s.mcap") as writer:
+        for seq, stamp_ns in enumerate(stamps):
+            for name in ("left", "right"):
+                writer.write(structs.replace(streams.frame(seq, stamp_ns), topic=f"camera/{name}"))
+            for name, rate_hz in (("aaa", 8000), ("right", 16_000)):
+                samples = np.zeros(rate_hz // 10)
+                block = streams.block(seq, stamp_ns, samples, seq * rate_hz // 10, rate_hz)
+                writer.write(structs.replace(block, topic=f"microphone/{name}"))
+    export(tmp_path / "s.mcap", tmp_path / "out", export_media.write)
+    for name, rate_hz in (("left", 8000), ("right", 16_000)):
+        with av.open(str(tmp_path / "out" / f"camera-{name}.mp4")) as film:
+            assert film.streams.audio[0].rate == rate_hz
+
+
+@pytest.mark.parametrize(
+    ("channels", "kind", "rate_hz"), [(1, "<f4", 8000), (2, "<i2", 44_100), (4, "<f4", 10_000)]
+)
+def test_any_sound_fits_into_a_film(tmp_path: Path, channels: int, kind: str, rate_hz: int) -> None:
+    tone = np.sin(np.arange(rate_hz) * 2 * np.pi * 440 / rate_hz) * 0.5
+    samples = np.repeat(tone[:, None], channels, axis=1)
+    whole = (samples * 32767).astype(kind) if kind == "<i2" else samples.astype(kind)
+    with VideoFile(tmp_path / "f.mp4", 32, 32, sound=Hearing(rate_hz, channels)) as film:
+        for number in range(10):
+            film.write(np.zeros((32, 32, 3), np.uint8), number * 100 * MS)
+            film.hear(whole[number * rate_hz // 10 : (number + 1) * rate_hz // 10])
+    with av.open(str(tmp_path / "f.mp4")) as made:
+        sound = made.streams.audio[0]
+        assert sound.channels == (2 if channels == 2 else 1)
+        heard = np.concatenate([frame.to_ndarray()[0] for frame in made.decode(sound)])
+        loud = heard[sound.rate // 4 : sound.rate * 3 // 4]
+    assert abs(len(heard) / sound.rate - 1.0) < 0.1
+    assert abs(np.sqrt(np.mean(np.square(loud))) - 0.5 / np.sqrt(2)) < 0.03
+
+
+def test_a_film_says_its_colours_and_keeps_them(tmp_path: Path) -> None:
+    colours = [(0, 0, 255), (0, 255, 0), (255, 0, 0), (30, 200, 220), (128, 128, 128)]
+    with VideoFile(tmp_path / "f.mp4", 64, 48) as film:
+        for number, colour in enumerate(colours):
+            film.write(np.full((48, 64, 3), colour, np.uint8), number * 100 * MS)
+    with av.open(str(tmp_path / "f.mp4")) as made:
+        context = made.streams.video[0].codec_context
+        tags = context.color_primaries, context.color_trc, context.colorspace, context.color_range
+        shown = [frame.to_ndarray(format="bgr24") for frame in made.decode(video=0)]
+    assert tags == (1, 1, 1, 1), "BT.709, limited range"
+    for picture, colour in zip(shown, colours, strict=True):
+        assert np.abs(picture[20:28, 28:36].astype(int) - colour).max() <= 6
+
+
+def test_sessions_become_episodes_of_one_lerobot_dataset(path: Path, tmp_path: Path) -> None:
+    with Session(path) as one, Session(path) as other:
+        lines = list(export_lerobot.write_all([one, other], tmp_path / "out"))
+    assert "in 2 episodes" in lines[0]
+    info = json.loads((tmp_path / "out" / "meta" / "info.json").read_text())
+    rows = pq.read_table(tmp_path / "out" / "data" / "chunk-000" / "file-000.parquet").to_pylist()
+    frames = len(rows) // 2
+    assert (info["total_episodes"], info["total_frames"], info["splits"]) == (2, len(rows), {"train": "0:2"})
+    assert [row["index"] for row in rows] == list(range(len(rows)))
+    assert [row["episode_index"] for row in rows] == [0] * frames + [1] * frames
+    assert [row["frame_index"] for row in rows] == 2 * list(range(frames))
+    episodes = pq.read_table(
+        tmp_path / "out" / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    ).to_pylist()
+    key = "videos/observation.images.front"
+    assert [(one["dataset_from_index"], one["dataset_to_index"], one["length"]) for one in episodes] == [
+        (0, frames, frames),
+        (frames, 2 * frames, frames),
+    ]
+    assert [one[f"{key}/from_timestamp"] for one in episodes] == [0.0, frames / 10]
+    with av.open(
+        str(tmp_path / "out" / "videos" / key.partition("/")[2] / "chunk-000" / "file-000.mp4")
+    ) as film:
+        times = [frame.time for frame in film.decode(video=0)]
+    assert times == pytest.approx([number / 10 for number in range(2 * frames)], abs=1e-4)
+    for number in range(2):
+        sound = (
+            tmp_path / "out" / "audio" / "observation.audio.main" / "chunk-000" / f"file-{number:03d}.flac"
+        )
+        assert soundfile.info(sound).samplerate == RATE_HZ
+
+
+def test_every_second_frame_of_a_lerobot_film_can_be_decoded_alone(path: Path, tmp_path: Path) -> None:
+    """The loader of LeRobot jumps about in a film, and its own encoder sets a key frame so often."""
+    export(path, tmp_path / "out", export_lerobot.write)
+    film = tmp_path / "out" / "videos" / "observation.images.front" / "chunk-000" / "file-000.mp4"
+    with av.open(str(film)) as container:
+        keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.pts is not None]
+    assert len(keys) > 20
+    assert all(keys[::2])
+
+
+def test_sessions_that_differ_are_no_dataset(path: Path, tmp_path: Path) -> None:
+    with SessionWriter(tmp_path / "b.mcap") as writer:
+        for message in read(path, ["camera/*"]):
+            writer.write(message)
+    with (
+        Session(path) as one,
+        Session(tmp_path / "b.mcap") as other,
+        pytest.raises(SessionError, match=r"b\.mcap: not like .*observation\.audio\.main is missing"),
+    ):
+        list(export_lerobot.write_all([one, other], tmp_path / "out"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["b.mcap"]

@@ -1,5 +1,6 @@
 """A session becomes a rosbag2 that ROS tools read, and a rosbag2 made elsewhere becomes a session."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from perception.bus import codec
 from perception.bus.schema import golden_vectors
 from perception.errors import SessionError
-from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand
+from perception.messages import AudioBlock, CameraFrame, FusedState, Header, Message, TextCommand
 from perception.session import Session, SessionWriter, read, rosbag
 from perception.session import ros_messages as ros
 from perception.session.convert import import_bag
@@ -67,6 +68,29 @@ def test_ours_is_read_back_by_an_independent_reader(tmp_path: Path) -> None:
     _, kind, words = found["/text/say"]
     assert (kind, words.data) == ("std_msgs/msg/String", "Komm näher, 来て")
     assert '"label":"wave"' in found["/state/fused"][2].data
+    _, kind, seen = found["/state/fused/detections/front"]
+    (state,) = (one.header for one in everything() if isinstance(one.header, FusedState))
+    boxes = [
+        box
+        for modality in state.modalities.values()
+        for branch in modality.branches.values()
+        for box in branch.boxes
+    ]
+    assert kind == "vision_msgs/msg/Detection2DArray"
+    assert boxes
+    assert [
+        (one.results[0].hypothesis.class_id, one.bbox.center.position.x, one.bbox.size_y)
+        for one in seen.detections
+    ] == [(box.label, box.x + box.width / 2, box.height) for box in boxes]
+
+
+def test_detections_carry_the_type_and_hash_that_ros_knows(tmp_path: Path) -> None:
+    with Session(session(tmp_path / "s.mcap", everything())) as opened:
+        list(rosbag.write(opened, tmp_path / "bag"))
+    with AnyReader([tmp_path / "bag"]) as bag:
+        (found,) = [one for one in bag.connections if one.msgtype == "vision_msgs/msg/Detection2DArray"]
+    assert re.fullmatch(r"RIHS01_[0-9a-f]{64}", found.digest)
+    assert "MSG: vision_msgs/ObjectHypothesisWithPose" in found.msgdef.data
 
 
 def test_there_and_back_keeps_what_was_sensed_and_concluded(tmp_path: Path) -> None:

@@ -1,14 +1,14 @@
-"""A session as a LeRobot dataset, format v3.0: one episode, with its sound.
+"""Sessions as a LeRobot dataset, format v3.0: one episode each, with its sound.
 
 LeRobot has no audio yet, so sound is there twice: as a vector of samples per frame, which every loader of
 today takes, and as whole FLAC files under `audio/`, which it passes over. The text in force is the task, the
-fused probabilities are `observation.state`. `meta/session.json` says the session's zero and at which second
-the first frame lies; the sound under `audio/` begins at the zero.
+fused probabilities are `observation.state`. `meta/session.json` says each session's zero and at which second
+its first frame lies; the sound under `audio/` begins at the zero.
 """
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,17 +16,22 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from perception.errors import SessionError
 from perception.messages import AudioBlock, CameraFrame, FusedState, Header
-from perception.session.lerobot_tables import Statistics, TableFile, write_episodes, write_tasks
+from perception.session.beside import beside
+from perception.session.convert.film import VideoFile
+from perception.session.lerobot_tables import Episode, Statistics, TableFile, write_episodes, write_tasks
 from perception.session.moments import Moment, inputs_of, moments
-from perception.session.reader import Session
-from perception.session.tracks import SoundFile, VideoFile
+from perception.session.reader import Session, nothing_to_export
+from perception.session.tracks import SoundFile
 from perception.session.zero import Zero
 
 FILE: Final = "chunk-000/file-000"
 _PATTERN: Final = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _NO_TASK: Final = "no command"
 _STATISTICS_EVERY: Final = 10
+_KEY_EVERY: Final = 2
+"""Frames between two that can be decoded alone, as LeRobot's own encoder sets it: its loader jumps about."""
 _SECOND_NS: Final = 1_000_000_000
 _SCALARS: Final = {
     "timestamp": "float32",
@@ -76,54 +81,155 @@ class _Layout:
             }
         return found
 
+    def info(self, frames: int, episodes: int, tasks: int) -> dict[str, Any]:
+        """Return what `info.json` has."""
+        return {
+            "codebase_version": "v3.0",
+            "robot_type": None,
+            "total_episodes": episodes,
+            "total_frames": frames,
+            "total_tasks": tasks,
+            "chunks_size": 1000,
+            "data_files_size_in_mb": 100,
+            "video_files_size_in_mb": 500,
+            "fps": self.fps,
+            "splits": {"train": f"0:{episodes}"},
+            "data_path": f"data/{_PATTERN}.parquet",
+            "video_path": f"videos/{{video_key}}/{_PATTERN}.mp4" if self.films else None,
+            "audio_path": f"audio/{{audio_key}}/{_PATTERN}.flac" if self.sounds else None,
+            "features": self.features(),
+        }
+
+    def difference(self, other: "_Layout") -> str:
+        """Return in what another session is not like this one, empty if in nothing."""
+        for mine, theirs in ((self.films, other.films), (self.sounds, other.sounds)):
+            for key in sorted(mine.keys() | theirs.keys()):
+                if mine.get(key) != theirs.get(key):
+                    return f"{key} is {_shape(theirs.get(key))}, not {_shape(mine.get(key))}"
+        if self.classes != other.classes:
+            return f"its classes are {', '.join(other.classes)}, not {', '.join(self.classes)}"
+        return ""
+
+
+def _shape(part: tuple[str, int, int] | None) -> str:
+    return "missing" if part is None else f"{part[0]} ({part[1]}, {part[2]})"
+
 
 def write(
     session: Session, target: Path, topics: Sequence[str] = ("*",), *, rate_hz: float = 10.0
 ) -> Iterator[str]:
-    """Write a session into the new folder `target`; yield what came of it, in lines.
+    """Write a session as a dataset of one episode; see `write_all`."""
+    yield from write_all([session], target, topics, rate_hz=rate_hz)
+
+
+def write_all(
+    sessions: Sequence[Session], target: Path, topics: Sequence[str] = ("*",), *, rate_hz: float = 10.0
+) -> Iterator[str]:
+    """Write sessions as the episodes of the new dataset `target`; yield what came of it, in lines.
 
     Args:
-        session: to be exported.
+        sessions: to be exported; all have the cameras, microphones and classes of the first.
         target: folder of the dataset.
         topics: names or patterns of what to export.
-        rate_hz: frames per second, rounded: the session is cut at this rate; a missing frame is black.
+        rate_hz: frames per second, rounded: a session is cut at this rate; a missing frame is black.
 
     Raises:
-        SessionError: there is no camera, microphone or text to export.
+        SessionError: there is nothing to export, the sessions differ, `target` exists or cannot be written.
     """
-    layout = _layout(session, topics, max(round(rate_hz), 1))
-    cut = moments(session, topics, rate_hz=layout.fps, sound_ms=1000 / layout.fps)
-    tasks: dict[str, int] = {}
-    statistics = {key: Statistics() for key in layout.features()}
-    frames = first_ns = 0
-    zero = session.zero
-    with ExitStack() as files:
-        films = {
-            key: files.enter_context(
-                VideoFile(_path(target, f"videos/{key}", ".mp4"), width, height, layout.fps)
+    fps = max(round(rate_hz), 1)
+    layout = _layout(sessions[0], topics, fps)
+    for session in sessions[1:]:
+        if difference := layout.difference(_layout(session, topics, fps)):
+            raise SessionError(f"{session.path}: not like {sessions[0].path}: {difference}")
+    with beside(target) as folder:
+        with closing(_Dataset(folder, layout)) as dataset:
+            for session in sessions:
+                dataset.add(session, topics)
+        dataset.describe()
+    yield f"{dataset.frames} frames at {fps} Hz in {len(sessions)} episodes, {len(dataset.tasks)} tasks"
+    yield f"features: {', '.join(layout.features())}"
+
+
+class _Dataset:
+    """The open files of a dataset; episodes follow each other in them."""
+
+    def __init__(self, folder: Path, layout: _Layout) -> None:
+        self._folder = folder
+        self._layout = layout
+        self._episodes: list[Episode] = []
+        self._sessions: list[dict[str, Any]] = []
+        self._statistics = {key: Statistics() for key in layout.features()}
+        self.tasks: dict[str, int] = {}
+        self.frames = 0
+        self._files = ExitStack()
+        self._films = {
+            key: self._files.enter_context(
+                VideoFile(
+                    _path(folder, f"videos/{key}", ".mp4"), width, height, layout.fps, key_every=_KEY_EVERY
+                )
             )
             for key, (_, height, width) in layout.films.items()
         }
-        table = files.enter_context(TableFile(_path(target, "data", ".parquet"), layout.features()))
-        for moment in cut:
+        self._table = self._files.enter_context(
+            TableFile(_path(folder, "data", ".parquet"), layout.features())
+        )
+
+    def close(self) -> None:
+        """Finish films and table."""
+        self._files.close()
+
+    def add(self, session: Session, topics: Sequence[str]) -> None:
+        """Append a session as the next episode."""
+        number, before, first_ns = len(self._episodes), self.frames, 0
+        tasks: dict[str, None] = {}
+        for moment in moments(session, topics, rate_hz=self._layout.fps, sound_ms=1000 / self._layout.fps):
             first_ns = first_ns or moment.window.end_ns
-            row = _row(moment, layout, frames, tasks)
-            table.write(row)
-            for key, value in row.items():
-                statistics[key].add(np.atleast_2d(np.asarray(value, np.float64)))
-            for key, film in films.items():
-                picture = _picture(moment, *layout.films[key])
-                film.write(picture, frames * _SECOND_NS // layout.fps)
-                if frames % _STATISTICS_EVERY == 0:
-                    statistics[key].add(picture.reshape(-1, 3)[:, ::-1] / 255.0)
-            frames += 1
-    _write_meta(target, layout, tasks, statistics, frames)
-    notes = {"zero": zero.as_metadata(), "first_frame_s": zero.seconds(first_ns)}
-    (target / "meta" / "session.json").write_text(json.dumps(notes, indent=1), "utf-8")
-    for key, (topic, _, _) in layout.sounds.items():
-        _write_sound(session, topic, target / "audio" / key, zero)
-    yield f"{frames} frames at {layout.fps} Hz, {len(tasks)} tasks"
-    yield f"features: {', '.join(layout.features())}"
+            tasks[moment.text or _NO_TASK] = None
+            self._append(moment, number, self.frames - before)
+        if self.frames == before:
+            raise nothing_to_export(session, topics)
+        self._episodes.append(Episode(before, self.frames, list(tasks)))
+        zero = session.zero
+        self._sessions.append(
+            {
+                "file": session.path.name,
+                "zero": zero.as_metadata(),
+                "first_frame_s": zero.seconds(first_ns),
+            }
+        )
+        for key, (topic, _, _) in self._layout.sounds.items():
+            _write_sound(session, topic, self._folder / "audio" / key / f"{FILE[:-3]}{number:03d}", zero)
+
+    def _append(self, moment: Moment, episode: int, number: int) -> None:
+        layout = self._layout
+        row = _row(moment, layout, number, self.tasks) | {"episode_index": episode, "index": self.frames}
+        self._table.write(row)
+        for key, value in row.items():
+            self._statistics[key].add(np.atleast_2d(np.asarray(value, np.float64)))
+        for key, film in self._films.items():
+            picture = _picture(moment, *layout.films[key])
+            film.write(picture, self.frames * _SECOND_NS // layout.fps)
+            if self.frames % _STATISTICS_EVERY == 0:
+                self._statistics[key].add(picture.reshape(-1, 3)[:, ::-1] / 255.0)
+        self.frames += 1
+
+    def describe(self) -> None:
+        """Write what loaders read first."""
+        folder, layout = self._folder, self._layout
+        write_tasks(_path(folder, "meta", ".parquet", "tasks"), self.tasks)
+        write_episodes(
+            _path(folder, "meta/episodes", ".parquet"), self._episodes, layout.fps, list(layout.films)
+        )
+        statistics = {
+            key: found.summary(self.frames, (3, 1, 1) if key in layout.films else (-1,))
+            for key, found in self._statistics.items()
+            if found.count
+        }
+        notes = self._sessions[0] | {"episodes": self._sessions}
+        info = layout.info(self.frames, len(self._episodes), len(self.tasks))
+        for name, value in (("info", info), ("stats", statistics), ("session", notes)):
+            text = json.dumps(value, indent=1, ensure_ascii=False)
+            (folder / "meta" / f"{name}.json").write_text(text, "utf-8")
 
 
 def _layout(session: Session, topics: Sequence[str], fps: int) -> _Layout:
@@ -156,8 +262,6 @@ def _row(moment: Moment, layout: _Layout, number: int, tasks: dict[str, int]) ->
     row: dict[str, Any] = {
         "timestamp": number / layout.fps,
         "frame_index": number,
-        "episode_index": 0,
-        "index": number,
         "task_index": task,
     }
     if layout.classes:
@@ -178,49 +282,13 @@ def _picture(moment: Moment, topic: str, height: int, width: int) -> npt.NDArray
     return picture[:height, :width]
 
 
-def _write_meta(
-    target: Path, layout: _Layout, tasks: dict[str, int], statistics: dict[str, Statistics], frames: int
-) -> None:
-    write_tasks(_path(target, "meta", ".parquet", "tasks"), tasks)
-    features = layout.features()
-    write_episodes(
-        _path(target, "meta/episodes", ".parquet"), list(tasks), frames, layout.fps, list(layout.films)
-    )
-    summaries = {
-        key: statistics[key].summary(frames, (3, 1, 1) if key in layout.films else (-1,))
-        for key in features
-        if statistics[key].count
-    }
-    info = {
-        "codebase_version": "v3.0",
-        "robot_type": None,
-        "total_episodes": 1,
-        "total_frames": frames,
-        "total_tasks": len(tasks),
-        "chunks_size": 1000,
-        "data_files_size_in_mb": 100,
-        "video_files_size_in_mb": 500,
-        "fps": layout.fps,
-        "splits": {"train": "0:1"},
-        "data_path": f"data/{_PATTERN}.parquet",
-        "video_path": f"videos/{{video_key}}/{_PATTERN}.mp4" if layout.films else None,
-        "audio_path": f"audio/{{audio_key}}/{_PATTERN}.flac" if layout.sounds else None,
-        "features": features,
-    }
-    for name, value in (("info", info), ("stats", summaries)):
-        (target / "meta" / f"{name}.json").write_text(
-            json.dumps(value, indent=1, ensure_ascii=False), "utf-8"
-        )
-
-
-def _write_sound(session: Session, topic: str, folder: Path, zero: Zero) -> None:
+def _write_sound(session: Session, topic: str, stem: Path, zero: Zero) -> None:
     sound: SoundFile | None = None
     for message in session.messages([topic]):
         if isinstance(message.header, AudioBlock):
             block: Any = message
             if sound is None:
-                stem = folder / FILE
-                stem.parent.mkdir(parents=True)
+                stem.parent.mkdir(parents=True, exist_ok=True)
                 sound = SoundFile(stem, block, zero)
             sound.write(block)
     if sound is not None:

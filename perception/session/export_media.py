@@ -8,8 +8,10 @@ from typing import Any
 
 from perception.messages import AudioBlock, CameraFrame, Message
 from perception.session import tables
-from perception.session.reader import Session, matches
-from perception.session.tracks import SoundFile, VideoFile, image
+from perception.session.beside import beside
+from perception.session.convert.film import Hearing, VideoFile
+from perception.session.reader import Session, matches, nothing_to_export
+from perception.session.tracks import Samples, SoundFile, image
 from perception.session.zero import Zero
 
 
@@ -18,49 +20,81 @@ def write(
 ) -> Iterator[str]:
     """Write a session into the new folder `target`; yield what came of it, in lines.
 
-    Sound and pictures begin at the session's zero, so that a second of theirs is a second of the session and
-    labels made on them can be read back; tables say the second in `at_s`. `session.json` there says the zero,
-    and at which stamp and second each file begins.
+    A film has the sound of the microphone that is named as its camera, else of the first one. Sound and
+    pictures begin at the session's zero, so that a second of theirs is a second of the session and labels
+    made on them can be read back; tables say the second in `at_s`. `session.json` there says the zero, and at
+    which stamp and second each file begins.
+
+    Raises:
+        SessionError: there is nothing to export, `target` exists or cannot be written.
     """
-    target.mkdir(parents=True)
     zero = session.zero
-    names = [topic for topic in session.counts if matches(topic, topics)]
+    names = [topic for topic, count in session.counts.items() if count and matches(topic, topics)]
+    if not names:
+        raise nothing_to_export(session, topics)
     films = [name for name in names if name.startswith("camera/")]
     sounds = [name for name in names if name.startswith("microphone/")]
-    media = _Media(target, zero)
-    try:
-        for message in session.messages([*films, *sounds]) if films or sounds else ():
-            media.add(message)
-    finally:
-        media.close()
-    begins: dict[str, Any] = media.begins
-    for name in names:
-        if name not in films and name not in sounds:
-            path = target / f"{_stem(name)}.{kind}"
-            columns = tables.columns_of(session.messages([name]), zero)
-            count = tables.write(path, kind, session.messages([name]), columns, zero)
-            yield f"{path.name}: {count} rows, {len(columns)} columns"
-    notes = {
-        "zero": zero.as_metadata(),
-        "files": begins,
-        "metadata": session.metadata,
-        "log_times_ns": session.times_ns,
-    }
-    (target / "session.json").write_text(json.dumps(notes, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    yield from (f"{path}: begins at second {begin['start_s']:.3f}" for path, begin in begins.items())
+    lines = []
+    with beside(target) as folder:
+        folder.mkdir()
+        media = _Media(folder, zero, _films(session, films, sounds, folder))
+        try:
+            for message in session.messages([*films, *sounds]) if films or sounds else ():
+                media.add(message)
+        finally:
+            media.close()
+        for name in names:
+            if name not in films and name not in sounds:
+                path = folder / f"{_stem(name)}.{kind}"
+                columns = tables.columns_of(session.messages([name]), zero)
+                count = tables.write(path, kind, session.messages([name]), columns, zero)
+                lines.append(f"{path.name}: {count} rows, {len(columns)} columns")
+        notes = {
+            "zero": zero.as_metadata(),
+            "files": media.begins,
+            "metadata": session.metadata,
+            "log_times_ns": session.times_ns,
+        }
+        (folder / "session.json").write_text(json.dumps(notes, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    yield from lines
+    yield from (f"{path}: begins at second {begin['start_s']:.3f}" for path, begin in media.begins.items())
     yield from (f"{text} ({count} times)" for text, count in media.refused.items())
+
+
+def _films(
+    session: Session, cameras: Sequence[str], microphones: Sequence[str], folder: Path
+) -> dict[str, tuple[VideoFile, str | None]]:
+    """Open a film for every camera of which a picture can be decoded: it, and whose sound it has."""
+    films = {}
+    for camera in cameras:
+        messages: Iterator[Message[Any]] = session.messages([camera])
+        picture = next((found for found in map(image, messages) if found is not None), None)
+        if picture is None:
+            continue
+        own = camera.replace("camera/", "microphone/", 1)
+        microphone = own if own in microphones else next(iter(microphones), None)
+        block: Any = None if microphone is None else next(session.messages([microphone]), None)
+        sound = None if block is None else Hearing(block.header.rate_hz, block.header.channels)
+        height, width = picture.shape[:2]
+        film = VideoFile(folder / f"{_stem(camera)}.mp4", width, height, sound=sound)
+        films[camera] = film, microphone if sound else None
+    return films
 
 
 class _Media:
     """The open files of all cameras and microphones."""
 
-    def __init__(self, target: Path, zero: Zero) -> None:
+    def __init__(self, target: Path, zero: Zero, films: dict[str, tuple[VideoFile, str | None]]) -> None:
         self._target = target
         self._zero = zero
-        self._films: dict[str, VideoFile] = {}
+        self._films = films
         self._sounds: dict[str, SoundFile] = {}
         self._parts: Counter[str] = Counter()
-        self.begins: dict[str, Any] = {}
+        at = {"start_ns": zero.stamp_ns, "start_s": 0.0}
+        self.begins: dict[str, Any] = {
+            film.path.name: {"topic": topic, "sound": microphone, **at}
+            for topic, (film, microphone) in films.items()
+        }
         """By file name: topic, the stamp at which it begins and the session's second then."""
         self.refused: Counter[str] = Counter()
 
@@ -71,7 +105,7 @@ class _Media:
             self._add_block(message)
 
     def close(self) -> None:
-        for film in self._films.values():
+        for film, _ in self._films.values():
             film.close()
         for sound in self._sounds.values():
             self._finish(sound)
@@ -89,19 +123,16 @@ class _Media:
         if picture is None:
             self.refused[f"{topic}: left out: a JPEG that cannot be decoded"] += 1
             return
-        if topic not in self._films:
-            height, width = picture.shape[:2]
-            film = self._films[topic] = VideoFile(self._target / f"{_stem(topic)}.mp4", width, height)
-            at = {"start_ns": self._zero.stamp_ns, "start_s": 0.0}
-            self.begins[film.path.name] = {"topic": topic, **at, "first_frame_ns": header.stamp_ns}
+        film, _ = self._films[topic]
+        self.begins[film.path.name].setdefault("first_frame_ns", header.stamp_ns)
         # what was seen just before the zero is what is in sight at the zero
-        if not self._films[topic].write(picture, max(header.stamp_ns - self._zero.stamp_ns, 0)):
+        if not film.write(picture, max(header.stamp_ns - self._zero.stamp_ns, 0)):
             self.refused[f"{topic}: left out: a frame that is not later than the one before"] += 1
 
     def _add_block(self, message: Message[AudioBlock]) -> None:
         topic = message.topic
         sound = self._sounds.get(topic)
-        if sound is None or not sound.write(message):
+        if sound is None or not sound.timeline.fits(message.header):
             if sound is not None:
                 self._finish(sound)
             self._parts[topic] += 1
@@ -110,7 +141,19 @@ class _Media:
                 self._target / f"{_stem(topic)}{part}", message, self._zero
             )
             self.begins[sound.path.name] = {"topic": topic}
-            sound.write(message)
+        sound.write(message, also=lambda piece: self._hear(topic, sound, piece))
+
+    def _hear(self, topic: str, sound: SoundFile, piece: Samples) -> None:
+        """Add sound to the films that have it, as far as it is of one kind and on their clock."""
+        for film, microphone in self._films.values():
+            if microphone != topic:
+                continue
+            if self._parts[topic] == 1 and sound.timeline.start_ns == self._zero.stamp_ns:
+                film.hear(piece)
+            else:
+                self.refused[
+                    f"{film.path.name}: without a part of {topic}, which is in {sound.path.name}"
+                ] += 1
 
 
 def _stem(topic: str) -> str:

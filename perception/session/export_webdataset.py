@@ -10,6 +10,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +18,10 @@ import cv2
 import soundfile
 
 from perception.messages import CameraFrame
+from perception.session.beside import beside
 from perception.session.compare import conclusion
 from perception.session.moments import Moment, inputs_of, moments
-from perception.session.reader import Session
+from perception.session.reader import Session, nothing_to_export
 
 _SHARD_BYTES: Final = 500_000_000
 
@@ -44,13 +46,12 @@ def write(
         shard_bytes: begin another shard after this.
 
     Raises:
-        SessionError: there is no camera, microphone or text to export.
+        SessionError: there is no camera, microphone or text to export, `target` exists or cannot be written.
     """
     cameras = inputs_of(session, topics, "camera")
     microphones = inputs_of(session, topics, "microphone")
-    shards, zero = _Shards(target, shard_bytes), session.zero
-    count = 0
-    try:
+    zero, count = session.zero, 0
+    with beside(target) as folder, closing(_Shards(folder, shard_bytes)) as shards:
         for moment in moments(session, topics, rate_hz=rate_hz, sound_ms=sound_ms):
             files = [*_pictures(moment, cameras), *_sounds(moment, microphones, sound_ms)]
             if moment.text:
@@ -59,8 +60,8 @@ def write(
             files.append(("json", json.dumps(facts, ensure_ascii=False).encode()))
             shards.add(f"{moment.window.end_ns:020d}", files)
             count += 1
-    finally:
-        shards.close()
+        if not count:
+            raise nothing_to_export(session, topics)
     yield f"{count} samples in {shards.number} shards"
 
 

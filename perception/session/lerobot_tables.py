@@ -1,7 +1,7 @@
 """The Parquet files of a LeRobot dataset v3.0, as its loader expects them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -100,27 +100,41 @@ def write_tasks(path: Path, tasks: Mapping[str, int]) -> None:
     pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(described)}), path)
 
 
-def write_episodes(path: Path, tasks: list[str], frames: int, fps: int, films: list[str]) -> None:
-    """Write where the one episode of the dataset lies."""
-    row: dict[str, Any] = {
-        "episode_index": 0,
-        "tasks": tasks,
-        "length": frames,
-        "data/chunk_index": 0,
-        "data/file_index": 0,
-        "dataset_from_index": 0,
-        "dataset_to_index": frames,
-        "meta/episodes/chunk_index": 0,
-        "meta/episodes/file_index": 0,
-    }
-    for key in films:
-        row |= {
-            f"videos/{key}/chunk_index": 0,
-            f"videos/{key}/file_index": 0,
-            f"videos/{key}/from_timestamp": 0.0,
-            f"videos/{key}/to_timestamp": frames / fps,
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """Where one lies in the files of all."""
+
+    begin: int
+    """Its first frame."""
+    end: int
+    """Behind its last one."""
+    tasks: list[str]
+
+
+def write_episodes(path: Path, episodes: Sequence[Episode], fps: int, films: Sequence[str]) -> None:
+    """Write where the episodes of the dataset lie."""
+    rows = []
+    for number, episode in enumerate(episodes):
+        row: dict[str, Any] = {
+            "episode_index": number,
+            "tasks": episode.tasks,
+            "length": episode.end - episode.begin,
+            "data/chunk_index": 0,
+            "data/file_index": 0,
+            "dataset_from_index": episode.begin,
+            "dataset_to_index": episode.end,
+            "meta/episodes/chunk_index": 0,
+            "meta/episodes/file_index": 0,
         }
-    pq.write_table(pa.Table.from_pylist([row]), path)
+        for key in films:
+            row |= {
+                f"videos/{key}/chunk_index": 0,
+                f"videos/{key}/file_index": 0,
+                f"videos/{key}/from_timestamp": episode.begin / fps,
+                f"videos/{key}/to_timestamp": episode.end / fps,
+            }
+        rows.append(row)
+    pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def _type(feature: Mapping[str, Any]) -> Any:

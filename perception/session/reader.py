@@ -150,3 +150,11 @@ def _without_credentials(message: Message[Header]) -> Message[Header]:
 
 def _is_ours(channel: Channel) -> bool:
     return "header_field" in channel.metadata
+
+
+def nothing_to_export(session: Session, topics: Sequence[str]) -> SessionError:
+    """Return the error of an export that would hold nothing."""
+    asked = "" if tuple(topics) == ("*",) else f" under --topics {' '.join(topics)}"
+    there = ", ".join(session.counts) or "no messages at all"
+    damage = "".join(f"; damage: {text}" for text in session.damage)
+    return SessionError(f"{session.path}: nothing to export{asked}; it holds {there}{damage}")

@@ -1,7 +1,7 @@
 """Our messages and ROS messages: what becomes what. No files."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,7 +11,16 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from perception import topics
-from perception.messages import AudioBlock, CameraFrame, Header, Journal, Message, TextCommand
+from perception.messages import (
+    AudioBlock,
+    Box,
+    CameraFrame,
+    FusedState,
+    Header,
+    Journal,
+    Message,
+    TextCommand,
+)
 from perception.session.convert import incoming
 from perception.session.convert.bags import BagStream
 from perception.session.convert.incoming import AUDIO_INFO, Made, Sound, UnusableError
@@ -21,6 +30,7 @@ IMAGE: Final = "sensor_msgs/msg/Image"
 AUDIO: Final = "audio_common_msgs/msg/AudioData"
 AUDIO_STAMPED: Final = "audio_common_msgs/msg/AudioDataStamped"
 STRING: Final = "std_msgs/msg/String"
+DETECTIONS: Final = "vision_msgs/msg/Detection2DArray"
 
 _LOG: Final = logging.getLogger(__name__)
 _SECOND_NS: Final = 1_000_000_000
@@ -31,6 +41,21 @@ _AUDIO_TYPES: Final = {
     AUDIO_INFO: (
         "uint8 channels\nuint32 sample_rate\nstring sample_format\nuint32 bitrate\nstring coding_format"
     ),
+}
+# https://github.com/ros-perception/vision_msgs/tree/ros2/vision_msgs/msg
+_VISION_TYPES: Final = {
+    "vision_msgs/msg/Point2D": "float64 x\nfloat64 y",
+    "vision_msgs/msg/Pose2D": "vision_msgs/Point2D position\nfloat64 theta",
+    "vision_msgs/msg/BoundingBox2D": "vision_msgs/Pose2D center\nfloat64 size_x\nfloat64 size_y",
+    "vision_msgs/msg/ObjectHypothesis": "string class_id\nfloat64 score",
+    "vision_msgs/msg/ObjectHypothesisWithPose": (
+        "vision_msgs/ObjectHypothesis hypothesis\ngeometry_msgs/PoseWithCovariance pose"
+    ),
+    "vision_msgs/msg/Detection2D": (
+        "std_msgs/Header header\nvision_msgs/ObjectHypothesisWithPose[] results\n"
+        "vision_msgs/BoundingBox2D bbox\nstring id"
+    ),
+    DETECTIONS: "std_msgs/Header header\nvision_msgs/Detection2D[] detections",
 }
 _SAMPLE_FORMATS: Final = {"s16": "S16LE", "f32": "F32LE"}
 _FORMATS: Final = {name: ours for ours, name in _SAMPLE_FORMATS.items()}
@@ -47,9 +72,9 @@ class Outgoing:
 
 
 def types() -> Typestore:
-    """Return the message types of ROS 2 and audio_common."""
+    """Return the message types of ROS 2, audio_common and vision_msgs."""
     store = get_typestore(Stores.ROS2_JAZZY)
-    for name, text in _AUDIO_TYPES.items():
+    for name, text in (_AUDIO_TYPES | _VISION_TYPES).items():
         store.register(get_types_from_msg(text, name))
     return store
 
@@ -94,12 +119,61 @@ def sound_info(store: Typestore, topic: str, header: AudioBlock) -> Outgoing:
     return Outgoing(f"/{topic}/audio_info", AUDIO_INFO, made)
 
 
+def detections(store: Typestore, topic: str, state: FusedState) -> Iterator[Outgoing]:
+    """Yield what a state of `topic` says of each camera, one that has no boxes included.
+
+    Raises:
+        UnusableError: its stamp does not fit.
+    """
+    for modality in state.modalities.values():
+        if modality.topic.startswith("camera/"):
+            name = modality.topic.partition("/")[2]
+            seen_ns = state.stamp_ns - round((modality.age_ms or 0.0) * 1e6)
+            header = _stamped(store, seen_ns, name)
+            boxes = [box for branch in modality.branches.values() for box in branch.boxes]
+            made = store.types[DETECTIONS](
+                header=header, detections=[_detection(store, header, box) for box in boxes]
+            )
+            yield Outgoing(f"/{topic}/detections/{name}", DETECTIONS, made)
+
+
+def _detection(store: Typestore, header: Any, box: Box) -> Any:
+    kinds = store.types
+    nowhere = kinds["geometry_msgs/msg/PoseWithCovariance"](
+        pose=kinds["geometry_msgs/msg/Pose"](
+            position=kinds["geometry_msgs/msg/Point"](x=0.0, y=0.0, z=0.0),
+            orientation=kinds["geometry_msgs/msg/Quaternion"](x=0.0, y=0.0, z=0.0, w=1.0),
+        ),
+        covariance=np.zeros(36),
+    )
+    middle = kinds["vision_msgs/msg/Point2D"](x=box.x + box.width / 2, y=box.y + box.height / 2)
+    return kinds["vision_msgs/msg/Detection2D"](
+        header=header,
+        results=[
+            kinds["vision_msgs/msg/ObjectHypothesisWithPose"](
+                hypothesis=kinds["vision_msgs/msg/ObjectHypothesis"](class_id=box.label, score=box.score),
+                pose=nowhere,
+            )
+        ],
+        bbox=kinds["vision_msgs/msg/BoundingBox2D"](
+            center=kinds["vision_msgs/msg/Pose2D"](position=middle, theta=0.0),
+            size_x=box.width,
+            size_y=box.height,
+        ),
+        id="",
+    )
+
+
 def _header(store: Typestore, message: Message[Header]) -> Any:
-    seconds, nanos = divmod(message.header.stamp_ns, _SECOND_NS)
+    return _stamped(store, message.header.stamp_ns, message.topic.partition("/")[2])
+
+
+def _stamped(store: Typestore, stamp_ns: int, frame_id: str) -> Any:
+    seconds, nanos = divmod(stamp_ns, _SECOND_NS)
     if not -(1 << 31) <= seconds < 1 << 31:
-        raise UnusableError(f"stamp {message.header.stamp_ns} does not fit a ROS time")
+        raise UnusableError(f"stamp {stamp_ns} does not fit a ROS time")
     stamp = store.types["builtin_interfaces/msg/Time"](sec=seconds, nanosec=nanos)
-    return store.types["std_msgs/msg/Header"](stamp=stamp, frame_id=message.topic.partition("/")[2])
+    return store.types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
 
 
 def deserializer(stream: BagStream) -> Callable[[bytes], Any]:

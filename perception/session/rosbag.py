@@ -8,10 +8,11 @@ from typing import Final
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from perception.messages import AudioBlock
+from perception.messages import AudioBlock, FusedState
 from perception.session import ros_messages as ros
+from perception.session.beside import beside
 from perception.session.convert.incoming import UnusableError
-from perception.session.reader import Session
+from perception.session.reader import Session, nothing_to_export
 
 _BAG_VERSION: Final = 9
 
@@ -24,7 +25,10 @@ def write(session: Session, target: Path, topics: Sequence[str] = ("*",)) -> Ite
     store, counts, refused = ros.types(), Counter[str](), Counter[str]()
     connections: dict[str, Connection] = {}
     described: set[str] = set()
-    with Writer(target, version=_BAG_VERSION, storage_plugin=StoragePlugin.MCAP) as bag:
+    with (
+        beside(target) as folder,
+        Writer(folder, version=_BAG_VERSION, storage_plugin=StoragePlugin.MCAP) as bag,
+    ):
         for name, value in session.zero.as_metadata().items():
             bag.set_custom_data(f"perception.zero.{name}", str(value))
 
@@ -40,7 +44,12 @@ def write(session: Session, target: Path, topics: Sequence[str] = ("*",)) -> Ite
                 put(ros.sound_info(store, message.topic, message.header), message.received_ns)
             try:
                 put(ros.encode(store, message), message.received_ns)
+                if isinstance(message.header, FusedState):
+                    for found in ros.detections(store, message.topic, message.header):
+                        put(found, message.received_ns)
             except UnusableError as error:
                 refused[f"{message.topic}: left out: {error}"] += 1
+        if not counts:
+            raise nothing_to_export(session, topics)
     yield from (f"{topic}: {number} messages" for topic, number in counts.items())
     yield from (f"{text} ({number} times)" for text, number in refused.items())

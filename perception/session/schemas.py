@@ -27,6 +27,7 @@ from perception.messages import (
     Payload,
     TextCommand,
 )
+from perception.session.pcm import as_s16
 from perception.session.protobuf import Enum, Field, Schema, encode
 
 HEADER_FIELD: Final = 1000
@@ -169,7 +170,7 @@ def view(topic: str, header: Header, payload: Payload = b"") -> View:
             }
             if header.format == "s16":
                 return View(RAW_AUDIO, common | kind, payload_field=2)
-            return View(RAW_AUDIO, common | kind | {"data": _as_s16(payload)})
+            return View(RAW_AUDIO, common | kind | {"data": as_s16(np.frombuffer(payload, "<f4")).tobytes()})
         case TextCommand():
             return View(LOG, common | {"level": _INFO, "message": header.text, "name": topic})
         case _:
@@ -226,12 +227,6 @@ def _boxes(modality: ModalityState, end_ns: int) -> dict[str, Any]:
             for box in boxes
         ],
     }
-
-
-def _as_s16(floats: Payload) -> bytes:
-    samples = np.nan_to_num(np.frombuffer(floats, "<f4"), posinf=1.0, neginf=-1.0)
-    data: bytes = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype("<i2").tobytes()
-    return data
 
 
 def _timestamp(stamp_ns: int) -> dict[str, int]:

@@ -1,17 +1,15 @@
 """Recorded frames and blocks as pictures and as one unbroken run of samples, for the exports."""
 
-from collections.abc import Iterator
-from fractions import Fraction
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
-import av
 import cv2
 import numpy as np
 import numpy.typing as npt
 import soundfile
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
 from perception.messages import AudioBlock, CameraFrame, Message
 from perception.session.zero import Zero
@@ -20,7 +18,6 @@ Image = npt.NDArray[np.uint8]
 Samples = npt.NDArray[np.int16] | npt.NDArray[np.float32]
 
 _SECOND_NS: Final = 1_000_000_000
-_TICKS_HZ: Final = 90_000
 
 
 def image(message: Message[CameraFrame]) -> Image | None:
@@ -97,72 +94,49 @@ class Timeline:
 
 
 class SoundFile:
-    """A FLAC file (or WAV, for float samples) of one microphone."""
+    """A FLAC file (or WAV, for float samples) of one microphone.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
 
     def __init__(self, stem: Path, first: Message[AudioBlock], zero: Zero) -> None:
         self.timeline = Timeline(first, zero)
         whole = self.timeline.format == "s16"
         self.path = stem.with_name(f"{stem.name}.{'flac' if whole else 'wav'}")
         subtype = "PCM_16" if whole else "FLOAT"
-        self._file = soundfile.SoundFile(
-            self.path, "w", self.timeline.rate_hz, self.timeline.channels, subtype
-        )
+        with self._as_os_error():
+            self._file = soundfile.SoundFile(
+                self.path, "w", self.timeline.rate_hz, self.timeline.channels, subtype
+            )
 
-    def write(self, message: Message[AudioBlock]) -> bool:
-        """Append a block; return False if it is of another kind than the first."""
+    def write(self, message: Message[AudioBlock], also: Callable[[Samples], object] | None = None) -> bool:
+        """Append a block; return False if it is of another kind than the first.
+
+        Args:
+            message: the block.
+            also: takes what was appended, silence for what is missing included.
+        """
         if not self.timeline.fits(message.header):
             return False
         for piece in self.timeline.place(message):
-            self._file.write(piece)
+            with self._as_os_error():
+                self._file.write(piece)
+            if also is not None:
+                also(piece)
         return True
 
     def close(self) -> None:
         """Finish the file."""
-        self._file.close()
+        with self._as_os_error():
+            self._file.close()
+            # The library says nothing of what it could not write while it closed the file.
+            if soundfile.info(self.path).frames != self.timeline.position:
+                raise OSError(errno.EIO, "not all of the sound could be written")
 
-
-class VideoFile:
-    """An MP4 file (H.264) of one camera; every frame keeps its own time.
-
-    Args:
-        path: file to write.
-        width: pixels; made even, as the format wants it.
-        height: likewise.
-        rate_hz: what players are told; the frames' own times decide.
-    """
-
-    def __init__(self, path: Path, width: int, height: int, rate_hz: int = 30) -> None:
-        self.path = path
-        self._size = (max(width & ~1, 2), max(height & ~1, 2))
-        self._container = av.open(str(path), "w")
-        stream = self._container.add_stream("libx264", rate=rate_hz)
-        assert isinstance(stream, VideoStream)
-        self._stream = stream
-        self._stream.width, self._stream.height = self._size
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.options = {"crf": "18", "preset": "veryfast"}
-        self._stream.codec_context.time_base = Fraction(1, _TICKS_HZ)
-        self._last_ticks = -1
-
-    def write(self, picture: Image, time_ns: int) -> bool:
-        """Append a frame shown from `time_ns` after the start; return False if that is not after the last."""
-        ticks = round(time_ns * _TICKS_HZ / _SECOND_NS)
-        if ticks <= self._last_ticks:
-            return False
-        self._last_ticks = ticks
-        frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="bgr24")
-        frame = frame.reformat(*self._size, format="yuv420p")
-        frame.pts, frame.time_base = ticks, Fraction(1, _TICKS_HZ)
-        self._container.mux(self._stream.encode(frame))
-        return True
-
-    def close(self) -> None:
-        """Finish the file."""
-        self._container.mux(self._stream.encode())
-        self._container.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    @contextmanager
+    def _as_os_error(self) -> Iterator[None]:
+        try:
+            yield
+        except (soundfile.SoundFileError, AssertionError) as error:
+            raise OSError(errno.EIO, f"{self.path.name}: {error}") from error

@@ -22,6 +22,7 @@ from perception import messages
 from perception.bus import codec
 from perception.errors import SessionError
 from perception.session import container, protobuf, schemas, zero
+from perception.session.beside import beside, refuse_existing
 
 CHUNK_NS: Final = 500_000_000
 CHUNK_BYTES: Final = 4 << 20
@@ -55,15 +56,20 @@ class SessionWriter:
     Log times strictly increase, so that they alone keep the order in which messages were written.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Create the file; SessionError if it exists or cannot be made."""
+    def __init__(self, path: Path, shown: Path | None = None) -> None:
+        """Create the file; SessionError if it exists or cannot be made.
+
+        Args:
+            path: the file.
+            shown: how errors call it, where it is moved in the end.
+        """
+        self.path = path
+        self._shown = shown or path
+        refuse_existing(path)
         try:
             self._file = path.open("xb")
-        except FileExistsError as error:
-            raise SessionError(f"{path} exists; remove it or choose another name") from error
         except OSError as error:
-            raise SessionError(f"cannot write {path}: {error.strerror}") from error
-        self.path = path
+            raise self._unwritten(error) from error
         self.bytes_written = 0
         self.counts: Counter[str] = Counter()
         """Messages written so far, by topic."""
@@ -146,7 +152,7 @@ class SessionWriter:
             self.flush()
             self._put(self._summary())
         finally:
-            self._file.close()
+            self._close_file()
 
     def __enter__(self) -> Self:
         return self
@@ -244,7 +250,16 @@ class SessionWriter:
                 self.bytes_written += len(part)
             self._file.flush()
         except OSError as error:
-            raise SessionError(f"cannot write {self.path}: {error.strerror}") from error
+            raise self._unwritten(error) from error
+
+    def _close_file(self) -> None:
+        try:
+            self._file.close()  # what the disk did not take is tried once more
+        except OSError as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: OSError) -> SessionError:
+        return SessionError(f"cannot write {self._shown}: {error.strerror}")
 
     def _summary(self) -> bytes:
         start = self.bytes_written + len(_serialised(records.DataEnd(0)))
@@ -281,12 +296,8 @@ class SessionWriter:
 @contextmanager
 def whole(path: Path) -> Iterator[SessionWriter]:
     """Write a session that is there in the end whole or not at all; SessionError as of `SessionWriter`."""
-    with SessionWriter(path) as writer:
-        try:
-            yield writer
-        except BaseException:
-            path.unlink()
-            raise
+    with beside(path) as part, SessionWriter(part, shown=path) as writer:
+        yield writer
 
 
 def _footer(summary_start: int, offset_start: int, crc: int) -> bytes:

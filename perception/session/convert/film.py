@@ -1,0 +1,156 @@
+"""An MP4 file of one camera, with the sound of one microphone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Final, Self
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
+
+from perception.session.pcm import as_s16
+from perception.session.tracks import Image, Samples
+
+_SECOND_NS: Final = 1_000_000_000
+_TICKS_HZ: Final = 90_000
+# ISO/IEC 14496-3, table 1.18.
+_AAC_RATES: Final = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+_OTHER_RATE: Final = 48_000
+_BT709: Final = 1
+"""Of primaries, transfer and matrix alike, ITU-T H.273."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """What the sound of a film is like."""
+
+    rate_hz: int
+    channels: int
+
+
+class VideoFile:
+    """An MP4 file (H.264, BT.709, AAC); every frame keeps its own time.
+
+    Args:
+        path: file to write.
+        width: pixels; made even, as the format wants it.
+        height: likewise.
+        rate_hz: what players are told; the frames' own times decide.
+        sound: what the sound is like, None for a silent film.
+        key_every: frames from one that can be shown alone to the next, None as the encoder likes it.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        width: int,
+        height: int,
+        rate_hz: int = 30,
+        *,
+        sound: Hearing | None = None,
+        key_every: int | None = None,
+    ) -> None:
+        self.path = path
+        self._size = (max(width & ~1, 2), max(height & ~1, 2))
+        with _as_os_error():
+            self._container = av.open(str(path), "w")
+        self._stream = self._add_video(rate_hz, key_every)
+        self._sound = sound
+        self._audio = None if sound is None else self._add_audio(sound)
+        self._last_ticks = -1
+        self._samples = 0
+
+    def write(self, picture: Image, time_ns: int) -> bool:
+        """Append a frame shown from `time_ns` after the start; return False if that is not after the last."""
+        ticks = round(time_ns * _TICKS_HZ / _SECOND_NS)
+        if ticks <= self._last_ticks:
+            return False
+        self._last_ticks = ticks
+        frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="bgr24")
+        frame = frame.reformat(
+            *self._size, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        )
+        frame.pts, frame.time_base = ticks, Fraction(1, _TICKS_HZ)
+        with _as_os_error():
+            self._container.mux(self._stream.encode(frame))
+        return True
+
+    def hear(self, samples: Samples) -> None:
+        """Append sound, shape (samples, channels) of what `sound` said; it begins at the start."""
+        if self._audio is None or self._sound is None or not len(samples):
+            return
+        frame = AudioFrame.from_ndarray(
+            _interleaved(samples), format="s16", layout=_layout(self._sound.channels)
+        )
+        frame.sample_rate = self._sound.rate_hz
+        frame.pts, frame.time_base = self._samples, Fraction(1, self._sound.rate_hz)
+        self._samples += len(samples)
+        with _as_os_error():
+            self._container.mux(self._audio.encode(frame))
+
+    def close(self) -> None:
+        """Finish the file."""
+        with _as_os_error():
+            try:
+                self._container.mux(self._stream.encode())
+                if self._audio is not None:
+                    self._container.mux(self._audio.encode())
+            finally:
+                self._container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _add_video(self, rate_hz: int, key_every: int | None) -> VideoStream:
+        stream = self._container.add_stream("libx264", rate=rate_hz)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height = self._size
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18", "preset": "veryfast"}
+        context = stream.codec_context
+        context.time_base = Fraction(1, _TICKS_HZ)
+        context.color_primaries = context.color_trc = context.colorspace = _BT709
+        context.color_range = ColorRange.MPEG
+        if key_every is not None:
+            context.gop_size = key_every
+        return stream
+
+    def _add_audio(self, sound: Hearing) -> AudioStream:
+        rate_hz = sound.rate_hz if sound.rate_hz in _AAC_RATES else _OTHER_RATE
+        stream = self._container.add_stream("aac", rate=rate_hz, layout=_layout(sound.channels))
+        assert isinstance(stream, AudioStream)
+        return stream
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise OSError(error.errno, error.strerror) from error
+
+
+def _layout(channels: int) -> str:
+    return "stereo" if channels == 2 else "mono"
+
+
+def _interleaved(samples: Samples) -> npt.NDArray[np.int16]:
+    """Return (1, samples * channels) of one or two channels: more of them are mixed to one."""
+    if samples.shape[1] > 2:
+        samples = samples.mean(axis=1, keepdims=True).astype(samples.dtype)
+    whole = samples if samples.dtype == np.int16 else as_s16(samples)
+    return np.ascontiguousarray(whole, np.int16).reshape(1, -1)
