@@ -1,7 +1,9 @@
 """Number formats: what auto chooses, what is published, and that a verification computes in the same one."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from msgspec import structs
@@ -9,6 +11,7 @@ from msgspec import structs
 from perception.devices.scripted import messages
 from perception.fusion.build import build_engine, use_threads
 from perception.messages import FusedState, Header, Health, Message
+from perception.models.encoder import Encoding
 from perception.models.precision import MAX_ERROR, Trial, as_published, compare, fact
 from perception.models.registry import build_encoder
 from perception.profile import (
@@ -64,6 +67,27 @@ def test_bfloat16_is_near_float32_and_is_not_it(kind: str, options: dict[str, An
     trial = compare(build("float32"), build("bfloat16"), repeats=2)
     assert 0 < trial.error <= MAX_ERROR
     assert min(trial.float32_ms, trial.bfloat16_ms) > 0
+
+
+@dataclass
+class Overflowing:
+    """A quick encoder of level, whose features are not a number from one of its runs on."""
+
+    fails_in: int
+    modality: str = "microphone"
+    runs: int = 0
+
+    def __call__(self, data: Any) -> Encoding:
+        self.runs += 1
+        level = torch.tensor([float(np.abs(data.waveform).mean())])
+        return Encoding(level * (torch.nan if self.runs == self.fails_in else 1))
+
+
+@pytest.mark.parametrize("fails_in", [1, 2, 4])
+def test_a_format_that_gives_nan_once_is_not_taken(fails_in: int) -> None:
+    trial = compare(Overflowing(0), Overflowing(fails_in), repeats=3)  # type: ignore[arg-type]
+    assert np.isnan(trial.error)
+    assert Trial(trial.error, float32_ms=9.0, bfloat16_ms=1.0).choice == "float32"
 
 
 def test_the_format_of_the_fusion_holds_for_encoders_that_name_none() -> None:

@@ -148,12 +148,75 @@ def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:
     go_on(clusters(), quick.model_copy(update={"epochs": 3}))
 
 
-def test_a_fit_that_never_had_a_finite_loss_is_an_error() -> None:
+@pytest.mark.parametrize("select", ["nll", "balanced-nll", "last"])
+def test_a_fit_that_never_had_a_finite_loss_is_an_error(select: str) -> None:
+    config = QUICK.model_copy(update={"select": select})
     data = clusters()
     broken = dataclasses.replace(data, features=data.features | {"eye": torch.full((240, 2), torch.nan)})
-    model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES))
-    with pytest.raises(PerceptionError, match="no epoch had a finite loss"):
-        fit(model, broken, broken, QUICK)
+    which = "the last epoch had no" if select == "last" else "no epoch had a"
+    with pytest.raises(
+        PerceptionError, match=f"^{which} finite loss on validation and finite weights; lower"
+    ):
+        fit(FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES)), broken, broken, config)
+    diverging = config.model_copy(
+        update={"optimiser": "sgd", "learning_rate": 1e30, "clip": 1e30, "epochs": 3}
+    )
+    with pytest.raises(PerceptionError, match=f"^{which} finite loss"):
+        fit(FusionModel(ModelFusion({"eye": 2, "ear": 2}, CLASSES)), data, data, diverging)
+
+
+@pytest.mark.parametrize("select", ["nll", "balanced-nll", "last"])
+def test_weights_that_validation_does_not_show_are_finite_too(select: str) -> None:
+    data = clusters()
+    deaf = dataclasses.replace(data, present=torch.tensor([[False, True]]).expand(240, 2))  # ear, eye
+    config = QUICK.model_copy(update={"select": select, "epochs": 2})
+
+    def deafening(batch: Examples, generator: torch.Generator) -> Examples:
+        ear = torch.full_like(batch.features["ear"], torch.inf)
+        return dataclasses.replace(batch, features=batch.features | {"ear": ear})
+
+    encoders = {"ear": torch.nn.Linear(2, 2)}
+    model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES), encoders)
+    with pytest.raises(PerceptionError, match="finite loss on validation and finite weights"):
+        fit(model, data, deaf, config, augment=deafening)
+
+
+def test_a_good_epoch_is_kept_although_later_ones_diverge_unless_the_last_is_asked_for() -> None:
+    data, batches = clusters(), 0
+
+    def poisoned(batch: Examples, generator: torch.Generator) -> Examples:
+        nonlocal batches
+        batches += 1
+        if batches <= 2 * 4:
+            return batch
+        return dataclasses.replace(
+            batch, features=batch.features | {"ear": batch.features["ear"] * torch.nan}
+        )
+
+    for select in ("nll", "balanced-nll", "last"):
+        batches = 0
+        config = QUICK.model_copy(update={"select": select, "epochs": 4})
+        model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES))
+        if select == "last":
+            with pytest.raises(PerceptionError, match="the last epoch had no finite loss"):
+                fit(model, data, clusters(seed=1), config, augment=poisoned)
+            continue
+        history = fit(model, data, clusters(seed=1), config, augment=poisoned)
+        assert history.best_epoch == 1
+        assert np.isnan(history.validation_loss[2:]).all()
+        assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_too_few_labelled_windows_are_said() -> None:
+    data = clusters()
+    unlabelled = dataclasses.replace(data, labels=torch.full_like(data.labels, -1))
+    one = data.rows(torch.arange(1))
+    for train, validation, problem in (
+        (one, data, "1 labelled windows to train on, 2 are needed"),
+        (data, unlabelled, "0 labelled windows to choose the best epoch by, 1 are needed"),
+    ):
+        with pytest.raises(PerceptionError, match=problem):
+            fit(FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES)), train, validation, QUICK)
 
 
 def test_modality_dropout_makes_each_input_enough_alone() -> None:

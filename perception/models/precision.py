@@ -91,7 +91,8 @@ def compare(plain: RegisteredEncoder, short: RegisteredEncoder, repeats: int = _
             made.append(encoder(data).features.cpu())
             spent.append((time.perf_counter_ns() - begun_ns) / 1e6)
         errors.append(float((made[1] - made[0]).norm() / made[0].norm().clamp_min(1e-12)))
-    return Trial(max(errors), *(statistics.median(spent[1:]) for spent in spent_ms))
+    worst = float(np.max(errors))  # NaN, in whichever run, is the worst
+    return Trial(worst, *(statistics.median(spent[1:]) for spent in spent_ms))
 
 
 def choose(

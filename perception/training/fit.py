@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ OVERLAP: Final = 2
 ticks, and the best epoch was the third."""
 LEAST_ROWS: Final = 2048
 """An epoch has no fewer for that, nor has validation."""
+_REMEDY: Final = "lower training.learning_rate, and look for features that are not finite"
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -147,10 +149,12 @@ def fit(
         on_epoch: told after each epoch.
 
     Raises:
-        PerceptionError: no epoch had a finite loss, or `state_file` is of another training.
+        PerceptionError: the kept epoch, or all there are to choose from, have a loss or weights that are not
+            finite; too few labelled windows; or `state_file` is of another training.
     """
     # an encoder has nothing to do where all of a batch lacks its input
     accelerator = processes.accelerator(next(model.parameters()).device, unused=bool(model.encoders))
+    _check_rows(train, validation, accelerator.num_processes)
     if accelerator.num_processes > 1:
         model.to(accelerator.device)
     generator = torch.Generator().manual_seed(config.seed)
@@ -167,6 +171,22 @@ def fit(
         on_epoch(epoch, run.history)
     run.finish()
     return run.history
+
+
+def _check_rows(train: Examples, validation: Examples, processes: int) -> None:
+    """Raise PerceptionError if there is nothing to make a step of, or nothing to choose an epoch by."""
+    least = 2 * processes  # batch norm needs two rows in every process
+    for part, needed, aim in ((train, least, "train on"), (validation, 1, "choose the best epoch by")):
+        if len(part.labelled) < needed:
+            found = len(part.labelled)
+            raise PerceptionError(
+                f"{found} labelled windows to {aim}, {needed} are needed; label or give more"
+            )
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Whether no weight, mean or count of a model is NaN or infinite."""
+    return all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
 
 
 class _Objective(nn.Module):
@@ -239,11 +259,15 @@ class _Run:
             self._schedule.step(loss)
         self.history.training_loss.append(sum(losses) / len(losses))
         self.history.validation_loss.append(loss)
-        if loss < self._best_loss - 1e-4 or self.config.select == "last":
+        finite = math.isfinite(loss) and is_finite(self.model)
+        if self.config.select == "last":
+            self.history.best_epoch = number if finite else -1
+        elif finite and loss < self._best_loss - 1e-4:
             self._best_loss, self.waited, self.history.best_epoch = loss, 0, number
-            self._best = copy.deepcopy(self.model.state_dict())
         else:
             self.waited += 1
+        if self.history.best_epoch == number:
+            self._best = copy.deepcopy(self.model.state_dict())
 
     def _step(self, rows: torch.Tensor) -> float:
         late = None
@@ -297,14 +321,16 @@ class _Run:
     def finish(self) -> None:
         """Go back to the best epoch and calibrate."""
         if self.history.best_epoch < 0:
-            raise PerceptionError(
-                "no epoch had a finite loss on validation; lower training.learning_rate, and look for "
-                "features that are not finite"
-            )
+            which = "the last epoch had no" if self.config.select == "last" else "no epoch had a"
+            raise PerceptionError(f"{which} finite loss on validation and finite weights; {_REMEDY}")
         self.model.load_state_dict(self._best)
         self.model.eval()
         if isinstance(self.model.head, ModelFusion) and self.model.head.head is None:
             calibrate(self.model, self.validation)
+            if not is_finite(self.model):
+                raise PerceptionError(
+                    f"calibration on validation gave weights that are not finite; {_REMEDY}"
+                )
 
     def save(self, file: Path, identity: str, epochs: int) -> None:
         """Write everything the next epoch depends on, whole or not at all."""
