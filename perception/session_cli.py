@@ -1,8 +1,11 @@
 """`perception session ...` and `perception record`. Each command imports what it needs when it runs."""
 
 import json
+import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -13,6 +16,7 @@ from perception.errors import PerceptionError, SessionError
 if TYPE_CHECKING:
     from perception.profile import RecorderConfig
     from perception.session.edit import Copied
+    from perception.session.reader import Session
 
 DIFFERENT: Final = 1
 """Exit code of `session diff` when there is a difference."""
@@ -35,8 +39,13 @@ def _named(prefix: str) -> Callable[[FunctionT], FunctionT]:
 
 
 @click.group()
-def session() -> None:
-    """Look at, cut, mend, compare and convert recorded sessions."""
+@click.pass_context
+def session(context: click.Context) -> None:
+    """Look at, cut, repair, compare and convert recorded sessions."""
+    # Ended by whoever, a command leaves nothing half-made behind, as with Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        before = signal.signal(number, signal.default_int_handler)
+        context.call_on_close(partial(signal.signal, number, before))
 
 
 @session.command()
@@ -125,11 +134,14 @@ def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, 
     """Show where two sessions differ: topic, seq, field. Exits with 1 if they do."""
     from itertools import islice
 
+    from perception.progress import progress
     from perception.session.diff import diff as compare
     from perception.session.reader import Session
 
     with Session(expected) as one, Session(actual) as other:
-        found = list(islice(compare(one, other, topics, measured=measured), limit + 1))
+        with progress("comparing") as advance:
+            one.watch = other.watch = advance
+            found = list(islice(compare(one, other, topics, measured=measured), limit + 1))
         for divergence in found[:limit]:
             click.echo(f"at {one.zero.seconds(divergence.stamp_ns):.3f} s: {divergence}")
         _tell([f"{opened.path}: {text}" for opened in (one, other) for text in opened.damage])
@@ -141,7 +153,7 @@ def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, 
 
 
 @session.command()
-@_file
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
 @_target
 @click.option(
     "--format",
@@ -162,38 +174,55 @@ def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, 
 )
 @_topics
 def export(
-    file: Path,
+    files: tuple[Path, ...],
     target: Path,
     kind: str,
     tables: Literal["parquet", "csv"],
     rate_hz: float,
     topics: tuple[str, ...],
 ) -> None:
-    """Convert FILE into the new folder TARGET."""
+    """Convert FILES into the new folder TARGET; several become the episodes of one lerobot dataset."""
+    from perception.progress import progress
+    from perception.session.beside import refuse_existing
     from perception.session.reader import Session
 
-    if target.exists():
-        raise SessionError(f"{target} exists; remove it or choose another name")
-    with Session(file) as opened, _extras():
-        if kind == "media":
-            from perception.session import export_media
-
-            lines = export_media.write(opened, target, topics, kind=tables)
-        elif kind == "webdataset":
-            from perception.session import export_webdataset
-
-            lines = export_webdataset.write(opened, target, topics, rate_hz=rate_hz)
-        elif kind == "lerobot":
-            from perception.session import export_lerobot
-
-            lines = export_lerobot.write(opened, target, topics, rate_hz=rate_hz)
-        else:
-            from perception.session import rosbag
-
-            lines = rosbag.write(opened, target, topics)
+    if len(files) > 1 and kind != "lerobot":
+        raise SessionError(f"--format {kind} takes one session; --format lerobot makes episodes of several")
+    refuse_existing(target)
+    with ExitStack() as stack, _extras():
+        opened = [stack.enter_context(Session(file)) for file in files]
+        with progress("exporting") as advance:
+            for one in opened:
+                one.watch = advance
+            lines = list(_exported(opened, target, kind, tables, rate_hz, topics))
         for line in lines:
             click.echo(line)
-        _tell(opened.damage)
+        _tell([f"{one.path}: {text}" for one in opened for text in one.damage])
+
+
+def _exported(
+    opened: "list[Session]",
+    target: Path,
+    kind: str,
+    tables: Literal["parquet", "csv"],
+    rate_hz: float,
+    topics: tuple[str, ...],
+) -> Iterator[str]:
+    if kind == "media":
+        from perception.session import export_media
+
+        return export_media.write(opened[0], target, topics, kind=tables)
+    if kind == "webdataset":
+        from perception.session import export_webdataset
+
+        return export_webdataset.write(opened[0], target, topics, rate_hz=rate_hz)
+    if kind == "lerobot":
+        from perception.session import export_lerobot
+
+        return export_lerobot.write_all(opened, target, topics, rate_hz=rate_hz)
+    from perception.session import rosbag
+
+    return rosbag.write(opened[0], target, topics)
 
 
 @session.command("import")
@@ -290,6 +319,7 @@ def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: st
 
     from perception.bus.host import HostClock, Runtime
     from perception.bus.subscriber import Subscriber
+    from perception.progress import progress
     from perception.session.recorder import EVERY_MESSAGE, Recorder, describe
     from perception.session.recorder import record as run
     from perception.up import stop_requests
@@ -302,12 +332,20 @@ def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: st
         Subscriber(*config.topics, runtime=runtime, clock=clock.now_ns, policies=EVERY_MESSAGE) as subscriber,
     ):
         click.echo(f"recording {', '.join(config.topics)} to {recorder.path}; Ctrl-C ends it", err=True)
-        run(
-            subscriber,
-            recorder,
-            clock=clock.now_ns,
-            stopped=lambda: bool(requests) or time.monotonic() >= end_s,
-        )
+        with progress("recording") as advance:
+            said = Counter[str]()
+
+            def report() -> None:
+                advance(recorder.counts["messages"] - said["messages"])
+                said["messages"] = recorder.counts["messages"]
+
+            run(
+                subscriber,
+                recorder,
+                clock=clock.now_ns,
+                stopped=lambda: bool(requests) or time.monotonic() >= end_s,
+                report=report,
+            )
         accounts = subscriber.health()
     if not recorder.counts["messages"]:
         recorder.path.unlink()

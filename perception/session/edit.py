@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perception.errors import MalformedMessageError, SessionError
+from perception.progress import progress
+from perception.session.beside import refuse_existing
 from perception.session.container import Record
 from perception.session.reader import Session, message
 from perception.session.writer import SessionWriter, whole
@@ -59,8 +61,9 @@ def trim(
 def _copy(
     source: Path, target: Path, topics: Sequence[str], start_s: float | None, end_s: float | None
 ) -> Copied:
+    refuse_existing(target)
     with Session(source) as session:
-        with whole(target) as writer:
+        with whole(target) as writer, progress("copying", session.listed) as session.watch:
             for name, value in session.metadata.items():
                 writer.add_metadata(name, value)
             start_ns = session.at_ns(start_s)

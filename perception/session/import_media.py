@@ -14,6 +14,7 @@ from msgspec import structs
 from perception.devices import media
 from perception.errors import DeviceError, SessionError
 from perception.messages import Message
+from perception.progress import progress
 from perception.session.convert.media_parts import Arrival, Part, Pictures, Sounds, Words
 from perception.session.convert.selection import EVERYTHING, Selection
 from perception.session.writer import whole
@@ -65,7 +66,7 @@ def read(
     wanted = _select(parts, selection)
     length_ns = round(media.length_s(str(source)) * _SECOND_NS)
     span_ns = selection.span_ns(origin_ns, origin_ns + length_ns)
-    with whole(target) as writer:
+    with whole(target) as writer, progress("importing") as advance:
         zero_ns = max(span_ns[0], origin_ns)  # labels made on the film are right in the session
         writer.set_zero(Zero(zero_ns, zero_ns))
         sent: Counter[str] = Counter()
@@ -74,6 +75,7 @@ def read(
             fields = {"seq": sent[topic], "sent_ns": due_ns, "source": _SOURCE}
             writer.write(Message(topic, structs.replace(header, **fields), payload, due_ns))
             sent[topic] += 1
+            advance()
         notes += [f"{part.topic}: {note}" for part in wanted for note in part.notes()]
         if not sent:
             raise SessionError(f"{source}: nothing to import: {'; '.join(notes) or 'no such time in it'}")

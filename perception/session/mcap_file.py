@@ -39,6 +39,8 @@ class McapFile:
         self.path = Path(path)
         self._open_bytes = open_bytes
         self._has_learned = False
+        self.watch: Callable[[], object] = _nothing
+        """Called for every record that is read."""
         self._descriptor = _open(self.path)
         try:
             self._index = chunk_index.load(self._descriptor)
@@ -66,6 +68,12 @@ class McapFile:
         return {name: cleaned(value) for name, value in self._index.metadata.items()}
 
     @property
+    def listed(self) -> int | None:
+        """How many records its index says there are, None if it does not."""
+        counts = self._index.counts
+        return None if counts is None else sum(counts.values())
+
+    @property
     def passed_over(self) -> list[str]:
         """What the file holds beside messages and metadata: `2 attachments`, and the like."""
         return [f"{count} {name[count > 1]}" for name, count in self._index.passed_over.items()]
@@ -87,6 +95,7 @@ class McapFile:
         end = 1 << 64 if end_ns is None else end_ns
         for record in self._ordered(self._wanted(topics, start, end)):
             if start <= record.log_time_ns < end and matches(record.channel.topic, topics):
+                self.watch()
                 yield record
 
     def declared(self) -> Declarations:
@@ -169,6 +178,10 @@ class McapFile:
     def _note(self, text: str) -> None:
         if len(self._damage) < _MAX_DAMAGE:
             self._damage[text] = None
+
+
+def _nothing() -> None:
+    pass
 
 
 def _open(path: Path) -> int:

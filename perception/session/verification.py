@@ -12,6 +12,7 @@ from perception.fusion.engine import Engine
 from perception.messages import FusedState, ModelInfo
 from perception.models.device import exists
 from perception.profile import FusionConfig, Profile
+from perception.progress import progress
 from perception.session.compare import MISSING, Difference, conclusion, first_difference
 from perception.session.cutting import Cut
 from perception.session.fusing import Crew, Heads, Told, cuts, fusion_of, survey_of
@@ -118,8 +119,10 @@ def verify(
                     for use in crew.heads.missing
                 ]
                 comparison = _Comparison(recording, config, known, crew.heads, verdict)
-                for step, state in crew.conclude(cuts(recording, config, known)):
-                    comparison.take(step, state)
+                with progress("verifying states") as advance:
+                    for step, state in crew.conclude(cuts(recording, config, known)):
+                        comparison.take(step, state)
+                        advance()
                 comparison.finish()
                 verdict.notes += _strangeness(known, crew.engines[0]) if verdict.different else []
         if not (verdict.equal or verdict.different or verdict.obstacles):

@@ -9,7 +9,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -85,7 +85,13 @@ class SessionWriter:
         self._chunk_count = self._metadata_count = 0
         # Serialised at once: in a long recording these are all that grows in memory.
         self._chunk_index, self._metadata_index = RecordBuilder(), RecordBuilder()
-        self._put(container.MAGIC + _serialised(records.Header("perception", "perception")))
+        try:
+            self._put(container.MAGIC + _serialised(records.Header("perception", "perception")))
+        except SessionError:
+            with suppress(SessionError):
+                self._close_file()
+            path.unlink()
+            raise
 
     def write(self, message: messages.Message[messages.Header]) -> None:
         """Take in one message; its arrival is the log time, moved on where it is not later than the last.

@@ -45,7 +45,7 @@ def read(
         SessionError: `source` cannot be read or nothing of it can be used, `target` exists.
     """
     counts, refused = Counter[str](), Counter[str]()
-    with bags.opened(source) as bag, whole(target) as writer, progress("import") as advance:
+    with bags.opened(source) as bag, whole(target) as writer, progress("importing") as advance:
         streams = _streams(bag, source, selection, audio_rate_hz)
         begin_ns, end_ns = selection.span_ns(*bag.times_ns)
         writer.add_metadata("imported", {"from": str(source), "kind": "rosbag"})
