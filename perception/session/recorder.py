@@ -204,7 +204,9 @@ def record(
 
     while not (stopped() or recorder.full):
         step(_RECEIVE_S)
-    end_ns = clock() + round(max(linger_s, _QUEUED_S) * 1e9)
-    while not recorder.full and clock() < end_ns and step(min(linger_s, _QUIET_S)):
+    # What was sent before is under way yet: no moment of silence is its end.
+    last_s = max(linger_s, _QUEUED_S)
+    end_ns = clock() + round(last_s * 1e9)
+    while not recorder.full and clock() < end_ns and step(min(last_s, _QUIET_S)):
         pass
     recorder.close({topic: structs.asdict(account) for topic, account in subscriber.health().items()})
