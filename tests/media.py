@@ -118,3 +118,49 @@ def grey(level: int) -> npt.NDArray[np.uint8]:
 def noise(samples: int, seed: int = 1) -> npt.NDArray[np.int16]:
     """Return sound that is nowhere alike."""
     return np.random.default_rng(seed).integers(-9000, 9000, samples).astype(np.int16)
+
+
+def write_film(
+    path: Path,
+    codec: str,
+    pictures: Sequence[npt.NDArray[np.uint8]],
+    *,
+    rate_hz: int = FRAME_HZ,
+    bframes: int = 0,
+    first: int = 0,
+) -> Path:
+    """Write frames, counted from `first`, in the container of the path's suffix; key frames every 0.5 s."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=rate_hz)
+        video.width, video.height = WIDTH, HEIGHT
+        video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        video.codec_context.gop_size = rate_hz // 2
+        video.codec_context.max_b_frames = bframes
+        if codec == "libx264":
+            video.options = {"bf": str(bframes), "crf": "3"}
+        else:
+            video.codec_context.qmin = video.codec_context.qmax = 2
+        for number, picture in enumerate(pictures):
+            frame = VideoFrame.from_ndarray(picture, format="bgr24")
+            frame.pts, frame.time_base = first + number, Fraction(1, rate_hz)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    return path
+
+
+def write_sound(path: Path, codec: str, samples: npt.NDArray[np.int16], sample_format: str = "s16p") -> Path:
+    """Write mono 16 kHz sound in the container that the path's suffix names."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=RATE_HZ, layout="mono")
+        converter = av.AudioResampler(sample_format, "mono", RATE_HZ, frame_size=stream.frame_size or None)
+        piece = AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="mono")
+        piece.sample_rate = RATE_HZ
+        for frame in [*converter.resample(piece), *converter.resample(None)]:
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def tone(seconds: float) -> npt.NDArray[np.int16]:
+    """Return a sine of 440 Hz, never silent for longer than a sample."""
+    return (9000 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * RATE_HZ)) / RATE_HZ)).astype(np.int16)

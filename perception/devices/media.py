@@ -1,6 +1,5 @@
 """Media files and network streams through PyAV: opened with one clear line, decoded lap after lap."""
 
-from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,8 +23,8 @@ _US_PER_S: Final = 1_000_000
 # Stamps of consecutive packets are rounded to the container's tick; only more than this is a hole.
 _HOLE_S: Final = 0.02
 
-_SEEK_S: Final = 1.0
-"""What lies less far ahead is decoded and passed over."""
+_LEAD_S: Final = 1.0
+"""A leap goes this long before what is wanted: some containers overshoot, MP3 needs what came before."""
 _USUAL_RATE_HZ: Final = 25
 _NO_TIMESTAMPS: Final = 0x80  # AVFMT_NOTIMESTAMPS of libavformat/avformat.h
 
@@ -158,63 +157,82 @@ class Track(Generic[FrameT]):
     def _one_lap(self, skip_s: float) -> Iterator[tuple[float, FrameT]]:
         with open_container(self._path) as container:
             stream = self._stream_of(container)
-            origin_s = origin_of(container)
-            timeless = bool(container.format.flags & _NO_TIMESTAMPS)
-            sought = skip_s > _SEEK_S and not timeless and _seek(container, origin_s + skip_s)
-            # Neither raw streams nor AVI know when a frame is shown, only when its packet is read: pictures
-            # come out in the order in which they are shown, so they take the times of the packets in turn.
-            in_turn = self._kind == "video" and (timeless or container.format.name == "avi")
-            next_s = None if sought else origin_s
-            for own_s, frame in self._decode(container.demux(stream), in_turn):
-                if own_s is None and next_s is None:
-                    continue  # before the first known time after a leap, so before what is wanted
-                self.untimed += own_s is None
-                begin_s = own_s if own_s is not None else next_s
-                assert begin_s is not None
-                next_s = begin_s + _duration_s(frame, stream)
+            timing = _Timing(container, stream)
+            if skip_s > 2 * _LEAD_S and timing.may_leap:
+                first = next(self._one_lap(0.0), None) if timing.by_decoding else None
+                timing.leap(first and first[1])
+                _seek(container, timing.origin_s + skip_s - _LEAD_S)
+            for frame in self._decode(container.demux(stream)):
+                seconds = timing.begin_s(frame)
                 if frame.is_corrupt:
                     self.corrupt += 1
-                    continue
-                self._decoded += 1
-                seconds = begin_s - origin_s
-                if skip_s <= 0 or seconds >= skip_s or seconds + _sounding_s(frame) > skip_s:
-                    yield seconds, frame
+                elif seconds is not None:
+                    self._decoded += 1
+                    if skip_s <= 0 or seconds >= skip_s or seconds + _sounding_s(frame) > skip_s:
+                        yield seconds, frame
+            self.untimed += timing.untimed
 
-    def _decode(
-        self, packets: "Iterator[Packet[Stream]]", in_turn: bool
-    ) -> Iterator[tuple[float | None, FrameT]]:
-        """Yield every frame with its own time in seconds, if it has one."""
-        turns: deque[float | None] = deque()
+    def _decode(self, packets: "Iterator[Packet[Stream]]") -> Iterator[FrameT]:
         while True:
             try:
                 packet = next(packets, None)
+                frames = packet.decode() if packet is not None else None
             except av.FFmpegError:
                 self.corrupt += 1
-                return
-            if packet is None:
-                return
-            if packet.size:
-                base_s = float(packet.time_base or 0)
-                turns.append(None if packet.dts is None else packet.dts * base_s)
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                self.corrupt += 1
-                if packet.size:
-                    turns.pop()
                 continue
-            for frame in frames:
-                turn = turns.popleft() if turns else None
-                yield (turn if in_turn else frame.time), frame  # type: ignore[misc,union-attr]
+            if frames is None:
+                return
+            yield from frames  # type: ignore[misc]
 
 
-def _seek(container: InputContainer, seconds: float) -> bool:
-    """Return whether reading goes on shortly before this time; else it begins at the beginning."""
-    try:
+class _Timing:
+    """When each frame begins, in seconds from the file's start.
+
+    Neither raw streams nor AVI know when a picture is shown, only when it is decoded: there the first one is
+    shown at the beginning, and all are decoded as much later than shown as that one.
+    """
+
+    def __init__(self, container: InputContainer, stream: Stream) -> None:
+        self._stream = stream
+        self.origin_s = origin_of(container)
+        timeless = bool(container.format.flags & _NO_TIMESTAMPS)
+        self.may_leap = not timeless
+        self.by_decoding = stream.type == "video" and (timeless or container.format.name == "avi")
+        self.untimed = 0
+        """Frames so far whose time is the end of the one before."""
+        self._next_s: float | None = 0.0
+        self._late_s: float | None = None
+
+    def leap(self, first: VideoFrame | AudioFrame | None) -> None:
+        """Expect a frame from anywhere next; `first` is the file's first one, if decoding gives the times."""
+        self._next_s = None
+        if first is not None:
+            self._own_s(first)
+
+    def begin_s(self, frame: VideoFrame | AudioFrame) -> float | None:
+        """Return when the next frame begins; None after a leap as long as no frame has a time."""
+        own_s = self._own_s(frame)
+        begin_s = self._next_s if own_s is None else own_s
+        if begin_s is not None:
+            self.untimed += own_s is None
+            self._next_s = begin_s + _duration_s(frame, self._stream)
+        return begin_s
+
+    def _own_s(self, frame: VideoFrame | AudioFrame) -> float | None:
+        ticks = frame.dts if self.by_decoding else frame.pts
+        if ticks is None or frame.time_base is None:
+            return None
+        own_s = float(ticks * frame.time_base) - self.origin_s
+        if self.by_decoding:
+            self._late_s = own_s if self._late_s is None else self._late_s
+            own_s -= self._late_s
+        return own_s
+
+
+def _seek(container: InputContainer, seconds: float) -> None:
+    """Let reading go on shortly before this time; what cannot leap goes on from the beginning."""
+    with suppress(av.FFmpegError):
         container.seek(int(seconds * _US_PER_S))
-    except av.FFmpegError:
-        return False
-    return True
 
 
 class Sound:
