@@ -193,6 +193,77 @@ def test_mistakes_are_one_clear_line(run: Run) -> None:
     )
 
 
+PROBLEMS = {
+    'profile="lapdog"': "*room.mcap: *lapdog*",
+    'profile="none.toml"': "*room.mcap: *none.toml*",
+    'profile="key.toml"': "*room.mcap: *key.toml: fusion.hops: *",
+    'profile="fusionless.toml"': "*room.mcap: the profile has no [[]fusion] table*",
+    'profile="kind.toml"': "*room.mcap: *'smell' is no kind of encoder*",
+    'profile="weights.toml"': "*room.mcap: *no/such/weights*",
+    'profile="head.toml"': "*room.mcap: *no/such/head*",
+}
+
+
+def test_a_wrong_profile_or_missing_weights_are_one_line(run: Run) -> None:
+    changed = {
+        "key": PROFILE.replace("threads", "hops"),
+        "fusionless": 'domain = "x"\n',
+        "kind": PROFILE.replace('kind = "motion"', 'kind = "smell"'),
+        "weights": PROFILE.replace('kind = "motion"', 'kind = "torchvision", weights = "no/such/weights"'),
+        "head": PROFILE + 'weights = "no/such/head"\n',
+    }
+    for name, text in changed.items():
+        Path(f"{name}.toml").write_text(text)
+    result = run(
+        "\n".join(
+            f"""
+@pytest.mark.session("room.mcap", {profile})
+def test_{number}(states):
+    pass
+"""
+            for number, profile in enumerate(PROBLEMS)
+        )
+    )
+    result.assert_outcomes(errors=len(PROBLEMS))
+    for number, line in enumerate(PROBLEMS.values()):
+        result.stdout.fnmatch_lines_random(line)
+        assert len(report_of(result, f"test_{number}")) == 1
+
+
+def report_of(result: pytest.RunResult, test: str) -> list[str]:
+    """The lines on a test's error between its heading and the next."""
+    start = next(at for at, line in enumerate(result.outlines) if f"ERROR at setup of {test} _" in line)
+    rest = result.outlines[start + 1 :]
+    return rest[: next(at for at, line in enumerate(rest) if line[:1] in "_=" and line[-1:] in "_=")]
+
+
+def test_a_damaged_session_or_golden_file_and_a_fixture_that_is_not_there_are_one_line(run: Run) -> None:
+    Path("broken.mcap").write_bytes(b"no session")
+    Path("broken.jsonl").write_text("{")
+    result = run(
+        """
+        @pytest.mark.session("broken.mcap", profile="room.toml")
+        def test_session(states):
+            pass
+
+        @pytest.mark.session("recorded")
+        def test_fixture(states):
+            pass
+
+        @pytest.mark.session("room.mcap", profile="room.toml")
+        def test_golden(assert_states):
+            assert_states(golden="broken.jsonl")
+        """
+    )
+    result.assert_outcomes(errors=2, failed=1)
+    assert report_of(result, "test_fixture") == ["recorded: no such session, and no such fixture"]
+    (line,) = report_of(result, "test_session")
+    assert line.endswith("broken.mcap: not an MCAP file")
+    result.stdout.fnmatch_lines(["*broken.jsonl: no states, one as JSON a line (*; write it with: pytest *"])
+    nowhere = GOLDEN.replace("room.jsonl", "room.mcap/room.jsonl")
+    run(nowhere, "--update-golden").stdout.fnmatch_lines(["*room.mcap/room.jsonl: cannot be written: *"])
+
+
 def test_the_plugin_costs_other_tests_nothing(pytester: pytest.Pytester) -> None:
     code = "import sys, perception.session.testing; print('numpy' in sys.modules, 'torch' in sys.modules)"
     assert pytester.run(sys.executable, "-c", code).outlines[-1] == "False False"

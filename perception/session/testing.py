@@ -15,9 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
+
+from perception.errors import PerceptionError
 
 if TYPE_CHECKING:
     from perception.messages import FusedState
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 _FOLDER: Final = "golden"
 _UPDATE: Final = "--update-golden"
+_Made = TypeVar("_Made")
+_Kind = type[Exception] | tuple[type[Exception], ...]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,13 +64,32 @@ def states(request: pytest.FixtureRequest) -> "list[FusedState]":
     source, *perturbations = mark.args
     path = request.path.parent / str(source)
     if not path.suffix and not path.exists():
-        path = Path(request.getfixturevalue(str(source)))
+        path = _from_fixture(request, str(source))
     if not path.is_file():
         pytest.fail(f"{path}: no such session", pytrace=False)
     profile = mark.kwargs.get("profile")
     if profile is not None and str(profile).endswith(".toml"):
         profile = str(request.path.parent / profile)
-    return list(_replayed(_Wanted(path, path.stat().st_mtime_ns, profile, tuple(perturbations))))
+    # wrong profile, missing weights, damaged session: no fault of the code under test
+    wanted = _Wanted(path, path.stat().st_mtime_ns, profile, tuple(perturbations))
+    return _or_fail(lambda: list(_replayed(wanted)), PerceptionError, lambda error: f"{path}: {error}")
+
+
+def _from_fixture(request: pytest.FixtureRequest, name: str) -> Path:
+    return _or_fail(
+        lambda: Path(request.getfixturevalue(name)),
+        pytest.FixtureLookupError,
+        lambda error: f"{name}: no such session, and no such fixture",
+    )
+
+
+def _or_fail(make: Callable[[], _Made], kind: _Kind, say: Callable[[Exception], str]) -> _Made:
+    """Return what is made; where an error of this kind is raised, the test fails by one line."""
+    try:
+        return make()
+    except kind as error:
+        line = " ".join(say(error).split())
+    pytest.fail(line, pytrace=False)  # outside of `except`, or pytest would show the error itself too
 
 
 @pytest.fixture
@@ -84,16 +107,30 @@ def assert_states(request: pytest.FixtureRequest, states: "list[FusedState]") ->
         file = request.path.parent / (golden or f"{_FOLDER}/{request.node.name}.jsonl")
         actual = [_plain(state) for state in states]
         if request.config.getoption(_UPDATE, default=False):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("".join(f"{json.dumps(one)}\n" for one in actual), encoding="utf-8")
+            _or_fail(
+                lambda: _write(file, actual), OSError, lambda error: f"{file}: cannot be written: {error}"
+            )
         elif not file.is_file():
             pytest.fail(f"{file}: no such golden file; write it with: pytest {_UPDATE}", pytrace=False)
         else:
-            expected = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            expected = _read(file)
             if problem := compare_states(expected, actual, tolerance):
                 pytest.fail(f"{file}: {problem}; if that is meant: pytest {_UPDATE}", pytrace=False)
 
     return check
+
+
+def _write(file: Path, states: Sequence[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{json.dumps(one)}\n" for one in states), encoding="utf-8")
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    return _or_fail(
+        lambda: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()],
+        (OSError, ValueError),
+        lambda error: f"{file}: no states, one as JSON a line ({error}); write it with: pytest {_UPDATE}",
+    )
 
 
 def compare_states(
