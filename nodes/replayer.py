@@ -5,12 +5,13 @@ import threading
 from perception.errors import ProfileError
 from perception.profile import Profile
 from perception.session.player import Playback, play
+from perception.session.readers import promised
 
 from .node import main
 
 
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:
-    """Publish until the session ends or the node is stopped."""
+    """Wait for the readers, then publish until the session ends or the node is stopped."""
     config = profile.replay
     if config is None:
         raise ProfileError("the profile has no [replay] table")
@@ -21,7 +22,14 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         end_s=config.end_s,
         topics=config.topics,
     )
-    play(config.file, playback, domain=profile.domain, stopped=stopped)
+    play(
+        config.file,
+        playback,
+        domain=profile.domain,
+        stopped=stopped,
+        nodes=promised(profile),
+        wait=config.wait,
+    )
 
 
 if __name__ == "__main__":

@@ -94,6 +94,10 @@ class ReplayConfig(Section):
     loop: Annotated[bool, Field(description="start again at its end")] = False
     start_s: Annotated[float, Field(ge=0, description="seconds into the session")] = 0.0
     end_s: Annotated[float | None, Field(gt=0, description="likewise")] = None
+    wait: Annotated[
+        int | None,
+        Field(ge=0, description="readers to wait for; default: this profile's fusion and recorder"),
+    ] = None
     topics: Annotated[
         tuple[Recorded, ...],
         Field(description="what no fusion makes itself", min_length=1),

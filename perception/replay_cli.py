@@ -24,6 +24,13 @@ _FILE = click.argument("file", type=click.Path(path_type=Path))
     help="Such as 'camera/*'; may be repeated. Default: all but what a fusion makes.",
 )
 @click.option("--keep-stamps", is_flag=True, help="Publish the stamps as recorded; else it happens now.")
+@click.option(
+    "--wait",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Begin once there are N readers; default: one, and every fusion that is alive.",
+)
+@click.option("--no-wait", is_flag=True, help="Begin at once, whoever reads.")
 @click.option("--domain", metavar="NAME", help="Graph to join; default $PERCEPTION_DOMAIN or 'default'.")
 def replay(
     file: Path,
@@ -33,9 +40,14 @@ def replay(
     end_s: float | None,
     topics: tuple[str, ...],
     keep_stamps: bool,
+    wait: int | None,
+    no_wait: bool,
     domain: str | None,
 ) -> None:
-    """Publish the session FILE as if live. On a terminal: space pauses, '.' steps, q quits."""
+    """Publish the session FILE as if live, once its readers are there.
+
+    On a terminal: space pauses, '.' steps, q quits.
+    """
     from perception.session.player import RAW_TOPICS, Playback, keyboard, play
 
     playback = Playback(
@@ -47,7 +59,14 @@ def replay(
         topics=topics or RAW_TOPICS,
     )
     with keyboard() as keys:
-        published = play(file, playback, domain=domain, keys=keys)
+        published = play(
+            file,
+            playback,
+            domain=domain,
+            keys=keys,
+            wait=0 if no_wait else wait,
+            say=lambda text: click.echo(f"perception: {text}", err=True),
+        )
     counts = ", ".join(f"{count} {topic}" for topic, count in sorted(published.items()))
     click.echo(f"published {counts or 'nothing'}")
 

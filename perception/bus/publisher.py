@@ -108,6 +108,17 @@ class Publisher:
             self._audience.update()
             return len(self._audience)
 
+    @property
+    def readers(self) -> frozenset[str]:
+        """Names of those who subscribe to this topic now, each the same at every publisher it reads.
+
+        Readers through ZeroMQ alone have no names: of these it is their number, `1`, `2` and so on.
+        """
+        with self._lock:
+            self._audience.update()
+            named = {name.decode("ascii", "replace") for name in self._audience.near}
+            return frozenset({*named, *map(str, range(1, self._audience.plain + 1))})
+
     def wait_for_subscriber(self, timeout_s: float) -> bool:
         """Wait until somebody subscribes; return whether somebody did."""
         deadline = time.monotonic() + timeout_s

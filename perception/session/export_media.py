@@ -11,7 +11,8 @@ from perception.session import tables
 from perception.session.beside import beside
 from perception.session.convert.film import Hearing, VideoFile
 from perception.session.reader import Session, matches, nothing_to_export
-from perception.session.tracks import Samples, SoundFile, image
+from perception.session.sound import Samples
+from perception.session.tracks import SoundFile, image
 from perception.session.zero import Zero
 
 

@@ -1,5 +1,6 @@
 """Publish a session as if live: at its own pace or another, in a loop, paused and stepped by keys."""
 
+import logging
 import os
 import queue
 import select
@@ -8,29 +9,37 @@ import termios
 import threading
 import time
 import tty
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, TypeVar
 
 from msgspec import structs
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
+from perception.bus.subscriber import Subscriber
 from perception.errors import SessionError
-from perception.messages import Header, Health, Label, Message
+from perception.messages import AudioBlock, Header, Health, Label, Message
 from perception.profile import ReplayConfig
+from perception.session.pace import AHEAD_NS, Due, Lap, SampleCounter, reached_ns, schedule
 from perception.session.reader import Session, matches
+from perception.session.readers import Readers
 
 RAW_TOPICS: Final[tuple[str, ...]] = ReplayConfig.model_fields["topics"].default
 """What no fusion makes itself, and so cannot clash with one that listens."""
 NODE: Final = "replayer"
+_LOG: Final = logging.getLogger(__name__)
 SETTLE_S: Final = 0.3
 """Subscribers find new topics within 0.1 s, and connect."""
+_LOOK_S: Final = 0.1
 _AHEAD: Final = 256
 _SECOND_NS: Final = 1_000_000_000
+HeaderT = TypeVar("HeaderT", bound=Header)
+Awaited = Callable[[Mapping[str, Publisher]], str]
+"""Says who of the readers of these publishers, by topic, is not there yet; empty if all are."""
 Key = Literal["pause", "step", "quit"]
 _KEYS: Final[dict[str, Key]] = {" ": "pause", ".": "step", "q": "quit"}
 
@@ -40,10 +49,11 @@ class Playback:
     """What to play, and how."""
 
     rate: float | None = 1.0
-    """Times real time; None is as fast as it goes: whoever is slower loses what the policies say."""
+    """Times real time; None is as fast as it goes: stamps then keep the recording's distances, and whoever is
+    slower loses what the policies say."""
     loop: bool = False
     keep_stamps: bool = False
-    """Else all stamps are moved so that the first message happens now."""
+    """Else they come from the pace, pauses and laps included: the first message happens now."""
     start_s: float = 0.0
     """Seconds into the session."""
     end_s: float | None = None
@@ -93,33 +103,12 @@ def keyboard() -> Iterator[Keyboard]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
-class Pace:
-    """When each message is due: absolute times, so that no delay adds up. Pure."""
-
-    def __init__(self, first_ns: int, now_ns: int, rate: float | None) -> None:
-        """The message that arrived at `first_ns` is due now."""
-        self._first_ns = first_ns
-        self._begin_ns = now_ns
-        self._rate = rate
-
-    def due_ns(self, arrival_ns: int) -> int:
-        """Return when a message is due that arrived at this time then."""
-        if self._rate is None:
-            return self._begin_ns
-        return self._begin_ns + round((arrival_ns - self._first_ns) / self._rate)
-
-    def hold(self, for_ns: int) -> None:
-        """Move all that is still due."""
-        self._begin_ns += for_ns
-
-
-def moved(message: Message[Header], by_ns: int) -> Message[Header]:
-    """Return the message as if it had happened so much later."""
-    header = message.header
+def moved(header: HeaderT, by_ns: int) -> HeaderT:
+    """Return the header of a message that happens so much later."""
     update = {"stamp_ns": header.stamp_ns + by_ns}
     if isinstance(header, Label):
         update |= {"start_ns": header.start_ns + by_ns, "end_ns": header.end_ns + by_ns}
-    return structs.replace(message, header=structs.replace(header, **update))
+    return structs.replace(header, **update)
 
 
 class Player:
@@ -134,8 +123,24 @@ class Player:
         clock: Callable[[], int],
         stopped: threading.Event,
         keys: Keyboard | None = None,
+        awaited: Awaited = lambda publishers: "",
+        say: Callable[[str], object] = _LOG.info,
     ) -> None:
-        """`publisher` opens the publisher of a topic; `stopped` ends the play between two messages."""
+        """Prepare to play.
+
+        Args:
+            session: what to play.
+            playback: how.
+            publisher: opens the publisher of a topic.
+            clock: host time in ns.
+            stopped: ends the play between two messages.
+            keys: pauses and steps.
+            awaited: says which readers are not there yet; the play begins once it says none.
+            say: is told what it waits for.
+
+        Raises:
+            SessionError: kept stamps and a loop do not go together.
+        """
         if playback.loop and playback.keep_stamps:
             raise SessionError("stamps that are kept would run backwards in a loop; leave one of the two out")
         self.published: Counter[str] = Counter()
@@ -147,7 +152,14 @@ class Player:
         self._clock = clock
         self._stopped = stopped
         self._keys = keys or NoKeyboard()
+        self._awaited = awaited
+        self._say = say
         self._paused = False
+        self._origin_ns = 0
+        """Host time at which the play time is 0; pauses and laps move it."""
+        self._reached: dict[str, tuple[int, int]] = {}
+        """By topic: up to when it was published, and the origin then."""
+        self._counters: defaultdict[str, SampleCounter] = defaultdict(SampleCounter)
         self._health: Publisher | None = None
         self._reported_ns = 0
 
@@ -162,53 +174,92 @@ class Player:
         return wanted
 
     def run(self) -> None:
-        """Publish until the end, or until stopped."""
+        """Publish until the end, or until stopped.
+
+        Raises:
+            SessionError: nothing was recorded in the time that is to be played.
+        """
         with ExitStack() as stack:
             publishers = {name: stack.enter_context(self._open(name)) for name in self.topics()}
             self._health = stack.enter_context(self._open(f"health/{NODE}"))
             self._keys.wait(SETTLE_S)
+            self._gather(publishers)
+            self._origin_ns = self._clock()
             while self._play(publishers) and self._playback.loop:
                 pass
             self._report("at the end")
+        if not self.published and not self._stopped.is_set():
+            raise SessionError(f"{self._session.path}: holds nothing in the time that is to be played")
 
-    def _play(self, publishers: dict[str, Publisher]) -> bool:
+    def _gather(self, publishers: Mapping[str, Publisher]) -> None:
+        """Wait for the readers."""
+        said = ""
+        while (awaited := self._awaited(publishers)) and not self._stopped.is_set():
+            if awaited != said:
+                self._say(f"waits for {awaited}")
+                said = awaited
+            if self._clock() - self._reported_ns >= _SECOND_NS:
+                self._report(f"waits for {awaited}")
+            if self._keys.wait(_LOOK_S) == "quit":
+                self._stopped.set()
+        if said and not self._stopped.is_set():
+            self._say("its readers are there, the play begins")
+
+    def _play(self, publishers: Mapping[str, Publisher]) -> bool:
         """Publish the session once; tell whether it came to its end."""
-        pace: Pace | None = None
-        shift_ns = 0
+        lap = Lap()
         with _ahead(self._messages()) as messages:
-            for message in messages:
-                if pace is None:
-                    now_ns = self._clock()
-                    pace = Pace(message.received_ns, now_ns, self._playback.rate)
-                    shift_ns = 0 if self._playback.keep_stamps else now_ns - message.received_ns
-                elif not self._wait(pace, message):
+            for due in self._scheduled(messages):
+                if not self._wait(due.due_ns):
                     return False
-                if shift_ns:
-                    message = moved(message, shift_ns)
-                publishers[message.topic].send(message.header, message.payload)
-                self.published[message.topic] += 1
+                self._publish(publishers[due.message.topic], due.message)
+                lap.add(due.message.topic, due.message.header)
                 if self._clock() - self._reported_ns >= _SECOND_NS:
                     self._report("")
-        return pace is not None and not self._stopped.is_set()
+        # a player that cannot keep up begins the next lap now, rather than further and further behind
+        self._origin_ns = max(self._origin_ns + lap.length_ns, self._clock() - AHEAD_NS)
+        return bool(self.published) and not self._stopped.is_set()
 
-    def _wait(self, pace: Pace, message: Message[Header]) -> bool:
+    def _scheduled(self, messages: Iterator[Message[Header]]) -> Iterator[Due]:
+        rate, zero = self._playback.rate or 1.0, self._session.zero
+        return schedule(messages, rate, zero.log_ns - zero.stamp_ns, keep=self._playback.keep_stamps)
+
+    def _publish(self, publisher: Publisher, message: Message[Header]) -> None:
+        header, topic = message.header, message.topic
+        if not self._playback.keep_stamps:
+            self._hold_back(topic, header)
+            header = moved(header, self._origin_ns)
+            if isinstance(header, AudioBlock):
+                header = self._counters[topic].counted(header, self._origin_ns)
+            self._reached[topic] = reached_ns(header), self._origin_ns
+        publisher.send(header, message.payload)
+        self.published[topic] += 1
+
+    def _hold_back(self, topic: str, header: Header) -> None:
+        """See that a topic's stamps rise over pauses and steps, however fast these come."""
+        before_ns, origin_ns = self._reached.get(topic, (0, self._origin_ns))
+        if origin_ns != self._origin_ns:
+            next_ns = before_ns + (not isinstance(header, AudioBlock))
+            self._origin_ns += max(next_ns - header.stamp_ns - self._origin_ns, 0)
+
+    def _wait(self, due_ns: int) -> bool:
         """Wait until a message is due, or stepped to; tell whether to go on."""
+        hurry = self._playback.rate is None
         while not self._stopped.is_set():
-            left_ns = pace.due_ns(message.received_ns) - self._clock()
-            if self._paused or left_ns > 0:
-                begun_ns = self._clock()
-                key = self._keys.wait(0.1 if self._paused else min(left_ns / 1e9, 0.1))
-                if self._paused:
-                    pace.hold(self._clock() - begun_ns)
-                if key == "quit":
-                    self._stopped.set()
-                elif key == "pause":
-                    self._paused = not self._paused
-                elif key == "step" and self._paused:
-                    pace.hold(min(0, self._clock() - pace.due_ns(message.received_ns)))
-                    return True
-            else:
+            left_ns = 0 if hurry else self._origin_ns + due_ns - self._clock()
+            if not self._paused and left_ns <= 0:
                 self.late_ms = -left_ns / 1e6
+                return True
+            begun_ns = self._clock()
+            key = self._keys.wait(0.1 if self._paused else min(left_ns / 1e9, 0.1))
+            if self._paused:
+                self._origin_ns += self._clock() - begun_ns
+            if key == "quit":
+                self._stopped.set()
+            elif key == "pause":
+                self._paused = not self._paused
+            elif key == "step" and self._paused:
+                self._origin_ns = self._clock() - due_ns
                 return True
         return False
 
@@ -221,13 +272,10 @@ class Player:
         self._health.send(report)
 
     def _messages(self) -> Iterator[Message[Header]]:
-        span = self._session.times_ns
-        if span is None:
-            return iter(())
-        start_ns = span[0] + round(self._playback.start_s * _SECOND_NS)
-        end_s = self._playback.end_s
-        end_ns = None if end_s is None else span[0] + round(end_s * _SECOND_NS)
-        return self._session.messages(self._playback.topics, start_ns, end_ns)
+        start_ns = self._session.at_ns(self._playback.start_s or None)
+        return self._session.messages(
+            self._playback.topics, start_ns, self._session.at_ns(self._playback.end_s)
+        )
 
 
 def play(
@@ -237,8 +285,22 @@ def play(
     domain: str | None = None,
     keys: Keyboard | None = None,
     stopped: threading.Event | None = None,
+    nodes: Mapping[str, Sequence[str]] | None = None,
+    wait: int | None = None,
+    say: Callable[[str], object] = _LOG.info,
 ) -> Counter[str]:
-    """Publish a session file on this host; return how many messages of each topic.
+    """Publish a session file on this host once its readers are there; return how many messages of each topic.
+
+    Args:
+        file: the session.
+        playback: what of it, and how.
+        domain: graph to join.
+        keys: pauses and steps.
+        stopped: ends it.
+        nodes: readers to wait for, by name, with the patterns of what each reads. None: any reader, and every
+            fusion that is alive.
+        wait: how many readers to wait for instead; 0 begins at once.
+        say: is told what it waits for.
 
     Raises:
         SessionError: the file cannot be read, or holds no such topics.
@@ -249,9 +311,27 @@ def play(
     def publisher(topic: str) -> Publisher:
         return Publisher(topic, source=NODE, runtime=runtime, clock=clock)
 
-    with Session(file) as session:
+    def fusions() -> list[str]:
+        return [topic.partition("/")[2] for topic in runtime.topics() if topic.startswith("journal/")]
+
+    if wait == 0 or (wait is None and nodes == {}):
+        say("begins at once, whoever reads it")
+    with Session(file) as session, Subscriber("health/*", runtime=runtime, clock=clock) as health:
+        if wait is not None:
+            readers = Readers(health, at_least=wait)
+        elif nodes is not None:
+            readers = Readers(health, nodes=nodes)
+        else:
+            readers = Readers(health, alive=fusions, at_least=1)
         player = Player(
-            session, playback, publisher, clock=clock, stopped=stopped or threading.Event(), keys=keys
+            session,
+            playback,
+            publisher,
+            clock=clock,
+            stopped=stopped or threading.Event(),
+            keys=keys,
+            awaited=readers.awaited,
+            say=say,
         )
         player.run()
         return player.published

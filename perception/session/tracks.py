@@ -12,10 +12,10 @@ import numpy.typing as npt
 import soundfile
 
 from perception.messages import AudioBlock, CameraFrame, Message
+from perception.session.sound import Samples, samples
 from perception.session.zero import Zero
 
 Image = npt.NDArray[np.uint8]
-Samples = npt.NDArray[np.int16] | npt.NDArray[np.float32]
 
 _SECOND_NS: Final = 1_000_000_000
 
@@ -29,14 +29,6 @@ def image(message: Message[CameraFrame]) -> Image | None:
     if header.encoding == "mono8":
         return np.repeat(data.reshape(header.height, header.width, 1), 3, axis=2)
     return data.reshape(header.height, header.width, 3)
-
-
-def samples(message: Message[AudioBlock]) -> Samples:
-    """Return a block as (samples, channels)."""
-    shape = (-1, message.header.channels)
-    if message.header.format == "s16":
-        return np.frombuffer(message.payload, np.dtype("<i2")).reshape(shape)
-    return np.frombuffer(message.payload, np.dtype("<f4")).reshape(shape)
 
 
 class Timeline:

@@ -17,7 +17,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
 from perception.session.pcm import as_s16
-from perception.session.tracks import Image, Samples
+from perception.session.sound import Samples
+from perception.session.tracks import Image
 
 _SECOND_NS: Final = 1_000_000_000
 _TICKS_HZ: Final = 90_000
