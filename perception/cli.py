@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from perception.credentials import without_credentials
-from perception.errors import PerceptionError
+from perception.errors import DISTRIBUTION, PerceptionError
 from perception.replay_cli import replay, verify
 from perception.search_cli import search
 from perception.session_cli import record, session
@@ -35,7 +35,7 @@ _set = click.option(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="perception")
+@click.version_option(package_name=DISTRIBUTION)
 def cli() -> None:
     """Real-time fusion of camera, microphone and text.
 
@@ -191,7 +191,7 @@ def new(folder: Path) -> None:
 )
 @click.option("--device", default="cpu", show_default=True, help="Of tick: cpu or cuda.")
 @click.option(
-    "--peers", is_flag=True, help="Beside others, where installed: pip install 'perception[bench]'."
+    "--peers", is_flag=True, help=f"Beside others, where installed: pip install '{DISTRIBUTION}[bench]'."
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here.")
 @click.option("--baseline", type=click.Path(path_type=Path), help="Fail if twice as slow as this --json.")

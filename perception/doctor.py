@@ -21,7 +21,7 @@ from perception import profile as profiles
 from perception.bus.host import HostClock, Runtime, base_directory
 from perception.credentials import without_credentials
 from perception.endpoint import parse
-from perception.errors import BusError, PerceptionError
+from perception.errors import DISTRIBUTION, INSTALL, BusError, PerceptionError
 from perception.graph.check import check, served
 from perception.probes import Outcome, probe, probe_all
 from perception.profile import Profile, is_file_name
@@ -50,8 +50,7 @@ class Finding:
 def examine(profile_name: str | None, overrides: Sequence[str] = ()) -> Iterator[Finding]:
     """Yield every finding, about the machine and about what a profile needs of it; ProfileError if wrong."""
     profile = profiles.load(profile_name, tuple(overrides)) if profile_name else Profile()
-    yield check_python(sys.version_info[:3], importlib.metadata.metadata("perception")["Requires-Python"])
-    yield from check_packages(importlib.metadata.requires("perception") or [], _installed)
+    yield from check_distribution(DISTRIBUTION)
     outcomes = probe_all()
     yield from check_imports(outcomes, microphone_needed=bool(_devices(profile)))
     yield check_gpu(outcomes["torch"], needed=bool(profile.fusion and "cuda" in profile.fusion.device))
@@ -77,12 +76,23 @@ def print_findings(findings: Iterable[Finding], file: TextIO) -> int:
     return int(failed)
 
 
+def check_distribution(name: str) -> Iterator[Finding]:
+    """Compare this machine with what the installed package requires; run from source it is not known."""
+    try:
+        required = importlib.metadata.metadata(name)["Requires-Python"]
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("package", "warn", f"{name} is not installed: what it requires is not known", INSTALL)
+        return
+    yield check_python(sys.version_info[:3], required)
+    yield from check_packages(importlib.metadata.requires(name) or [], _installed)
+
+
 def check_python(version: tuple[int, int, int], required: str) -> Finding:
     """Compare the interpreter with what the package requires."""
     words = f"{'.'.join(map(str, version))} on {platform.system()} {platform.machine()}"
     if Requirement(f"python{required}").specifier.contains(".".join(map(str, version))):
         return Finding("python", "ok", words)
-    return Finding("python", "fail", f"{words}, needs {required}", "install such a Python and run: uv sync")
+    return Finding("python", "fail", f"{words}, needs {required}", f"install such a Python, then {INSTALL}")
 
 
 def check_packages(requirements: Iterable[str], installed: Callable[[str], str | None]) -> Iterator[Finding]:
@@ -93,11 +103,9 @@ def check_packages(requirements: Iterable[str], installed: Callable[[str], str |
             continue
         version = installed(requirement.name)
         if version is None:
-            yield Finding("package", "fail", f"{requirement.name} is not installed", "run: uv sync")
+            yield Finding("package", "fail", f"{requirement.name} is not installed", INSTALL)
         elif not requirement.specifier.contains(version, prereleases=True):
-            yield Finding(
-                "package", "fail", f"{requirement.name} {version}, needs {requirement}", "run: uv sync"
-            )
+            yield Finding("package", "fail", f"{requirement.name} {version}, needs {requirement}", INSTALL)
         else:
             fitting += 1
     yield Finding("packages", "ok", f"{fitting} installed in the versions required")

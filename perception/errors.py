@@ -1,6 +1,19 @@
 """Errors for people: what is wrong, where, and what to do. Each kind has its exit code."""
 
+from typing import Final
+
 from perception.credentials import without_credentials
+
+DISTRIBUTION: Final = "perception-node"
+"""What this package is installed as; the name `perception` on the package index is another project's."""
+
+INSTALL: Final = f"uv sync in a checkout, else pip install --upgrade {DISTRIBUTION}"
+"""What puts packages right."""
+
+
+def needs(package: str, extra: str) -> str:
+    """Return in one line how to get a package that comes with an extra."""
+    return f"needs {package}: pip install '{DISTRIBUTION}[{extra}]'"
 
 
 class PerceptionError(Exception):

@@ -12,8 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from perception.errors import DISTRIBUTION, INSTALL
+
 _LIMIT_S: Final = 120.0
-_TOGETHER: Final = "install torch, torchvision and torchaudio together, from one index: uv sync"
+_REINSTALL: Final = (
+    f"reinstall: uv sync --reinstall in a checkout, else pip install --force-reinstall {DISTRIBUTION}"
+)
+_TOGETHER: Final = "install torch, torchvision and torchaudio together, from one index: " + INSTALL
 _RUN: Final = "import json; {code}; print(); print(json.dumps(facts))"
 
 PROBES: Final[dict[str, str]] = {
@@ -69,8 +74,8 @@ _CAUSES: Final[tuple[tuple[str, str, str, str], ...]] = (
         "apt-get install libgl1 libglib2.0-0 libxcb1",
     ),
     ("sounddevice", r"PortAudio library not found", "PortAudio is missing", "apt-get install libportaudio2"),
-    (".*", r"_ARRAY_API|numpy\.core\.multiarray|NumPy 1\.x", "built for another NumPy", "run: uv sync"),
-    (".*", r"No module named", "a module is missing", "run: uv sync"),
+    (".*", r"_ARRAY_API|numpy\.core\.multiarray|NumPy 1\.x", "built for another NumPy", INSTALL),
+    (".*", r"No module named", "a module is missing", INSTALL),
 )
 
 
@@ -90,7 +95,7 @@ def explain(package: str, text: str) -> tuple[str, str]:
     for packages, symptom, cause, advice in _CAUSES:
         if re.fullmatch(packages, package) and re.search(symptom, text):
             return f"{cause} ({last})", advice
-    return last, "reinstall it: uv sync --reinstall"
+    return last, _REINSTALL
 
 
 def probe(package: str, code: str, limit_s: float = _LIMIT_S) -> Outcome:
@@ -99,7 +104,7 @@ def probe(package: str, code: str, limit_s: float = _LIMIT_S) -> Outcome:
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit_s)
     except subprocess.TimeoutExpired:
-        return Outcome(f"import does not end within {limit_s:g} s", "reinstall it: uv sync --reinstall")
+        return Outcome(f"import does not end within {limit_s:g} s", _REINSTALL)
     if done.returncode < 0:
         return Outcome(f"import ends with signal {-done.returncode}", "reinstall it; is memory short?")
     if done.returncode:

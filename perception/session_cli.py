@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
-from perception.errors import PerceptionError, SessionError
+from perception.errors import PerceptionError, SessionError, needs
 
 if TYPE_CHECKING:
     from perception.profile import RecorderConfig
@@ -370,7 +370,7 @@ def _extras() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in ("pyarrow", "rosbags"):
             raise
-        raise SessionError(f"needs {error.name}: pip install 'perception[export]'") from error
+        raise SessionError(needs(str(error.name), "export")) from error
 
 
 def _say_copied(target: Path, copied: "Copied", more: str = "") -> None:

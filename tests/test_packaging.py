@@ -1,7 +1,18 @@
 """What is installed is what is in the tree."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+
+from perception.errors import DISTRIBUTION
 
 ROOT = Path(__file__).resolve().parent.parent
 BY_ITSELF = {".py", ".pyc", ".typed"}  # what setuptools takes along unasked
@@ -29,3 +40,76 @@ def test_every_file_that_is_no_code_is_package_data() -> None:
 
 def test_profiles_that_ship_hold_no_code() -> None:
     assert list((ROOT / "launch").rglob("*.py")) == []
+
+
+def test_the_name_it_is_installed_by_is_its_own() -> None:
+    """`perception` on the package index is another project's: nobody may be sent there."""
+    assert SETTINGS["project"]["name"] == DISTRIBUTION == "perception-node"
+    files = [ROOT / "README.md", ROOT / "pyproject.toml", *(ROOT / "perception").rglob("*.py")]
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert "perception[" not in text, file
+        assert "pip install perception\n" not in text, file
+
+
+# --- the wheel, outside the checkout ---
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Path]:
+    """An environment that was empty but for the wheel and what it requires: the folder of its programs.
+
+    It lies beside uv's cache, so that packages are linked, not copied.
+    """
+    uv = os.environ.get("UV") or shutil.which("uv")
+    if uv is None:
+        pytest.skip("needs uv")
+
+    def run(*arguments: str | Path) -> str:
+        command = [uv, *map(str, arguments)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    cache = Path(run("cache", "dir").strip())
+    with tempfile.TemporaryDirectory(dir=cache.parent, prefix="perception-wheel-") as folder:
+        environment = Path(folder) / "environment"
+        run(
+            "build", "--out-dir", folder, ROOT
+        )  # by way of the sdist: nothing stale of a build folder is in it
+        (wheel,) = Path(folder).glob("perception_node-*.whl")
+        run("venv", "--python", sys.executable, environment)
+        newest = SETTINGS["tool"]["uv"]["exclude-newer"]
+        run("pip", "install", "--python", environment / "bin/python", "--exclude-newer", newest, wheel)
+        yield environment / "bin"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """What a program is given that runs in an empty folder, knowing nothing of the checkout."""
+    with tempfile.TemporaryDirectory(prefix="run") as runtime:  # a short path: sockets lie in it
+        left_out = ("PYTHON", "VIRTUAL_ENV", "PERCEPTION", "UV", "PYTEST")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+        yield kept | {"XDG_RUNTIME_DIR": runtime, "PWD": str(tmp_path)}
+
+
+def test_the_demo_runs_from_a_wheel_in_an_empty_folder(
+    installed: Path, elsewhere: dict[str, str], tmp_path: Path
+) -> None:
+    command = [installed / "perception", "up", "demo", "--seconds", "20", "--json", "summary.json"]
+    ended = subprocess.run(command, cwd=tmp_path, env=elsewhere, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert sorted(os.listdir(tmp_path)) == ["summary.json"]
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert summary["ticks"]["published"] > 0
+
+
+def test_what_is_imported_lies_in_the_wheel(
+    installed: Path, elsewhere: dict[str, str], tmp_path: Path
+) -> None:
+    code = "import perception.nodes, perception.profile as p; print(perception.nodes.__file__, p.LAUNCH_DIR)"
+    command = [installed / "python", "-c", code]
+    said = subprocess.run(command, cwd=tmp_path, env=elsewhere, capture_output=True, text=True, check=True)
+    module, launch = said.stdout.split()
+    assert Path(module).is_relative_to(installed.parent)
+    assert Path(launch).is_relative_to(installed.parent)
+    names = {file.name for file in installed.parent.glob("lib/python*/site-packages/*") if file.is_dir()}
+    assert not names & {"nodes", "launch", "tests"}  # one top-level name
