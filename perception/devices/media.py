@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Final, Generic, Literal, TypeVar
+from typing import Any, BinaryIO, Final, Generic, Literal, TypeVar
 
 import av
 import numpy as np
@@ -27,6 +27,10 @@ _LEAD_S: Final = 1.0
 """A leap goes this long before what is wanted: some containers overshoot, MP3 needs what came before."""
 _USUAL_RATE_HZ: Final = 25
 _NO_TIMESTAMPS: Final = 0x80  # AVFMT_NOTIMESTAMPS of libavformat/avformat.h
+_ANY_TAGS: Final[dict[str, Any]] = (
+    {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+)
+"""Titles and comments are in whatever encoding somebody had; nobody reads them. From 19 on PyAV takes any."""
 
 Kind = Literal["video", "audio"]
 FrameT = TypeVar("FrameT", VideoFrame, AudioFrame)
@@ -38,10 +42,7 @@ def open_container(
     """Open a file or URL, or what is in memory under a name; DeviceError says what stands in the way."""
     try:
         timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
-        # Titles and comments are in whatever encoding somebody had; nobody reads them here.
-        container: InputContainer = av.open(
-            source, "r", options=options or {}, timeout=timeout, metadata_errors="replace"
-        )
+        container: InputContainer = av.open(source, "r", options=options or {}, timeout=timeout, **_ANY_TAGS)
         return container
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DeviceError(f"{name or source}: cannot be opened: {cause(error)}") from error
