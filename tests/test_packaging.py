@@ -94,7 +94,7 @@ def elsewhere(tmp_path: Path) -> Iterator[dict[str, str]]:
 def test_the_demo_runs_from_a_wheel_in_an_empty_folder(
     installed: Path, elsewhere: dict[str, str], tmp_path: Path
 ) -> None:
-    command = [installed / "perception", "up", "demo", "--seconds", "20", "--json", "summary.json"]
+    command: list[str | Path] = [installed / "perception", "up", "demo", "--seconds", "20", "--json", "summary.json"]
     ended = subprocess.run(command, cwd=tmp_path, env=elsewhere, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert sorted(os.listdir(tmp_path)) == ["summary.json"]
@@ -106,7 +106,7 @@ def test_what_is_imported_lies_in_the_wheel(
     installed: Path, elsewhere: dict[str, str], tmp_path: Path
 ) -> None:
     code = "import perception.nodes, perception.profile as p; print(perception.nodes.__file__, p.LAUNCH_DIR)"
-    command = [installed / "python", "-c", code]
+    command: list[str | Path] = [installed / "python", "-c", code]
     said = subprocess.run(command, cwd=tmp_path, env=elsewhere, capture_output=True, text=True, check=True)
     module, launch = said.stdout.split()
     assert Path(module).is_relative_to(installed.parent)
