@@ -14,7 +14,9 @@ import pytest
 import zstandard
 from click.testing import CliRunner
 from mcap.writer import Writer as McapWriter
+from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
 from perception.errors import SessionError
@@ -228,6 +230,14 @@ def test_a_depth_image_is_never_made_a_picture_of_8_bits() -> None:
     assert (grey.encoding, len(payload)) == ("mono8", 96)
 
 
+def test_a_jpeg_whose_end_is_missing_is_no_picture() -> None:
+    whole = cv2.imencode(".jpg", np.tile(np.arange(320, dtype=np.uint8), (240, 1)))[1].tobytes()
+    incoming.compressed(whole + bytes(20), "jpeg", 1)
+    for part in (0.3, 0.9, 0.999):
+        with pytest.raises(UnusableError, match=r"JPEG whose end is missing|cannot be decoded"):
+            incoming.compressed(whole[: int(len(whole) * part)], "jpeg", 1)
+
+
 def bag(
     path: Path,
     rows: Iterable[tuple[str, str, Any]],
@@ -409,3 +419,52 @@ def test_info_of_a_folder_of_nothing_is_an_error(tmp_path: Path) -> None:
     nothing(tmp_path)
     result = CliRunner().invoke(session, ["info", str(tmp_path)])
     assert isinstance(result.exception, SessionError)
+
+
+@pytest.mark.parametrize("in_mcap", [False, True])
+def test_a_bag_of_ros_1_is_read_as_well(tmp_path: Path, in_mcap: bool) -> None:
+    store = get_typestore(Stores.ROS1_NOETIC)
+    kinds = store.types
+    rows: list[tuple[str, str, bytes]] = []
+    for number in range(4):
+        stamp = kinds["builtin_interfaces/msg/Time"](sec=START_S, nanosec=number)
+        header = kinds["std_msgs/msg/Header"](seq=7, stamp=stamp, frame_id="x")
+        made = kinds[ros.COMPRESSED](header=header, format="jpeg", data=np.frombuffer(JPEG, np.uint8))
+        data = bytes(store.serialize_ros1(made, ros.COMPRESSED))
+        rows.append(("/front/image_raw/compressed", ros.COMPRESSED, data))
+    rows[1] = (*rows[1][:2], rows[1][2][:-50])
+    words = store.serialize_ros1(kinds[ros.STRING](data="hello"), ros.STRING)
+    rows.append(("/chatter", ros.STRING, bytes(words)))
+    path = ros1_mcap(tmp_path / "b.mcap", rows) if in_mcap else ros1_bag(tmp_path / "b.bag", rows, store)
+    lines = list(import_bag.read(path, tmp_path / "s.mcap"))
+    frames = list(read(tmp_path / "s.mcap", ["camera/front"]))
+    assert [one.header.stamp_ns % 10**9 for one in frames] == [0, 2, 3]
+    assert {bytes(one.payload) for one in frames} == {JPEG}
+    (line,) = [one.header for one in read(tmp_path / "s.mcap", ["text/*"])]
+    assert isinstance(line, TextCommand)
+    assert line.text == "hello"
+    assert any("left out: not a sensor_msgs/msg/CompressedImage" in one for one in lines)
+
+
+def ros1_bag(path: Path, rows: list[tuple[str, str, bytes]], store: Typestore) -> Path:
+    with Ros1Writer(path) as writer:
+        connections: dict[str, Any] = {}
+        for number, (topic, kind, data) in enumerate(rows):
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, kind, typestore=store)
+            writer.write(connections[topic], START_S * 10**9 + number, data)
+    return path
+
+
+def ros1_mcap(path: Path, rows: list[tuple[str, str, bytes]]) -> Path:
+    store = get_typestore(Stores.ROS1_NOETIC)
+    with path.open("wb") as file:
+        writer = McapWriter(file)
+        writer.start("ros1")
+        for number, (topic, kind, data) in enumerate(rows):
+            text = store.generate_msgdef(kind, ros_version=1)[0]
+            schema = writer.register_schema(kind.replace("/msg/", "/"), "ros1msg", text.encode())
+            channel = writer.register_channel(topic, "ros1", schema)
+            writer.add_message(channel, START_S * 10**9 + number, data, 0)
+        writer.finish()  # type: ignore[no-untyped-call]
+    return path

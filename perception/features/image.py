@@ -33,9 +33,13 @@ def decode_frame(header: CameraFrame, payload: Payload) -> Image:
     return np.asarray(cv2.cvtColor(data.reshape(shape), cv2.COLOR_GRAY2BGR), np.uint8)
 
 
+def is_whole_jpeg(data: Image) -> bool:
+    """Return whether a JPEG has its end: a decoder paints what is missing grey and calls it success."""
+    return data[-_PADDING:].tobytes().rstrip(b"\0").endswith(_END_OF_IMAGE)
+
+
 def _decode_jpeg(data: Image, shape: tuple[int, int]) -> Image:
-    # a decoder paints what is missing of a cut-off image grey and calls it success
-    if not data[-_PADDING:].tobytes().rstrip(b"\0").endswith(_END_OF_IMAGE):
+    if not is_whole_jpeg(data):
         raise ValueError(f"payload of {data.size} bytes is no whole JPEG")
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)

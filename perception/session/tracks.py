@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from perception.features.image import decode_frame
 from perception.messages import AudioBlock, CameraFrame, Message
 from perception.session.sound import Samples, samples
 from perception.session.zero import Zero
@@ -22,13 +22,10 @@ _SECOND_NS: Final = 1_000_000_000
 
 def image(message: Message[CameraFrame]) -> Image | None:
     """Return a frame as (height, width, 3) BGR, None if its JPEG cannot be decoded."""
-    header, data = message.header, np.frombuffer(message.payload, np.uint8)
-    if header.encoding == "jpeg":
-        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        return None if decoded is None else decoded.astype(np.uint8, copy=False)
-    if header.encoding == "mono8":
-        return np.repeat(data.reshape(header.height, header.width, 1), 3, axis=2)
-    return data.reshape(header.height, header.width, 3)
+    try:
+        return decode_frame(message.header, message.payload)
+    except ValueError:
+        return None
 
 
 class Timeline:

@@ -18,6 +18,7 @@ from msgspec import structs
 from perception import topics
 from perception.bus import codec
 from perception.errors import BusError, MalformedMessageError
+from perception.features.image import is_whole_jpeg
 from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand, checked
 
 Made = tuple[Header, bytes]
@@ -102,6 +103,8 @@ def compressed(data: bytes, kind: str, stamp_ns: int) -> Made:
         )
     height, width = image.shape[:2]
     if data[:2] == _JPEG:
+        if not is_whole_jpeg(buffer):
+            raise UnusableError("a JPEG whose end is missing")
         return _frame(stamp_ns, width, height, "jpeg"), data
     pixels = image.astype(np.uint8, copy=False)
     if pixels.ndim == 2:
