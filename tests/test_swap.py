@@ -1,10 +1,12 @@
 """Another head for a running fusion: nothing is lost, and the recording still follows from itself."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -23,10 +25,12 @@ from perception.fusion.window import Window
 from perception.messages import Fused, FusedState, Header, HeadStatus, Message, SwapRequest, checked
 from perception.models.checkpoint import Head, head_hash, load_head
 from perception.models.fusion import FeatureFusion
-from perception.profile import FusionConfig, HeadConfig, Profile
-from perception.session import SessionWriter, read
+from perception.profile import FusionConfig, HeadConfig, Profile, RecorderConfig
+from perception.session import Session, SessionWriter, read
 from perception.session.compare import conclusion
 from perception.session.fusing import replay
+from perception.session.info import info
+from perception.session.recorder import Recorder, describe
 from perception.session.verification import verify
 from tests.live import LiveRun
 from tests.test_verify import SPEED, fusion, scripted, states_of
@@ -135,6 +139,57 @@ def test_a_head_that_is_gone_is_named_and_the_rest_is_verified(
     assert set(verdict.skipped) == {"their head is not at hand"}
     assert verdict.equal + sum(verdict.skipped.values()) == len(states_of(swapped))
     assert (found.exit_code, found.equal) == (0, len(states_of(swapped)))
+
+
+def test_the_metadata_names_every_head_that_concluded(
+    swapped: Recording, folder: Path, tmp_path: Path
+) -> None:
+    """So that a recording says by itself, without its states, which weights they are of."""
+    metadata = describe(Profile(fusion=configured(folder)), 0)
+    recorder = Recorder(tmp_path / "r.mcap", RecorderConfig(min_free_mb=0), metadata)
+    for message in swapped:
+        recorder.write(message, message.received_ns)
+    recorder.close()
+    states = states_of(swapped)
+    first, second, _ = hashes(states)
+    counts = Counter(state.model.weights_hash for state in states)
+    swapped_at = next(state.tick for state in states if state.model.weights_hash == second)
+    with Session(tmp_path / "r.mcap") as session:
+        models = {name: value for name, value in session.metadata.items() if name.startswith("model ")}
+    assert [value["weights_hash"] for value in models.values()] == [first, second]
+    assert [value.get("from_tick") for value in models.values()] == [None, swapped_at]
+    shown = "\n".join(info(tmp_path / "r.mcap").lines())
+    assert first[:12] in shown
+    assert second[:12] in shown
+    verdict = verify(tmp_path / "r.mcap")
+    assert verdict.exit_code == 0
+    assert verdict.as_dict()["models"] == counts
+    assert verdict.notes == [f"{count} states are of weights {name[:12]}" for name, count in counts.items()]
+
+
+def test_states_whose_weights_the_metadata_does_not_name_are_said(
+    swapped: Recording, folder: Path, tmp_path: Path
+) -> None:
+    states = states_of(swapped)
+    first, second, _ = hashes(states)
+    with SessionWriter(tmp_path / "early.mcap") as writer:
+        writer.add_metadata("profile", Profile(fusion=configured(folder)).model_dump(mode="json"))
+        writer.add_metadata("model c0ffee", {"config_hash": "c0ffee", "weights_hash": first})
+        for message in swapped:
+            writer.write(message)
+    count = sum(state.model.weights_hash == second for state in states)
+    expected = f"{count} states are of weights {second[:12]}, which the metadata does not name"
+    verdict = verify(tmp_path / "early.mcap")
+    assert expected in verdict.lines()
+    assert verdict.exit_code == 0
+
+
+def test_a_verdict_is_plain_data(swapped: Recording, folder: Path) -> None:
+    began_ns = swapped[0].received_ns + round(4.5e9)
+    verdict = verify([m for m in swapped if m.received_ns >= began_ns], Profile(fusion=configured(folder)))
+    plain = json.loads(json.dumps(verdict.as_dict()))
+    assert plain["skipped"] == dict(verdict.skipped)
+    assert sum(plain["models"].values()) == plain["states"]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """What a session holds, from its index alone."""
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,8 @@ from perception.session.reader import Session
 from perception.session.zero import Zero
 
 _LONG_VALUE: Final = 80
+_HASH: Final = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b")
+"""A hash, of which so much tells it from others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,6 @@ def _date(time_ns: int) -> str:
 
 
 def _short(value: Any) -> str:
-    text = (
-        ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
-    )
+    text = ", ".join(f"{k} {item}" for k, item in value.items()) if isinstance(value, dict) else str(value)
+    text = _HASH.sub(r"\1", text)
     return text if len(text) <= _LONG_VALUE else f"{text[:_LONG_VALUE]}..."

@@ -18,7 +18,7 @@ from perception import topics
 from perception.bus.subscriber import Subscriber
 from perception.credentials import cleaned
 from perception.errors import MalformedMessageError
-from perception.messages import FusedState, Header, Health, Message
+from perception.messages import FusedState, Header, Health, Message, ModelInfo
 from perception.profile import Profile, RecorderConfig
 from perception.session.writer import SessionWriter
 
@@ -30,6 +30,8 @@ EVERY_MESSAGE: Final = {
     for prefix, row in topics.TOPICS.items()
 }
 """Policies under which nothing is superseded: for `Subscriber(policies=...)`."""
+MODEL: Final = "model"
+"""First word of the metadata that names a model, its configuration's hash the second."""
 _PACKAGES: Final = (
     "perception", "numpy", "opencv-python", "torch", "torchvision", "torchaudio", "transformers", "mcap",
 )  # fmt: skip
@@ -66,6 +68,7 @@ class Recorder:
         self._free_bytes = free_bytes
         self._next_look_ns = 0
         self._split_ns: int | None = None
+        self._model: ModelInfo | None = None
         self.counts = {"files": 0, "messages": 0, "refused": 0}
         self.full = ""
         """Why no more can be recorded; empty while more can."""
@@ -133,17 +136,30 @@ class Recorder:
         return late or (megabytes is not None and self._writer.bytes_written >= megabytes * _MB)
 
     def _note(self, message: Message[Header]) -> None:
-        """Keep what is said once of models and devices with the metadata of this file and later ones."""
+        """Keep what models and devices say of themselves with the metadata of this file and later ones.
+
+        Of a model, other weights under the same configuration are another entry: a head that was swapped in.
+        """
         header = message.header
         if isinstance(header, FusedState):
-            name, value = f"model {header.model.config_hash[:12]}", structs.asdict(header.model)
+            if header.model != self._model:
+                self._model = header.model
+                self._keep(*_model_note(header, self._metadata))
         elif isinstance(header, Health) and header.device:
-            name, value = f"device {header.node}", dict(header.device)
-        else:
-            return
+            self._keep(f"device {header.node}", dict(header.device))
+
+    def _keep(self, name: str, value: dict[str, Any]) -> None:
         if name not in self._metadata:
             self._metadata[name] = value
             self._writer.add_metadata(name, value)
+
+
+def _model_note(state: FusedState, noted: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return name and value of what is noted of the model that a state is of."""
+    name, value = f"{MODEL} {state.model.config_hash[:12]}", structs.asdict(state.model)
+    if noted.get(name, value) == value:
+        return name, value
+    return f"{name} {state.model.weights_hash[:12]}", value | {"from_tick": state.tick}
 
 
 def describe(profile: Profile | None, anchor_ns: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from perception.session.compare import MISSING, Difference, conclusion, first_di
 from perception.session.cutting import Cut
 from perception.session.fusing import Crew, Heads, Told, cuts, fusion_of, survey_of
 from perception.session.journal import Begin, End, Missed, Survey
+from perception.session.recorder import MODEL
 from perception.session.recording import Recording, Source
 
 SAME: Final = 0
@@ -47,6 +48,8 @@ class Verdict:
     equal: int = 0
     different: int = 0
     first: Divergence | None = None
+    models: Counter[str] = field(default_factory=Counter)
+    """States in the recording by the hash of the weights that concluded them."""
     skipped: Counter[str] = field(default_factory=Counter)
     """States that could not be compared, by reason."""
     missed: list[Missed] = field(default_factory=list)
@@ -65,7 +68,8 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
         first = None if self.first is None else {**asdict(self.first), "text": str(self.first)}
-        return {**asdict(self), "first": first, "exit_code": self.exit_code}
+        counts = {"models": dict(self.models), "skipped": dict(self.skipped)}  # asdict spoils a Counter
+        return {**asdict(self), **counts, "first": first, "exit_code": self.exit_code}
 
     def lines(self) -> Iterator[str]:
         """Yield the verdict for people."""
@@ -127,6 +131,7 @@ def verify(
                 verdict.notes += _strangeness(known, crew.engines[0]) if verdict.different else []
         if not (verdict.equal or verdict.different or verdict.obstacles):
             verdict.obstacles.append(f"it holds no state/{config.name} that could be compared")
+        verdict.notes += _models(recording, verdict)
         verdict.notes += recording.damage
         return verdict
 
@@ -259,6 +264,7 @@ class _Comparison:
         if message is None or not isinstance(message.header, FusedState):
             return None
         self._verdict.states += 1
+        self._verdict.models[message.header.model.weights_hash] += 1
         return message.header
 
 
@@ -270,6 +276,16 @@ def _no_journal(recording: Recording, config: FusionConfig) -> str:
             f"give the profile that {', '.join(topics)} had"
         )
     return "no journal: record journal/* and clock/* too, then it can be verified"
+
+
+def _models(recording: Recording, verdict: Verdict) -> Iterator[str]:
+    """Say which weights concluded, where there were several, and which of them the metadata does not name."""
+    noted = [value for name, value in recording.metadata.items() if name.startswith(f"{MODEL} ")]
+    named = {value.get("weights_hash") for value in noted if isinstance(value, dict)}
+    for weights, count in verdict.models.items() if named else ():
+        unnamed = "" if weights in named else ", which the metadata does not name"
+        if unnamed or len(verdict.models) > 1:
+            yield f"{count} states are of weights {weights[:12]}{unnamed}"
 
 
 def _foreign_device(known: Survey) -> str | None:
