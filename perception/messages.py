@@ -313,11 +313,17 @@ class Message(msgspec.Struct, Generic[HeaderT], frozen=True, gc=False, eq=False)
     header: HeaderT
     payload: Payload = b""
     received_ns: int = 0
-    wire: bytes = b""
-    """The header as it came, byte for byte, for who records it; empty if it never travelled.
+    came_as: tuple[Header, bytes] | None = None
+    """The header that came and its bytes; read them by `wire`."""
 
-    Not part of what makes two messages equal.
-    """
+    @property
+    def wire(self) -> bytes:
+        """The header as it came, byte for byte, for who records it.
+
+        Empty if it never travelled, or if `structs.replace` has put another header in its place. Not part of
+        what makes two messages equal.
+        """
+        return self.came_as[1] if self.came_as is not None and self.came_as[0] is self.header else b""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Message) and self._said() == other._said()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import perception
+from perception.bus.api import SETTLE_S
 from perception.messages import TextCommand
 from tests.waiting import LONG_S
 
@@ -89,6 +90,19 @@ def test_a_message_is_stamped_with_the_host_clock() -> None:
         assert message is not None
         assert isinstance(message.header, TextCommand)
         assert before <= message.header.stamp_ns <= message.header.sent_ns <= message.received_ns
+
+
+def test_a_first_message_is_stamped_after_the_wait_for_its_readers() -> None:
+    with perception.subscribe("text/first") as subscriber:
+        before_ns = perception.clock_now_ns()
+        perception.publish("text/first", text="now")
+        message = subscriber.receive(LONG_S)
+        assert message is not None
+        assert message.header.stamp_ns - before_ns >= SETTLE_S * 1e9
+        perception.publish("text/first", text="then", stamp_ns=before_ns)
+        message = subscriber.receive(LONG_S)
+        assert message is not None
+        assert message.header.stamp_ns == before_ns, "who says when it happened knows"
 
 
 def test_a_domain_is_given_by_keyword_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:

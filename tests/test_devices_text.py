@@ -101,6 +101,20 @@ def test_timed_lines_come_at_their_time_with_their_stamp(tmp_path: Path) -> None
             text.read(0.0)
 
 
+def test_a_line_that_is_read_late_is_stamped_when_it_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_text("0.1\tcome\n0.2\there\n")
+    time_ns = [NOW_NS]
+    with TimedText(path, clock=lambda: time_ns[0], origin_ns=NOW_NS) as text:
+        time_ns[0] += 300_000_000  # as a node that waits until its readers have found it
+        first = text.read(0.0)
+        time_ns[0] += 1
+        second = text.read(0.0)
+    assert first is not None
+    assert second is not None
+    assert [line.stamp_ns - NOW_NS for line in (first, second)] == [300_000_000, 300_000_001]
+
+
 def test_lines_whose_time_had_passed_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "lines.txt"
     path.write_text("1\tpassed\n9\tto come\n")

@@ -94,7 +94,15 @@ def elsewhere(tmp_path: Path) -> Iterator[dict[str, str]]:
 def test_the_demo_runs_from_a_wheel_in_an_empty_folder(
     installed: Path, elsewhere: dict[str, str], tmp_path: Path
 ) -> None:
-    command: list[str | Path] = [installed / "perception", "up", "demo", "--seconds", "20", "--json", "summary.json"]
+    command: list[str | Path] = [
+        installed / "perception",
+        "up",
+        "demo",
+        "--seconds",
+        "20",
+        "--json",
+        "summary.json",
+    ]
     ended = subprocess.run(command, cwd=tmp_path, env=elsewhere, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert sorted(os.listdir(tmp_path)) == ["summary.json"]

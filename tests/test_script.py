@@ -347,6 +347,17 @@ def test_whoever_joins_late_joins_the_present(script: Script) -> None:
     assert abs(block.stamp_ns - ORIGIN_NS - now_ns) < 0.07 * SECOND_NS
 
 
+def test_a_command_under_way_is_stamped_when_it_is_typed(script: Script) -> None:
+    segment = next(one for one in script.segments(0, 600 * SECOND_NS) if one.text)
+    time = Time((segment.start_ns + SECOND_NS) / SECOND_NS)
+    device = text(time)
+    assert device.read(0.0) == CapturedLabel(
+        segment.name, ORIGIN_NS + segment.start_ns, ORIGIN_NS + segment.end_ns
+    )
+    time.now_ns += SECOND_NS
+    assert device.read(0.0) == CapturedText(segment.text, time.now_ns)
+
+
 def test_offline_messages_are_what_the_devices_publish() -> None:
     offline = list(messages(SEED, CAMERA, MICROPHONE, 12.0, origin_ns=ORIGIN_NS))
     arrivals = [message.received_ns for message in offline]

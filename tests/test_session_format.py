@@ -80,6 +80,16 @@ def test_a_header_of_a_newer_or_foreign_writer_is_kept_as_it_came(tmp_path: Path
     assert back.wire == msgpack.packb(fields)
 
 
+def test_another_header_in_a_message_that_travelled_is_the_one_that_is_written(tmp_path: Path) -> None:
+    packed = msgpack.packb({"text": "hi", "stamp_ns": 5})
+    came = codec.decode([b"text/say", packed], received_ns=9)
+    assert structs.replace(came, topic="text/other", received_ns=7).wire == packed, "its header is the same"
+    changed = structs.replace(came, header=structs.replace(came.header, stamp_ns=6))
+    assert changed.wire == b""
+    (back,) = read(write(tmp_path / "s.mcap", [changed]))
+    assert back == changed
+
+
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"]), max_size=50),
     stamp_ns=st.integers(0, 2**62),

@@ -267,3 +267,32 @@ def test_a_damaged_session_or_golden_file_and_a_fixture_that_is_not_there_are_on
 def test_the_plugin_costs_other_tests_nothing(pytester: pytest.Pytester) -> None:
     code = "import sys, perception.session.testing; print('numpy' in sys.modules, 'torch' in sys.modules)"
     assert pytester.run(sys.executable, "-c", code).outlines[-1] == "False False"
+
+
+def test_what_was_refused_is_said_at_the_end_and_nothing_at_all_is_one_line(run: Run) -> None:
+    result = run(
+        """
+        from perception.session.perturb import stamp_leap
+
+        @pytest.mark.session("room.mcap", stamp_leap("camera", ms=9000, at_s=1, count=3), profile="room.toml")
+        def test_leap(states):
+            assert len(states) == 29
+
+        @pytest.mark.session("room.mcap", without("*"), profile="room.toml")
+        def test_nothing(states):
+            pass
+
+        @pytest.mark.session("room.mcap", profile="none.toml")
+        def test_no_profile(states):
+            pass
+        """
+    )
+    result.assert_outcomes(passed=1, errors=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*room.mcap: messages: no state comes of it: what it holds of * is shorter than a tick of 100 ms",
+            "*none.toml: no such profile file",
+            "room.mcap, stamp_leap(*): camera/front: refused: stamp ahead (3 times)",
+        ]
+    )
+    assert len(result.stdout.lines) < 40

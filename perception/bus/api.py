@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import structs
+
 from perception import topics
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from perception.bus.codec import Data
 
 _FIRST_SUBSCRIBER_S: Final = 1.0
-_SETTLE_S: Final = 0.2  # twice the time in which a subscriber notices or reaches a new topic
+SETTLE_S: Final = 0.2  # twice the time in which a subscriber notices or reaches a new topic
 _publishers: Final[dict[tuple[Path, str], Publisher]] = {}
 _lock: Final = threading.Lock()
 
@@ -71,7 +73,7 @@ def publish(
         topic: such as `text/say`.
         payload: pixels or samples, where the topic has them.
         domain: without it $PERCEPTION_DOMAIN, else `default`.
-        stamp_ns: when it happened, host time; now if not given.
+        stamp_ns: when it happened, host time; without it the moment at which it is sent.
         fields: of the topic's message, for example `text="come here"`.
 
     Raises:
@@ -85,6 +87,8 @@ def publish(
         raise MalformedMessageError(f"{topic}: {error}") from error
     publisher = _publisher(topic, Runtime(domain))
     subscribers = publisher.subscribers  # before: who comes meanwhile does not get it
+    if stamp_ns is None:  # not before the wait for a first subscriber
+        header = structs.replace(header, stamp_ns=clock_now_ns())
     publisher.send(header, payload)
     return subscribers
 
@@ -107,7 +111,7 @@ def _publisher(topic: str, runtime: Runtime) -> Publisher:
             publisher = Publisher(topic, source=source, runtime=runtime, clock=clock_now_ns)
             _publishers[runtime.directory, topic] = publisher
             if publisher.wait_for_subscriber(_FIRST_SUBSCRIBER_S):
-                time.sleep(_SETTLE_S)
+                time.sleep(SETTLE_S)
         return publisher
 
 

@@ -86,7 +86,7 @@ class Coder:
         size = len(payload)
         if size > self._most_bytes or self._wrong(header, size) is not None:
             raise self._unfit(header, size)
-        return Message(self.topic, header, payload, received_ns, packed)
+        return Message(self.topic, header, payload, received_ns, (header, packed))
 
     def _unfit(self, header: Header, size: int) -> MalformedMessageError:
         most = self._most_bytes

@@ -204,6 +204,16 @@ class _Player(Device[Captured]):
         self.close()
 
 
+class _Typist(_Player[CapturedText | CapturedLabel]):
+    """Types a line when it is read: who joins late types the one under way then, and is stamped so."""
+
+    def read(self, timeout_s: float) -> CapturedText | CapturedLabel | None:
+        item = super().read(timeout_s)
+        if isinstance(item, CapturedText):
+            return CapturedText(item.text, max(item.stamp_ns, self._clock()))
+        return item
+
+
 def open_scripted_camera(
     config: CameraConfig, script: ScriptConfig, *, clock: Clock, origin_ns: int, wait: Wait = time.sleep
 ) -> Device[CapturedFrame]:
@@ -221,8 +231,8 @@ def open_scripted_microphone(
 def open_scripted_text(
     script: ScriptConfig, *, clock: Clock, origin_ns: int, wait: Wait = time.sleep
 ) -> Device[CapturedText | CapturedLabel]:
-    """Return what is typed and the truth, each at its segment's start, from the segment under way on."""
-    return _Player(_Lines(Script(script)), clock, origin_ns, wait)
+    """Return what is typed and the truth, each at its segment's start; of the segment under way at once."""
+    return _Typist(_Lines(Script(script)), clock, origin_ns, wait)
 
 
 def messages(

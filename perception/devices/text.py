@@ -102,7 +102,8 @@ class TerminalText:
 class TimedText:
     """A file of lines `SECONDS<TAB>TEXT`, each said that many seconds after the origin.
 
-    Lines whose time had passed when the file was opened are left out.
+    Lines whose time had passed when the file was opened are left out. One that is read late was said late:
+    its stamp tells.
     """
 
     def __init__(self, path: Path, *, clock: Clock, origin_ns: int) -> None:
@@ -124,7 +125,8 @@ class TimedText:
             self._closed.wait(timeout_s)
             return None
         self._closed.wait(max(wait_s, 0))
-        return self._lines.popleft()
+        line = self._lines.popleft()
+        return CapturedText(line.text, max(line.stamp_ns, self._clock()))
 
     def report(self) -> DeviceReport:
         """Return how many lines had passed before the file was opened."""

@@ -44,21 +44,27 @@ from perception.topics import lookup
 MAX_CUT_AT_ONCE: Final = 100
 """After a longer stretch without any input, older windows are skipped and counted, not cut."""
 MAX_TOPICS: Final = 64
+Counts = defaultdict[str, Counter[str]]
+"""Refusals, late data and repairs: topic -> reason -> count."""
 
 
 class FusionCore:
     """Cuts aligned windows out of messages. `push` is its only entry."""
 
-    def __init__(self, config: FusionConfig) -> None:
-        """Audio windows begin CONTEXT_NS before their nominal length, for the resampler's sake."""
+    def __init__(self, config: FusionConfig, counts: Counts | None = None) -> None:
+        """Audio windows begin CONTEXT_NS before their nominal length, for the resampler's sake.
+
+        Args:
+            config: the grid and the inputs.
+            counts: goes on with these, where several cores cut one recording.
+        """
         self.hop_ns = round(config.hop_ms * MILLISECOND_NS)
         self.lateness_ns = round(config.lateness_ms * MILLISECOND_NS)
         self.config_hash = _decisive_hash(config)
         """Of all that decides which windows a stream of messages gives."""
-        self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        """Refusals, late data and repairs: topic -> reason -> count."""
+        self.counts: Counts = defaultdict(Counter) if counts is None else counts
         self._waits_for_streams = config.alignment == "low-latency"
-        self._max_leap_ns = round(config.max_leap_ms * MILLISECOND_NS)
+        self.max_leap_ns = round(config.max_leap_ms * MILLISECOND_NS)
         self._streams: dict[str, Stream] = {
             name: self._stream(name, item) for name, item in config.inputs.items()
         }
@@ -80,7 +86,7 @@ class FusionCore:
             return CameraStream(config.topic, hop_ns=self.hop_ns, max_age_ns=max_age_ns)
         if kind == "microphone":
             length_ns = round(config.length_ms * MILLISECOND_NS) + CONTEXT_NS
-            history_ns = length_ns + self.lateness_ns + self.hop_ns + self._max_leap_ns + SECOND_NS
+            history_ns = length_ns + self.lateness_ns + self.hop_ns + self.max_leap_ns + SECOND_NS
             counts = self.counts[config.topic]
             return AudioStream(config.topic, length_ns=length_ns, history_ns=history_ns, counts=counts)
         raise ProfileError(
@@ -100,8 +106,18 @@ class FusionCore:
 
     @property
     def deadline_ns(self) -> int | None:
-        """When the next window must be cut whatever arrives: then push a ClockTick of that time."""
-        return None if self._next_tick is None else self._next_tick * self.hop_ns + self.lateness_ns
+        """When time must move whatever arrives: then push a ClockTick of that time.
+
+        The next window is due, or, where a hop is long, stamps would soon be taken for leaps.
+        """
+        if self._next_tick is None or self._newest_ns is None:
+            return None
+        due_ns = self._next_tick * self.hop_ns + self.lateness_ns
+        return min(due_ns, self._newest_ns + self.max_leap_ns)
+
+    def takes(self, topic: str) -> bool:
+        """Whether one of the inputs reads this topic."""
+        return topic in self._routes or any(fnmatchcase(topic, s.topic) for s in self._streams.values())
 
     def push(self, message: Message[Header]) -> list[Window]:
         """Take one message; return the windows it completes, oldest first.
@@ -168,7 +184,7 @@ class FusionCore:
         newest_ns = self._newest_of_topic.get(topic)
         if newest_ns is not None and stamp_ns <= newest_ns:
             raise RefusedError("stamp backwards")
-        if self._newest_ns is not None and stamp_ns > self._newest_ns + self._max_leap_ns:
+        if self._newest_ns is not None and stamp_ns > self._newest_ns + self.max_leap_ns:
             raise RefusedError("stamp ahead")
         reached_ns: int = stamp_ns
         for stream in streams:

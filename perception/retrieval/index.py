@@ -7,6 +7,7 @@ make a new file, and nothing is computed twice. The folder may be removed at any
 
 import hashlib
 import os
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,9 +19,11 @@ import numpy.typing as npt
 import torch
 
 from perception.errors import SessionError
+from perception.fusion.core import Counts
 from perception.messages import Header, Label, Message, TextCommand
 from perception.models.embedders import PictureEmbedder, SentenceEmbedder, SoundEmbedder, Vectors
-from perception.session.moments import inputs_of, moments
+from perception.session.cutting import account
+from perception.session.moments import Moments, inputs_of
 from perception.session.reader import Session
 from perception.training.cache import Cache, key
 
@@ -56,6 +59,8 @@ class Stream:
     """What the n commands or labels say; empty for frames and sounds."""
     vectors: Vectors | None = None
     """(n, dim), mapped from the file; None where texts are compared by their words."""
+    lost: tuple[str, ...] = ()
+    """What of the topic did not go in, in lines."""
 
     def __len__(self) -> int:
         return len(self.stamps_ns)
@@ -76,7 +81,7 @@ def streams(
     folder: Path | None = None,
     on_item: Callable[[], object] = lambda: None,
 ) -> list[Stream]:
-    """Return all that is of one kind in a session, embedding what is not in the index yet.
+    """Return the streams of one kind in a session, empty ones too, embedding what is not in the index yet.
 
     Args:
         path: the session.
@@ -95,7 +100,8 @@ def streams(
     with Session(path) as session:
         start_ns = session.zero.stamp_ns
         for topic in _topics(session, kind):
-            items = _items(session, kind, topic, step)
+            counts: Counts = defaultdict(Counter)
+            items = _items(session, kind, topic, step, counts)
             texts: tuple[str, ...] = ()
             if kind == "commands":
                 items = list(items)
@@ -106,11 +112,11 @@ def streams(
                 name = key(source, embedder.hash, {"topic": topic, **_decisive(kind, step)})
                 if (cached := cache.get(name)) is None:
                     cached = _embedded(iter(items), embedder, on_item)
-                    cache.put(name, cached)
-                stored = cached
+                    cache.put(name, cached, counts)
+                stored, counts = cached, cache.counts(name)
             arrays = {entry: tensor.numpy() for entry, tensor in stored.items()}
-            found.append(Stream(path, start_ns, topic, texts=texts, **arrays))
-    return [stream for stream in found if len(stream)]
+            found.append(Stream(path, start_ns, topic, texts=texts, lost=tuple(account(counts)), **arrays))
+    return found
 
 
 def topics(path: Path, kind: str) -> list[str]:
@@ -155,15 +161,19 @@ def _decisive(kind: str, step: Step) -> dict[str, float]:
     return {"sound_s": step.sound_s} if kind == "sounds" else {}
 
 
-def _items(session: Session, kind: str, topic: str, step: Step) -> Iterable[_Item]:
+def _items(session: Session, kind: str, topic: str, step: Step, counts: Counts) -> Iterable[_Item]:
     if kind == "frames":
-        return _frames(session, topic, step.every_s)
-    return _sounds(session, topic, step.sound_s) if kind == "sounds" else _texts(session, topic)
+        return _frames(Moments(session, [topic], rate_hz=1 / step.every_s, sound_ms=0, counts=counts), topic)
+    if kind == "sounds":
+        rate_hz, sound_ms = 2 / step.sound_s, step.sound_s * 1000
+        heard = Moments(session, [topic], rate_hz=rate_hz, sound_ms=sound_ms, counts=counts)
+        return _sounds(heard, topic, step.sound_s)
+    return _texts(session, topic)
 
 
-def _frames(session: Session, topic: str, every_s: float) -> Iterator[_Item]:
+def _frames(moments: Moments, topic: str) -> Iterator[_Item]:
     last_ns = -1
-    for moment in moments(session, [topic], rate_hz=1 / every_s, sound_ms=0):
+    for moment in moments:
         frame = moment.frame(topic)
         if frame is None or frame.header.stamp_ns == last_ns:
             continue
@@ -172,8 +182,8 @@ def _frames(session: Session, topic: str, every_s: float) -> Iterator[_Item]:
             yield _Item(last_ns, frame.received_ns, picture)
 
 
-def _sounds(session: Session, topic: str, sound_s: float) -> Iterator[_Item]:
-    for moment in moments(session, [topic], rate_hz=2 / sound_s, sound_ms=sound_s * 1000):
+def _sounds(moments: Moments, topic: str, sound_s: float) -> Iterator[_Item]:
+    for moment in moments:
         sound, received_ns = moment.sound(topic), moment.window.inputs[topic].received_ns
         if sound is not None and received_ns is not None:
             yield _Item(moment.window.end_ns - round(sound_s * 5e8), received_ns, sound)

@@ -207,9 +207,12 @@ def open_shelves(
         say: told what happens.
 
     Raises:
-        SessionError, WeightsError: see `streams` and the embedders.
+        SessionError: the sessions have such topics, but nothing of them can be found; and see `streams`.
+        WeightsError: see the embedders.
     """
-    shelves = []
+    shelves: list[Shelf] = []
+    lost: list[str] = []
+    held = False
     for kind in kinds:
         model = models.get(kind, defaults[kind])
         holding = [path for path in sessions if topics(path, kind)]
@@ -223,7 +226,14 @@ def open_shelves(
                 continue
             model, embedder = LEXICAL, None
         found = _streams(holding, kind, embedder, step, folder, say)
-        shelves.append(Shelf(kind, model, embedder, found))
+        held |= bool(found)
+        lost += [f"{one.path}: {line}" for one in found for line in one.lost]
+        shelves.append(Shelf(kind, model, embedder, [stream for stream in found if len(stream)]))
+    if held and not any(map(len, shelves)):
+        names, of = ", ".join(map(str, sessions)), ", ".join(shelf.kind for shelf in shelves)
+        raise SessionError(f"{names}: no {of} to search in: {'; '.join(lost) or 'shorter than a step'}")
+    for line in lost:
+        say(line)
     return shelves
 
 

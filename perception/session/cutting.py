@@ -5,15 +5,25 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from perception.features.window import CONTEXT_NS
-from perception.fusion.core import FusionCore
+from perception.fusion.core import Counts, FusionCore
 from perception.fusion.streams import RESYNC_NS
 from perception.fusion.window import CameraSlice, TextSlice, Window
 from perception.messages import CameraFrame, ClockTick, CoreMark, Header, HeldInput, Message, TextCommand
 from perception.profile import FusionConfig
-from perception.session.journal import INPUT_KINDS, Begin, End, Missed, Step
+from perception.session.arrivals import STREAM_KINDS, arrivals
+from perception.session.journal import Begin, End, Missed, Step
 from perception.topics import lookup
 
 CLOCK_TOPIC: Final = "clock/replay"
+MAX_SILENCE_NS: Final = 3_600_000_000_000
+"""A clock that was set makes years of silence, and a window of nothing is of use to nobody."""
+_WORDS: Final = {
+    "late": "too late for a window that was cut",
+    "resync": "sample counter placed by its stamps",
+    "skipped": "passed over in a long silence",
+    "no such input": "read by no input",
+}
+"""What is counted and is no refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +40,10 @@ class Cut:
 
 
 def cut_as_journaled(
-    steps: Iterable[Step], config: FusionConfig, shed: Callable[[str], Set[int]]
+    steps: Iterable[Step],
+    config: FusionConfig,
+    shed: Callable[[str], Set[int]],
+    counts: Counts | None = None,
 ) -> Iterator[Cut | Begin | Missed | End]:
     """Cut windows as a live fusion did; what is said of the recording comes in between.
 
@@ -38,12 +51,14 @@ def cut_as_journaled(
         steps: what the fusion took in.
         config: as that of the live fusion.
         shed: ticks of the windows it shed, by the source of its states.
+        counts: takes what it refused and what came late.
     """
-    core, reach, source = FusionCore(config), _Reach(config), ""
+    core, reach, source = FusionCore(config, counts), _Reach(config), ""
     count = 0
     for step in steps:
         if isinstance(step, Begin):
-            core, reach, source, count = FusionCore(config), _Reach(config), step.journal.state_source, 0
+            core, reach, count = FusionCore(config, counts), _Reach(config), 0
+            source = step.journal.state_source
             if (mark := step.mark) is not None:
                 core.resume(mark, reach.limit(mark, step.held))
             yield step
@@ -59,26 +74,40 @@ def cut_as_journaled(
 
 
 def cut_as_arrived(
-    messages: Iterable[Message[Header]], config: FusionConfig, *, on_clock: bool
+    messages: Iterable[Message[Header]],
+    config: FusionConfig,
+    counts: Counts | None = None,
+    *,
+    on_clock: bool = False,
 ) -> Iterator[Cut]:
     """Cut all windows of a recording in its own order, and those that its last data completes.
+
+    Time goes on by arrivals, as it would have for a live fusion by the ticks of its clock, even while nothing
+    it fuses arrives; the ticks of a recorded clock, made for another fusion, are left out. It begins with the
+    first data. A silence of more than an hour is passed over, but for its last windows.
 
     Args:
         messages: in order of arrival.
         config: any.
-        on_clock: whether arrival times are on the clock of the stamps, as in a live recording. Then time goes
-            on as it would have for a live fusion, even while nothing it fuses arrives; the ticks of the
-            recorded clock, made for another fusion, are left out. Else only the messages move time.
+        counts: takes what was refused, came late or was passed over.
+        on_clock: see `arrivals`.
     """
-    core = FusionCore(config)
-    for message in messages:
-        while on_clock and (core.deadline_ns or message.received_ns) < message.received_ns:
-            yield from _cut(core, _tick(core.deadline_ns))
-        kind = lookup(message.topic).prefix
-        if kind in INPUT_KINDS and not (on_clock and kind == "clock"):
+    core = FusionCore(config, counts)
+    for now_ns, message in arrivals(messages, core.takes, core.max_leap_ns, on_clock=on_clock):
+        if now_ns is not None:
+            yield from _move(core, now_ns)
+        if lookup(message.topic).prefix in STREAM_KINDS:
             yield from _cut(core, message)
     last_ns = (core.mark().newest_ns or 0) + core.lateness_ns
     while (deadline_ns := core.deadline_ns) is not None and deadline_ns <= last_ns:
+        yield from _cut(core, _tick(deadline_ns))
+
+
+def _move(core: FusionCore, now_ns: int) -> Iterator[Cut]:
+    """Move time as the ticks of a live fusion do."""
+    if (deadline_ns := core.deadline_ns) is None or now_ns - deadline_ns > MAX_SILENCE_NS:
+        yield from _cut(core, _tick(now_ns))
+    while (deadline_ns := core.deadline_ns) is not None and deadline_ns < now_ns:
         yield from _cut(core, _tick(deadline_ns))
 
 
@@ -87,9 +116,23 @@ def _cut(core: FusionCore, message: Message[Any]) -> Iterator[Cut]:
         yield Cut(window, 0, "", True)
 
 
-def _tick(stamp_ns: int | None) -> Message[ClockTick]:
-    assert stamp_ns is not None
+def _tick(stamp_ns: int) -> Message[ClockTick]:
     return Message(CLOCK_TOPIC, ClockTick(stamp_ns=stamp_ns))
+
+
+def account(counts: Counts, *, unread: bool = False) -> list[str]:
+    """Return in lines what did not enter the windows, or not as it came.
+
+    Args:
+        counts: as the core counted.
+        unread: also what belongs to no input of the fusion.
+    """
+    return [
+        f"{topic}: {_WORDS.get(reason) or f'refused: {reason}'} ({count} times)"
+        for topic, reasons in sorted(counts.items())
+        for reason, count in sorted(reasons.items())
+        if unread or reason != "no such input"
+    ]
 
 
 class _Reach:

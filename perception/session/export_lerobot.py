@@ -21,8 +21,8 @@ from perception.messages import AudioBlock, CameraFrame, FusedState, Header
 from perception.session.beside import beside
 from perception.session.convert.film import VideoFile
 from perception.session.lerobot_tables import Episode, Statistics, TableFile, write_episodes, write_tasks
-from perception.session.moments import Moment, inputs_of, moments
-from perception.session.reader import Session, nothing_to_export
+from perception.session.moments import Moment, Moments, inputs_of
+from perception.session.reader import Session
 from perception.session.tracks import SoundFile
 from perception.session.zero import Zero
 
@@ -148,6 +148,7 @@ def write_all(
         dataset.describe()
     yield f"{dataset.frames} frames at {fps} Hz in {len(sessions)} episodes, {len(dataset.tasks)} tasks"
     yield f"features: {', '.join(layout.features())}"
+    yield from dataset.said
 
 
 class _Dataset:
@@ -161,6 +162,8 @@ class _Dataset:
         self._statistics = {key: Statistics() for key in layout.features()}
         self.tasks: dict[str, int] = {}
         self.frames = 0
+        self.said: list[str] = []
+        """What of the sessions did not enter the frames, in lines."""
         self._files = ExitStack()
         self._films = {
             key: self._files.enter_context(
@@ -182,12 +185,12 @@ class _Dataset:
         """Append a session as the next episode."""
         number, before, first_ns = len(self._episodes), self.frames, 0
         tasks: dict[str, None] = {}
-        for moment in moments(session, topics, rate_hz=self._layout.fps, sound_ms=1000 / self._layout.fps):
+        cut = Moments(session, topics, rate_hz=self._layout.fps, sound_ms=1000 / self._layout.fps)
+        for moment in cut:
             first_ns = first_ns or moment.window.end_ns
             tasks[moment.text or _NO_TASK] = None
             self._append(moment, number, self.frames - before)
-        if self.frames == before:
-            raise nothing_to_export(session, topics)
+        self.said += [f"{session.path.name}: {line}" for line in cut.said()]
         self._episodes.append(Episode(before, self.frames, list(tasks)))
         zero = session.zero
         self._sessions.append(

@@ -20,8 +20,8 @@ import soundfile
 from perception.messages import CameraFrame
 from perception.session.beside import beside
 from perception.session.compare import conclusion
-from perception.session.moments import Moment, inputs_of, moments
-from perception.session.reader import Session, nothing_to_export
+from perception.session.moments import Moment, Moments, inputs_of
+from perception.session.reader import Session
 
 _SHARD_BYTES: Final = 500_000_000
 
@@ -46,13 +46,14 @@ def write(
         shard_bytes: begin another shard after this.
 
     Raises:
-        SessionError: there is no camera, microphone or text to export, `target` exists or cannot be written.
+        SessionError: there is nothing to export, `target` exists or cannot be written.
     """
     cameras = inputs_of(session, topics, "camera")
     microphones = inputs_of(session, topics, "microphone")
     zero, count = session.zero, 0
     with beside(target) as folder, closing(_Shards(folder, shard_bytes)) as shards:
-        for moment in moments(session, topics, rate_hz=rate_hz, sound_ms=sound_ms):
+        cut = Moments(session, topics, rate_hz=rate_hz, sound_ms=sound_ms)
+        for moment in cut:
             files = [*_pictures(moment, cameras), *_sounds(moment, microphones, sound_ms)]
             if moment.text:
                 files.append(("txt", moment.text.encode()))
@@ -60,9 +61,9 @@ def write(
             files.append(("json", json.dumps(facts, ensure_ascii=False).encode()))
             shards.add(f"{moment.window.end_ns:020d}", files)
             count += 1
-        if not count:
-            raise nothing_to_export(session, topics)
+        said = cut.said()
     yield f"{count} samples in {shards.number} shards"
+    yield from said
 
 
 class _Shards:

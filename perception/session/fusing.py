@@ -1,6 +1,7 @@
 """Fuse a recording again, without process, socket or clock: `replay`."""
 
-from collections import deque
+import logging
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -11,20 +12,23 @@ from typing import Final, Self
 import torch
 from msgspec import structs
 
-from perception.errors import ProfileError, WeightsError
+from perception.errors import ProfileError, SessionError, WeightsError
 from perception.fusion.build import build_engine, cores, use_threads
-from perception.fusion.core import FusionCore
+from perception.fusion.core import Counts, FusionCore
 from perception.fusion.engine import Encoded, Engine
+from perception.fusion.streams import MILLISECOND_NS
 from perception.messages import FusedState, Journal
 from perception.models.checkpoint import Head, head_hash, load_head
 from perception.models.device import exists
 from perception.models.precision import as_published
 from perception.profile import FusionConfig, Profile, load
+from perception.session.arrivals import near
 from perception.session.compare import concluded
-from perception.session.cutting import Cut, cut_as_arrived, cut_as_journaled
+from perception.session.cutting import Cut, account, cut_as_arrived, cut_as_journaled
 from perception.session.journal import INPUT_KINDS, Begin, End, Missed, Survey, steps, survey
 from perception.session.recording import Recording, Source
 
+_LOG: Final = logging.getLogger(__name__)
 Told = Cut | Begin | Missed | End
 INPUTS: Final = tuple(f"{kind}/*" for kind in INPUT_KINDS)
 _MAX_WORKERS: Final = 2
@@ -33,7 +37,11 @@ _BATCH: Final = 8
 
 
 def replay(
-    source: Source, profile: Profile | str | None = None, *, workers: int | None = None
+    source: Source,
+    profile: Profile | str | None = None,
+    *,
+    workers: int | None = None,
+    counts: Counts | None = None,
 ) -> Iterator[FusedState]:
     """Yield the states that a recording leads to, their measured fields at the defaults.
 
@@ -48,24 +56,64 @@ def replay(
         profile: the one to fuse with, or its name, with its own head for every window; without it the one it
             was recorded with, and the heads that were swapped in.
         workers: how many engines share the work, each in a thread of its own; the states do not depend on it.
+        counts: takes what did not enter the windows, or came late; else that is logged at the end.
 
     Raises:
-        SessionError: the file cannot be read.
+        SessionError: the file cannot be read, or not one state comes of it.
         ProfileError: the profile has no [fusion] table, or its models cannot be built.
         WeightsError: weights are missing.
     """
     with Recording(source) as recording:
         config = fusion_of(load(profile) if isinstance(profile, str) else profile or recording.profile)
-        known = survey_of(recording, config)
-        with Crew(config, known, workers, heads=() if profile is None else None) as crew:
-            seq = 0
-            for step, state in crew.conclude(cuts(recording, config, known)):
-                if isinstance(step, Begin):
-                    seq = 0
-                elif isinstance(step, Cut):
-                    if state is not None:
-                        yield structs.replace(state, seq=seq)
-                    seq += 1
+        counted: Counts = defaultdict(Counter) if counts is None else counts
+        yield from states(recording, config, counted, workers=workers, swapped=profile is None)
+        for line in account(counted) if counts is None else ():
+            _LOG.warning("%s: %s", recording.name, line)
+
+
+def states(
+    recording: Recording,
+    config: FusionConfig,
+    counts: Counts,
+    *,
+    workers: int | None = None,
+    swapped: bool = False,
+) -> Iterator[FusedState]:
+    """Yield the states that a recording leads to, as `replay` does.
+
+    Args:
+        recording: opened.
+        config: the fusion.
+        counts: takes what did not enter the windows, or came late.
+        workers: as those of `replay`.
+        swapped: whether heads that were swapped in while it was recorded are used.
+
+    Raises:
+        SessionError: there is not one state.
+        ProfileError, WeightsError: see `replay`.
+    """
+    known = survey_of(recording, config)
+    with Crew(config, known, workers, heads=() if swapped else None) as crew:
+        seq = number = 0
+        for step, state in crew.conclude(cuts(recording, config, known, counts)):
+            if isinstance(step, Begin):
+                seq = 0
+            elif isinstance(step, Cut):
+                if state is not None:
+                    number += 1
+                    yield structs.replace(state, seq=seq)
+                seq += 1
+    if not number:
+        raise SessionError(f"{recording.name}: no state comes of it: {_why_none(config, known, counts)}")
+
+
+def _why_none(config: FusionConfig, known: Survey, counts: Counts) -> str:
+    if lines := account(counts, unread=True):
+        return "; ".join(lines)
+    if known.runs:
+        return "it does not hold all that any state was made of"
+    topics = ", ".join(item.topic for item in config.inputs.values())
+    return f"what it holds of {topics} is shorter than a tick of {config.hop_ms:g} ms"
 
 
 def fusion_of(profile: Profile) -> FusionConfig:
@@ -90,13 +138,16 @@ def survey_of(recording: Recording, config: FusionConfig) -> Survey:
     return survey(recording.messages("journal/*", "health/*"), journals_of(config))
 
 
-def cuts(recording: Recording, config: FusionConfig, known: Survey) -> Iterator[Told]:
-    """Cut the windows of a recording: as journaled where it was, else as they came."""
+def cuts(
+    recording: Recording, config: FusionConfig, known: Survey, counts: Counts | None = None
+) -> Iterator[Told]:
+    """Cut the windows of a recording: as journaled where it was, else as they came; count what is refused."""
     if known.runs:
         told = steps(recording.messages(*INPUTS, "journal/*"), journals_of(config))
-        return cut_as_journaled(told, config, lambda source: known.shed[source])
-    on_clock = next(recording.messages("clock/*"), None) is not None
-    return cut_as_arrived(recording.messages("*"), config, on_clock=on_clock)
+        return cut_as_journaled(told, config, lambda source: known.shed[source], counts)
+    tick = next(recording.messages("clock/*"), None)
+    live = tick is not None and near(tick, round(config.max_leap_ms * MILLISECOND_NS))
+    return cut_as_arrived(recording.messages("*"), config, counts, on_clock=live)
 
 
 class Heads:

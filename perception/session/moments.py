@@ -4,24 +4,27 @@ The windows are cut by the fusion core itself, so that they are those that a mod
 """
 
 from bisect import insort
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from perception.errors import SessionError
+from perception.fusion.core import Counts
 from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, Window
 from perception.messages import FusedState, Header, Label, Message
 from perception.profile import FusionConfig, HeadConfig, InputConfig
-from perception.session.cutting import cut_as_arrived
+from perception.session.arrivals import STREAM_KINDS
+from perception.session.cutting import account, cut_as_arrived
 from perception.session.reader import Session, matches
 from perception.session.tracks import Image, image
 
 _LATENESS_MS: Final = 1000.0
+_MAX_AGE_MS: Final = 500.0
 _SHORTEST_MS: Final = 975.0
 """An audio window is never shorter than its encoders' front end."""
 _KEPT_NS: Final = 10_000_000_000
 """States and labels older than this, counted from the newest, are forgotten."""
-_CUT: Final = ("camera", "microphone", "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,33 +65,68 @@ def inputs_of(session: Session, topics: Sequence[str], prefix: str) -> list[str]
     return [topic for topic in session.counts if topic.startswith(f"{prefix}/") and matches(topic, topics)]
 
 
-def moments(session: Session, topics: Sequence[str], *, rate_hz: float, sound_ms: float) -> Iterator[Moment]:
-    """Yield the session tick by tick, in bounded memory.
+class Moments:
+    """A session tick by tick, in bounded memory, to be gone through once."""
 
-    Args:
-        session: to be cut.
-        topics: names or patterns of its inputs; each is an input of that name.
-        rate_hz: ticks per second.
-        sound_ms: length of the sound that comes with each; it may be longer, then its end counts.
+    def __init__(
+        self,
+        session: Session,
+        topics: Sequence[str],
+        *,
+        rate_hz: float,
+        sound_ms: float,
+        counts: Counts | None = None,
+    ) -> None:
+        """Cut a session.
 
-    Raises:
-        SessionError: no camera, microphone or text is among them.
-    """
-    names = [topic for prefix in _CUT for topic in inputs_of(session, topics, prefix)]
-    if not names:
-        raise SessionError(f"{session.path}: no camera, microphone or text to cut into samples")
-    config = FusionConfig(
-        hop_ms=1000 / rate_hz,
-        lateness_ms=_LATENESS_MS,
-        alignment="reproducible",
-        inputs={name: InputConfig(topic=name, length_ms=max(sound_ms, _SHORTEST_MS)) for name in names},
-        encoders={},
-        head=HeadConfig(weights="random"),
-    )
-    known = _Known()
-    messages = session.messages([*names, "state/*", "label/*"])
-    for cut in cut_as_arrived(known.watch(messages), config, on_clock=False):
-        yield known.at(cut.window)
+        Args:
+            session: to be cut.
+            topics: names or patterns of its inputs; each is an input of that name.
+            rate_hz: ticks per second.
+            sound_ms: length of the sound that comes with each; it may be longer, then its end counts.
+            counts: takes what does not enter the windows.
+
+        Raises:
+            SessionError: no camera, microphone or text is among them.
+        """
+        self._session = session
+        self._names = [topic for prefix in STREAM_KINDS for topic in inputs_of(session, topics, prefix)]
+        if not self._names:
+            raise SessionError(f"{session.path}: no camera, microphone or text to cut into samples")
+        self._hop_ms = 1000 / rate_hz
+        self._sound_ms = max(sound_ms, _SHORTEST_MS)
+        self._used = False
+        """Whether any window held something."""
+        self._counts: Counts = defaultdict(Counter) if counts is None else counts
+
+    def __iter__(self) -> Iterator[Moment]:
+        # a frame is shown for one tick at least, however rare ticks are
+        ages = {"max_age_ms": max(_MAX_AGE_MS, self._hop_ms), "length_ms": self._sound_ms}
+        config = FusionConfig(
+            hop_ms=self._hop_ms,
+            lateness_ms=_LATENESS_MS,
+            alignment="reproducible",
+            inputs={name: InputConfig(topic=name, **ages) for name in self._names},
+            encoders={},
+            head=HeadConfig(weights="random"),
+        )
+        known = _Known()
+        messages = self._session.messages([*self._names, "state/*", "label/*"])
+        for cut in cut_as_arrived(known.watch(messages), config, self._counts):
+            self._used |= any(item.presence != "absent" for item in cut.window.inputs.values())
+            yield known.at(cut.window)
+
+    @property
+    def nothing(self) -> str:
+        """Why no window held anything, once all are gone through; empty if one did."""
+        reasons = account(self._counts) or [f"shorter than a tick of {self._hop_ms:g} ms, or nothing whole"]
+        return "" if self._used else f"nothing of {', '.join(self._names)}: {'; '.join(reasons)}"
+
+    def said(self) -> list[str]:
+        """Return in lines what did not enter the windows; SessionError if nothing did."""
+        if self.nothing:
+            raise SessionError(f"{self._session.path}: {self.nothing}")
+        return account(self._counts)
 
 
 class _Known:

@@ -129,9 +129,7 @@ def drift(ppm: float, topic: str = "microphone") -> Perturbation:
             first_ns.setdefault(message.topic, stamp_ns)
             shift_ns = moved(message.topic, stamp_ns) - stamp_ns
             header = structs.replace(message.header, stamp_ns=stamp_ns + shift_ns)
-            return structs.replace(
-                message, header=header, received_ns=message.received_ns + shift_ns, wire=b""
-            )
+            return structs.replace(message, header=header, received_ns=message.received_ns + shift_ns)
 
         def earliest(arrival_ns: int) -> int:
             return min([arrival_ns, *(moved(name, arrival_ns) for name in first_ns)])
@@ -179,7 +177,7 @@ def shift(ms: float, topic: str = "microphone") -> Perturbation:
         if not _is(message, topic):
             return message
         header = structs.replace(message.header, stamp_ns=message.header.stamp_ns + shift_ns)
-        return structs.replace(message, header=header, received_ns=message.received_ns + shift_ns, wire=b"")
+        return structs.replace(message, header=header, received_ns=message.received_ns + shift_ns)
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         return _in_order(messages, moved, lambda arrival_ns: arrival_ns + min(shift_ns, 0))
@@ -196,7 +194,7 @@ def typos(rate: float, seed: int = 0, drops: float = 0.0, topic: str = "text") -
                 # seeded by place, as noise is
                 rng = random.Random(f"{seed} {message.topic} {message.header.stamp_ns}")
                 text = typed_badly(message.header.text, rng, rate, drops)
-                yield structs.replace(message, header=structs.replace(message.header, text=text), wire=b"")
+                yield structs.replace(message, header=structs.replace(message.header, text=text))
             else:
                 yield message
 
@@ -227,7 +225,7 @@ def stamp_leap(topic: str, ms: float, at_s: float = 0.0, count: int = 1) -> Pert
                 leapt[message.topic] += 1
                 stamp_ns = message.header.stamp_ns + round(ms * 1e6)
                 header = structs.replace(message.header, stamp_ns=stamp_ns)
-                yield structs.replace(message, header=header, wire=b"")
+                yield structs.replace(message, header=header)
             else:
                 yield message
 
@@ -328,4 +326,4 @@ def _repeat(held: Message[Header], message: Message[Header]) -> Message[Header]:
     elif isinstance(held.header, AudioBlock) and len(held.payload) != len(message.payload):
         return message
     header = structs.replace(message.header, **content)
-    return structs.replace(message, header=header, payload=held.payload, wire=b"")
+    return structs.replace(message, header=header, payload=held.payload)

@@ -11,6 +11,7 @@
 """
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,6 +55,22 @@ class _Wanted:
     """Name of a shipped profile or path of a file."""
     perturbations: "tuple[Perturbation, ...]"
 
+    def __str__(self) -> str:
+        return ", ".join([self.path.name, *map(str, self.perturbations)])
+
+
+_LOST: Final = pytest.StashKey[dict[_Wanted, list[str]]]()
+"""By session, what did not enter the windows."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what of the sessions did not enter the windows."""
+    lines = [f"{wanted}: {line}" for wanted, lost in config.stash.get(_LOST, {}).items() for line in lost]
+    if lines:
+        terminalreporter.section("perception sessions")
+        for line in lines:
+            terminalreporter.write_line(line)
+
 
 @pytest.fixture
 def states(request: pytest.FixtureRequest) -> "list[FusedState]":
@@ -72,7 +89,9 @@ def states(request: pytest.FixtureRequest) -> "list[FusedState]":
         profile = str(request.path.parent / profile)
     # wrong profile, missing weights, damaged session: no fault of the code under test
     wanted = _Wanted(path, path.stat().st_mtime_ns, profile, tuple(perturbations))
-    return _or_fail(lambda: list(_replayed(wanted)), PerceptionError, lambda error: f"{path}: {error}")
+    found, lost = _or_fail(lambda: _replayed(wanted), PerceptionError, lambda error: f"{path}: {error}")
+    request.config.stash.setdefault(_LOST, {})[wanted] = lost
+    return list(found)
 
 
 def _from_fixture(request: pytest.FixtureRequest, name: str) -> Path:
@@ -153,18 +172,21 @@ def compare_states(
 
 
 @lru_cache(maxsize=8)
-def _replayed(wanted: _Wanted) -> "tuple[FusedState, ...]":
+def _replayed(wanted: _Wanted) -> "tuple[tuple[FusedState, ...], list[str]]":
+    """Return the states, and in lines what did not enter their windows."""
     # imported here: every pytest run loads this plugin, and few need torch
+    from perception.fusion.core import Counts
     from perception.profile import load
+    from perception.session.cutting import account
     from perception.session.fusing import replay
     from perception.session.perturb import Perturbed
     from perception.session.recording import Recording
 
+    counts: Counts = defaultdict(Counter)
     with Recording(wanted.path) as recording:
         profile = recording.profile if wanted.profile is None else load(wanted.profile)
-        if not wanted.perturbations:
-            return tuple(replay(wanted.path, profile))
-        return tuple(replay(Perturbed(recording, *wanted.perturbations), profile))
+        source = Perturbed(recording, *wanted.perturbations) if wanted.perturbations else wanted.path
+        return tuple(replay(source, profile, counts=counts)), account(counts)
 
 
 def _plain(state: "FusedState") -> dict[str, Any]:

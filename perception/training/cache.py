@@ -5,7 +5,9 @@ stopped; mapped, so that a row is read when a batch needs it and memory holds no
 """
 
 import hashlib
+import json
 import os
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from perception.fusion.core import Counts
 from perception.models.checkpoint import config_hash
 
-VERSION: Final = 4
+_COUNTS: Final = "counts"
+VERSION: Final = 5
 """Counts up when the same source, encoders and configuration would give other features."""
 
 
@@ -52,11 +56,18 @@ class Cache:
         except (OSError, SafetensorError):
             return None
 
-    def put(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Store tensors under a key."""
+    def put(self, name: str, tensors: Mapping[str, torch.Tensor], counts: Counts | None = None) -> None:
+        """Store tensors under a key, with what did not enter the windows they are of."""
         part = self.folder / f"{name}.{os.getpid()}.part"
-        save_file({entry: value.contiguous() for entry, value in tensors.items()}, part)
+        rows = {entry: value.contiguous() for entry, value in tensors.items()}
+        save_file(rows, part, metadata={_COUNTS: json.dumps(counts or {})})
         part.replace(self._file(name))
+
+    def counts(self, name: str) -> Counts:
+        """Return what did not enter the windows of what is stored under a key."""
+        with safe_open(self._file(name), framework="pt") as file:
+            stored = json.loads((file.metadata() or {}).get(_COUNTS, "{}"))
+        return defaultdict(Counter, {topic: Counter(reasons) for topic, reasons in stored.items()})
 
     def __contains__(self, name: str) -> bool:
         return self._file(name).exists()

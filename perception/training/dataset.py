@@ -7,6 +7,7 @@ features the very bytes a live head is given, its labels come from the source it
 import itertools
 import logging
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -18,14 +19,14 @@ import torch
 
 from perception.errors import SessionError
 from perception.fusion.build import build_engine, pick_device, use_threads
-from perception.fusion.core import FusionCore
+from perception.fusion.core import Counts, FusionCore
 from perception.fusion.engine import Engine
 from perception.fusion.window import Window
 from perception.messages import Header, Label, Message, TextCommand
 from perception.models.device import model_name
 from perception.profile import FusionConfig, HeadConfig
 from perception.progress import Advance, nothing
-from perception.session.cutting import Cut, cut_as_arrived
+from perception.session.cutting import Cut, account, cut_as_arrived
 from perception.session.fusing import cuts, survey_of
 from perception.session.reader import Session, read
 from perception.session.recording import Recording
@@ -39,6 +40,7 @@ from perception.training.workers import Step, spread
 
 LABEL_SUFFIXES: Final = (".labels.txt", ".labels.csv", ".labels.tsv", ".txt", ".csv", ".tsv")
 _UNDECISIVE: Final = {"head", "device", "threads", "endpoint", "name"}
+_NAMED: Final = 5
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -112,17 +114,21 @@ class SessionSource:
 
 
 def encode(
-    source: DataSource, config: FusionConfig, prepared: Sequence[str] = (), on_window: Step = lambda: None
+    source: DataSource,
+    config: FusionConfig,
+    prepared: Sequence[str] = (),
+    on_window: Step = lambda: None,
+    counts: Counts | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return every window of a source: `feature.NAME` (N, dim), `present`, `ages_s`, `ends_ns`.
 
     Of the encoders named in `prepared`, it is what their networks take, (N, ...). Absent branches stand as
     zeros. Windows that a live fusion shed are left out, as it never saw them; so are those which the
-    recording does not hold everything for.
+    recording does not hold everything for. What did not enter them is added to `counts`.
     """
     engine = fresh_engine(config, prepared)
     rows = []
-    for window in windows(source, config):
+    for window in windows(source, config, counts):
         rows.append(_row(engine, window))
         on_window()
     stacked = {
@@ -143,15 +149,15 @@ def _stacked(rows: Sequence[torch.Tensor | None], dim: int) -> torch.Tensor:
     return torch.cat([empty[:0], *(empty if row is None else row for row in rows)]).cpu()
 
 
-def windows(source: DataSource, config: FusionConfig) -> Iterator[Window]:
+def windows(source: DataSource, config: FusionConfig, counts: Counts | None = None) -> Iterator[Window]:
     """Cut a source: in the order a live fusion took it in where that is known, else as it arrived."""
     messages = source.recording()
     if isinstance(messages, Iterator):  # gone through once: a film is not held in memory
-        for cut in cut_as_arrived(messages, config, on_clock=False):
+        for cut in cut_as_arrived(messages, config, counts):
             yield cut.window
         return
     with Recording(messages) as recording:
-        for step in cuts(recording, config, survey_of(recording, config)):
+        for step in cuts(recording, config, survey_of(recording, config), counts):
             if isinstance(step, Cut) and step.whole:
                 yield step.window
 
@@ -214,8 +220,9 @@ def _store(
     due: _Uncached, on_window: Step, *, config: FusionConfig, folder: Path, prepared: Sequence[str]
 ) -> int:
     """Put a source's features into the cache; return how many windows it has."""
-    tensors = encode(due.source, config, prepared, on_window)
-    Cache(folder).put(due.key, tensors)
+    counts: Counts = defaultdict(Counter)
+    tensors = encode(due.source, config, prepared, on_window, counts)
+    Cache(folder).put(due.key, tensors, counts)
     return len(tensors["ends_ns"])
 
 
@@ -255,13 +262,15 @@ def build(
         advance: told of each source that is done, and of windows on the way there.
 
     Raises:
-        SessionError: there are no sources, or no label covers any window.
+        SessionError: there are no sources, nothing of them enters a window, or no label covers any.
         PerceptionError: a worker was killed.
     """
     if not sources:
         raise SessionError("no sources to learn from; give sessions or folders of media")
     keys = cache_keys(sources, config, prepared)
-    _fill(Cache(folder), dict(zip(keys, sources, strict=True)), config, workers, prepared, advance)
+    by_key = dict(zip(keys, sources, strict=True))
+    _fill(Cache(folder), by_key, config, workers, prepared, advance)
+    _account_for(Cache(folder), by_key, config)
     spans = [source.spans() for source in sources]
     chosen = tuple(classes) or tuple(sorted({s.name for each in spans for s in each if s.track == track}))
     if len(chosen) < 2:
@@ -305,6 +314,33 @@ def _fill(
         on_done=lambda one: advance(),
         name=lambda one: one.name,
     )
+
+
+def _account_for(cache: Cache, sources: Mapping[str, DataSource], config: FusionConfig) -> None:
+    """Log what did not enter the windows; SessionError if nothing at all did."""
+    total: Counts = defaultdict(Counter)
+    for name in sources:
+        for topic, reasons in cache.counts(name).items():
+            total[topic] += reasons
+    lines = account(total)
+    empty = [source.name for name, source in sources.items() if not _holds_anything(cache, name)]
+    if len(empty) == len(sources):
+        topics = ", ".join(item.topic for item in config.inputs.values())
+        why = "; ".join(account(total, unread=True)) or "it is too short, or has other topics"
+        raise SessionError(f"{_some(empty)}: nothing of {topics} enters a window: {why}")
+    if empty:
+        _LOG.warning("%s: nothing enters a window", _some(empty))
+    for line in lines:
+        _LOG.warning("%d sources: %s", len(sources), line)
+
+
+def _holds_anything(cache: Cache, name: str) -> bool:
+    tensors = cache.get(name)
+    return tensors is None or bool(tensors["present"].any())
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _examples(
