@@ -3,6 +3,7 @@
 Every key, unit and default of a profile stands here. Reading a profile imports neither torch nor cv2.
 """
 
+import json
 import re
 import tomllib
 from collections.abc import Collection, Mapping
@@ -200,8 +201,14 @@ class RecorderConfig(Section):
     ] = 500.0
 
     def file(self, domain: str, now: datetime) -> Path:
-        """Return where a recording of `domain` goes that begins `now`."""
-        return Path(now.strftime(self.out).replace("{domain}", domain))
+        """Return where a recording of `domain` goes that begins `now`; `{{domain}}` stands for itself."""
+        parts = now.strftime(self.out).split("{{domain}}")
+        return Path("{domain}".join(part.replace("{domain}", domain) for part in parts))
+
+    @staticmethod
+    def literally(name: str) -> str:
+        """Return the `out` that is this very file name."""
+        return name.replace("%", "%%").replace("{domain}", "{{domain}}")
 
 
 class Profile(Section):
@@ -370,6 +377,12 @@ def _part(part: str | int) -> str:
     """Return a part of a dotted key as TOML has it."""
     text = str(part)
     return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else f'"{text[:60]}"'
+
+
+def as_override(key: str, value: str | float | bool | list[str]) -> str:
+    """Return the override that gives a key exactly this value, whatever characters it has."""
+    # JSON is TOML too, but for characters beyond the BMP, which it escapes by halves, and for DEL.
+    return f"{key}={json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
 
 
 def _override(data: dict[str, Any], override: str) -> None:

@@ -290,27 +290,26 @@ def record(
     overrides: tuple[str, ...],
 ) -> int:
     """Launch PROFILE and record it; or, with --topics instead of PROFILE, record what runs already."""
+    from perception.profile import RecorderConfig, as_override
+
     if out.exists():
         raise SessionError(f"{out} exists; remove it or choose another name")
     if profile is None:
         if overrides:
             raise SessionError("--set changes a profile: give one to launch, or leave --set out")
-        from perception.profile import RecorderConfig
-
         config = RecorderConfig(topics=topics or ("*",), split_mb=split_mb, split_minutes=split_minutes)
         return _join(config, out, seconds, domain)
     from perception.up import run
 
-    settings = {
+    settings: dict[str, str | float | bool | list[str] | None] = {
         "record": True,
-        "recorder.out": str(out).replace("%", "%%"),
+        "recorder.out": RecorderConfig.literally(str(out)),
         "recorder.topics": list(topics) or None,
         "recorder.split_mb": split_mb,
         "recorder.split_minutes": split_minutes,
         "domain": domain,
     }
-    # JSON strings, lists, numbers and booleans are TOML too.
-    given = (f"{key}={json.dumps(value)}" for key, value in settings.items() if value is not None)
+    given = (as_override(key, value) for key, value in settings.items() if value is not None)
     return run(profile, (*overrides, *given), seconds=seconds, json_file=None)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from perception.bench.rounds import Figure
 from perception.errors import PerceptionError
+from perception.textfile import read_text
 
 _SLACK: Final = 2.0
 """Against an earlier run only a doubling counts: the machine may be busier now."""
@@ -101,7 +102,7 @@ def _line(budget: Mapping[str, Any], figures: Figures) -> Line | None:
 def against(kind: str, figures: Figures, baseline: Path) -> list[str]:
     """Return a line for every median more than twice that of the file; PerceptionError if unreadable."""
     try:
-        before = json.loads(baseline.read_text("utf-8"))[kind]
+        before = json.loads(read_text(baseline))[kind]
         return [
             f"{case}: {name} {row[name].median:.4g}, was {before[case][name]['median']:.4g}"
             for case, row in figures.items()

@@ -1,5 +1,6 @@
 """Text commands: lines typed in a terminal, or a file of timed lines."""
 
+import codecs
 import os
 import select
 import sys
@@ -12,6 +13,7 @@ from typing import Final, Self
 from perception.devices.device import CapturedLabel, CapturedText, Device, DeviceReport
 from perception.errors import DeviceError
 from perception.profile import ScriptConfig, TextConfig
+from perception.textfile import read_text
 
 Clock = Callable[[], int]
 MAX_LENGTH: Final = 4096
@@ -92,7 +94,7 @@ class TerminalText:
             self._partial, self._overlong = b"", True
 
     def _accept(self, line: bytes, *, refuse: bool) -> None:
-        text = line.decode("utf-8", errors="replace").strip()
+        text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="replace").strip()
         if refuse or len(text) > MAX_LENGTH:
             self._counts["too_long"] += 1
         elif text:
@@ -145,9 +147,9 @@ class TimedText:
 
 def _timed_lines(path: Path) -> list[tuple[float, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except UnicodeDecodeError:
-        raise DeviceError(f"{path}: not a text file in UTF-8") from None
+        raise DeviceError(f"{path}: not a text file in UTF-8 or UTF-16") from None
     except OSError as error:
         raise DeviceError(f"{path}: cannot be read: {error.strerror}") from error
     return [_timed_line(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]

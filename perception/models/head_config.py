@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from perception.errors import ProfileError, WeightsError
 from perception.profile import LAUNCH_DIR, HeadConfig
+from perception.textfile import read_text
 
 HEAD_KINDS: Final = ("feature", "model")
 HEAD_WEIGHTS: Final = "model.safetensors"
@@ -36,7 +37,7 @@ def read_head_config(folder: Path | str) -> dict[str, Any]:
     """
     path = Path(os.path.expanduser(folder))
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_text(path / "config.json"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise WeightsError(
             f"{path}: no fusion head there; expected a folder with config.json and {HEAD_WEIGHTS}"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import pytest
 
 from perception.errors import PerceptionError
+from perception.textfile import read_text
 
 if TYPE_CHECKING:
     from perception.messages import FusedState
@@ -146,7 +147,7 @@ def _write(file: Path, states: Sequence[dict[str, Any]]) -> None:
 
 def _read(file: Path) -> list[dict[str, Any]]:
     return _or_fail(
-        lambda: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()],
+        lambda: [json.loads(line) for line in read_text(file).splitlines()],
         (OSError, ValueError),
         lambda error: f"{file}: no states, one as JSON a line ({error}); write it with: pytest {_UPDATE}",
     )

@@ -129,7 +129,9 @@ class SessionWriter:
 
     def add_metadata(self, name: str, value: Any) -> None:
         """Keep a JSON value under `name`."""
-        content = container.metadata(name, json.dumps(value, ensure_ascii=False))
+        # File names may hold bytes that are no text: Python's stand-ins for them travel as JSON escapes.
+        text = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+        content = container.metadata(name, text)
         record = _serialised(records.Metadata(metadata=content, name=name))
         index = records.MetadataIndex(offset=self.bytes_written, length=len(record), name=name)
         index.write(self._metadata_index)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from perception.errors import SessionError
 from perception.messages import Label, TextCommand
+from perception.textfile import read_text
 
 Times = npt.NDArray[np.int64]
 SECOND_NS: Final = 1_000_000_000
@@ -84,7 +85,7 @@ def read(file: Path) -> list[Span]:
         SessionError: names the file and the line that is not a span.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise SessionError(f"{file}: cannot be read: {error}") from error
     numbered = enumerate(text.splitlines(), 1)

@@ -18,6 +18,7 @@ from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.memory import MAX_TICKS
 from perception.profile import FusionConfig, Section
 from perception.progress import Advance, nothing
+from perception.textfile import read_text
 from perception.training import dataset
 from perception.training.copies import CopyPlan, joined
 from perception.training.dataset import DataSource, SessionSource
@@ -89,7 +90,7 @@ class TrainPlan(Section):
 def load_plan(path: Path) -> TrainPlan:
     """Read a training configuration; ProfileError names file, key and what was expected."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(read_text(path))
         return TrainPlan.model_validate(data)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ProfileError(f"{path}: not a training configuration: {error}") from error

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from perception.errors import PerceptionError
 from perception.progress import progress
+from perception.textfile import read_text
 from perception.training.workers import Step, spread
 
 TICKS_PER_S: Final = 25_000
@@ -70,7 +71,7 @@ def read(file: Path) -> Clip:
         ]
     words = tuple(
         (int(start) / TICKS_PER_S, int(end) / TICKS_PER_S, word)
-        for start, end, word in map(str.split, file.with_suffix(".align").read_text().splitlines())
+        for start, end, word in map(str.split, read_text(file.with_suffix(".align")).splitlines())
     )
     return Clip(file.stem, words, mouths(frames), np.concatenate(parts).astype(np.float32))
 

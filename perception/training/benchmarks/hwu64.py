@@ -23,6 +23,7 @@ from sklearn.svm import LinearSVC
 from torch import nn
 
 from perception.errors import PerceptionError
+from perception.textfile import read_text
 from perception.training.benchmarks.results import Figures
 from perception.training.evaluate import metrics, subsets
 
@@ -36,7 +37,7 @@ def load(data: Path, part: str) -> tuple[list[str], list[str]]:
     """Return texts and intents of `train` or `test`; PerceptionError if they are not there."""
     file = data / f"{part}_fold1.json"
     try:
-        examples = json.loads(file.read_text(encoding="utf-8"))["rasa_nlu_data"]["common_examples"]
+        examples = json.loads(read_text(file))["rasa_nlu_data"]["common_examples"]
     except (OSError, ValueError, KeyError) as error:
         raise PerceptionError(f"{file}: no HWU64 fold there: {error}") from error
     return [item["text"] for item in examples], [item["intent"] for item in examples]
