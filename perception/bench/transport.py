@@ -19,7 +19,8 @@ import numpy as np
 from perception.bench.rounds import Values
 from perception.errors import PerceptionError
 
-SIZES: Final = {"1080p": 1920 * 1080 * 3, "480p": 640 * 480 * 3, "state": 2048}
+SIZES: Final = {"1080p": 1920 * 1080 * 3, "480p": 640 * 480 * 3, "jpeg": 60_000, "state": 2048}
+"""Payload bytes by name; `jpeg` is what a camera of 640x480 sends unless its profile says otherwise."""
 RATE_HZ: Final = 60.0
 _DORA: Final = {"DORA_NODE_SHM_POOL_SIZE": str(256 << 20)}  # its default pool holds one 1080p frame
 _LIMIT_S: Final = 60.0
