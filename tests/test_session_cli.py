@@ -73,12 +73,19 @@ def test_export_makes_a_folder_and_never_overwrites_one(path: Path, tmp_path: Pa
         invoke(session, "export", path, tmp_path / "out", "--format", kind)
 
 
+def test_several_sessions_become_one_lerobot_dataset_and_nothing_else(path: Path, tmp_path: Path) -> None:
+    several = ("export", path, path, tmp_path / "out", "--topics", "microphone/*", "--format")
+    assert "in 2 episodes" in invoke(session, *several, "lerobot").output
+    with pytest.raises(SessionError, match="--format media takes one session"):
+        invoke(session, *several, "media")
+
+
 def test_a_missing_extra_is_named(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith(("rosbags", "perception.session.ros"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("perception.session.rosbag", raising=False)
     monkeypatch.setitem(sys.modules, "rosbags", None)
-    with pytest.raises(SessionError, match=r"perception\[export\]"):
+    with pytest.raises(SessionError, match=r"perception-node\[export\]"):
         invoke(session, "export", path, tmp_path / "out", "--format", "rosbag2")
 
 

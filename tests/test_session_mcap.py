@@ -9,23 +9,25 @@ from typing import Any, Final
 import lz4.frame  # type: ignore[import-untyped]
 import pytest
 import zstandard
+from click.testing import CliRunner
 from mcap.data_stream import RecordBuilder
 from mcap.opcode import Opcode
 from mcap.reader import make_reader
-from mcap.records import Channel, DataEnd, Footer, McapRecord, Schema
+from mcap.records import Channel, DataEnd, Footer, McapRecord
 from mcap.records import Header as FileHeader
 from mcap.records import Message as Recorded
-from mcap.writer import MCAP0_MAGIC, CompressionType, IndexType, Writer
+from mcap.writer import MCAP0_MAGIC, CompressionType, IndexType
 
 from perception.errors import SessionError
 from perception.messages import Header, Message
 from perception.session import Session, SessionWriter, container
 from perception.session.edit import repair, trim
 from perception.session.info import info
+from perception.session_cli import session as commands
 from tests import streams
+from tests.rewriting import Triple, rewritten, taken_apart
 
 Row = tuple[str, Header, bytes, int]
-Triple = tuple[Schema, Channel, Recorded]
 PROFILE: Final = {"domain": "d"}
 WRITERS: Final[dict[str, dict[str, Any]]] = {
     "unchunked": {"use_chunking": False},
@@ -73,41 +75,6 @@ def rows(path: Path) -> list[Row]:
     return found
 
 
-def taken_apart(path: Path) -> list[Triple]:
-    with path.open("rb") as file:
-        return [
-            (schema, channel, message)
-            for schema, channel, message in make_reader(file).iter_messages()
-            if schema is not None
-        ]
-
-
-def rewritten(path: Path, target: Path, order: Callable[[Triple], Any] | None = None, **options: Any) -> Path:
-    """A copy by the writer of `mcap`, with an attachment."""
-    given = taken_apart(path)
-    schemas: dict[int, int] = {}
-    channels: dict[int, int] = {}
-    with path.open("rb") as file, target.open("wb") as out:
-        writer = Writer(out, **options)
-        writer.start()
-        writer.add_attachment(0, 0, "notes.txt", "text/plain", b"\x06" * 100)
-        for record in make_reader(file).iter_metadata():
-            writer.add_metadata(record.name, record.metadata)
-        writer.add_metadata("of another program", {"key": "value"})
-        for schema, channel, message in given if order is None else sorted(given, key=order):
-            if schema.id not in schemas:
-                schemas[schema.id] = writer.register_schema(schema.name, schema.encoding, schema.data)
-            if channel.id not in channels:
-                channels[channel.id] = writer.register_channel(
-                    channel.topic, channel.message_encoding, schemas[schema.id], dict(channel.metadata)
-                )
-            writer.add_message(
-                channels[channel.id], message.log_time, message.data, message.publish_time, message.sequence
-            )
-        writer.finish()  # type: ignore[no-untyped-call]
-    return target
-
-
 @pytest.mark.parametrize("options", WRITERS.values(), ids=WRITERS.keys())
 def test_a_session_that_another_writer_wrote_anew_is_the_same(
     session: Path, tmp_path: Path, options: dict[str, Any]
@@ -139,6 +106,20 @@ def test_chunks_that_all_overlap_are_read_in_bounded_memory(session: Path, tmp_p
     path = rewritten(session, tmp_path / "r.mcap", lambda one: hash(one[2].log_time % 997), chunk_size=2000)
     with Session(path, open_bytes=20_000) as opened:
         assert [content(message) for message in opened.messages()] == rows(session)
+
+
+@pytest.mark.parametrize("kind", ["media", "webdataset", "rosbag2"])
+def test_it_is_exported_and_printed_like_any_session(session: Path, tmp_path: Path, kind: str) -> None:
+    path = rewritten(session, tmp_path / "r.mcap", use_chunking=False)
+    outputs = []
+    for number, file in enumerate((session, path)):
+        target = tmp_path / str(number) / "out"
+        result = CliRunner().invoke(commands, ["export", str(file), str(target), "--format", kind])
+        assert result.exit_code == 0, result.output
+        printed = CliRunner().invoke(commands, ["cat", str(file)]).output
+        outputs.append((result.output, printed, sorted(one.name for one in target.iterdir())))
+    assert outputs[0] == outputs[1]
+    assert outputs[0][1].count("\n") == len(rows(session))
 
 
 def test_trim_repair_and_what_they_leave_out(session: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from perception.session.fusing import replay
 from perception.session.journal import PATIENCE_NS, Missed
 from perception.session.verification import verify
 from tests.live import LiveRun, late, restarted
+from tests.rewriting import rewritten
 
 SECOND_NS = 1_000_000_000
 START_NS = 1_700_000_000 * SECOND_NS
@@ -303,6 +304,13 @@ def written(recording: Recording, file: Path, profile: Profile = PROFILE) -> Pat
         for one in recording:
             writer.write(one)
     return file
+
+
+def test_a_file_that_another_program_wrote_anew_is_verified_too(recording: Recording, tmp_path: Path) -> None:
+    source = written(recording, tmp_path / "s.mcap")
+    rewritten(source, tmp_path / "r.mcap", use_chunking=False)
+    verdict = verify(tmp_path / "r.mcap")
+    assert verdict.exit_code == 0, list(verdict.lines())
 
 
 def test_the_command_prints_and_exits_as_promised(recording: Recording, tmp_path: Path) -> None:
