@@ -21,6 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import IO, Final, Self
 
+from perception.bus.host import private_directory, same_file
 from perception.credentials import without_credentials
 from perception.errors import PerceptionError, ProfileError, SessionError, WeightsError
 from perception.profile import OVERRIDES_VARIABLE, Profile
@@ -136,13 +137,13 @@ class DomainLock:
     def __init__(self, path: Path, domain: str) -> None:
         """Take the lock at `path`; PerceptionError says who holds it."""
         self._path = path
+        self._domain = domain
         self._file = path.open("a+", encoding="ascii")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before may have unlinked the file just locked: then the lock guards nothing.
-            if os.fstat(self.fileno()).st_ino != path.stat().st_ino:
+            if not same_file(path, self.fileno()):
                 raise BlockingIOError
-        except (BlockingIOError, FileNotFoundError):
+        except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             self._file.close()
@@ -156,6 +157,14 @@ class DomainLock:
     def fileno(self) -> int:
         """Return the descriptor that nodes inherit."""
         return self._file.fileno()
+
+    def restore(self) -> None:
+        """Lock again if the file is gone, for nodes to inherit; PerceptionError if another graph has it."""
+        if not same_file(self._path, self.fileno()):
+            private_directory(self._path.parent)
+            again = DomainLock(self._path, self._domain)
+            os.dup2(again.fileno(), self.fileno(), inheritable=False)
+            again._file.close()
 
     def __enter__(self) -> Self:
         return self

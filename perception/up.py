@@ -38,6 +38,7 @@ def run(
     nodes = plan(profile, profile_name, overrides, origin_ns=started_ns)
     with (
         DomainLock(runtime.base / f".{profile.domain}.up.lock", profile.domain) as lock,
+        runtime.keeper.keeping(lock.restore, clock.restore),
         stop_requests() as requests,
     ):
         runtime.sweep()

@@ -1,5 +1,6 @@
 """What tests of several files are given."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,3 +14,21 @@ from tests.bus import Bus
 def bus() -> Iterator[Bus]:
     with tempfile.TemporaryDirectory(prefix="bus") as folder:  # a short path: sockets lie in it
         yield Bus(Path(folder))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def runtime_directory_of_all() -> Iterator[None]:
+    """Where processes meet that fixtures of many tests start."""
+    with tempfile.TemporaryDirectory(prefix="run") as folder, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PERCEPTION_RUNTIME_DIR", folder)
+        environment.delenv("PERCEPTION_DOMAIN", raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def runtime_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where processes that a test starts meet: nowhere near the graphs of whoever runs the tests."""
+    folder = Path(tempfile.mkdtemp(prefix="run"))
+    monkeypatch.setenv("PERCEPTION_RUNTIME_DIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

@@ -74,9 +74,47 @@ def test_an_anchor_of_another_boot_or_a_torn_one_is_taken_anew(base: Path, kept:
 
 
 def test_the_base_is_private_and_made_on_demand(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base / "run"))
-    assert base_directory() == base / "run" / "perception"
+    monkeypatch.setenv("PERCEPTION_RUNTIME_DIR", str(base / "run"))
+    assert base_directory() == base / "run"
     assert base_directory().stat().st_mode & 0o777 == 0o700
+
+
+USUAL = Path(f"/tmp/perception-{os.getuid()}")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", "HOME": "/root", "TMPDIR": "/var/tmp"},
+        {"XDG_RUNTIME_DIR": "/tmp/nowhere", "TMPDIR": "/nowhere"},
+        {"PERCEPTION_RUNTIME_DIR": ""},
+    ],
+    ids=["cron", "login shell", "sudo -E", "empty"],
+)
+def test_one_user_has_one_base_whoever_starts_a_process(environment: dict[str, str]) -> None:
+    code = "from perception.bus.host import base_directory; print(base_directory())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == (f"{USUAL}\n", "")
+
+
+def test_a_base_too_long_for_sockets_falls_back_and_says_so(
+    base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PERCEPTION_RUNTIME_DIR", str(base / ("x" * 60)))
+    assert base_directory() == base_directory() == USUAL
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"is longer than 60 bytes, too long for the paths of sockets; using {USUAL}" in record.message
+    assert not (base / ("x" * 60)).exists()
+
+
+def test_a_base_that_depends_on_the_working_directory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERCEPTION_RUNTIME_DIR", "run")
+    with pytest.raises(BusError, match="PERCEPTION_RUNTIME_DIR=run is no absolute path"):
+        base_directory()
 
 
 def test_a_base_open_to_others_is_refused(base: Path) -> None:

@@ -23,8 +23,7 @@ MS = 1_000_000
 
 
 @pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     monkeypatch.setenv("PERCEPTION_DOMAIN", "test")
     return Runtime()
 

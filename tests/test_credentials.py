@@ -123,8 +123,7 @@ def test_nodes_get_the_real_url_but_not_on_their_command_line(tmp_path: Path) ->
     (node,) = plan(profile, str(file), (override,), origin_ns=0)
     assert not SECRET.search(" ".join(node.command))
     assert json.loads(node.environment[OVERRIDES_VARIABLE]) == [override]
-    (tmp_path / "run").mkdir(mode=0o700)
-    environment = os.environ | dict(node.environment) | {"XDG_RUNTIME_DIR": str(tmp_path / "run")}
+    environment = os.environ | dict(node.environment)
     ended = subprocess.run(node.command, env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (3, "")
     assert ended.stderr == f"perception: {SHOWN}: cannot be opened: Connection refused\n"

@@ -178,11 +178,10 @@ def test_a_busy_port_is_found() -> None:
     ]
 
 
-def test_a_runtime_directory_open_to_others_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_a_runtime_directory_open_to_others_fails(runtime_directory: Path) -> None:
     assert next(check_runtime()).level == "ok"
     assert next(check_clock()).level == "ok"
-    (tmp_path / "perception").chmod(0o755)
+    runtime_directory.chmod(0o755)
     assert next(check_runtime()).level == "fail"
 
 

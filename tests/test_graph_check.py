@@ -290,9 +290,8 @@ RENAMED = "domain = 'check'\n[camera.webcam]\nsource = 'scripted'\n[fusion]\nbas
 
 @pytest.mark.parametrize("command", ["up", "record"])
 def test_commands_refuse_before_they_start_anything(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     file = tmp_path / "mine.toml"
     file.write_text(RENAMED)
     out = ["--out", str(tmp_path / "x.mcap")] if command == "record" else []
@@ -304,8 +303,7 @@ def test_commands_refuse_before_they_start_anything(
     assert not (tmp_path / "x.mcap").exists()
 
 
-def test_the_doctor_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_the_doctor_says_the_same(tmp_path: Path) -> None:
     renamed = parse({"camera": {"webcam": SCRIPTED}, "fusion": fused()["fusion"]}, where="test")
     (finding,) = check_profile(renamed, "mine")
     assert (finding.level, finding.check) == ("fail", "profile")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from perception.bus.host import HostClock, Runtime
+from perception.bus.host import HostClock, Runtime, base_directory
 from perception.bus.keys import new_keys
 from perception.bus.subscriber import Subscriber
 from perception.messages import AudioBlock, CameraFrame, Header, Health, Message, TextCommand
@@ -31,10 +31,7 @@ class Nodes:
         self.folder = folder
         self.profile = folder / "test.toml"
         self.origin_ns = 0
-        self._runtime = folder / "run"
-        self._runtime.mkdir(mode=0o700)
-        self.base = self._runtime / "perception"
-        self.base.mkdir(mode=0o700)
+        self.base = base_directory()
         self.clock = HostClock(self.base).now_ns
         self._started: list[subprocess.Popen[bytes]] = []
 
@@ -45,7 +42,7 @@ class Nodes:
         origin = {"PERCEPTION_ORIGIN_NS": str(self.origin_ns)} if self.origin_ns else {}
         process = subprocess.Popen(
             (sys.executable, "-P", "-m", f"perception.nodes.{kind}", str(self.profile), "--name", name),
-            env=os.environ | {"XDG_RUNTIME_DIR": str(self._runtime)} | origin | environment,
+            env=os.environ | origin | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -88,7 +88,7 @@ def elsewhere(tmp_path: Path) -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="run") as runtime:  # a short path: sockets lie in it
         left_out = ("PYTHON", "VIRTUAL_ENV", "PERCEPTION", "UV", "PYTEST")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
-        yield kept | {"XDG_RUNTIME_DIR": runtime, "PWD": str(tmp_path)}
+        yield kept | {"PERCEPTION_RUNTIME_DIR": runtime, "PWD": str(tmp_path)}
 
 
 def test_the_demo_runs_from_a_wheel_in_an_empty_folder(

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import click
-import pytest
 
 from perception import errors
 from perception.bus.host import HostClock, Runtime
@@ -35,8 +34,7 @@ def test_the_table_of_topics_is_the_one_in_the_code() -> None:
     assert match[1] == topics_table()
 
 
-def test_the_subscriber_script_works_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_the_subscriber_script_works_as_pasted(runtime_directory: Path) -> None:
     script = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert script is not None
     clock = HostClock()

@@ -103,8 +103,7 @@ def test_record_refuses_to_overwrite_and_to_guess(path: Path, tmp_path: Path) ->
         invoke(record, "--topics", "*", "--set", "a=1", "--out", tmp_path / "n.mcap")
 
 
-def test_a_recording_of_nothing_is_no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_a_recording_of_nothing_is_no_session(tmp_path: Path) -> None:
     with pytest.raises(PerceptionError, match="nobody published text/none in domain 'rec'"):
         invoke(
             record, "--topics", "text/none", "--domain", "rec", "--seconds", 0.1, "--out", tmp_path / "n.mcap"
@@ -112,8 +111,7 @@ def test_a_recording_of_nothing_is_no_session(tmp_path: Path, monkeypatch: pytes
     assert not list(tmp_path.glob("*.mcap"))
 
 
-def test_record_joins_what_runs_until_told_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_record_joins_what_runs_until_told_to_stop(tmp_path: Path) -> None:
     runtime, clock = Runtime("rec"), HostClock().now_ns
     with Publisher("text/say", source="t", runtime=runtime, clock=clock) as out:
 

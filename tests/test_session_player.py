@@ -212,10 +212,7 @@ def test_a_session_without_such_topics_says_what_it_holds(bus: Bus, session_file
 # --- commands and processes ---
 
 
-def test_the_command_plays_a_file(
-    session_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_the_command_plays_a_file(session_file: Path) -> None:
     arguments = [
         "replay",
         str(session_file),
@@ -238,10 +235,7 @@ def test_the_command_plays_a_file(
     assert "'fast' is neither a rate above 0 nor 'max'" in wrong.output
 
 
-def test_the_node_plays_the_session_of_its_profile(
-    session_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_the_node_plays_the_session_of_its_profile(session_file: Path) -> None:
     options = [f"replay.file={session_file}", "replay.rate=4", "replay.wait=1"]
     settings = [part for option in options for part in ("--set", option)]
     command = [sys.executable, "-P", "-m", "perception.nodes.replayer", "replay", *settings]
@@ -293,11 +287,8 @@ def graph(folder: Path, file: Path, domain: str) -> Path:
     return profile
 
 
-def test_a_short_recording_gives_states_and_is_recorded_whole(
-    session_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_short_recording_gives_states_and_is_recorded_whole(session_file: Path, tmp_path: Path) -> None:
     """The player waits for the fusion, which loads torch meanwhile, and for the recorder."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     profile = graph(tmp_path, session_file, "short")
     report, out = tmp_path / "report.json", tmp_path / "again.mcap"
     command = [sys.executable, "-m", "perception", "up", str(profile), "--json", str(report)]
@@ -316,9 +307,8 @@ def test_a_short_recording_gives_states_and_is_recorded_whole(
 
 
 def test_the_command_waits_for_a_fusion_that_is_loading_whoever_else_reads(
-    session_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    session_file: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     runtime, clock = Runtime("late"), HostClock().now_ns
     node = [sys.executable, "-P", "-m", "perception.nodes.fusion"]
     node.append(str(graph(tmp_path, session_file, "late")))

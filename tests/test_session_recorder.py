@@ -105,10 +105,7 @@ def test_what_a_file_begins_with_says_how_it_came_about() -> None:
     assert {"perception", "numpy", "python"} <= set(notes["packages"])
 
 
-def test_as_a_process_it_records_every_message_byte_for_byte(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_as_a_process_it_records_every_message_byte_for_byte(tmp_path: Path) -> None:
     profile, out = tmp_path / "p.toml", tmp_path / "out.mcap"
     profile.write_text(f'domain = "r"\n[recorder]\nout = "{out}"\n')
     runtime, clock = Runtime("r"), HostClock().now_ns

@@ -367,10 +367,7 @@ out = "{out}"
 """
 
 
-def test_with_real_processes_no_tick_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_with_real_processes_no_tick_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile, out = tmp_path / "graph.toml", tmp_path / "out.mcap"
     profile.write_text(GRAPH.format(one=tmp_path / "one", out=out))
     dims = {name: dims_of(fusion())[name] for name in ("level", "motion")}

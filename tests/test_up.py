@@ -21,9 +21,8 @@ SCRIPTED = "domain = 'test'\n[text.script]\nsource = 'scripted'\n"
 
 
 @pytest.fixture
-def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def profile(tmp_path: Path) -> Path:
     """A graph of one small node that runs until it is stopped."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     file = tmp_path / "graph.toml"
     file.write_text(SCRIPTED)
     return file
@@ -59,11 +58,12 @@ def publisher_of(topic: str, other_than: int = 0) -> int:
 
 
 def left_behind(directory: Path) -> set[str]:
-    found = (directory / "perception").rglob("*")
-    return {str(path.relative_to(directory)) for path in found} - {"perception/.clock"}
+    return {str(path.relative_to(directory)) for path in directory.rglob("*")} - {".clock"}
 
 
-def test_ctrl_c_stops_everything_within_five_seconds_and_leaves_nothing(profile: Path) -> None:
+def test_ctrl_c_stops_everything_within_five_seconds_and_leaves_nothing(
+    profile: Path, runtime_directory: Path
+) -> None:
     with up(profile) as graph:
         node = publisher_of("text/script")
         begun_s = time.monotonic()
@@ -72,7 +72,7 @@ def test_ctrl_c_stops_everything_within_five_seconds_and_leaves_nothing(profile:
     assert time.monotonic() - begun_s < 5.0
     assert graph.returncode == 130
     assert "ticks: no state was published" in output
-    assert left_behind(profile.parent) == set()
+    assert left_behind(runtime_directory) == set()
     with pytest.raises(ProcessLookupError):
         os.kill(node, 0)
 

@@ -256,7 +256,8 @@ class Drain:
                 self._complain(topic, f"{topic}: {endpoint} sent what no topic allows; connecting anew")
                 self._socket.disconnect(endpoint)
                 self._connect(topic, endpoint, remote=topic in self._remote)
-        except (BusError, zmq.ZMQError) as error:
+            self._lanes.restore(self._runtime)
+        except (BusError, OSError, zmq.ZMQError) as error:
             self._complain("", f"cannot connect to what is new: {error}")
 
     def _follow(self, topic: str) -> None:

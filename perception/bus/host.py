@@ -1,44 +1,80 @@
-"""One host's shared ground: the clock all processes agree on, and the directory where topics meet."""
+"""One host's shared ground: the clock all processes agree on, and the directory where topics meet.
+
+One user has one runtime directory, /tmp/perception-UID, whoever starts a process: a service, cron, sudo or a
+login shell. $XDG_RUNTIME_DIR is not asked, because only some of them have it and it goes with the last login.
+$PERCEPTION_RUNTIME_DIR names another place, for all processes that are to meet there.
+"""
 
 import fcntl
+import logging
 import os
 import re
+import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Final, Self
 
 from perception import topics
+from perception.bus.keeper import Keeper
 from perception.errors import BusError
 
+RUNTIME_VARIABLE: Final = "PERCEPTION_RUNTIME_DIR"
+DOMAIN_VARIABLE: Final = "PERCEPTION_DOMAIN"
+_LOG: Final = logging.getLogger(__name__)
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _MAX_SOCKET_PATH_BYTES: Final = 107  # sun_path of unix(7), less its closing zero
+_MAX_BASE_BYTES: Final = 60  # leaves 46 for a domain and a topic
 _CLAIM_PATIENCE_S: Final = 0.25  # outlasts another process's look at the lock, and an exiting publisher
 
 
 def base_directory() -> Path:
     """Return this user's runtime directory, made if needed; BusError if others could reach into it."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime:
-        return _private(Path(runtime) / "perception")
-    return _private(Path(tempfile.gettempdir()) / f"perception-{os.getuid()}")
+    usual, chosen = Path(f"/tmp/perception-{os.getuid()}"), os.environ.get(RUNTIME_VARIABLE)
+    if not chosen:
+        return private_directory(usual)
+    if not os.path.isabs(chosen):
+        raise BusError(f"{RUNTIME_VARIABLE}={chosen} is no absolute path, so processes would not meet there")
+    if len(os.fsencode(chosen)) > _MAX_BASE_BYTES:
+        _say_once(
+            f"{RUNTIME_VARIABLE}={chosen} is longer than {_MAX_BASE_BYTES} bytes, too long for the paths of "
+            f"sockets; using {usual} instead"
+        )
+        return private_directory(usual)
+    return private_directory(Path(chosen))
 
 
-def _private(path: Path) -> Path:
+@cache
+def _say_once(text: str) -> None:
+    _LOG.warning("%s", text)
+
+
+def private_directory(path: Path) -> Path:
+    """Return a directory that only this user can enter, made if needed; BusError if it cannot be had."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.lstat()
     except OSError as error:
-        raise BusError(f"cannot make the runtime directory {path}: {error.strerror}") from error
+        raise BusError(
+            f"cannot make the runtime directory {path}: {error.strerror}; {RUNTIME_VARIABLE} names another"
+        ) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise BusError(f"{path} is not a directory of yours; remove it or set XDG_RUNTIME_DIR")
+        raise BusError(f"{path} is not a directory of yours; remove it or set {RUNTIME_VARIABLE}")
     if status.st_mode & 0o077:
         raise BusError(f"{path} is open to other users; run: chmod 700 {path}")
     return path
+
+
+def same_file(path: Path, descriptor: int) -> bool:
+    """Return whether the file at a path is the open one; else a lock on the latter guards nothing."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 class HostClock:
@@ -48,7 +84,8 @@ class HostClock:
     """
 
     def __init__(self, directory: Path | None = None) -> None:
-        self._anchor_ns = _shared_anchor_ns(directory or base_directory())
+        self._path = (directory or base_directory()) / ".clock"
+        self._anchor_ns = _shared_anchor_ns(self._path)
 
     def now_ns(self) -> int:
         """Return the time now."""
@@ -58,11 +95,29 @@ class HostClock:
         """Return the host time of a CLOCK_MONOTONIC reading, such as a driver's buffer stamp."""
         return monotonic_ns + self._anchor_ns
 
+    def restore(self) -> None:
+        """Put the anchor back if its file is gone, so that whoever starts next reads the same clock."""
+        if self._path.exists():
+            return
+        whole = self._path.with_name(f".clock{secrets.token_hex(4)}")
+        try:
+            whole.write_text(f"{self._anchor_ns} {_boot_id()}\n", encoding="ascii")
+            whole.chmod(0o600)
+            with suppress(FileExistsError):  # another process was faster
+                os.link(whole, self._path)
+        except OSError as error:
+            raise BusError(f"cannot keep the host clock in {self._path}: {error}") from error
+        finally:
+            whole.unlink(missing_ok=True)
 
-def _shared_anchor_ns(directory: Path) -> int:
-    path = directory / ".clock"
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text(encoding="ascii").strip()
+
+
+def _shared_anchor_ns(path: Path) -> int:
     try:
-        boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
+        boot_id = _boot_id()
         # The lock makes read-or-take one step, so that two first processes cannot take two anchors.
         path.touch(mode=0o600)
         with path.open("r+", encoding="ascii") as file:
@@ -89,11 +144,23 @@ class Runtime:
             domain: keeps graphs apart; without it $PERCEPTION_DOMAIN, else `default`.
             base: directory of all domains; without it the user's runtime directory.
         """
-        self.domain = os.environ.get("PERCEPTION_DOMAIN") or "default" if domain is None else domain
+        self.domain = os.environ.get(DOMAIN_VARIABLE) or "default" if domain is None else domain
         if not _DOMAIN.fullmatch(self.domain):
             raise BusError(f"'{self.domain[:80]}' is no domain; use 1 to 32 letters, digits, '_' and '-'")
-        self.base = base_directory() if base is None else _private(base)
+        self.base = base_directory() if base is None else private_directory(base)
         self.directory = self.base / self.domain
+        self.keeper = Keeper()
+        """Puts back what this process has in the directory, should somebody remove it."""
+
+    @cached_property
+    def clock(self) -> HostClock:
+        """The clock of all processes that meet here."""
+        return HostClock(self.base)
+
+    def make_directory(self) -> None:
+        """Make the domain's directory if it is not there; BusError if it cannot be had."""
+        private_directory(self.base)
+        private_directory(self.directory)
 
     def ipc_endpoint(self, topic: str) -> str:
         """Return the endpoint publishers of `topic` bind and subscribers connect to."""
@@ -106,7 +173,7 @@ class Runtime:
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
             raise BusError(
                 f"{path} is longer than the {_MAX_SOCKET_PATH_BYTES} bytes of a unix socket path; "
-                "shorten the topic or the domain, or set XDG_RUNTIME_DIR"
+                f"shorten the topic or the domain, or set {RUNTIME_VARIABLE}"
             )
         return path
 
@@ -127,6 +194,18 @@ class Runtime:
                     f"{topic} is already published by {holder}; stop it or choose another name or domain"
                 )
             time.sleep(0.01)
+
+    def renew(self, claim: "Claim") -> None:
+        """Take a claim again whose files are gone; BusError if another publisher was faster."""
+        if not claim.locked():
+            topic = str(claim.path.relative_to(self.directory))
+            again = self._try_claim(topic)
+            if again is None:
+                holder = self._holder(topic) or "another process"
+                raise BusError(
+                    f"{topic}: its files were removed, and {holder} publishes it now: stop one of the two"
+                )
+            claim.take_over(again)
 
     def sweep(self) -> None:
         """Remove what dead processes left: socket files, lock files, empty directories."""
@@ -167,6 +246,7 @@ class Runtime:
     def _try_claim(self, topic: str) -> "Claim | None":
         path = self.socket_path(topic)
         lock = _lock_path(path)
+        private_directory(self.base)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -176,8 +256,7 @@ class Runtime:
             raise BusError(f"cannot claim {topic}: {lock}: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before may have unlinked the file we locked: then the lock guards nothing.
-            if os.fstat(descriptor).st_ino != lock.stat().st_ino:
+            if not same_file(lock, descriptor):
                 raise BlockingIOError
             if path.is_dir() and not path.is_symlink():
                 raise BusError(f"cannot publish {topic}: topics are published below {topic}/")
@@ -202,6 +281,21 @@ class Claim:
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor: int | None = descriptor
+
+    def locked(self) -> bool:
+        """Return whether the lock file that others would ask is still the one that is locked."""
+        assert self._descriptor is not None
+        return same_file(_lock_path(self.path), self._descriptor)
+
+    def whole(self) -> bool:
+        """Return whether socket and lock file are still there."""
+        return self.path.exists() and self.locked()
+
+    def take_over(self, other: "Claim") -> None:
+        """Hold what the other claim of this topic holds, instead of what was held."""
+        assert self._descriptor is not None
+        os.close(self._descriptor)
+        self._descriptor, other._descriptor = other._descriptor, None
 
     def release(self) -> None:
         """Remove the socket and lock files and give the topic back."""

@@ -15,6 +15,7 @@ from typing import Final
 import zmq
 
 from perception.bus import lane
+from perception.bus.host import Runtime
 from perception.bus.packet import Arrival, Receiver
 
 _LOG: Final = logging.getLogger(__name__)
@@ -51,6 +52,12 @@ class Lanes:
             # ZeroMQ tells publishers in order of bytes, '~' after all letters, so that this one prevails
             self._asked.append(f"~{self._receiver.name}/{beginning}")
             self._socket.subscribe(self._asked[-1])
+
+    def restore(self, runtime: Runtime) -> None:
+        """Let publishers find this reader again if its socket file is gone; OSError or BusError if not."""
+        if self._receiver is not None and not self._receiver.found:
+            runtime.make_directory()
+            self._receiver.listen()
 
     def close(self) -> None:
         """Leave nothing behind."""

@@ -128,19 +128,25 @@ class Receiver:
         self._path = path(directory, self.name)
         self._poll = poll
         self._unreadable = unreadable
-        self._listener = _socket()
+        self._listener = _listening(self._path)
         self._lines: dict[int, _Line] = {}
-        unready = self._path.with_suffix("")  # until it listens, it would look like one of the dead
-        try:
-            self._listener.bind(os.fspath(unready))
-            self._listener.listen(_UNACCEPTED)
-            unready.rename(self._path)
-        except OSError:
-            self._listener.close()
-            unready.unlink(missing_ok=True)
-            raise
         poll.register(self._listener, select.POLLIN)
         self._buffer = memoryview(bytearray(_LARGEST))
+
+    @property
+    def found(self) -> bool:
+        """Whether publishers find this reader: nobody has removed its socket file."""
+        return self._path.exists()
+
+    def listen(self) -> None:
+        """Listen again where nobody finds this reader any more; OSError if it cannot. Lines stay."""
+        listener = _listening(self._path)
+        while self._accept():
+            pass
+        self._poll.unregister(self._listener)
+        self._listener.close()
+        self._listener = listener
+        self._poll.register(listener, select.POLLIN)
 
     def receive(self, descriptor: int) -> Arrival | None:
         """Return what has come first at a descriptor; None if nothing has, or nothing that makes sense."""
@@ -175,11 +181,14 @@ class Receiver:
             line.socket.close()
         self._lines.clear()
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
+    def _accept(self) -> bool:
+        try:
             connection, _ = self._listener.accept()
-            self._lines[connection.fileno()] = _Line(connection)
-            self._poll.register(connection, select.POLLIN)
+        except OSError:
+            return False
+        self._lines[connection.fileno()] = _Line(connection)
+        self._poll.register(connection, select.POLLIN)
+        return True
 
     def _open(self, line: _Line, file: int) -> None:
         """Read what is to come from the ring of this file."""
@@ -215,6 +224,21 @@ class Receiver:
         elif flags & _FILE_REFUSED:
             self._lose(line)
         return size
+
+
+def _listening(path: Path) -> socket.socket:
+    """Return a socket that publishers find at a path; OSError if there cannot be one."""
+    listener = _socket()
+    unready = path.with_suffix("")  # until it listens, it would look like one of the dead
+    try:
+        listener.bind(os.fspath(unready))
+        listener.listen(_UNACCEPTED)
+        unready.rename(path)
+    except OSError:
+        listener.close()
+        unready.unlink(missing_ok=True)
+        raise
+    return listener
 
 
 def _socket() -> socket.socket:

@@ -79,6 +79,7 @@ class Publisher:
         self._next_look_s = 0.0
         if endpoint is not None:
             endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
+        self._runtime = runtime
         self._claim = runtime.claim(topic)
         # A context of its own: ending it waits until what was sent is on its way.
         self._context = zmq.Context()
@@ -95,6 +96,7 @@ class Publisher:
         except BaseException:
             self.close()
             raise
+        runtime.keeper.add(self._restore)
 
     @property
     def published(self) -> int:
@@ -174,6 +176,7 @@ class Publisher:
 
     def close(self) -> None:
         """Send what is still on its way, for a second at most, and give the topic back."""
+        self._runtime.keeper.remove(self._restore)
         with self._lock:
             self._closed = True
             self._socket.close()
@@ -188,6 +191,17 @@ class Publisher:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _restore(self) -> None:
+        """Bind again if the files of this topic are gone: those who are connected stay, new ones find it."""
+        with self._lock:
+            if self._closed:
+                return
+            if not self._claim.whole():
+                self._runtime.renew(self._claim)
+                self._bind(self._runtime.ipc_endpoint(self.topic))
+                _LOG.warning("%s: its socket file was removed; bound again", self.topic)
+        self._runtime.clock.restore()
 
     def _look(self) -> None:
         if (now_s := time.monotonic()) >= self._next_look_s:

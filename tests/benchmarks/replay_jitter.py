@@ -65,7 +65,7 @@ def sequence(stream: list[Message[Header]]) -> dict[str, list[int]]:
 def main(count: int) -> None:
     """Print losses and jitter."""
     with tempfile.TemporaryDirectory() as name:
-        os.environ["XDG_RUNTIME_DIR"] = name
+        os.environ["PERCEPTION_RUNTIME_DIR"] = name
         file = Path(name) / "even.mcap"
         write(file, count)
         recorded = list(read(file))

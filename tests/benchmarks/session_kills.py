@@ -168,7 +168,7 @@ def main(count: int, join: bool, most: float, seed: int) -> None:
     moments = [random.uniform(_LOST_S, most) for _ in range(count)]
     rests = []
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        os.environ["XDG_RUNTIME_DIR"] = folder
+        os.environ["PERCEPTION_RUNTIME_DIR"] = folder
         with loaded():
             for moment_s, rest in zip(moments, kills(Path(folder), moments, join), strict=True):
                 rests.append(rest)

@@ -63,7 +63,7 @@ def swaps(head: Path, count: int) -> None:
 def main(count: int, load: bool) -> None:
     """Print what was lost."""
     with tempfile.TemporaryDirectory() as base:
-        os.environ["XDG_RUNTIME_DIR"] = base
+        os.environ["PERCEPTION_RUNTIME_DIR"] = base
         out, head = Path(base) / "out.mcap", other_head(Path(base))
         command = ["up", "demo", "--domain", DOMAIN, "--set", "record=true", "--set", f'recorder.out="{out}"']
         graph = subprocess.Popen(

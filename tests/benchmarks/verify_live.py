@@ -153,7 +153,7 @@ def main(
         folder = Path(name)
         file = session or folder / "live.mcap"
         if session is None:
-            os.environ["XDG_RUNTIME_DIR"] = name
+            os.environ["PERCEPTION_RUNTIME_DIR"] = name
             profile = "demo" if data is None else str(grid_profile(data, folder, seconds))
             overrides = (*(SLOW if overload else ()), f'recorder.out="{file}"')
             live(profile, overrides, seconds, overload)
