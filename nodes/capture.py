@@ -99,8 +99,8 @@ class CaptureNode:
             check: of a device that always delivers: its verdict, and a warning when nothing comes.
         """
         self._stopped.wait(max(0, self._bound_ns + _SETTLE_NS - self.clock()) / 1e9)
-        reported_ns = self.clock()
-        heard_ns = max(reported_ns, self.origin_ns)
+        heard_ns = max(self.clock(), self.origin_ns)
+        reported_ns = 0  # the first report says that the device is open
         ended = ""
         while not (ended or self._stopped.is_set()):
             try:

@@ -60,3 +60,15 @@ class SessionError(PerceptionError):
     """A session file cannot be opened, written or converted."""
 
     exit_code = 7
+
+
+class NoStateError(PerceptionError):
+    """A run whose fusion published no state."""
+
+    exit_code = 8
+
+
+class MissingPackageError(PerceptionError):
+    """A package or system library is missing or broken. Restarting cannot repair it."""
+
+    exit_code = 9

@@ -1,13 +1,12 @@
 """The supervisor: which processes a profile needs, and keeping them running.
 
-What to do about a process that ended is decided by pure functions (`plan`, `RestartPolicy`); `Supervisor`
-carries it out. Nodes are started by name, never imported.
+What to start and what to do about a process that ended is decided by pure functions (`plan`,
+`RestartPolicy`); `Supervisor` carries it out. Nodes are started by name, never imported.
 """
 
 import fcntl
 import json
 import os
-import queue
 import shutil
 import signal
 import subprocess
@@ -17,14 +16,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import IO, Final, Self
 
 from perception.bus.host import private_directory, same_file
 from perception.credentials import without_credentials
-from perception.errors import PerceptionError, ProfileError, SessionError, WeightsError
-from perception.profile import OVERRIDES_VARIABLE, Profile
+from perception.errors import DeviceError, PerceptionError, ProfileError
+from perception.graph.lines import Lines
+from perception.graph.restart import LASTING, RestartPolicy, Verdict
+from perception.profile import OVERRIDES_VARIABLE, Profile, is_file_name
 
 ORIGIN_VARIABLE: Final = "PERCEPTION_ORIGIN_NS"
 """Host time at which all scripted and file devices of one launch start playing."""
@@ -34,8 +34,6 @@ _STOP_SIGNALS: Final = ((0.0, signal.SIGTERM), (4.0, signal.SIGKILL))
 Not SIGINT: a node that has not come to handling it yet would print a traceback.
 """
 _STOP_LIMIT_S: Final = 5.0
-_LASTING: Final = (ProfileError.exit_code, WeightsError.exit_code, SessionError.exit_code)
-"""Exit codes of what no restart can mend."""
 _MAX_LINE_BYTES: Final = 4096
 _MAX_WAITING_LINES: Final = 2000
 
@@ -52,6 +50,10 @@ class Node:
     """Whether it feeds the graph: when all that do have finished, the run is over."""
     terminal: bool = False
     """Whether it reads the terminal: then it keeps the launcher's stdin and process group."""
+    loading: str = ""
+    """What it does until it says that it works, if that takes long enough to be shown."""
+    lasting: frozenset[int] = LASTING
+    """Exit codes of what no restart can repair."""
 
 
 def plan(
@@ -76,16 +78,25 @@ def plan(
     def command(kind: str, *arguments: str) -> tuple[str, ...]:
         return (sys.executable, "-P", "-m", f"perception.nodes.{kind}", profile_name, *arguments, *options)
 
-    def capture(kind: str, name: str, terminal: bool = False) -> Node:
-        environment = shared | {"OMP_NUM_THREADS": "1"}
-        return Node(f"{kind}-{name}", command(kind, "--name", name), environment, terminal=terminal)
+    def capture(kind: str, name: str, source: int | str) -> Node:
+        # a device may be plugged in again, a file that cannot be read stays as it is
+        is_file = isinstance(source, str) and (is_file_name(source) or kind == "text")
+        return Node(
+            f"{kind}-{name}",
+            command(kind, "--name", name),
+            shared | {"OMP_NUM_THREADS": "1"},
+            terminal=kind == "text" and source == "terminal",
+            lasting=LASTING | {DeviceError.exit_code} if is_file else LASTING,
+        )
 
     # first what takes longest: torch loads while all others start
-    nodes = [Node("fusion", command("fusion"), shared, capture=False)] if profile.fusion else []
+    nodes = []
+    if profile.fusion:
+        nodes.append(Node("fusion", command("fusion"), shared, capture=False, loading="loading models"))
     nodes += [Node("recorder", command("recorder"), shared, capture=False)] if profile.recording else []
-    nodes += [capture("camera", name) for name in profile.camera]
-    nodes += [capture("microphone", name) for name in profile.microphone]
-    nodes += [capture("text", name, text.source == "terminal") for name, text in profile.text.items()]
+    nodes += [capture("camera", name, camera.source) for name, camera in profile.camera.items()]
+    nodes += [capture("microphone", name, one.source) for name, one in profile.microphone.items()]
+    nodes += [capture("text", name, text.source) for name, text in profile.text.items()]
     if profile.replay:
         nodes.append(Node("replayer", command("replayer"), shared | {"OMP_NUM_THREADS": "1"}))
     if all(node.name == "recorder" for node in nodes):
@@ -96,39 +107,6 @@ def plan(
         readers = ", ".join(node.name for node in nodes if node.terminal)
         raise ProfileError(f"{profile_name}: only one text source can read the terminal, not {readers}")
     return tuple(nodes)
-
-
-class Verdict(Enum):
-    """What becomes of a node whose process ended."""
-
-    FINISHED = "finished"
-    RESTART = "restart"
-    STOP_ALL = "stop all"
-
-
-@dataclass(slots=True)
-class RestartPolicy:
-    """Restarts a node after a delay that doubles with each crash, and starts over once it ran well.
-
-    A profile, weights or a session that are wrong stay wrong: those stop the whole run.
-    """
-
-    first_s: float = 0.5
-    longest_s: float = 10.0
-    healthy_s: float = 10.0
-    _crashes: int = 0
-
-    def decide(self, exit_code: int, ran_s: float) -> tuple[Verdict, float]:
-        """Return the verdict on a process that ran for `ran_s`, and the delay before a restart in seconds."""
-        if exit_code == 0:
-            return Verdict.FINISHED, 0.0
-        if exit_code in _LASTING:
-            return Verdict.STOP_ALL, 0.0
-        if ran_s >= self.healthy_s:
-            self._crashes = 0
-        delay_s = min(self.first_s * 2.0**self._crashes, self.longest_s)
-        self._crashes = min(self._crashes + 1, 32)
-        return Verdict.RESTART, delay_s
 
 
 class DomainLock:
@@ -185,7 +163,16 @@ class _Running:
     due_s: float | None = 0.0
     """When to start it next, None while it runs or once it has finished."""
     exit_code: int = 0
-    """Of its last process; 0 while it runs."""
+    """Of the last process that ended."""
+    works_since_s: float | None = None
+    """When its process first said that it works."""
+    publisher: str = ""
+    """Who said so: each process publishes under an id of its own."""
+    publisher_before: str = ""
+
+    def worked_s(self, now_s: float) -> float | None:
+        """Return how long its process has worked, None if it never said so."""
+        return None if self.works_since_s is None else now_s - self.works_since_s
 
 
 class Supervisor:
@@ -207,9 +194,10 @@ class Supervisor:
         """Set once a node ended in a way that no restart can mend."""
         self._running = [_Running(node, policy()) for node in nodes]
         self._inherit = tuple(inherit)
-        self._lines: queue.Queue[tuple[str, str]] = queue.Queue(_MAX_WAITING_LINES)
-        self._lines_dropped = 0
+        self._lines = Lines(_MAX_WAITING_LINES)
         self._readers: list[threading.Thread] = []
+        self._failed_late = 0
+        """Exit code of a node that failed while it was stopped."""
 
     def poll(self) -> bool:
         """Start what is due and judge what ended; return whether there is anything left to wait for."""
@@ -223,12 +211,14 @@ class Supervisor:
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yield what the nodes wrote since the last call, as (node, line)."""
-        with suppress(queue.Empty):
-            while True:
-                yield self._lines.get_nowait()
-        if self._lines_dropped:
-            dropped, self._lines_dropped = self._lines_dropped, 0
-            yield "up", f"{dropped} log lines dropped: nodes wrote faster than they could be shown"
+        return self._lines.take()
+
+    def works(self, name: str, publisher: str) -> None:
+        """Note that a node says it works; `publisher` is the id under which its process publishes."""
+        for running in self._running:
+            if running.node.name == name and running.process and publisher != running.publisher_before:
+                running.publisher = publisher
+                running.works_since_s = running.works_since_s or time.monotonic()
 
     def status(self) -> dict[str, str]:
         """Return each node's status in words."""
@@ -238,9 +228,17 @@ class Supervisor:
         """Return the process id of each node that runs."""
         return {running.node.name: running.process.pid for running in self._running if running.process}
 
-    def crashed(self) -> int:
-        """Return the exit code of a node that is down because it crashed, 0 if there is none."""
-        return next((running.exit_code for running in self._running if running.exit_code), 0)
+    def crashes(self, name: str) -> int:
+        """Return how often in a row a node has crashed without having worked well in between."""
+        return sum(each.policy.backoff.failures for each in self._running if each.node.name == name)
+
+    def failing(self) -> int:
+        """Return the exit code of a node that crashed and has not worked well since, 0 if there is none."""
+        now_s = time.monotonic()
+        return next(
+            (each.exit_code for each in self._running if each.policy.failing(each.worked_s(now_s))),
+            self._failed_late,
+        )
 
     def stop(self) -> None:
         """Stop every process: asked first, forced after 4 s; returns within 5 s."""
@@ -253,8 +251,11 @@ class Supervisor:
             self._log("up", f"{names} did not end even when killed: stuck in the kernel")
         for running in self._running:
             _signal(running, signal.SIGKILL)
-            if running.process and (code := running.process.poll()) in _LASTING:  # found out just now
+            code = running.process.poll() if running.process else 0
+            if code in running.node.lasting:  # found out just now
                 self.exit_code = self.exit_code or code
+            elif code is not None and code > 0:
+                self._failed_late = self._failed_late or code
         for reader in self._readers:
             reader.join(timeout=0.5)
 
@@ -289,19 +290,20 @@ class Supervisor:
         reader.start()
         self._readers.append(reader)
         running.process, running.started_s, running.due_s = process, time.monotonic(), None
-        running.exit_code = 0
 
     def _judge(self, running: _Running, code: int) -> None:
         now_s = time.monotonic()
         _signal(running, signal.SIGKILL)
         running.process, running.exit_code = None, code if code >= 0 else 128 - code
-        verdict, delay_s = running.policy.decide(running.exit_code, now_s - running.started_s)
+        worked_s, running.works_since_s = running.worked_s(now_s), None
+        running.publisher_before = running.publisher
+        verdict, delay_s = running.policy.decide(running.exit_code, worked_s or 0.0, running.node.lasting)
         if verdict is Verdict.RESTART:
             running.due_s = now_s + delay_s
             self._log(running.node.name, f"ended with {_cause(code)}; restarts in {delay_s:g} s")
         elif verdict is Verdict.STOP_ALL:
             self.exit_code = self.exit_code or code
-            self._log(running.node.name, f"ended with {_cause(code)}, which a restart cannot mend")
+            self._log(running.node.name, f"ended with {_cause(code)}, which a restart cannot repair")
 
     def _read(self, name: str, stream: IO[bytes]) -> None:
         with stream:
@@ -309,15 +311,13 @@ class Supervisor:
                 self._log(name, without_credentials(line.decode(errors="replace").rstrip()))
 
     def _log(self, name: str, line: str) -> None:
-        try:
-            self._lines.put_nowait((name, line))
-        except queue.Full:
-            self._lines_dropped += 1
+        self._lines.put(name, line)
 
 
 def _status(running: _Running) -> str:
     if running.process:
-        return "running"
+        loading = running.node.loading if running.works_since_s is None else ""
+        return f"{loading}, {time.monotonic() - running.started_s:.0f} s" if loading else "running"
     if running.due_s is None:
         return "finished" if running.exit_code == 0 else f"ended with {running.exit_code}"
     return f"ended with {running.exit_code}, restarts" if running.exit_code else "starting"

@@ -99,12 +99,17 @@ class Board:
         }
 
 
-def state_line(board: Board) -> str:
-    """Return the newest state as one plain line; without states, what is being published."""
+def waiting_line(nodes: Mapping[str, str]) -> str:
+    """Return what keeps the first state: each supervised node that is not simply running, in words."""
+    return ", ".join(f"{name}: {words}" for name, words in nodes.items() if words != "running")
+
+
+def state_line(board: Board, nodes: Mapping[str, str]) -> str:
+    """Return the newest state as one plain line; without states, what keeps it and what is published."""
     state = board.newest
     if state is None:
         rates = (f"{topic} {_rate(rate_hz)}" for topic, rate_hz in board.rates_hz().items())
-        return "  ".join(("no state yet", *rates))
+        return "  ".join((waiting_line(nodes) or "no state yet", *rates))
     inputs = " ".join(f"{name}={_presence(modality)}" for name, modality in state.modalities.items())
     return (
         f"{board.state_rate_hz():4.1f} Hz  {state.fused.label} {state.fused.confidence:.2f}  {inputs}  "
@@ -130,7 +135,7 @@ def live_panel(board: Board, nodes: Mapping[str, str], title: str) -> Panel:
             _latency(board),
         ]
     else:
-        parts.append(Text("waiting for the first state", style="dim"))
+        parts.append(Text(waiting_line(nodes) or "waiting for the first state", style="dim"))
     if losses := board.losses():
         parts += [Text(), *(Text(f"{where}: {what}", style="yellow") for where, what in losses.items())]
     parts += [Text(), _node_line(board, nodes)]
@@ -210,7 +215,7 @@ def _node_line(board: Board, nodes: Mapping[str, str]) -> Text:
         health = board.nodes.get(name)
         trouble = health.reason or health.status if health and health.status != "ok" else ""
         style = _STATUS_STYLE[health.status] if health else "dim"
-        line.append(f"{name} ", style if process == "running" else "red")
+        line.append(f"{name} ", "red" if process.startswith("ended") else style)
         line.append(f"{trouble or process}  ", "dim")
     return line
 
@@ -273,7 +278,8 @@ class PlainView:
         self._due_s = now_s + _LINE_EVERY_S
         stalled = state is not None and newest == self._shown
         self._shown = newest
-        print("no new state" if stalled else state_line(self._board), file=self._out, flush=True)
+        line = "no new state" if stalled else state_line(self._board, nodes)
+        print(line, file=self._out, flush=True)
 
     def close(self) -> None:
         """Leave nothing to undo."""

@@ -141,6 +141,11 @@ class Summary:
         self._drops: dict[str, _Total] = {}
         self._counts: dict[str, _Total] = {}
 
+    @property
+    def states(self) -> int:
+        """How many states came."""
+        return self._published
+
     def add(self, message: Message[Header]) -> None:
         """Take one message; kinds that say nothing about a run are ignored."""
         match message.header:

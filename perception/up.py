@@ -10,6 +10,7 @@ from typing import Final
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
+from perception.errors import NoStateError
 from perception.graph.check import require
 from perception.launcher import DomainLock, Supervisor, plan
 from perception.profile import Profile, load
@@ -25,9 +26,10 @@ def run(
 ) -> int:
     """Run a profile until it ends, `seconds` have passed or a signal says stop; return the exit code.
 
-    0 after a run, 130 after Ctrl-C, else the code of a node that was down when the run ended.
+    0 after a run, 130 after Ctrl-C; the code of a node that was failing, whatever moment the run ended.
 
     Raises:
+        NoStateError: there is a fusion, and it published no state.
         PerceptionError: the profile is wrong, or its domain is already up.
     """
     profile = load(profile_name, overrides)
@@ -55,9 +57,14 @@ def run(
             with Watch(profile, supervisor, subscriber, f"perception · {profile_name}", started_ns) as watch:
                 watch.until(requests, seconds)
                 end_ns = clock.now_ns()
+                fusion_was = supervisor.status().get("fusion", "")
         runtime.sweep()
     watch.sum_up(end_ns, json_file)
-    return _exit_code(supervisor, requests)
+    code = supervisor.exit_code or supervisor.failing()
+    if profile.fusion is not None and not watch.states and not code:
+        waited_s = (end_ns - started_ns) / 1e9
+        raise NoStateError(f"the fusion published no state in {waited_s:.0f} s: it was {fusion_was}")
+    return code or (128 + signal.SIGINT if signal.SIGINT in requests else 0)
 
 
 @contextmanager
@@ -75,12 +82,5 @@ def stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _exit_code(supervisor: Supervisor, requests: list[int]) -> int:
-    if supervisor.exit_code is not None:
-        return supervisor.exit_code
-    return 128 + signal.SIGINT if signal.SIGINT in requests else supervisor.crashed()
-
-
 def _topics(profile: Profile) -> tuple[str, ...]:
-    states = (f"state/{profile.fusion.name}",) if profile.fusion else ()
-    return (*states, "label/*", "health/*")
+    return (f"state/{profile.fusion.name}", "label/*", "health/*") if profile.fusion else ("*",)

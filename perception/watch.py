@@ -12,7 +12,7 @@ from rich.console import Console
 from perception.bus.subscriber import Subscriber
 from perception.errors import PerceptionError
 from perception.launcher import Supervisor
-from perception.messages import Header, Message
+from perception.messages import FusedState, Header, Health, Message
 from perception.panel import Board, LiveView, PlainView, View
 from perception.profile import Profile
 from perception.report import print_report
@@ -23,6 +23,35 @@ _LAST_STATES_S: Final = 1.0
 """After the last capture has finished, the fusion still concludes what it has."""
 
 
+class Countdown:
+    """When a run is to end that is to last `seconds`: counted from when the graph does what it is for. Pure.
+
+    That is the first state, or without a fusion the first message of a device. A fusion that fails before
+    its first state starts the count as well, so that every run ends.
+    """
+
+    def __init__(self, seconds: float | None, *, fused: bool) -> None:
+        """Wait for a state if the graph is `fused`; without `seconds` it never ends."""
+        self._seconds = seconds or math.inf
+        self._fused = fused
+        self._begun_s: float | None = None
+
+    def add(self, message: Message[Header], now_s: float) -> None:
+        """Take one message."""
+        header = message.header
+        counts = not (isinstance(header, Health) and header.node == "recorder")
+        if isinstance(header, FusedState) if self._fused else counts:
+            self.begin(now_s)
+
+    def begin(self, now_s: float) -> None:
+        """Start the count, if it has not begun."""
+        self._begun_s = now_s if self._begun_s is None else self._begun_s
+
+    def over(self, now_s: float) -> bool:
+        """Return whether the time is up."""
+        return self._begun_s is not None and now_s - self._begun_s >= self._seconds
+
+
 class Watch:
     """Drives the supervisor, shows what the graph says and sums it up; at its end stops the nodes."""
 
@@ -30,6 +59,7 @@ class Watch:
         self, profile: Profile, supervisor: Supervisor, subscriber: Subscriber, title: str, started_ns: int
     ) -> None:
         """Open the view; `started_ns` is the host time from which the first state is counted."""
+        self._fused = profile.fusion is not None
         self._supervisor = supervisor
         self._subscriber = subscriber
         self._summary = _summary(profile, started_ns)
@@ -37,15 +67,21 @@ class Watch:
         self._view = _view(self._board, title)
 
     def until(self, requests: list[int], seconds: float | None) -> None:
-        """Watch until a stop is requested, the time is up, or the run is over by itself."""
-        end_s = time.monotonic() + seconds if seconds else math.inf
-        while not requests and time.monotonic() < end_s:
+        """Watch until a stop is requested, the time is up, or the run is over by itself.
+
+        `seconds` count from the first state, or from the first message where there is no fusion.
+        """
+        countdown, end_s = Countdown(seconds, fused=self._fused), math.inf
+        while not requests and (now_s := time.monotonic()) < end_s and not countdown.over(now_s):
             if not self._supervisor.poll():
                 if self._supervisor.exit_code is not None:
                     return
-                end_s = min(end_s, time.monotonic() + _LAST_STATES_S)
+                end_s = min(end_s, now_s + _LAST_STATES_S)
+            if self._supervisor.crashes("fusion"):
+                countdown.begin(now_s)
             if message := self._subscriber.receive(_RECEIVE_S):
                 self._take(message)
+                countdown.add(message, time.monotonic())
             self._logs()
             self._view.update(self._supervisor.status(), time.monotonic())
 
@@ -66,7 +102,14 @@ class Watch:
         self._logs()
         self._view.close()
 
+    @property
+    def states(self) -> int:
+        """How many states came."""
+        return self._summary.states
+
     def _take(self, message: Message[Header]) -> None:
+        if isinstance(message.header, Health) and message.header.status != "lost":
+            self._supervisor.works(message.header.node, message.header.source)
         self._summary.add(message)
         self._board.add(message)
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perception.backoff import Backoff
 from perception.errors import PerceptionError, ProfileError
-from perception.launcher import DomainLock, Node, RestartPolicy, Supervisor, Verdict, plan
+from perception.graph.lines import Lines
+from perception.graph.restart import RestartPolicy, Verdict
+from perception.launcher import DomainLock, Node, Supervisor, plan
 from perception.profile import Profile, parse
 from tests.waiting import LONG_S, eventually
 
@@ -87,30 +91,44 @@ def test_a_profile_without_nodes_is_refused() -> None:
 
 def test_restarts_back_off_to_ten_seconds() -> None:
     policy = RestartPolicy()
-    delays = [policy.decide(1, ran_s=0.1) for _ in range(7)]
+    delays = [policy.decide(1, worked_s=0.1) for _ in range(7)]
     assert delays == [(Verdict.RESTART, delay) for delay in (0.5, 1, 2, 4, 8, 10, 10)]
 
 
 def test_ten_healthy_seconds_forgive_earlier_crashes() -> None:
     policy = RestartPolicy()
-    delays = [policy.decide(139, ran_s)[1] for ran_s in (0.1, 0.1, 9.9, 10.0, 0.1)]
+    delays = [policy.decide(139, worked_s)[1] for worked_s in (0.1, 0.1, 9.9, 10.0, 0.1)]
     assert delays == [0.5, 1, 2, 0.5, 1]
 
 
+def test_a_node_counts_as_failing_whatever_moment_one_asks() -> None:
+    policy = RestartPolicy()
+    assert not policy.failing(None)
+    policy.decide(3, worked_s=0)
+    assert policy.failing(None)
+    assert not policy.failing(0.1), "it crashed once, and says that it works again"
+    policy.decide(3, worked_s=2)
+    assert policy.failing(None)
+    assert policy.failing(2.0), "it crashes every other second"
+    assert not policy.failing(10.0)
+    policy.decide(0, worked_s=0)
+    assert not policy.failing(None)
+
+
 def test_what_a_restart_cannot_mend_stops_everything() -> None:
-    assert RestartPolicy().decide(2, ran_s=100)[0] is Verdict.STOP_ALL
-    assert RestartPolicy().decide(4, ran_s=1)[0] is Verdict.STOP_ALL
+    assert RestartPolicy().decide(2, worked_s=100)[0] is Verdict.STOP_ALL
+    assert RestartPolicy().decide(4, worked_s=1)[0] is Verdict.STOP_ALL
 
 
 def test_exit_code_zero_is_a_finished_node() -> None:
-    assert RestartPolicy().decide(0, ran_s=0.1)[0] is Verdict.FINISHED
+    assert RestartPolicy().decide(0, worked_s=0.1)[0] is Verdict.FINISHED
 
 
 @given(st.lists(st.tuples(st.sampled_from([1, 3, 5, 134, 137]), st.floats(0, 1e6)), max_size=100))
 def test_no_history_of_crashes_leaves_the_bounds(history: list[tuple[int, float]]) -> None:
     policy = RestartPolicy()
-    for code, ran_s in history:
-        verdict, delay_s = policy.decide(code, ran_s)
+    for code, worked_s in history:
+        verdict, delay_s = policy.decide(code, worked_s)
         assert verdict is Verdict.RESTART
         assert 0.5 <= delay_s <= 10
 
@@ -132,7 +150,7 @@ def test_a_line_without_end_is_cut_not_collected() -> None:
 def test_a_crashed_node_comes_back_and_the_others_run_on() -> None:
     crashing = script("crashing", "import os; print('up'); os.abort()")
     steady = script("steady", "import time; print('steady'); time.sleep(60)")
-    with Supervisor([crashing, steady], policy=lambda: RestartPolicy(first_s=0.05)) as supervisor:
+    with Supervisor([crashing, steady], policy=lambda: RestartPolicy(Backoff(first_s=0.05))) as supervisor:
         lines = run_until(
             supervisor, lambda lines: lines.count("crashing: up") >= 3 and "steady: steady" in lines
         )
@@ -145,11 +163,99 @@ def test_a_crashed_node_comes_back_and_the_others_run_on() -> None:
     ]
 
 
-def test_a_node_waiting_for_its_restart_counts_as_crashed() -> None:
-    with Supervisor([script("camera", "raise SystemExit(3)")]) as supervisor:
-        run_until(supervisor, lambda lines: bool(lines))
-        assert supervisor.crashed() == 3
+def test_a_node_that_crashes_again_and_again_is_failing_also_while_it_is_started_once_more() -> None:
+    crashing = script("camera", "print('up'); raise SystemExit(3)")
+    with Supervisor([crashing], policy=lambda: RestartPolicy(Backoff(first_s=0.01))) as supervisor:
+        assert supervisor.failing() == 0
+        run_until(supervisor, lambda lines: any("restarts in" in line for line in lines))
         assert supervisor.status() == {"camera": "ended with 3, restarts"}
+        asked = []
+        while supervisor.crashes("camera") < 4:
+            supervisor.poll()
+            asked.append(supervisor.failing())
+        assert set(asked) == {3}
+
+
+def test_a_node_that_crashed_once_and_says_it_works_is_not_failing(tmp_path: Path) -> None:
+    code = (
+        f"import pathlib, sys, time; first = pathlib.Path({str(tmp_path / 'first')!r})\n"
+        "if not first.exists(): first.touch(); sys.exit(3)\n"
+        "print('again'); time.sleep(60)"
+    )
+    with Supervisor([script("camera", code)], policy=lambda: RestartPolicy(Backoff(0.01))) as supervisor:
+        supervisor.poll()
+        supervisor.works("camera", "camera#1")
+        run_until(supervisor, lambda lines: "camera: again" in lines)
+        supervisor.works("camera", "camera#1")  # said by the process that has ended, read late
+        assert supervisor.failing() == 3
+        supervisor.works("camera", "camera#2")
+        assert supervisor.failing() == 0
+
+
+def test_a_node_that_fails_while_it_is_stopped_is_the_exit_code() -> None:
+    code = (
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n"
+        "print('up')\ntime.sleep(60)"
+    )
+    with Supervisor([script("camera", code)]) as supervisor:
+        run_until(supervisor, lambda lines: lines == ["camera: up"])
+    assert supervisor.failing() == 3
+
+
+def test_a_fusion_that_loads_says_so_until_it_works() -> None:
+    loading = Node("fusion", (sys.executable, "-c", "import time; time.sleep(60)"), loading="loading models")
+    with Supervisor([loading]) as supervisor:
+        assert supervisor.status() == {"fusion": "starting"}
+        supervisor.poll()
+        assert supervisor.status() == {"fusion": "loading models, 0 s"}
+        supervisor.works("fusion", "fusion#1")
+        assert supervisor.status() == {"fusion": "running"}
+
+
+def test_a_file_that_cannot_be_read_is_not_tried_again_but_a_device_is() -> None:
+    nodes = plan(
+        profile(
+            camera={"film": {"source": "film.mp4"}, "web": {"source": 0}, "net": {"source": "rtsp://host/a"}},
+            microphone={"file": {"source": "talk.wav"}, "desk": {"source": "USB Audio v1.2"}},
+            text={"file": {"source": "lines"}},
+        ),
+        "p",
+        origin_ns=0,
+    )
+    assert [3 in node.lasting for node in nodes] == [True, False, False, True, False, True]
+    assert all({2, 4, 7, 9} <= node.lasting for node in nodes)
+
+
+def test_what_no_restart_can_repair_depends_on_the_node() -> None:
+    broken = Node("camera", (sys.executable, "-c", "raise SystemExit(3)"), lasting=frozenset({3}))
+    with Supervisor([broken]) as supervisor:
+        lines = run_until(supervisor, lambda lines: bool(lines))
+        assert lines == ["camera: ended with exit code 3, which a restart cannot repair"]
+        assert supervisor.exit_code == 3
+        assert not supervisor.poll()
+
+
+def test_lines_of_many_threads_are_shown_or_counted() -> None:
+    lines = Lines(most=100)
+    taken: list[str] = []
+
+    def write() -> None:
+        for number in range(2000):
+            lines.put("node", str(number))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        writers = [threading.Thread(target=write) for _ in range(4)]
+        for writer in writers:
+            writer.start()
+        while any(writer.is_alive() for writer in writers):
+            taken += [line for _, line in lines.take()]
+        taken += [line for _, line in lines.take()]
+    finally:
+        sys.setswitchinterval(before)
+    dropped = [int(line.split()[0]) for line in taken if line.endswith("could be shown")]
+    assert len(taken) - len(dropped) + sum(dropped) == 8000
 
 
 def test_a_wrong_profile_stops_the_run_with_its_exit_code() -> None:

@@ -87,14 +87,17 @@ def test_a_node_that_restarted_has_no_rate_until_it_accounts_again() -> None:
 
 
 def test_the_newest_state_is_one_line() -> None:
-    assert state_line(board(state(1), state(2))) == (
+    assert state_line(board(state(1), state(2)), {}) == (
         "10.0 Hz  idle 0.90  camera=present(34ms) microphone=absent  latency 45 ms"
     )
 
 
 def test_without_states_the_line_says_what_is_published() -> None:
-    assert state_line(Board()) == "no state yet"
-    assert state_line(board(health(1), health(2, published=30))) == "no state yet  camera/front 30.0 Hz"
+    assert state_line(Board(), {}) == "no state yet"
+    loading = {"fusion": "loading models, 12 s", "camera-front": "running"}
+    assert state_line(Board(), loading) == "fusion: loading models, 12 s"
+    assert "fusion: loading models, 12 s" in text_of(live_panel(Board(), loading, "demo"))
+    assert state_line(board(health(1), health(2, published=30)), {}) == "no state yet  camera/front 30.0 Hz"
 
 
 def test_the_panel_shows_streams_label_latency_drops_and_nodes() -> None:

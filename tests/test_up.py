@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,17 @@ import pytest
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
-from perception.messages import TextCommand
+from perception.messages import Health, Message, TextCommand
+from perception.watch import Countdown
 from tests.waiting import LONG_S, eventually
 
 SCRIPTED = "domain = 'test'\n[text.script]\nsource = 'scripted'\n"
+FUSED = (
+    "domain = 'test'\n[camera.front]\nsource = 'scripted'\n"
+    "[fusion]\nhead = { classes = ['a', 'b'] }\n"
+    "inputs = { camera = { topic = 'camera/front' } }\n"
+    "encoders = { motion = { input = 'camera', kind = 'motion' } }\n"
+)
 
 
 @pytest.fixture
@@ -83,6 +91,49 @@ def test_it_ends_after_the_seconds_asked_for_and_writes_its_summary(profile: Pat
         graph.communicate(timeout=LONG_S)
     assert graph.returncode == 0
     assert json.loads(summary.read_text())["ticks"]["due"] == 0
+
+
+def test_the_seconds_asked_for_begin_with_the_first_state(profile: Path) -> None:
+    profile.write_text(FUSED)
+    summary = profile.with_suffix(".json")
+    with up(profile, "--seconds", "1", "--json", str(summary)) as graph:
+        output, _ = graph.communicate(timeout=LONG_S)
+    assert graph.returncode == 0
+    assert re.search(r"^fusion: loading models, \d+ s", output, re.MULTILINE)
+    assert json.loads(summary.read_text())["ticks"]["due"] >= 9
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_fusion_that_published_no_state_is_an_exit_code_of_its_own(
+    profile: Path, number: signal.Signals
+) -> None:
+    profile.write_text(FUSED)
+    with up(profile) as graph:
+        publisher_of("state/fused")
+        graph.send_signal(number)
+        _, error = graph.communicate(timeout=LONG_S)
+    assert graph.returncode == 8
+    assert "perception: the fusion published no state in " in error
+    assert " s: it was loading models, " in error
+
+
+def test_a_run_without_a_fusion_counts_from_the_first_message_of_a_device() -> None:
+    countdown = Countdown(10.0, fused=False)
+    countdown.add(Message("health/recorder", Health(stamp_ns=0, node="recorder")), 50.0)
+    assert not countdown.over(1e6)
+    countdown.add(Message("health/text-a", Health(stamp_ns=0, node="text-a")), 100.0)
+    countdown.add(Message("text/a", TextCommand(stamp_ns=0, text="hello")), 105.0)
+    assert not countdown.over(109.9)
+    assert countdown.over(110.0)
+
+
+def test_a_run_with_a_fusion_counts_from_its_first_state_or_failure() -> None:
+    countdown = Countdown(10.0, fused=True)
+    countdown.add(Message("health/fusion", Health(stamp_ns=0, node="fusion")), 50.0)
+    assert not countdown.over(1e6)
+    countdown.begin(60.0)
+    assert countdown.over(70.0)
+    assert not Countdown(None, fused=False).over(1e6)
 
 
 def test_it_ends_by_itself_when_its_files_have(profile: Path) -> None:

@@ -1,0 +1,62 @@
+"""What becomes of a node whose process ended: pure decisions."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from perception.backoff import Backoff
+from perception.errors import MissingPackageError, ProfileError, SessionError, WeightsError
+
+LASTING: Final = frozenset(
+    kind.exit_code for kind in (ProfileError, WeightsError, SessionError, MissingPackageError)
+)
+"""Exit codes of what no restart can repair, whatever the node."""
+
+
+class Verdict(Enum):
+    """What becomes of a node whose process ended."""
+
+    FINISHED = "finished"
+    RESTART = "restart"
+    STOP_ALL = "stop all"
+
+
+@dataclass(slots=True)
+class RestartPolicy:
+    """Restarts a node after a delay that doubles with each crash, and starts over once it worked well.
+
+    A profile, weights, a session or a file that is wrong stays wrong: those stop the whole run.
+    """
+
+    backoff: Backoff = field(default_factory=Backoff)
+
+    def decide(
+        self, exit_code: int, worked_s: float, lasting: Collection[int] = LASTING
+    ) -> tuple[Verdict, float]:
+        """Return the verdict on a process that ended, and the delay before a restart in seconds.
+
+        Args:
+            exit_code: of the process.
+            worked_s: how long it had worked, from when it first said so; 0 if it never did.
+            lasting: exit codes of what no restart can repair.
+        """
+        if exit_code == 0:
+            self.backoff.failures = 0
+            return Verdict.FINISHED, 0.0
+        if exit_code in lasting:
+            return Verdict.STOP_ALL, 0.0
+        return Verdict.RESTART, self.backoff.failed(worked_s)
+
+    def failing(self, worked_s: float | None) -> bool:
+        """Return whether a node that has crashed is still to be counted as failing.
+
+        One that crashed once works again as soon as it says so; one that crashes again and again has to
+        work well first.
+
+        Args:
+            worked_s: how long its present process has worked; None if it has not said so yet.
+        """
+        if not self.backoff.failures:
+            return False
+        return worked_s is None or (self.backoff.failures > 1 and not self.backoff.forgiven(worked_s))
