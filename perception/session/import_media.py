@@ -28,7 +28,10 @@ _KINDS: Final = {"video": "picture", "audio": "sound", "subtitle": "subtitles"}
 _CUT_OFF_S: Final = 0.5
 """A file may say that it is this much longer than what is in it."""
 # These say in their header how long they are; the length of others is estimated.
-_KNOW_THEIR_LENGTH: Final = ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "avi", "flv", "wav", "w64", "asf")
+_KNOW_THEIR_LENGTH: Final = ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "avi", "flv", "w64", "asf")
+_NO_SIZE: Final = 0
+_ANY_SIZE: Final = 0xFFFF_FFFF
+"""What the header of a RIFF file says that was written to a pipe."""
 
 
 def read(
@@ -160,6 +163,11 @@ def _subtitles(path: Path) -> tuple[BinaryIO, list[str]]:
 
 def _cut_off(source: Path, parts: Sequence[Part]) -> list[str]:
     """Return a line if the file promises more than it holds."""
+    with source.open("rb") as file:
+        head = file.read(8)
+    size, promised = source.stat().st_size, int.from_bytes(head[4:], "little") + len(head)
+    if head.startswith(b"RIFF") and _NO_SIZE < promised - len(head) < _ANY_SIZE and size < promised - 1:
+        return [f"{source}: {size} of {promised} bytes are there: is it cut off?"]
     with media.open_container(str(source)) as container:
         known = container.format.name in _KNOW_THEIR_LENGTH
         # Some count from the file's zero, some from its beginning.
