@@ -13,7 +13,7 @@ from perception.bus import codec
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.schema import golden_vectors
-from perception.messages import CameraFrame, Header, Message
+from perception.messages import CameraFrame, Header, Health, Message
 from perception.profile import Profile, RecorderConfig
 from perception.session import Session, read
 from perception.session.recorder import Recorder, describe
@@ -96,6 +96,20 @@ def test_models_and_devices_are_noted_when_first_heard_of_and_in_every_later_fil
     with Session(files[-1]) as session:
         assert session.metadata["model c0ffee"] == {"config_hash": "c0ffee", "weights_hash": "5eed"}
         assert session.metadata["device fusion"] == {"name": "cpu", "rate_hz": 10.0}
+
+
+def test_a_device_that_another_one_replaces_is_noted_too(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "r.mcap", config(), {}, lambda _: PLENTY)
+    for number, name in enumerate(["built in", "built in", "usb", "built in"]):
+        device: dict[str, str | float] = {"name": name, "brightness": 100.0 + number}
+        health = Health(stamp_ns=START_NS + number, node="camera-front", device=device)
+        recorder.write(Message("health/camera-front", health), START_NS)
+    recorder.close()
+    with Session(tmp_path / "r.mcap") as session:
+        assert {name: value for name, value in session.metadata.items() if name.startswith("device")} == {
+            "device camera-front": {"name": "built in", "brightness": 100.0},
+            "device camera-front 2": {"name": "usb", "brightness": 102.0},
+        }
 
 
 def test_what_a_file_begins_with_says_how_it_came_about() -> None:

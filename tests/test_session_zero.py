@@ -21,6 +21,8 @@ from perception.retrieval.search import LEXICAL, Query, open_shelves, search
 from perception.session import Session, SessionWriter, import_media, read
 from perception.session.convert.selection import Selection
 from perception.session.edit import repair, trim
+from perception.session.perturb import Perturbed, without
+from perception.session.recording import Recording
 from perception.training.dataset import SessionSource
 from tests.media import grey, write_clip
 from tests.streams import MS, SECOND_NS, START_NS
@@ -186,6 +188,16 @@ def test_a_part_has_its_zero_at_the_cut_and_a_choice_of_topics_keeps_it(
         with Session(tmp_path / name) as copy:
             assert copy.zero.stamp_ns == START_NS
             assert copy.zero_is_stored
+
+
+def test_a_perturbation_counts_from_it_whatever_was_concluded_or_lost_before(session: Path) -> None:
+    with Recording(session) as recording:
+        text = TextCommand(stamp_ns=START_NS + 3_000 * MS, text="come here")
+        for blind in (without("text", 2.99, 3.01), without("text", 3.001, 3.003)):
+            left = Perturbed(recording, without("camera", 0, 1), blind)
+            assert text.text not in {getattr(one.header, "text", "") for one in left}
+        left = Perturbed(recording, without("microphone", 0, 1), without("text", 3.003, 9.0))
+        assert text.text in {getattr(one.header, "text", "") for one in left}
 
 
 def test_arrivals_on_another_clock_than_the_stamps_count_from_the_same_moment(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ import numpy.typing as npt
 from msgspec import structs
 
 from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand
+from perception.session.recording import Recording
+from perception.session.zero import Zero
 
 Messages = Iterable[Message[Header]]
 Apply = Callable[[Messages], Iterator[Message[Header]]]
@@ -54,6 +56,14 @@ class Perturbed:
         self._messages = messages
         self._perturbations = perturbations
 
+    @property
+    def zero(self) -> Zero:
+        """From where its seconds count: that of the recording as it was."""
+        messages = self._messages
+        if isinstance(messages, Perturbed | Recording):
+            return messages.zero
+        return Zero.of(next(iter(messages), None))
+
     def __iter__(self) -> Iterator[Message[Header]]:
         if self._perturbations:
             *before, last = self._perturbations
@@ -66,7 +76,7 @@ def without(topic: str, from_s: float = 0.0, to_s: float = math.inf) -> Perturba
 
     Args:
         topic: such as `camera/front`, or `camera` for all of a kind.
-        from_s: seconds after the first message.
+        from_s: seconds from the zero of the recording.
         to_s: likewise.
     """
 
@@ -239,11 +249,11 @@ def _is(message: Message[Header], pattern: str) -> bool:
 
 
 def _timed(messages: Messages) -> Iterator[tuple[float, Message[Header]]]:
-    """Add the seconds since the first arrival."""
-    first_ns: int | None = None
+    """Add the seconds from the zero of the recording to each arrival."""
+    zero = messages.zero if isinstance(messages, Perturbed | Recording) else None
     for message in messages:
-        first_ns = message.received_ns if first_ns is None else first_ns
-        yield (message.received_ns - first_ns) / 1e9, message
+        zero = zero or Zero.of(message)
+        yield (message.received_ns - zero.log_ns) / 1e9, message
 
 
 def _in_order(

@@ -35,6 +35,8 @@ MODEL: Final = "model"
 _PACKAGES: Final = (
     "perception", "numpy", "opencv-python", "torch", "torchvision", "torchaudio", "transformers", "mcap",
 )  # fmt: skip
+_MAX_DEVICES: Final = 16
+"""Of one node."""
 _RECEIVE_S: Final = 0.1
 _QUIET_S: Final = 0.3
 _QUEUED_S: Final = 0.2
@@ -69,6 +71,7 @@ class Recorder:
         self._next_look_ns = 0
         self._split_ns: int | None = None
         self._model: ModelInfo | None = None
+        self._devices: dict[str, list[frozenset[str]]] = {}
         self.counts = {"files": 0, "messages": 0, "refused": 0}
         self.full = ""
         """Why no more can be recorded; empty while more can."""
@@ -146,7 +149,15 @@ class Recorder:
                 self._model = header.model
                 self._keep(*_model_note(header, self._metadata))
         elif isinstance(header, Health) and header.device:
-            self._keep(f"device {header.node}", dict(header.device))
+            self._note_device(header.node, header.device)
+
+    def _note_device(self, node: str, device: Mapping[str, str | float]) -> None:
+        """Keep what a device is; where its words are others, not its figures, another one has come."""
+        words = frozenset(f"{key} {value}" for key, value in device.items() if isinstance(value, str))
+        known = self._devices.setdefault(node, [])
+        if words not in known and len(known) < _MAX_DEVICES:
+            known.append(words)
+            self._keep(f"device {node}" + (f" {len(known)}" if known[1:] else ""), dict(device))
 
     def _keep(self, name: str, value: dict[str, Any]) -> None:
         if name not in self._metadata:

@@ -8,6 +8,7 @@ from perception.errors import SessionError
 from perception.messages import Header, Message
 from perception.profile import Profile, parse
 from perception.session.reader import Session, matches
+from perception.session.zero import Zero
 
 Source = Path | str | Iterable[Message[Header]]
 """A session file, or messages in their order: those are gone through several times."""
@@ -40,6 +41,13 @@ class Recording:
     def metadata(self) -> dict[str, Any]:
         """What the recorder noted."""
         return {} if self._session is None else self._session.metadata
+
+    @property
+    def zero(self) -> Zero:
+        """The moment from which its seconds count."""
+        if self._session is not None:
+            return self._session.zero
+        return Zero.of(next(iter(self._messages), None))
 
     @property
     def damage(self) -> list[str]:
