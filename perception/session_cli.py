@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DIFFERENT: Final = 1
 """Exit code of `session diff` when there is a difference."""
-_BAGS: Final = (".mcap", ".db3", ".bag")
+_BAGS: Final = (".mcap", ".db3", ".bag", ".zstd")
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _above_zero: Final = click.FloatRange(min=0, min_open=True)

@@ -365,3 +365,25 @@ def test_sessions_that_differ_are_no_dataset(path: Path, tmp_path: Path) -> None
     ):
         list(export_lerobot.write_all([one, other], tmp_path / "out"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["b.mcap"]
+
+
+def test_a_camera_that_changes_its_size_is_neither_squashed_nor_lost(tmp_path: Path) -> None:
+    with SessionWriter(tmp_path / "s.mcap") as writer:
+        for seq, (width, height) in enumerate([(65, 48)] * 10 + [(48, 65)] * 10 + [(130, 96)] * 10):
+            pixels = np.full(width * height, 200, np.uint8).tobytes()
+            frame = streams.frame(seq, START_NS + seq * 100 * MS, width=width, height=height)
+            writer.write(Message(frame.topic, frame.header, pixels, frame.header.stamp_ns))
+    export(tmp_path / "s.mcap", tmp_path / "media", export_media.write)
+    export(tmp_path / "s.mcap", tmp_path / "lerobot", export_lerobot.write)
+    key = "observation.images.front"
+    films = [
+        tmp_path / "media" / "camera-front.mp4",
+        tmp_path / "lerobot" / "videos" / key / "chunk-000" / "file-000.mp4",
+    ]
+    for film in films:
+        with av.open(str(film)) as container:
+            shown = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+        for picture, is_upright in ((shown[2], False), (shown[13], True), (shown[-2], False)):
+            assert picture.shape == (48, 64)
+            assert picture[24, 32] > 190
+            assert (picture[24, 3] < 40) == is_upright, "bars beside the upright picture"

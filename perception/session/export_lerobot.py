@@ -19,7 +19,7 @@ import numpy.typing as npt
 from perception.errors import SessionError
 from perception.messages import AudioBlock, CameraFrame, FusedState, Header
 from perception.session.beside import beside
-from perception.session.convert.film import VideoFile
+from perception.session.convert.film import VideoFile, fitted
 from perception.session.lerobot_tables import Episode, Statistics, TableFile, write_episodes, write_tasks
 from perception.session.moments import Moment, Moments, inputs_of
 from perception.session.reader import Session
@@ -280,9 +280,7 @@ def _row(moment: Moment, layout: _Layout, number: int, tasks: dict[str, int]) ->
 
 def _picture(moment: Moment, topic: str, height: int, width: int) -> npt.NDArray[np.uint8]:
     picture = moment.picture(topic)
-    if picture is None or picture.shape[0] < height or picture.shape[1] < width:
-        return np.zeros((height, width, 3), np.uint8)
-    return picture[:height, :width]
+    return np.zeros((height, width, 3), np.uint8) if picture is None else fitted(picture, width, height)
 
 
 def _write_sound(session: Session, topic: str, stem: Path, zero: Zero) -> None:

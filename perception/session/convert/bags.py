@@ -75,7 +75,12 @@ def opened(source: Path) -> Iterator[Bag]:
             if path.suffix == _PACKED:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 plain = _unpacked(path, folder / path.stem, damage)
-            parts.append(_part(plain, stack))
+            try:
+                parts.append(_part(plain, stack))
+            except SessionError as error:
+                damage.append(str(error))
+        if not parts:
+            raise SessionError("; ".join(damage))
         yield _Parts(parts, damage)
 
 

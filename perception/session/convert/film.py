@@ -16,6 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
+from perception.devices.pixels import Layout
 from perception.session.pcm import as_s16
 from perception.session.sound import Samples
 from perception.session.tracks import Image
@@ -35,6 +36,13 @@ class Hearing:
 
     rate_hz: int
     channels: int
+
+
+def fitted(picture: Image, width: int, height: int) -> Image:
+    """Return a picture in the size of a film: what is not of it has bars, but for an odd row or column."""
+    if picture.shape[0] - height in (0, 1) and picture.shape[1] - width in (0, 1):
+        return picture[:height, :width]
+    return Layout((width, height)).of_image(picture)
 
 
 class VideoFile:
@@ -78,9 +86,9 @@ class VideoFile:
         if ticks <= self._last_ticks:
             return False
         self._last_ticks = ticks
-        frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="bgr24")
-        frame = frame.reformat(
-            *self._size, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        shown = np.ascontiguousarray(fitted(picture, *self._size))
+        frame = VideoFrame.from_ndarray(shown, format="bgr24").reformat(
+            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
         )
         frame.pts, frame.time_base = ticks, Fraction(1, _TICKS_HZ)
         with _as_os_error():
