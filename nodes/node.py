@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from perception.credentials import CleanFormatter
-from perception.errors import PerceptionError
+from perception.errors import MissingPackageError, PerceptionError
 from perception.profile import OVERRIDES_VARIABLE, Profile, load
 
 
@@ -36,6 +36,18 @@ def main(kind: str, run: Callable[[Profile, str, threading.Event], None], *, nam
     except PerceptionError as error:
         sys.stderr.write(f"perception: {error}\n")
         sys.exit(error.exit_code)
+    except ImportError as error:
+        sys.stderr.write(f"perception: {_explained(error)}\n")
+        sys.exit(MissingPackageError.exit_code)
+
+
+def _explained(error: ImportError) -> str:
+    """Return in one line what is wrong with a package that cannot be imported, and what to do."""
+    from perception.probes import explain
+
+    package = (error.name or "").partition(".")[0]
+    problem, advice = explain(package, f"{type(error).__name__}: {error}")
+    return f"{package or 'a package'} cannot be imported: {problem}; {advice}"
 
 
 def _stop_on_signals() -> threading.Event:

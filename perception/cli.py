@@ -45,7 +45,11 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("profile")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after this long.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop so long after the first state (without fusion: message).",
+)
 @_set
 @click.option("--domain", metavar="NAME", help="Overrides the profile's domain.")
 @click.option(

@@ -21,7 +21,7 @@ from typing import IO, Final, Self
 
 from perception.bus.host import private_directory, same_file
 from perception.credentials import without_credentials
-from perception.errors import DeviceError, PerceptionError, ProfileError
+from perception.errors import DeviceError, MissingPackageError, PerceptionError, ProfileError
 from perception.graph.lines import Lines
 from perception.graph.restart import LASTING, RestartPolicy, Verdict
 from perception.profile import OVERRIDES_VARIABLE, Profile, is_file_name
@@ -52,8 +52,8 @@ class Node:
     """Whether it reads the terminal: then it keeps the launcher's stdin and process group."""
     loading: str = ""
     """What it does until it says that it works, if that takes long enough to be shown."""
-    lasting: frozenset[int] = LASTING
-    """Exit codes of what no restart can repair."""
+    given_up: frozenset[int] = frozenset()
+    """Exit codes with which it stays down while the others run on."""
 
 
 def plan(
@@ -81,12 +81,13 @@ def plan(
     def capture(kind: str, name: str, source: int | str) -> Node:
         # a device may be plugged in again, a file that cannot be read stays as it is
         is_file = isinstance(source, str) and (is_file_name(source) or kind == "text")
+        given_up = {MissingPackageError.exit_code} | ({DeviceError.exit_code} if is_file else set())
         return Node(
             f"{kind}-{name}",
             command(kind, "--name", name),
             shared | {"OMP_NUM_THREADS": "1"},
             terminal=kind == "text" and source == "terminal",
-            lasting=LASTING | {DeviceError.exit_code} if is_file else LASTING,
+            given_up=frozenset(given_up),
         )
 
     # first what takes longest: torch loads while all others start
@@ -252,7 +253,7 @@ class Supervisor:
         for running in self._running:
             _signal(running, signal.SIGKILL)
             code = running.process.poll() if running.process else 0
-            if code in running.node.lasting:  # found out just now
+            if code in LASTING - running.node.given_up:  # found out just now
                 self.exit_code = self.exit_code or code
             elif code is not None and code > 0:
                 self._failed_late = self._failed_late or code
@@ -297,10 +298,15 @@ class Supervisor:
         running.process, running.exit_code = None, code if code >= 0 else 128 - code
         worked_s, running.works_since_s = running.worked_s(now_s), None
         running.publisher_before = running.publisher
-        verdict, delay_s = running.policy.decide(running.exit_code, worked_s or 0.0, running.node.lasting)
+        verdict, delay_s = running.policy.decide(running.exit_code, worked_s or 0.0, running.node.given_up)
         if verdict is Verdict.RESTART:
             running.due_s = now_s + delay_s
             self._log(running.node.name, f"ended with {_cause(code)}; restarts in {delay_s:g} s")
+        elif verdict is Verdict.GIVE_UP:
+            self._log(
+                running.node.name,
+                f"ended with {_cause(code)}, which a restart cannot repair; the others run on",
+            )
         elif verdict is Verdict.STOP_ALL:
             self.exit_code = self.exit_code or code
             self._log(running.node.name, f"ended with {_cause(code)}, which a restart cannot repair")

@@ -273,7 +273,7 @@ def import_(
 @click.command()
 @click.argument("profile", required=False)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
-@click.option("--seconds", type=_above_zero, help="Stop after this long.")
+@click.option("--seconds", type=_above_zero, help="Stop so long after the first state, or message.")
 @click.option("--topics", metavar="PATTERN", multiple=True, help="Record what runs: '*', 'camera/*' ...")
 @click.option("--split-mb", type=_above_zero, help="Begin another file at this size.")
 @click.option("--split-minutes", type=_above_zero, help="Begin another file after this long.")
@@ -324,7 +324,16 @@ def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: st
     from perception.up import stop_requests
 
     clock, runtime = HostClock(), Runtime(domain)
-    end_s = time.monotonic() + seconds if seconds else float("inf")
+    limit_s = seconds or float("inf")
+    end_s, heard = time.monotonic() + limit_s, False
+
+    def ended() -> bool:
+        """The seconds count from the first message; without any they are how long one is waited for."""
+        nonlocal end_s, heard
+        if recorder.counts["messages"] and not heard:
+            end_s, heard = time.monotonic() + limit_s, True
+        return bool(requests) or time.monotonic() >= end_s
+
     with (
         stop_requests() as requests,
         Recorder(out, config, describe(None, clock.to_host_ns(0))) as recorder,
@@ -342,7 +351,7 @@ def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: st
                 subscriber,
                 recorder,
                 clock=clock.now_ns,
-                stopped=lambda: bool(requests) or time.monotonic() >= end_s,
+                stopped=ended,
                 report=report,
             )
         accounts = subscriber.health()

@@ -4,14 +4,16 @@ import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
 import pytest
 
+from perception.backoff import Backoff
 from perception.devices.camera import DeviceSource, driver_stamp_ns, open_camera
 from perception.devices.device import CapturedFrame, Device
-from perception.devices.grabber import RateLimit
+from perception.devices.grabber import Grabber, RateLimit
 from perception.devices.wire import frame_message
 from perception.errors import DeviceError
 from perception.profile import CameraConfig, ScriptConfig
@@ -144,6 +146,32 @@ def test_a_stream_that_dies_is_lost_and_taken_up_again_when_it_comes_back() -> N
             assert camera.read(LONG_S) is not None
         assert camera.report().counts["lost"] >= 1
         assert camera.report().counts["reopened"] >= 1
+
+
+class Dying:
+    """A camera that can be opened every time, and dies at its first frame."""
+
+    corrupt = 0
+    facts: ClassVar[dict[str, str | float]] = {}
+
+    def read(self) -> CapturedFrame:
+        raise DeviceError("stopped delivering")
+
+    def close(self) -> None: ...
+
+
+def test_a_source_that_opens_and_dies_again_and_again_is_tried_ever_more_seldom() -> None:
+    backoff = Backoff(first_s=0.001, longest_s=0.01)
+    with Grabber(lambda stop: Dying(), rate_hz=30, backoff=backoff) as grabber:
+        eventually(lambda: grabber.report().counts.get("reopened", 0) >= 5)
+    assert backoff.failures >= 5
+
+
+def test_a_back_off_is_forgiven_by_what_works_well_only() -> None:
+    backoff = Backoff()
+    delays = [backoff.failed(worked_s) for worked_s in (0, 9.9, 3, 10.0, 0)]
+    assert delays == [0.5, 1.0, 2.0, 0.5, 1.0]
+    assert max(backoff.failed(0) for _ in range(2000)) == 10.0
 
 
 def test_what_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:

@@ -1,16 +1,25 @@
 """Microphones: the stamping of callbacks as a pure function, files, and PulseAudio for real."""
 
+import math
 import os
 import subprocess
 import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from perception.devices.microphone import BlockStamper, Callback, FileMicrophone, open_microphone
+from perception.devices.microphone import (
+    BlockStamper,
+    Callback,
+    FileMicrophone,
+    PortAudioMicrophone,
+    open_microphone,
+)
 from perception.errors import DeviceError
 from perception.profile import MicrophoneConfig, ScriptConfig
 from tests.media import RATE_HZ, noise, write_wav
@@ -43,6 +52,41 @@ class Driver:
                 out.append((block.sample_index, block.gap, block.stamp_ns - self.now_ns))
             self.now_ns += BLOCK_NS
         return out
+
+
+class Mute:
+    """A PortAudio whose device can be opened every time, and then says a few blocks or nothing."""
+
+    PortAudioError = ValueError
+
+    def __init__(self, blocks: int) -> None:
+        self.now_ns = START_NS
+        self.opened_s: list[float] = []
+        self._blocks = blocks
+
+    def RawInputStream(self, callback: Any, **_: Any) -> Any:  # noqa: N802  # PortAudio's name
+        self.opened_s.append((self.now_ns - START_NS) / 1e9)
+        times = SimpleNamespace(inputBufferAdcTime=0.0, currentTime=math.inf)
+        for _number in range(self._blocks):
+            callback(bytes(2 * BLOCK), BLOCK, times, SimpleNamespace(input_overflow=False))
+        return SimpleNamespace(start=lambda: None, close=lambda ignore_errors: None)
+
+    def _terminate(self) -> None: ...
+
+    def _initialize(self) -> None: ...
+
+
+@pytest.mark.parametrize("blocks", [0, 3])
+def test_a_device_that_opens_and_falls_silent_is_opened_ever_more_seldom(blocks: int) -> None:
+    audio = Mute(blocks)
+    with PortAudioMicrophone(MicrophoneConfig(), clock=lambda: audio.now_ns, audio=audio) as microphone:
+        while len(audio.opened_s) < 9:
+            microphone.read(0.0)
+            audio.now_ns += 100 * MS
+    pauses = [round(after - before, 1) for before, after in pairwise(audio.opened_s)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] < 3.2, "the first time at once, when it has been silent for 3 s"
+    assert 12.9 < pauses[-1] < 13.3, "10 s more in the end"
 
 
 @pytest.fixture

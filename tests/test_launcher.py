@@ -222,17 +222,19 @@ def test_a_file_that_cannot_be_read_is_not_tried_again_but_a_device_is() -> None
         "p",
         origin_ns=0,
     )
-    assert [3 in node.lasting for node in nodes] == [True, False, False, True, False, True]
-    assert all({2, 4, 7, 9} <= node.lasting for node in nodes)
+    assert [3 in node.given_up for node in nodes] == [True, False, False, True, False, True]
+    assert all(9 in node.given_up for node in nodes), "a package that is missing stays missing"
 
 
-def test_what_no_restart_can_repair_depends_on_the_node() -> None:
-    broken = Node("camera", (sys.executable, "-c", "raise SystemExit(3)"), lasting=frozenset({3}))
-    with Supervisor([broken]) as supervisor:
+def test_a_device_that_no_restart_can_repair_is_given_up_while_the_others_run_on() -> None:
+    broken = Node("camera", (sys.executable, "-c", "raise SystemExit(3)"), given_up=frozenset({3}))
+    steady = script("steady", "import time; time.sleep(60)")
+    with Supervisor([broken, steady]) as supervisor:
         lines = run_until(supervisor, lambda lines: bool(lines))
-        assert lines == ["camera: ended with exit code 3, which a restart cannot repair"]
-        assert supervisor.exit_code == 3
-        assert not supervisor.poll()
+        assert lines == ["camera: ended with exit code 3, which a restart cannot repair; the others run on"]
+        assert supervisor.poll()
+        assert supervisor.status() == {"camera": "ended with 3", "steady": "running"}
+        assert supervisor.failing() == 3
 
 
 def test_lines_of_many_threads_are_shown_or_counted() -> None:

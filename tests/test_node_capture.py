@@ -187,22 +187,30 @@ def test_a_node_is_small_knows_no_torch_and_stops_cleanly(nodes: Nodes) -> None:
 
 def test_what_cannot_run_is_one_line_and_its_exit_code(nodes: Nodes) -> None:
     nodes.write(
-        '[camera.x]\nsource = 97\n[camera.file]\nsource = "none.mp4"',
+        '[camera.x]\nsource = 97\n[camera.file]\nsource = "none.mp4"\n[camera.no]\nsource = 98',
         '[microphone.x]\nsource = "default"\n[text.x]\nsource = "none.txt"',
     )
     broken = nodes.folder / "broken"
     broken.mkdir()
     # What sounddevice itself does where the library is missing.
     (broken / "sounddevice.py").write_text('raise OSError("PortAudio library not found")\n')
+    no_library = "ImportError: libGL.so.1: cannot open shared object file"
+    blind = nodes.folder / "blind"
+    blind.mkdir()
+    (blind / "cv2.py").write_text(f"raise ImportError({no_library[13:]!r}, name='cv2')\n")
     expected = {
+        nodes.start("camera", "no", PYTHONPATH=str(blind)): (
+            9,
+            f"perception: cv2 cannot be imported: lacks a system library ({no_library}); apt-get install ",
+        ),
         nodes.start("camera"): (3, "perception: camera /dev/video97: no such device; "),
         nodes.start("camera", "file"): (3, "perception: none.mp4: no such file"),
         nodes.start("camera", "rear"): (
             2,
-            "perception: camera.rear: no such section; the profile has x, file",
+            "perception: camera.rear: no such section; the profile has x, file, no",
         ),
         nodes.start("microphone", PYTHONPATH=str(broken)): (
-            3,
+            9,
             "perception: PortAudio is not installed: apt-get install libportaudio2",
         ),
         nodes.start("text"): (3, "perception: none.txt: cannot be read: No such file or directory"),

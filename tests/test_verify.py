@@ -254,6 +254,28 @@ def test_without_journals_it_says_what_to_record(recording: Recording) -> None:
     assert "record journal/*" in verdict.obstacles[0]
 
 
+@pytest.mark.parametrize(
+    ("recorder", "says"),
+    [
+        ({"record": True}, "the fusion published none while it was recorded"),
+        ({"recorder": {"topics": ["journal/*", "clock/*", "camera/*"]}}, "the fusion published none"),
+        ({"recorder": {"topics": ["camera/*"]}}, "record journal/* and clock/* too"),
+    ],
+)
+def test_what_was_recorded_already_is_no_advice(
+    tmp_path: Path, recording: Recording, recorder: dict[str, Any], says: str
+) -> None:
+    asked = Profile.model_validate(PROFILE.model_dump() | recorder)
+    with SessionWriter(tmp_path / "early.mcap") as writer:
+        writer.add_metadata("profile", asked.model_dump(mode="json"))
+        for message in recording[:50]:
+            if message.topic.startswith(("camera/", "microphone/")):
+                writer.write(message)
+    verdict = verify(tmp_path / "early.mcap")
+    assert verdict.exit_code == 2
+    assert says in verdict.obstacles[0]
+
+
 def test_without_states_there_is_nothing_to_compare(recording: Recording) -> None:
     verdict = verify(left_out(recording, lambda one: isinstance(one.header, FusedState)), PROFILE)
     assert verdict.exit_code == 2

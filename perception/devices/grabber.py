@@ -1,15 +1,15 @@
 """A camera as its node sees it: a thread keeps the newest frame, so a slow reader never adds latency."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, Literal, Protocol, Self
 
+from perception.backoff import Backoff
 from perception.devices.device import CapturedFrame, DeviceReport
 from perception.errors import DeviceError
 
-_FIRST_RETRY_S: Final = 0.5
-_LONGEST_RETRY_S: Final = 10.0
 # A source that claims 30 Hz may run a little faster; only a truly faster one loses frames.
 _RATE_SLACK: Final = 1.05
 
@@ -43,12 +43,22 @@ class Grabber:
     Args:
         open_source: opens the source, or raises DeviceError; the event it is given is set on close.
         rate_hz: frames beyond this rate are left out.
+        backoff: how long to wait before a source that died is opened again.
     """
 
-    def __init__(self, open_source: Callable[[threading.Event], FrameSource], *, rate_hz: float) -> None:
+    def __init__(
+        self,
+        open_source: Callable[[threading.Event], FrameSource],
+        *,
+        rate_hz: float,
+        backoff: Backoff | None = None,
+    ) -> None:
         self._open = open_source
         self._stop = threading.Event()
         self._source = open_source(self._stop)
+        self._backoff = backoff or Backoff()
+        self._delivers_since_s: float | None = None
+        """When the source that is open gave its first frame. Of the grabbing thread alone."""
         self._pace = RateLimit(rate_hz * _RATE_SLACK)
         self._ready = threading.Condition()
         self._newest: CapturedFrame | None = None
@@ -106,6 +116,7 @@ class Grabber:
             return
         if frame is None:
             return
+        self._delivers_since_s = self._delivers_since_s or time.monotonic()
         with self._ready:
             self._reason = ""
             if not self._pace.admits(frame.stamp_ns):
@@ -120,12 +131,13 @@ class Grabber:
         with self._ready:
             self._reason = reason
             self._counts["lost"] += 1
-        delay_s = _FIRST_RETRY_S
-        while not self._stop.wait(delay_s):
+        since_s, self._delivers_since_s = self._delivers_since_s, None
+        worked_s = 0.0 if since_s is None else time.monotonic() - since_s
+        while not self._stop.wait(self._backoff.failed(worked_s)):
             try:
                 source = self._open(self._stop)
             except DeviceError as error:
-                delay_s = min(delay_s * 2, _LONGEST_RETRY_S)
+                worked_s = 0.0
                 with self._ready:
                     self._reason = str(error)
                 continue

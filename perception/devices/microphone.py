@@ -9,9 +9,10 @@ from typing import Any, Final, Literal, Self
 
 import numpy as np
 
+from perception.backoff import Backoff
 from perception.clock import LossDetector, SampleClock, device_to_host_ns
 from perception.devices.device import CapturedBlock, Device, DeviceReport, Samples, is_file_name
-from perception.errors import DeviceError
+from perception.errors import DeviceError, MissingPackageError
 from perception.profile import MicrophoneConfig, ScriptConfig
 
 Clock = Callable[[], int]
@@ -23,8 +24,6 @@ _SETTLE_LIMIT_BLOCKS: Final = 100
 _BACKLOG_BLOCKS: Final = 256
 _DEAD_NS: Final = 3_000_000_000  # a PulseAudio source that was suspended may take half of this to start
 _MAX_ADC_AGE_S: Final = 5.0
-_FIRST_RETRY_NS: Final = 500_000_000
-_LONGEST_RETRY_NS: Final = 10_000_000_000
 
 
 def open_microphone(
@@ -39,7 +38,8 @@ def open_microphone(
         origin_ns: host time at which a script or file starts.
 
     Raises:
-        DeviceError: there is no such device or file, or PortAudio is missing.
+        DeviceError: there is no such device or file.
+        MissingPackageError: PortAudio is missing.
     """
     if config.source == "scripted":
         from perception.devices.scripted import open_scripted_microphone
@@ -116,17 +116,20 @@ class BlockStamper:
 class PortAudioMicrophone:
     """A live microphone. If it stops delivering it is opened again, and the missing samples are a gap."""
 
-    def __init__(self, config: MicrophoneConfig, *, clock: Clock) -> None:
+    def __init__(self, config: MicrophoneConfig, *, clock: Clock, audio: Any = None) -> None:
+        """Open it; `audio` stands in for the module `sounddevice`."""
         self._config = config
         self._clock = clock
-        self._audio = _portaudio()
+        self._audio = audio or _portaudio()
         self._callbacks: queue.Queue[Callback] = queue.Queue(_BACKLOG_BLOCKS)
         self._dropped = 0
         self._stamper = BlockStamper(config)
         self._heard_ns = clock()
         self._reason = ""
         self._retry_ns = 0
-        self._retry_delay_ns = _FIRST_RETRY_NS
+        """When to open it next; 0 while it is open."""
+        self._backoff = Backoff()
+        self._opened_ns = self._heard_ns
         self._stream: Any = self._open()
 
     def read(self, timeout_s: float) -> CapturedBlock | None:
@@ -208,11 +211,13 @@ class PortAudioMicrophone:
 
     def _revive(self) -> None:
         now_ns = self._clock()
-        if not self._reason:
-            self._reason = f"microphone '{self._config.source}': stopped delivering sound"
-            self._stamper.counts["lost"] += 1
-            self._retry_delay_ns = _FIRST_RETRY_NS
-        elif now_ns < self._retry_ns:
+        if not self._retry_ns:  # it was open, and has fallen silent
+            self._stamper.counts["lost"] += not self._reason
+            self._reason = self._reason or f"microphone '{self._config.source}': stopped delivering sound"
+            self._put_off(now_ns, worked_s=max(0, self._heard_ns - self._opened_ns) / 1e9)
+            if self._backoff.failures == 1:
+                self._retry_ns = now_ns
+        if now_ns < self._retry_ns:
             return
         try:
             self.close()
@@ -222,19 +227,22 @@ class PortAudioMicrophone:
             self._stream = self._open()
         except (DeviceError, self._audio.PortAudioError) as error:
             self._reason = str(error)
-            self._retry_ns = now_ns + self._retry_delay_ns
-            self._retry_delay_ns = min(2 * self._retry_delay_ns, _LONGEST_RETRY_NS)
+            self._put_off(now_ns, worked_s=0.0)
             return
-        self._heard_ns = now_ns
+        self._heard_ns = self._opened_ns = now_ns
+        self._retry_ns = 0
         self._stamper.reopened()
         self._stamper.counts["reopened"] += 1
+
+    def _put_off(self, now_ns: int, worked_s: float) -> None:
+        self._retry_ns = now_ns + round(self._backoff.failed(worked_s) * 1e9)
 
 
 def _portaudio() -> Any:
     try:
         import sounddevice
     except OSError as error:
-        raise DeviceError("PortAudio is not installed: apt-get install libportaudio2") from error
+        raise MissingPackageError("PortAudio is not installed: apt-get install libportaudio2") from error
     return sounddevice
 
 

@@ -11,7 +11,7 @@ from perception.errors import MissingPackageError, ProfileError, SessionError, W
 LASTING: Final = frozenset(
     kind.exit_code for kind in (ProfileError, WeightsError, SessionError, MissingPackageError)
 )
-"""Exit codes of what no restart can repair, whatever the node."""
+"""Exit codes of what no restart can repair, and without which the run is not what was asked for."""
 
 
 class Verdict(Enum):
@@ -19,6 +19,7 @@ class Verdict(Enum):
 
     FINISHED = "finished"
     RESTART = "restart"
+    GIVE_UP = "give up"
     STOP_ALL = "stop all"
 
 
@@ -26,25 +27,29 @@ class Verdict(Enum):
 class RestartPolicy:
     """Restarts a node after a delay that doubles with each crash, and starts over once it worked well.
 
-    A profile, weights, a session or a file that is wrong stays wrong: those stop the whole run.
+    A profile, weights or a session that is wrong stays wrong: those stop the whole run. A device whose
+    file cannot be read is given up, and the others run on.
     """
 
     backoff: Backoff = field(default_factory=Backoff)
 
     def decide(
-        self, exit_code: int, worked_s: float, lasting: Collection[int] = LASTING
+        self, exit_code: int, worked_s: float, given_up: Collection[int] = ()
     ) -> tuple[Verdict, float]:
         """Return the verdict on a process that ended, and the delay before a restart in seconds.
 
         Args:
             exit_code: of the process.
             worked_s: how long it had worked, from when it first said so; 0 if it never did.
-            lasting: exit codes of what no restart can repair.
+            given_up: exit codes with which only this node stays down.
         """
         if exit_code == 0:
             self.backoff.failures = 0
             return Verdict.FINISHED, 0.0
-        if exit_code in lasting:
+        if exit_code in given_up:
+            self.backoff.failures += 1
+            return Verdict.GIVE_UP, 0.0
+        if exit_code in LASTING:
             return Verdict.STOP_ALL, 0.0
         return Verdict.RESTART, self.backoff.failed(worked_s)
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from msgspec import structs
 
+from perception.errors import PerceptionError
 from perception.fusion.engine import Engine
 from perception.messages import FusedState, ModelInfo
 from perception.models.device import exists
@@ -17,6 +18,7 @@ from perception.session.compare import MISSING, Difference, conclusion, first_di
 from perception.session.cutting import Cut
 from perception.session.fusing import Crew, Heads, Told, cuts, fusion_of, survey_of
 from perception.session.journal import Begin, End, Missed, Survey
+from perception.session.reader import matches
 from perception.session.recorder import MODEL
 from perception.session.recording import Recording, Source
 
@@ -275,6 +277,13 @@ def _no_journal(recording: Recording, config: FusionConfig) -> str:
             f"no journal in it is of a fusion with this grid, these inputs and the name '{config.name}': "
             f"give the profile that {', '.join(topics)} had"
         )
+    if _was_to_be_recorded(recording, ("journal/fusion", "clock/fusion")) and not any(
+        recording.messages(f"state/{config.name}")
+    ):
+        return (
+            f"no state/{config.name} in it: the fusion published none while it was recorded, it may still "
+            "have been loading its models; record again, --seconds counts from the first state"
+        )
     return "no journal: record journal/* and clock/* too, then it can be verified"
 
 
@@ -286,6 +295,15 @@ def _models(recording: Recording, verdict: Verdict) -> Iterator[str]:
         unnamed = "" if weights in named else ", which the metadata does not name"
         if unnamed or len(verdict.models) > 1:
             yield f"{count} states are of weights {weights[:12]}{unnamed}"
+
+
+def _was_to_be_recorded(recording: Recording, topics: Iterable[str]) -> bool:
+    """Return whether the recorder was asked for all of these topics, as far as the file says."""
+    try:
+        asked = recording.profile.recording
+    except PerceptionError:
+        return False
+    return asked is not None and all(matches(topic, asked.topics) for topic in topics)
 
 
 def _foreign_device(known: Survey) -> str | None:
