@@ -65,6 +65,13 @@ def publisher_of(topic: str, other_than: int = 0) -> int:
     return found
 
 
+def working(accounts: Subscriber) -> str:
+    """Return who says next that it works."""
+    message = accounts.receive(LONG_S)
+    assert message is not None
+    return message.header.source
+
+
 def left_behind(directory: Path) -> set[str]:
     return {str(path.relative_to(directory)) for path in directory.rglob("*")} - {".clock"}
 
@@ -159,10 +166,16 @@ def test_a_domain_that_is_up_is_not_started_again(profile: Path) -> None:
 
 
 def test_a_killed_node_comes_back_under_its_topic(profile: Path) -> None:
-    with up(profile) as graph:
+    with (
+        up(profile) as graph,
+        Subscriber("health/*", runtime=Runtime("test"), clock=HostClock().now_ns) as accounts,
+    ):
+        first = working(accounts)
         before = publisher_of("text/script")
         os.kill(before, signal.SIGKILL)
         publisher_of("text/script", other_than=before)
+        while working(accounts) == first:
+            pass
         graph.send_signal(signal.SIGTERM)
         _, error = graph.communicate(timeout=LONG_S)
     assert "text-script | ended with SIGKILL; restarts in 0.5 s" in error
