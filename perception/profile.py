@@ -20,6 +20,9 @@ from perception.profile_keys import SCRIPTED, Bind, Connect, Input, Name, Patter
 from perception.profile_keys import is_file_name as is_file_name
 from perception.textfile import read_text
 
+Fit = Literal["letterbox", "crop", "stretch"]
+"""What becomes of a picture of another aspect: black bars, a cut at its longer sides, or distortion."""
+
 
 class Section(BaseModel):
     """Base of all sections: frozen, and an unknown key is an error, not a silent default."""
@@ -37,7 +40,7 @@ class CameraConfig(Section):
     width: Annotated[int, Field(ge=16, le=8192, description="pixels")] = 640
     height: Annotated[int, Field(ge=16, le=8192, description="pixels")] = 480
     fit: Annotated[
-        Literal["letterbox", "crop", "stretch"],
+        Fit,
         Field(description="a source of another aspect: black bars, cut at its longer sides, or distorted"),
     ] = "letterbox"
     rotate: Annotated[Literal[0, 90, 180, 270], Field(description="degrees clockwise")] = 0

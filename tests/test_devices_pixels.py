@@ -18,7 +18,7 @@ from perception.devices.pixels import FilmPixels, Layout, orientation_of
 from perception.messages import CameraFrame, Header, Message
 from perception.models.detectors import ArucoMarkers
 from perception.models.encoder import ImageInput
-from perception.profile import CameraConfig, ScriptConfig
+from perception.profile import CameraConfig, Fit, ScriptConfig
 from perception.session import import_media, read
 from perception.session.tracks import image
 from perception.training.media import MediaSource
@@ -184,7 +184,7 @@ def test_a_scripted_camera_is_turned_as_well() -> None:
 
 @pytest.mark.parametrize("size", [(1, 64), (2, 2), (640, 1)])
 @pytest.mark.parametrize("fit", ["letterbox", "crop", "stretch"])
-def test_the_smallest_and_the_thinnest_pictures_are_taken(size: tuple[int, int], fit: str) -> None:
+def test_the_smallest_and_the_thinnest_pictures_are_taken(size: tuple[int, int], fit: Fit) -> None:
     layout = Layout((64, 48), fit)
     frame = VideoFrame(*size, "bgr24")
     frame.planes[0].update(bytes(np.full((size[1], frame.planes[0].line_size), 200, np.uint8)))

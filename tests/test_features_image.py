@@ -4,9 +4,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
-from perception.features.image import decode_frame
+from perception.features.image import decode_frame, fitted
 from perception.messages import CameraFrame, checked
+from perception.models.cnn import CnnImageEncoder
+from perception.models.encoder import ImageInput
+from perception.profile import Fit
 
 Image = npt.NDArray[np.uint8]
 
@@ -60,3 +64,33 @@ def test_a_size_that_contradicts_the_header_is_refused() -> None:
         decode_frame(frame("bgr8"), bytes(100))
     with pytest.raises(ValueError, match="no 32 x 24 mono8"):
         decode_frame(frame("mono8"), bytes(32 * 24 * 3))
+
+
+@pytest.mark.parametrize(
+    ("fit", "held"),
+    [("letterbox", (slice(0, 64), slice(14, 50))), ("crop", (slice(0, 64), slice(0, 64)))],
+)
+def test_a_picture_of_another_aspect_keeps_it(fit: Fit, held: tuple[slice, slice]) -> None:
+    """A circle stays a circle; stretched it would be an ellipse."""
+    portrait = np.zeros((160, 90, 3), np.uint8)
+    cv2.circle(portrait, (45, 80), 30, (255, 255, 255), -1)
+    for image in (portrait, portrait.swapaxes(0, 1)):
+        rows, columns = np.nonzero(fitted(image, (64, 64), fit).max(axis=2) > 127)
+        assert np.ptp(rows) == pytest.approx(np.ptp(columns), abs=1)
+    grey = fitted(np.full((160, 90), 200, np.uint8), (64, 64), fit)
+    assert grey[held].min() == 200
+    assert grey.sum() == grey[held].sum()
+
+
+def test_the_image_network_sees_a_picture_as_its_option_says() -> None:
+    portrait = np.full((160, 90, 3), 255, np.uint8)
+    shares = {
+        fit: float(_network(fit).prepare(ImageInput(portrait)).float().mean())
+        for fit in ("letterbox", "crop", "stretch")
+    }
+    assert shares == pytest.approx({"letterbox": 36 / 64, "crop": 1.0, "stretch": 1.0})
+
+
+def _network(fit: str) -> CnnImageEncoder:
+    options = CnnImageEncoder.Options.model_validate({"fit": fit})
+    return CnnImageEncoder(options, device=torch.device("cpu"), seed=0, weights="random")

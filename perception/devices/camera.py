@@ -14,8 +14,9 @@ import numpy as np
 
 from perception.devices.device import CapturedFrame, Device, Lend, is_file_name
 from perception.devices.grabber import FrameSource, Grabber
-from perception.devices.pixels import Image, Layout
+from perception.devices.pixels import Layout
 from perception.errors import DeviceError
+from perception.features.image import Image
 from perception.profile import CameraConfig, ScriptConfig
 
 Clock = Callable[[], int]

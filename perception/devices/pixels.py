@@ -6,16 +6,15 @@ An orientation is a 2 x 2 matrix of -1, 0 and 1: what it makes of a step to the 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from perception.profile import CameraConfig
+from perception.features.image import Image, fitted, inner_size
+from perception.profile import CameraConfig, Fit
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-Image = npt.NDArray[np.uint8]
 Orientation = npt.NDArray[np.int64]
 
 AS_CODED: Final[Orientation] = np.eye(2, dtype=np.int64)
@@ -36,8 +35,7 @@ class Layout:
 
     size: tuple[int, int] | None = None
     """(width, height) in pixels; None keeps the picture's own."""
-    fit: str = "letterbox"
-    """A picture of another aspect gets black bars, is cut at its longer sides (`crop`), or `stretch`ed."""
+    fit: Fit = "letterbox"
     orientation: Orientation = field(default_factory=lambda: AS_CODED)
     """Applied after what the film itself asks for."""
 
@@ -53,7 +51,15 @@ class Layout:
 
     def of_image(self, image: npt.NDArray[np.generic]) -> Image:
         """Return an image, (height, width, 3) BGR or (height, width) grey, laid out; contiguous."""
-        return _placed(_turned(np.asarray(image, np.uint8), self.orientation), self)
+        return self.fitted(_turned(np.asarray(image, np.uint8), self.orientation))
+
+    def fitted(self, image: Image) -> Image:
+        """Return an image that is the right way up in the layout's size; contiguous."""
+        return np.ascontiguousarray(image) if self.size is None else fitted(image, self.size, self.fit)
+
+    def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (width, height) to which a whole picture is brought before bars or a cut fit it."""
+        return size if self.size is None or self.fit == "crop" else inner_size(size, self.size, self.fit)
 
 
 class FilmPixels:
@@ -88,9 +94,9 @@ class FilmPixels:
         square = (max(round(frame.width * self._aspect), 1), frame.height)
         self.size = _swapped(square, orientation)
         # Scaled before it is turned: most films are larger than what is asked for.
-        width, height = _swapped(_scaled(self.size, self._layout), orientation)
+        width, height = _swapped(self._layout.scaled(self.size), orientation)
         pixels = frame.reformat(width, height, "bgr24").to_ndarray()
-        return _placed(_turned(pixels.astype(np.uint8, copy=False), orientation), self._layout)
+        return self._layout.fitted(_turned(pixels.astype(np.uint8, copy=False), orientation))
 
 
 def orientation_of(matrix: npt.NDArray[np.int32]) -> Orientation:
@@ -110,43 +116,3 @@ def _turned(image: Image, orientation: Orientation) -> Image:
         image = image.swapaxes(0, 1)
     across, along = orientation.sum(axis=1)
     return image[::along, ::across]
-
-
-def _scaled(shown: tuple[int, int], layout: Layout) -> tuple[int, int]:
-    """Return the size to which a whole picture is brought before bars or a cut make it fit."""
-    if layout.size is None or layout.fit == "crop":
-        return shown
-    if layout.fit == "stretch":
-        return layout.size
-    scale = min(layout.size[0] / shown[0], layout.size[1] / shown[1])
-    return max(round(shown[0] * scale), 1), max(round(shown[1] * scale), 1)
-
-
-def _placed(image: Image, layout: Layout) -> Image:
-    """Return a picture that is the right way up in the layout's size."""
-    if layout.size is None or image.shape[1::-1] == layout.size:
-        return np.ascontiguousarray(image)
-    width, height = layout.size
-    if layout.fit == "crop":
-        image = _cut(image, width / height)
-    inner = layout.size if layout.fit == "crop" else _scaled((image.shape[1], image.shape[0]), layout)
-    if image.shape[1::-1] != inner:
-        scaled = cv2.resize(np.ascontiguousarray(image), inner, interpolation=cv2.INTER_AREA)
-        image = scaled.astype(np.uint8, copy=False)
-    if inner == layout.size:
-        return np.ascontiguousarray(image)
-    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-    framed = np.zeros((height, width, *image.shape[2:]), np.uint8)
-    framed[top : top + inner[1], left : left + inner[0]] = image
-    return framed
-
-
-def _cut(image: Image, aspect: float) -> Image:
-    """Return the middle of a picture that has this width by height."""
-    height, width = image.shape[:2]
-    kept_width, kept_height = (
-        min(width, max(round(height * aspect), 1)),
-        min(height, max(round(width / aspect), 1)),
-    )
-    left, top = (width - kept_width) // 2, (height - kept_height) // 2
-    return image[top : top + kept_height, left : left + kept_width]

@@ -1,4 +1,4 @@
-"""Camera messages to pixels."""
+"""Camera messages to pixels, and pixels to another size."""
 
 from typing import Final
 
@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perception.messages import CameraFrame, Payload
+from perception.profile import Fit
 
 Image = npt.NDArray[np.uint8]
 
@@ -51,3 +52,42 @@ def _decode_jpeg(data: Image, shape: tuple[int, int]) -> Image:
         height, width = image.shape[:2]
         raise ValueError(f"image is {width} x {height}, its header says {shape[1]} x {shape[0]}")
     return np.asarray(image, np.uint8)
+
+
+def fitted(image: Image, size: tuple[int, int], fit: Fit) -> Image:
+    """Return an image of any size in the given (width, height); contiguous.
+
+    Args:
+        image: (height, width, 3) or (height, width).
+        size: width and height.
+        fit: what becomes of another aspect.
+    """
+    if fit == "crop":
+        image = _cut(image, size)
+    inner = inner_size((image.shape[1], image.shape[0]), size, fit)
+    if image.shape[1::-1] != inner:
+        scaled = cv2.resize(np.ascontiguousarray(image), inner, interpolation=cv2.INTER_AREA)
+        image = np.asarray(scaled, np.uint8)
+    if inner == size:
+        return np.ascontiguousarray(image)
+    left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    framed = np.zeros((size[1], size[0], *image.shape[2:]), np.uint8)
+    framed[top : top + inner[1], left : left + inner[0]] = image
+    return framed
+
+
+def inner_size(shown: tuple[int, int], size: tuple[int, int], fit: Fit) -> tuple[int, int]:
+    """Return how large a picture of (width, height) `shown` is within one of `size`."""
+    if fit != "letterbox":
+        return size
+    scale = min(size[0] / shown[0], size[1] / shown[1])
+    return max(round(shown[0] * scale), 1), max(round(shown[1] * scale), 1)
+
+
+def _cut(image: Image, size: tuple[int, int]) -> Image:
+    """Return the middle of a picture that has the aspect of `size`."""
+    height, width = image.shape[:2]
+    kept_width = min(width, max(round(height * size[0] / size[1]), 1))
+    kept_height = min(height, max(round(width * size[1] / size[0]), 1))
+    left, top = (width - kept_width) // 2, (height - kept_height) // 2
+    return image[top : top + kept_height, left : left + kept_width]

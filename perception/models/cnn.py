@@ -6,6 +6,7 @@ import cv2
 import torch
 
 from perception.errors import WeightsError
+from perception.features.image import fitted
 from perception.models.encoder import AudioInput, Encoding, ImageInput
 from perception.models.images import check_bgr
 from perception.models.networks import ConvEncoder
@@ -65,10 +66,11 @@ class CnnImageEncoder(_CnnEncoder):
     ) -> None:
         super().__init__(options, 3, device=device, seed=seed, weights=weights)
         self._size = options.size
+        self._fit = options.fit
 
     def prepare(self, data: ImageInput, /) -> torch.Tensor:
         """Return what the network takes: (3, size, size) float16 RGB in [0, 1]."""
-        small = cv2.resize(check_bgr(data.image), (self._size, self._size), interpolation=cv2.INTER_AREA)
+        small = fitted(check_bgr(data.image), (self._size, self._size), self._fit)
         rgb = torch.from_numpy(cv2.cvtColor(small, cv2.COLOR_BGR2RGB))
         return (rgb.permute(2, 0, 1).float() / 255).half()
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from perception.errors import ProfileError
-from perception.profile import EncoderConfig, Section
+from perception.profile import EncoderConfig, Fit, Section
 
 EMBEDDING: Final = 128
 """Features of VGGish."""
@@ -177,6 +177,8 @@ class CnnImageOptions(CnnSoundOptions):
     modality: ClassVar[str] = "camera"
 
     size: Annotated[int, Field(ge=16, le=512, description="pixels")] = 64
+    # The default is what the heads of earlier recordings were trained with.
+    fit: Annotated[Fit, Field(description="of a frame that is no square")] = "stretch"
 
 
 class TransformersTextOptions(EncoderOptions):
