@@ -2,11 +2,13 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 from perception.bench import tick, tick_device
 from perception.bench.rounds import interleave
+from perception.models.encoder import ImageInput
 from perception.profile import FusionConfig, load
 
 
@@ -17,6 +19,19 @@ def test_every_stage_of_a_tick_is_timed_beside_the_models_alone() -> None:
     assert {f"{name}_us" for name in (*tick.STAGES, "models", "decode")} < set(row)
     assert all(figure.median > 0 for figure in row.values())
     assert row["overhead_p50_us"].median <= row["p50_us"].median
+
+
+def test_models_alone_do_all_their_work_again() -> None:
+    """Else what encoders share of a frame would be missing from what they are compared with."""
+    frame, sound = ImageInput(np.zeros((4, 4, 3), np.uint8)), object()
+    frame.shared("grey", lambda: "made in the tick")
+    (_, (first,), _), (_, (second,), _), (_, (third,), _) = tick.unshared(
+        [("faces", (frame,), 1), ("motion", (frame,), 2), ("level", (sound,), 3)]
+    )
+    assert first.shared("grey", lambda: "made again") == "made again"
+    assert second is first
+    assert third is sound
+    assert frame.shared("grey", lambda: "") == "made in the tick"
 
 
 def test_many_cameras_and_microphones_have_the_trios_encoders() -> None:

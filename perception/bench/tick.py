@@ -23,6 +23,7 @@ from perception.fusion.core import FusionCore
 from perception.fusion.engine import Engine
 from perception.fusion.window import Window
 from perception.messages import CameraFrame, Header, Message, Payload
+from perception.models.encoder import ImageInput
 from perception.profile import FusionConfig, Profile, load
 
 PROFILES: Final = ("demo", "robot")
@@ -37,6 +38,8 @@ _COMMAND_S: Final = 3.0
 _SAMPLE: Final = 10
 """Ticks whose models are run alone."""
 
+Call = tuple[Any, tuple[Any, ...], int]
+"""A model, what it was given, and the nanoseconds it took."""
 Tick = dict[str, float]
 """Microseconds by stage; `models` is all encoders and the head, `decode` what was done ahead.
 
@@ -78,7 +81,7 @@ def scripted(profile: Profile, seconds: float) -> Iterator[Message[Header]]:
 class _Timed:
     """A model that notes its calls and what they took."""
 
-    def __init__(self, inner: Any, calls: list[tuple[Any, tuple[Any, ...], int]]) -> None:
+    def __init__(self, inner: Any, calls: list[Call]) -> None:
         self._inner = inner
         self._calls = calls
 
@@ -102,9 +105,9 @@ class TickBench:
             (message.received_ns, list(codec.encode(message.topic, message.header, message.payload)))
             for message in scripted(profile, seconds)
         ]
-        self._calls: list[tuple[Any, tuple[Any, ...], int]] = []
+        self._calls: list[Call] = []
         self._times_ns: list[int] = []
-        self._alone: list[list[tuple[Any, tuple[Any, ...], int]]] = []
+        self._alone: list[list[Call]] = []
         use_threads(self._config.threads)
         engine: Any = build_engine(self._config, clock=self._clock)
         engine.warm_up()
@@ -139,7 +142,7 @@ class TickBench:
         """
         if not self._alone:
             list(self._run())
-        for calls in islice(cycle(self._alone), ticks):
+        for calls in map(unshared, islice(cycle(self._alone), ticks)):
             begun_ns, cpu_ns = time.perf_counter_ns(), time.thread_time_ns()
             for model, arguments, _ in calls:
                 model(*arguments)
@@ -205,6 +208,18 @@ class TickBench:
     def _clock(self) -> int:
         self._times_ns.append(time.perf_counter_ns())
         return self._times_ns[-1]
+
+
+def unshared(calls: Sequence[Call]) -> list[Call]:
+    """Return the calls of a tick on inputs as they were before it: what encoders share is made again."""
+    fresh: dict[int, ImageInput] = {}
+
+    def input_of(data: Any) -> Any:
+        if not isinstance(data, ImageInput):
+            return data
+        return fresh.setdefault(id(data), ImageInput(data.image, data.previous))
+
+    return [(model, tuple(map(input_of, arguments)), spent_ns) for model, arguments, spent_ns in calls]
 
 
 def _decode_us(message: Message[Header]) -> float:
