@@ -198,3 +198,17 @@ def test_a_recording_on_a_full_disk_keeps_what_was_written(tmp_path: Path) -> No
     with Session(path) as session:
         assert len(list(session.messages())) >= 5
         assert session.damage
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_terminal_shows_how_far_it_is(
+    path: Path,
+    folder: Path,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what is no terminal counts as one
+    assert run(commands(path, folder / "target")[name]) == 0
+    doing = {"trim": "copying", "repair": "copying", "import": "importing"}.get(name, "exporting")
+    assert doing in capsys.readouterr().err
