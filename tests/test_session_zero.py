@@ -259,8 +259,15 @@ def test_tables_and_samples_say_their_second(session: Path, tmp_path: Path) -> N
     (click,) = np.flatnonzero(soundfile.read(sound)[0])
     assert click / RATE_HZ == pytest.approx(4.5, abs=1e-4)
     exported(session, tmp_path / "bag", "rosbag2")
-    bag = (tmp_path / "bag" / "metadata.yaml").read_text()
-    assert f"perception.zero.stamp_ns: '{START_NS}'" in bag
+
+
+def test_a_bag_says_it_and_brings_it_back(session: Path, tmp_path: Path) -> None:
+    exported(session, tmp_path / "bag", "rosbag2", "--topics", "microphone/late", "--topics", "text/*")
+    assert f"perception.zero.stamp_ns: '{START_NS}'" in (tmp_path / "bag" / "metadata.yaml").read_text()
+    for name, cut, second in (("whole", [], 3.0), ("part", ["--from", 0.0], 0.0)):
+        command("session", "import", tmp_path / "bag", tmp_path / f"{name}.mcap", *cut)
+        lines = command("session", "cat", tmp_path / f"{name}.mcap", "--topics", "text/*", "--json")
+        assert json.loads(lines)["at_s"] == pytest.approx(second, abs=0.003)
 
 
 def test_samples_of_shards_say_their_second(session: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def _parts(message: Message[Any], pace: Pace) -> Iterator[Message[Any]]:
     if isinstance(header, AudioBlock) and pace.rate != 1:
         yield from _sound(message, pace)
     else:
-        yield structs.replace(message, header=structs.replace(header, **times), wire=b"")
+        yield structs.replace(message, header=structs.replace(header, **times))
 
 
 def _sound(message: Message[AudioBlock], pace: Pace) -> Iterator[Message[AudioBlock]]:
@@ -120,7 +120,7 @@ def _sound(message: Message[AudioBlock], pace: Pace) -> Iterator[Message[AudioBl
             samples=stop - start,
             gap=0 if start else round(header.gap / rate),
         )
-        yield structs.replace(message, header=part, payload=data[start:stop].tobytes(), wire=b"")
+        yield structs.replace(message, header=part, payload=data[start:stop].tobytes())
 
 
 def reached_ns(header: Header) -> int:

@@ -1,5 +1,6 @@
 """A recording of ROS or Foxglove becomes a session: see `incoming` for what becomes what."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -21,11 +22,13 @@ from perception.session.convert.incoming import (
 )
 from perception.session.convert.selection import EVERYTHING, Selection
 from perception.session.writer import whole
+from perception.session.zero import NAME, Zero
 
 _SOURCE: Final = "rosbag#import"
 _REASONS: Final = 20
 """So many are named; damaged bytes give a different one each."""
 _ROS: Final = ("cdr", "ros1")
+_ZERO: Final = re.compile(r"perception\.zero\.(\w+): '?(-?\d+)")
 _ENDINGS: Final = ("/compressed", "/image_raw", "/image", "/audio_stamped", "/audio")
 Converter = Callable[[bytes, int], Made]
 
@@ -48,6 +51,8 @@ def read(
     with bags.opened(source) as bag, whole(target) as writer, progress("importing") as advance:
         streams = _streams(bag, source, selection, audio_rate_hz)
         begin_ns, end_ns = selection.span_ns(*bag.times_ns)
+        if (zero := _exported_zero(source)) is not None:
+            writer.set_zero(zero.later(max(begin_ns - zero.log_ns, 0)))
         writer.add_metadata("imported", {"from": str(source), "kind": "rosbag"})
         for time_ns, stream, data in bag.messages(streams.keys()):
             advance()
@@ -70,6 +75,14 @@ def read(
     yield from (f"{topic}: {number} messages" for topic, number in counts.items())
     yield from lines
     yield from (f"{one.topic}: left out: {kind_of(one)} has no counterpart here" for one in left_out)
+
+
+def _exported_zero(source: Path) -> Zero | None:
+    """Return the zero of the session that this bag was exported from, None if it was not."""
+    described = source / "metadata.yaml"
+    if not described.is_file():
+        return None
+    return Zero.stored({NAME: dict(_ZERO.findall(described.read_text("utf-8", "replace")))})
 
 
 def _streams(
