@@ -10,7 +10,7 @@ import click
 
 from perception.credentials import without_credentials
 from perception.errors import DISTRIBUTION, PerceptionError
-from perception.replay_cli import replay, verify
+from perception.replay_cli import fuse, replay, verify
 from perception.search_cli import search
 from perception.session_cli import record, session
 from perception.swap_cli import swap
@@ -249,6 +249,7 @@ def bench(
 
 
 session.add_command(verify)
+session.add_command(fuse)
 for command in (record, replay, session, swap, search, *TRAINING_COMMANDS):
     cli.add_command(command)
 

@@ -1,5 +1,7 @@
 """Errors for people: what is wrong, where, and what to do. Each kind has its exit code."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from perception.credentials import without_credentials
@@ -72,3 +74,14 @@ class MissingPackageError(PerceptionError):
     """A package or system library is missing or broken. Restarting cannot repair it."""
 
     exit_code = 9
+
+
+@contextmanager
+def extras() -> Iterator[None]:
+    """Say in one line what to install where an optional package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("pyarrow", "rosbags"):
+            raise
+        raise SessionError(needs(str(error.name), "export")) from error

@@ -1,4 +1,4 @@
-"""`perception replay FILE` and `perception session verify FILE`."""
+"""`perception replay FILE`, `perception session verify FILE` and `perception session fuse FILE`."""
 
 from pathlib import Path
 
@@ -101,6 +101,28 @@ def verify(file: Path, profile: str | None, heads: tuple[Path, ...], as_json: bo
         return CANNOT_VERIFY
     click.echo(json.dumps(verdict.as_dict(), indent=1) if as_json else "\n".join(verdict.lines()))
     return verdict.exit_code
+
+
+@click.command()
+@_FILE
+@click.option("--profile", help="Name or file of the profile to fuse with; default: that of a session.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of the profile.")
+def fuse(file: Path, profile: str | None, out: Path, overrides: tuple[str, ...]) -> None:
+    """Compute the states of FILE, a film, a bag or a session, without a graph.
+
+    An input whose topic FILE lacks reads its next camera, microphone or text instead.
+    """
+    from perception.errors import ProfileError, extras
+    from perception.profile import load
+    from perception.session.recompute.fuse import fuse as run
+
+    if overrides and profile is None:
+        raise ProfileError("--set changes a profile: give one, or leave --set out")
+    with extras():
+        for line in run(file, out, load(profile, overrides) if profile else None):
+            click.echo(line)
+    click.echo(f"{out}: written")
 
 
 def _rate(text: str) -> float | None:

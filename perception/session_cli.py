@@ -4,14 +4,14 @@ import json
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
-from perception.errors import PerceptionError, SessionError, needs
+from perception.errors import PerceptionError, SessionError, extras
 
 if TYPE_CHECKING:
     from perception.profile import RecorderConfig
@@ -189,7 +189,7 @@ def export(
     if len(files) > 1 and kind != "lerobot":
         raise SessionError(f"--format {kind} takes one session; --format lerobot makes episodes of several")
     refuse_existing(target)
-    with ExitStack() as stack, _extras():
+    with ExitStack() as stack, extras():
         opened = [stack.enter_context(Session(file)) for file in files]
         with progress("exporting") as advance:
             for one in opened:
@@ -258,7 +258,7 @@ def import_(
 
     selection = Selection(topics, start_s, end_s, names)
     if source.is_dir() or source.suffix.lower() in _BAGS:
-        with _extras():
+        with extras():
             from perception.session.convert import import_bag
 
             lines = import_bag.read(source, target, selection, audio_rate_hz)
@@ -368,17 +368,6 @@ def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: st
     if recorder.full:
         raise SessionError(f"recording stopped: {recorder.full}")
     return 0
-
-
-@contextmanager
-def _extras() -> Iterator[None]:
-    """Say in one line what to install where an optional package is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("pyarrow", "rosbags"):
-            raise
-        raise SessionError(needs(str(error.name), "export")) from error
 
 
 def _say_copied(target: Path, copied: "Copied", more: str = "") -> None:

@@ -18,9 +18,9 @@ from perception.profile import EncoderConfig, FusionConfig, HeadConfig, InputCon
 from perception.retrieval.index import Step
 from perception.retrieval.search import open_shelves
 from perception.session import Session, SessionWriter, export_lerobot, export_webdataset, replay
-from perception.session.arrivals import AHEAD, FIRST, LONE_NS
 from perception.session.cutting import MAX_SILENCE_NS, account, cut_as_arrived
 from perception.session.perturb import Perturbed, stamp_leap
+from perception.session.recompute.arrivals import AHEAD, FIRST, LONE_NS
 from perception.training import dataset
 from perception.training.dataset import SessionSource
 from tests import retrieval

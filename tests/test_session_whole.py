@@ -54,7 +54,26 @@ def commands(path: Path, target: Path) -> dict[str, list[str]]:
         "trim": ["session", "trim", str(path), str(target)],
         "repair": ["session", "repair", str(path), str(target)],
         "import": ["session", "import", str(clip(path.parent)), str(target)],
+        "fuse": ["session", "fuse", str(path), "--out", str(target), "--profile", profile(path.parent)],
+        "fuse film": [
+            *("session", "fuse", str(clip(path.parent)), "--out", str(target)),
+            *("--profile", profile(path.parent)),
+        ],
     }
+
+
+PROFILE: Final = """
+[fusion]
+threads = 1
+inputs = { camera = { topic = "camera/front" }, microphone = { topic = "microphone/main" } }
+encoders = { motion = { input = "camera", kind = "motion" } }
+head = { classes = ["calm", "lively"] }
+"""
+
+
+def profile(folder: Path) -> str:
+    (folder / "p.toml").write_text(PROFILE)
+    return str(folder / "p.toml")
 
 
 def clip(folder: Path) -> Path:
@@ -66,7 +85,7 @@ def clip(folder: Path) -> Path:
     return folder / "clip.mkv"
 
 
-ALL: Final = (*FORMATS, "trim", "repair", "import")
+ALL: Final = (*FORMATS, "trim", "repair", "import", "fuse", "fuse film")
 
 
 def only_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -152,7 +171,7 @@ sys.exit(run(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", ["media", "trim"])
+@pytest.mark.parametrize("name", ["media", "trim", "fuse"])
 def test_interrupted_half_way_it_leaves_nothing(
     path: Path, folder: Path, name: str, number: signal.Signals
 ) -> None:

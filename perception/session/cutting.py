@@ -10,8 +10,8 @@ from perception.fusion.streams import RESYNC_NS
 from perception.fusion.window import CameraSlice, TextSlice, Window
 from perception.messages import CameraFrame, ClockTick, CoreMark, Header, HeldInput, Message, TextCommand
 from perception.profile import FusionConfig
-from perception.session.arrivals import STREAM_KINDS, arrivals
 from perception.session.journal import Begin, End, Missed, Step
+from perception.session.recompute.arrivals import STREAM_KINDS, arrivals
 from perception.topics import lookup
 
 CLOCK_TOPIC: Final = "clock/replay"

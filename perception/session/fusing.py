@@ -22,10 +22,10 @@ from perception.models.checkpoint import Head, head_hash, load_head
 from perception.models.device import exists
 from perception.models.precision import as_published
 from perception.profile import FusionConfig, Profile, load
-from perception.session.arrivals import near
 from perception.session.compare import concluded
 from perception.session.cutting import Cut, account, cut_as_arrived, cut_as_journaled
 from perception.session.journal import INPUT_KINDS, Begin, End, Missed, Survey, steps, survey
+from perception.session.recompute.arrivals import near
 from perception.session.recording import Recording, Source
 
 _LOG: Final = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from perception.fusion.core import Counts
 from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, Window
 from perception.messages import FusedState, Header, Label, Message
 from perception.profile import FusionConfig, HeadConfig, InputConfig
-from perception.session.arrivals import STREAM_KINDS
 from perception.session.cutting import account, cut_as_arrived
 from perception.session.reader import Session, matches
+from perception.session.recompute.arrivals import STREAM_KINDS
 from perception.session.tracks import Image, image
 
 _LATENESS_MS: Final = 1000.0

@@ -147,7 +147,7 @@ class Recorder:
         if isinstance(header, FusedState):
             if header.model != self._model:
                 self._model = header.model
-                self._keep(*_model_note(header, self._metadata))
+                self._keep(*model_note(header, self._metadata))
         elif isinstance(header, Health) and header.device:
             self._note_device(header.node, header.device)
 
@@ -165,7 +165,7 @@ class Recorder:
             self._writer.add_metadata(name, value)
 
 
-def _model_note(state: FusedState, noted: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def model_note(state: FusedState, noted: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return name and value of what is noted of the model that a state is of."""
     name, value = f"{MODEL} {state.model.config_hash[:12]}", structs.asdict(state.model)
     if noted.get(name, value) == value:

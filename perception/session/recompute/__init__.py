@@ -1,0 +1,1 @@
+"""States of a recording, computed again: without process, socket or clock."""
