@@ -7,6 +7,7 @@ It reads URLs as people write them, not only as the standard wants them: a passw
 import logging
 import re
 from typing import Any, Final
+from urllib.parse import quote
 
 HIDDEN: Final = "***"
 
@@ -47,6 +48,18 @@ def without_credentials(text: str) -> str:
         rest = text[start.end() : following.start() if following else len(text)]
         pieces += (start.group(), _without_parameters(_without_user(rest)))
     return "".join(pieces)
+
+
+def standard_url(url: str) -> str:
+    """Return a URL as libraries read it: a password that holds `/`, `?` or `#` is quoted."""
+    scheme = _SCHEME.match(url)
+    rest = url[scheme.end() :] if scheme else ""
+    head = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    at = rest.rfind("@")
+    if scheme is None or "@" in head or at < 0 or _HOST_AND_PORT.fullmatch(head):
+        return url
+    user, _, password = rest[:at].partition(":")
+    return f"{scheme.group()}{quote(user, safe='%')}:{quote(password, safe='%')}@{rest[at + 1 :]}"
 
 
 def cleaned(value: Any) -> Any:

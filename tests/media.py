@@ -49,6 +49,28 @@ def write_clip(
     return path
 
 
+def write_coded(
+    path: Path,
+    codec: str,
+    pictures: Sequence[npt.NDArray[np.uint8]],
+    *,
+    rate_hz: int,
+    options: dict[str, str],
+    form: str = "matroska",
+) -> Path:
+    """Write pictures of one size with an encoder and its options."""
+    with av.open(str(path), "w", format=form) as container:
+        stream = container.add_stream(codec, rate=rate_hz, options=options)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for number, picture in enumerate(pictures):
+            frame = VideoFrame.from_ndarray(picture, format="bgr24")
+            frame.pts, frame.time_base = number, Fraction(1, rate_hz)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
 def write_wav(path: Path, samples: npt.NDArray[np.int16], rate_hz: int = RATE_HZ) -> Path:
     """Write 16-bit samples, (n,) or (n, channels)."""
     layout = "mono" if samples.ndim == 1 else f"{samples.shape[1]}c"

@@ -1,10 +1,12 @@
-"""A network camera: a tiny HTTP server that sends real JPEGs as multipart/x-mixed-replace."""
+"""A network camera: a tiny HTTP server that sends real JPEGs, in any of the dialects that browsers show."""
 
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from itertools import count
+from typing import Any, Final
 
 import cv2
 
@@ -13,37 +15,128 @@ from tests.media import grey
 LEVELS = (40, 120, 200)
 
 
+def jpeg(number: int) -> bytes:
+    """Return the picture with this number, a plain grey of `LEVELS`."""
+    return cv2.imencode(".jpg", grey(LEVELS[number % len(LEVELS)]))[1].tobytes()
+
+
+def part(
+    picture: bytes, *, kind: bytes = b"image/jpeg", before: bytes = b"--frame\r\n", off: int = 0
+) -> bytes:
+    """Return a picture as a part of a multipart stream, its length wrong by `off`."""
+    typed = b"Content-Type: %s\r\n" % kind if kind else b""
+    return before + typed + b"Content-Length: %d\r\n\r\n" % (len(picture) + off) + picture + b"\r\n"
+
+
+def _behind(picture: bytes) -> bytes:
+    return part(picture, before=b"")[:-2] + b"\r\n--frame\r\n"
+
+
+MULTIPART: Final = "multipart/x-mixed-replace; boundary=frame"
+DIALECTS: Final[dict[str, tuple[str, Callable[[bytes], bytes]]]] = {
+    "plain": (MULTIPART, part),
+    "image/jpg": (MULTIPART, lambda picture: part(picture, kind=b"image/jpg")),
+    "parameters": (MULTIPART, lambda picture: part(picture, kind=b"image/jpeg; charset=binary")),
+    "untyped": (MULTIPART, lambda picture: part(picture, kind=b"")),
+    "no first boundary": (MULTIPART, _behind),
+    "length too long": (MULTIPART, lambda picture: part(picture, off=7)),
+    "length too short": (MULTIPART, lambda picture: part(picture, off=-100)),
+    "no length": (MULTIPART, lambda picture: b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + picture),
+    "bare newlines": (MULTIPART, lambda picture: b"--frame\n\n" + picture + b"\n"),
+    "another boundary": (MULTIPART.replace("frame", "--other"), part),
+    "no multipart": ("video/x-motion-jpeg", lambda picture: picture),
+    "octets": ("application/octet-stream", part),
+}
+
+
 class _Camera(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        stopped: threading.Event = self.server.stopped  # type: ignore[attr-defined]
+        server: Any = self.server
+        with server.lock:
+            server.asked += 1
         self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.send_header("Content-Type", server.kind)
         self.end_headers()
-        number = 0
-        while not stopped.wait(0.02):
-            picture = cv2.imencode(".jpg", grey(LEVELS[number % len(LEVELS)]))[1].tobytes()
-            number += 1
-            part = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(picture)
+        for number in count(server.asked if server.pictures == 1 else 0):
+            if number and server.stopped.wait(server.period_s):
+                return
             try:
-                self.wfile.write(part + picture + b"\r\n")
+                self.wfile.write(server.write(jpeg(number)))
             except OSError:
+                return
+            if server.pictures and (server.pictures == 1 or number + 1 == server.pictures):
                 return
 
     def log_message(self, *args: Any) -> None:
         """Say nothing."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, address: Any) -> None:
+        """Say nothing: a camera does not mind who hangs up."""
+
+
 @contextmanager
-def mjpeg_server(port: int = 0) -> Iterator[int]:
-    """Serve 50 frames a second to whoever asks; yield the port."""
-    server = ThreadingHTTPServer(("127.0.0.1", port), _Camera)
-    server.stopped = threading.Event()  # type: ignore[attr-defined]
+def camera_server(
+    dialect: str = "plain",
+    *,
+    port: int = 0,
+    pictures: int = 0,
+    period_s: float = 0.02,
+    damage: Callable[[bytes], bytes] = lambda picture: picture,
+) -> Iterator[Any]:
+    """Serve pictures to whoever asks; yield the server, which counts who has `asked`.
+
+    Args:
+        dialect: one of `DIALECTS`.
+        port: 0 chooses one.
+        pictures: so many per request, 0 for no end.
+        period_s: seconds between them.
+        damage: what is done to each picture on its way.
+    """
+    server: Any = _Server(("127.0.0.1", port), _Camera)
+    server.kind, write = DIALECTS[dialect]
+    server.write = lambda picture: write(damage(picture))
+    server.pictures, server.period_s, server.asked = pictures, period_s, 0
+    server.stopped, server.lock = threading.Event(), threading.Lock()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield server.server_port
+        yield server
     finally:
-        server.stopped.set()  # type: ignore[attr-defined]
+        server.stopped.set()
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def mjpeg_server(port: int = 0) -> Iterator[int]:
+    """Serve 50 frames a second to whoever asks; yield the port."""
+    with camera_server(port=port) as server:
+        yield server.server_port
+
+
+@contextmanager
+def raw_server(sent: bytes) -> Iterator[int]:
+    """Answer one request with these bytes, then keep the connection open and silent; yield the port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        done = threading.Event()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(sent)
+                done.wait()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            done.set()
+            thread.join()

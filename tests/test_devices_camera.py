@@ -151,7 +151,7 @@ def test_a_stream_that_dies_is_lost_and_taken_up_again_when_it_comes_back() -> N
 class Dying:
     """A camera that can be opened every time, and dies at its first frame."""
 
-    corrupt = 0
+    counts: ClassVar[dict[str, int]] = {}
     facts: ClassVar[dict[str, str | float]] = {}
 
     def read(self) -> CapturedFrame:
@@ -224,6 +224,8 @@ def test_a_device_writes_raw_frames_where_they_are_published_from(
     )
     for _ in range(4):
         written, copied = lending.read(), plain.read()
+        assert written is not None
+        assert copied is not None
         assert isinstance(written.lent, Memory)
         assert np.shares_memory(written.image, np.frombuffer(written.lent.data, np.uint8))
         assert frame_message(written, config)[1] == written.lent.data
@@ -243,7 +245,9 @@ def test_a_device_asks_for_no_memory_for_jpeg(tmp_path: Path) -> None:
         lend=lambda _: pytest.fail("asked"),
         open_device=cv2.VideoCapture,
     )
-    assert source.read().lent is None
+    frame = source.read()
+    assert frame is not None
+    assert frame.lent is None
     source.close()
 
 

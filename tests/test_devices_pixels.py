@@ -119,7 +119,9 @@ def test_another_aspect_gets_black_bars(
     config = CameraConfig(source=str(path), width=64, height=48, encoding="bgr8")
     if raw:
         device = DeviceSource(str(path), config, clock=lambda: 0, open_device=cv2.VideoCapture)
-        picture = device.read().image
+        frame = device.read()
+        assert frame is not None
+        picture = frame.image
         device.close()
     else:
         picture, facts = played(path, width=64, height=48)
@@ -167,7 +169,9 @@ def test_a_camera_that_hangs_askew_is_turned_on_request(
     for lend in (None, lambda _: Lent(memoryview(memory))):
         config = CameraConfig.model_validate(keys)
         device = DeviceSource(str(path), config, clock=lambda: 0, lend=lend, open_device=cv2.VideoCapture)
-        assert corners(device.read().image) == shown
+        frame = device.read()
+        assert frame is not None
+        assert corners(frame.image) == shown
         device.close()
 
 

@@ -5,12 +5,14 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from perception.devices.device import CapturedFrame, Device, Lend, is_file_name
 from perception.devices.grabber import FrameSource, Grabber
@@ -20,6 +22,12 @@ from perception.features.image import Image
 from perception.profile import CameraConfig, ScriptConfig
 
 Clock = Callable[[], int]
+_CONVERT: Final = cv2.CAP_PROP_CONVERT_RGB
+_UNCOMPRESSED: Final = (
+    *(b"YUYV", b"YUY2", b"UYVY", b"YVYU", b"NV12", b"NV21", b"YU12", b"YV12", b"422P", b"411P"),
+    *(b"GREY", b"Y16 ", b"BGR3", b"RGB3", b"BA81", b"GBRG", b"GRBG", b"RGGB"),
+)
+"""V4L2's names of pixel formats that no coding has smoothed."""
 _MAX_DRIVER_AGE_NS: Final = 1_000_000_000
 
 
@@ -47,11 +55,13 @@ def open_camera(
     def open_source(stop: threading.Event) -> FrameSource:
         if isinstance(source, int) or source.startswith("/dev/"):
             return DeviceSource(source, config, clock=clock, lend=lend)
-        from perception.devices.video import FileSource, StreamSource  # loads FFmpeg
-
         if "://" in source:
+            from perception.devices.network import StreamSource  # loads FFmpeg, as files do
+
             return StreamSource(source, config, clock=clock)
         if is_file_name(source):
+            from perception.devices.video import FileSource
+
             return FileSource(source, config, clock=clock, origin_ns=origin_ns, stop=stop)
         raise DeviceError(f"camera '{source}': not a device index, /dev path, file or URL; {_found()}")
 
@@ -60,8 +70,6 @@ def open_camera(
 
 class DeviceSource:
     """A camera of this machine. By a path under /dev/v4l/by-id it is found again wherever it reappears."""
-
-    corrupt = 0
 
     def __init__(
         self,
@@ -92,28 +100,46 @@ class DeviceSource:
             "height": self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT),
             "rate_hz": self._capture.get(cv2.CAP_PROP_FPS),
         }
+        self.counts: Counter[str] = Counter()
+        form = int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True)
+        self._raw = form in _UNCOMPRESSED
+        # OpenCV would paint over what a damaged JPEG lacks; this has to be the last setting.
+        as_sent = form == b"MJPG" and self._capture.getBackendName() == "V4L2"
+        self._decode = _decoder(self._layout) if as_sent and self._capture.set(_CONVERT, 0) else None
 
-    def read(self) -> CapturedFrame:
-        """Return the next frame; DeviceError if the device stopped delivering."""
+    def read(self) -> CapturedFrame | None:
+        """Return the next frame, None if it is damaged; DeviceError if the device stopped delivering."""
         grabbed = self._capture.grab()
         host_ns, monotonic_ns = self._clock(), self._monotonic()
         stamp_ns = driver_stamp_ns(self._capture.get(cv2.CAP_PROP_POS_MSEC), monotonic_ns, host_ns)
         lent = self._lend(math.prod(self._shape)) if grabbed and self._lend is not None else None
         target = None if lent is None else np.frombuffer(lent.data, np.uint8).reshape(self._shape)
-        decoded, image = self._capture.retrieve(_if_colour(target)) if grabbed else (False, None)
+        into = _if_colour(target) if self._decode is None else None
+        decoded, image = self._capture.retrieve(into) if grabbed else (False, None)
         if not decoded or image is None:
             raise DeviceError(f"{self._name}: stopped delivering frames")
         self.facts["stamps"] = "arrival" if stamp_ns is None else "driver"
-        laid_out = self._layout.of_image(image)
+        try:
+            laid_out = self._decode(image) if self._decode else self._layout.of_image(image)
+        except ValueError:
+            self.counts["corrupt"] += 1
+            return None
         if target is None:
             target = laid_out
         elif not np.shares_memory(laid_out, target):
             _write(laid_out, target)
-        return CapturedFrame(target, host_ns if stamp_ns is None else stamp_ns, lent=lent)
+        stamp_ns = host_ns if stamp_ns is None else stamp_ns
+        return CapturedFrame(target, stamp_ns, raw=self._raw, lent=lent)
 
     def close(self) -> None:
         """Release the device."""
         self._capture.release()
+
+
+def _decoder(layout: Layout) -> Callable[[npt.NDArray[np.generic]], Image]:
+    from perception.devices.damage import decode_jpeg  # loads FFmpeg
+
+    return decode_jpeg(layout)
 
 
 def driver_stamp_ns(position_ms: float, monotonic_ns: int, host_ns: int) -> int | None:

@@ -30,6 +30,8 @@ class CapturedFrame:
     """(height, width, 3) BGR or (height, width) grey, owned by the receiver."""
     stamp_ns: int
     exposure_ns: int | None = None
+    raw: bool = False
+    """Whether the pixels are as a sensor gave them, with no lossy coding in between."""
     lent: object = None
     """What `Lend` returned, if `image` lies there, as it is to be published."""
 

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol, Self
 
 from perception.backoff import Backoff
@@ -22,8 +22,8 @@ class FrameSource(Protocol):
         """What it really delivers."""
 
     @property
-    def corrupt(self) -> int:
-        """Pieces of data that could not be decoded so far."""
+    def counts(self) -> Mapping[str, int]:
+        """What it refused or left out so far, by reason."""
 
     def read(self) -> CapturedFrame | None:
         """Return the next frame, or None if waiting was cut short.
@@ -59,7 +59,7 @@ class Grabber:
         self._backoff = backoff or Backoff()
         self._delivers_since_s: float | None = None
         """When the source that is open gave its first frame. Of the grabbing thread alone."""
-        self._pace = RateLimit(rate_hz * _RATE_SLACK)
+        self._pace = RateLimit.of(rate_hz)
         self._ready = threading.Condition()
         self._newest: CapturedFrame | None = None
         self._counts: Counter[str] = Counter()
@@ -80,7 +80,7 @@ class Grabber:
     def report(self) -> DeviceReport:
         """Return counts of frames left out and of losses, and what the source delivers."""
         with self._ready:
-            counts = self._counts + Counter(corrupt=self._source.corrupt)
+            counts = self._counts + Counter(self._source.counts)
             status: Literal["ok", "lost"] = "lost" if self._reason else "ok"
             return DeviceReport(dict(counts), dict(self._source.facts), status, self._reason)
 
@@ -142,7 +142,7 @@ class Grabber:
                     self._reason = str(error)
                 continue
             with self._ready:
-                self._counts["corrupt"] += self._source.corrupt
+                self._counts.update(self._source.counts)
                 self._source = source
                 self._counts["reopened"] += 1
             return
@@ -155,6 +155,11 @@ class RateLimit:
         self._rate_hz = rate_hz
         self._credit = 1.0
         self._last_ns: int | None = None
+
+    @classmethod
+    def of(cls, rate_hz: float) -> Self:
+        """Return the limit for a source that claims this rate."""
+        return cls(rate_hz * _RATE_SLACK)
 
     def admits(self, stamp_ns: int) -> bool:
         """Return whether the item at `stamp_ns` is within the rate."""

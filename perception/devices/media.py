@@ -14,6 +14,7 @@ from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from perception.devices.damage import Damage, expose_damage
 from perception.devices.device import Samples
 from perception.errors import DeviceError
 
@@ -37,12 +38,22 @@ FrameT = TypeVar("FrameT", VideoFrame, AudioFrame)
 
 
 def open_container(
-    source: str | BinaryIO, options: dict[str, str] | None = None, *, name: str = ""
+    source: str | BinaryIO,
+    options: dict[str, str] | None = None,
+    *,
+    name: str = "",
+    form: str | None = None,
+    read_timeout_s: float = READ_TIMEOUT_S,
 ) -> InputContainer:
-    """Open a file or URL, or what is in memory under a name; DeviceError says what stands in the way."""
+    """Open a file or URL, or what is in memory under a name; DeviceError says what stands in the way.
+
+    `form` is FFmpeg's name of the format where it need not be found out.
+    """
     try:
-        timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
-        container: InputContainer = av.open(source, "r", options=options or {}, timeout=timeout, **_ANY_TAGS)
+        timeout = (OPEN_TIMEOUT_S, read_timeout_s)
+        container: InputContainer = av.open(
+            source, "r", format=form, options=options or {}, timeout=timeout, **_ANY_TAGS
+        )
         return container
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DeviceError(f"{name or source}: cannot be opened: {cause(error)}") from error
@@ -117,7 +128,7 @@ class Track(Generic[FrameT]):
         self._loop = loop
         self._start_s = start_s
         self.corrupt = 0
-        """Packets and frames that could not be decoded so far."""
+        """Packets that could not be decoded and frames that are damaged or rest on damage so far."""
         self.untimed = 0
         """Frames whose time was derived so far."""
         with open_container(path) as container:
@@ -163,9 +174,12 @@ class Track(Generic[FrameT]):
                 first = next(self._one_lap(0.0), None) if timing.by_decoding else None
                 timing.leap(first and first[1])
                 _seek(container, timing.origin_s + skip_s - _LEAD_S)
-            for frame in self._decode(container.demux(stream)):
+            damage = Damage()
+            if isinstance(stream, VideoStream):
+                expose_damage(stream.codec_context)
+            for frame in self._decode(container.demux(stream), damage):
                 seconds = timing.begin_s(frame)
-                if frame.is_corrupt:
+                if not damage.admits(frame) if isinstance(frame, VideoFrame) else frame.is_corrupt:
                     self.corrupt += 1
                 elif seconds is not None:
                     self._decoded += 1
@@ -173,12 +187,15 @@ class Track(Generic[FrameT]):
                         yield seconds, frame
             self.untimed += timing.untimed
 
-    def _decode(self, packets: "Iterator[Packet[Stream]]") -> Iterator[FrameT]:
+    def _decode(self, packets: "Iterator[Packet[Stream]]", damage: Damage) -> Iterator[FrameT]:
         while True:
             try:
                 packet = next(packets, None)
+                if packet is not None:
+                    damage.note(packet)
                 frames = packet.decode() if packet is not None else None
             except av.FFmpegError:
+                damage.failed()
                 self.corrupt += 1
                 continue
             if frames is None:

@@ -85,11 +85,14 @@ class FilmPixels:
         self.size: tuple[int, int] | None = None
         """(width, height) of the newest frame as it is shown, before it is brought to the layout's size."""
 
+    @property
+    def facts(self) -> dict[str, str | float]:
+        """The newest frame's size as a device reports it."""
+        return {} if self.size is None else {"width": self.size[0], "height": self.size[1]}
+
     def __call__(self, frame: "VideoFrame") -> Image:
         """Return one frame's pixels."""
-        matrix = frame.side_data.get(self._matrix)  # type: ignore[call-overload]
-        if matrix is not None:
-            self._filmed = orientation_of(np.frombuffer(bytes(matrix), np.int32))
+        self._filmed = self._of_film(frame)
         orientation = self._layout.orientation @ self._filmed
         square = (max(round(frame.width * self._aspect), 1), frame.height)
         self.size = _swapped(square, orientation)
@@ -97,6 +100,13 @@ class FilmPixels:
         width, height = _swapped(self._layout.scaled(self.size), orientation)
         pixels = frame.reformat(width, height, "bgr24").to_ndarray()
         return self._layout.fitted(_turned(pixels.astype(np.uint8, copy=False), orientation))
+
+    def _of_film(self, frame: "VideoFrame") -> Orientation:
+        try:
+            matrix = frame.side_data.get(self._matrix)  # type: ignore[call-overload]
+        except ValueError:  # beside it lies something that PyAV has no name for yet, as EXIF of a photo
+            return np.linalg.matrix_power(_CLOCKWISE, -round(frame.rotation / 90) % 4)
+        return self._filmed if matrix is None else orientation_of(np.frombuffer(bytes(matrix), np.int32))
 
 
 def orientation_of(matrix: npt.NDArray[np.int32]) -> Orientation:

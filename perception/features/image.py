@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from perception.features.jpeg import claimed_size
 from perception.messages import CameraFrame, Payload
 from perception.profile import Fit
 
@@ -42,15 +43,15 @@ def is_whole_jpeg(data: Image) -> bool:
 def _decode_jpeg(data: Image, shape: tuple[int, int]) -> Image:
     if not is_whole_jpeg(data):
         raise ValueError(f"payload of {data.size} bytes is no whole JPEG")
+    width, height = claimed_size(data.data)
+    if (height, width) != shape:
+        raise ValueError(f"image is {width} x {height}, its header says {shape[1]} x {shape[0]}")
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ValueError(f"payload of {data.size} bytes is no JPEG: {error.err}") from error
     if image is None:
         raise ValueError(f"payload of {data.size} bytes is no JPEG")
-    if image.shape[:2] != shape:
-        height, width = image.shape[:2]
-        raise ValueError(f"image is {width} x {height}, its header says {shape[1]} x {shape[0]}")
     return np.asarray(image, np.uint8)
 
 

@@ -19,6 +19,7 @@ from perception import topics
 from perception.bus import codec
 from perception.errors import BusError, MalformedMessageError
 from perception.features.image import is_whole_jpeg
+from perception.features.jpeg import claimed_size
 from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand, checked
 
 Made = tuple[Header, bytes]
@@ -93,6 +94,11 @@ def compressed(data: bytes, kind: str, stamp_ns: int) -> Made:
     buffer = np.frombuffer(data, np.uint8)
     # Orientation is not applied: the boxes of whoever recorded this lie on the picture as it is.
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    if data[:2] == _JPEG:
+        try:
+            claimed_size(data)
+        except ValueError as error:
+            raise UnusableError(str(error)) from error
     image = cv2.imdecode(buffer, flags) if data else None
     if image is None:
         raise UnusableError(f"a picture of format '{kind[:_NAME_SHOWN]}' that cannot be decoded")

@@ -1,0 +1,68 @@
+"""When a packet of a network stream was sent, from its own timestamp and the host's clock. Pure."""
+
+from typing import Final
+
+_LEARNING_NS: Final = 4_000_000_000
+_SLACK: Final = 0.02
+"""Timestamps that run further from the host's clock are a nominal rate, not times.
+
+As fast a lasting delay is forgotten: it cannot be told from such a rate.
+"""
+_LEAP_NS: Final = 10_000_000_000
+"""A stream that seems later than this was started again."""
+
+
+class StreamClock:
+    """Stamps packets by the timestamps of their stream.
+
+    The packet with the least delay seen so far had none; every other is as late as its timestamp says. That
+    shows what arrival hides: a network, a relay or a busy host that holds packets back. A stream whose
+    timestamps do not run like a clock is stamped by arrival.
+    """
+
+    def __init__(self) -> None:
+        self._began: tuple[int, int] | None = None
+        self._last_ns = 0
+        self._offset_ns: float = 0.0
+        """Host time minus stream time of the packets with the least delay."""
+        self._updated_ns = 0
+        self.trusted = False
+
+    def stamp_ns(self, time_ns: int | None, arrival_ns: int) -> int:
+        """Return when a packet was sent.
+
+        Args:
+            time_ns: the stream's own time of it in ns, if it has one.
+            arrival_ns: host time at which it was received.
+        """
+        if time_ns is None:
+            return arrival_ns
+        delay_ns = self._delay_ns(time_ns, arrival_ns)
+        if self._began is None or time_ns < self._last_ns or not 0 <= delay_ns <= _LEAP_NS:
+            self._begin(time_ns, arrival_ns)
+            delay_ns = 0.0
+        self._last_ns = time_ns
+        if not self.trusted:
+            self._learn(time_ns, arrival_ns)
+            return arrival_ns
+        return arrival_ns - round(delay_ns)
+
+    def _begin(self, time_ns: int, arrival_ns: int) -> None:
+        self._began, self.trusted = (time_ns, arrival_ns), False
+        self._offset_ns, self._updated_ns = arrival_ns - time_ns, arrival_ns
+
+    def _delay_ns(self, time_ns: int, arrival_ns: int) -> float:
+        """Return how much later than the earliest it came; the earliest may drift."""
+        allowed_ns = self._offset_ns + _SLACK * (arrival_ns - self._updated_ns)
+        self._offset_ns = min(allowed_ns, arrival_ns - time_ns)
+        self._updated_ns = arrival_ns
+        return arrival_ns - time_ns - self._offset_ns
+
+    def _learn(self, time_ns: int, arrival_ns: int) -> None:
+        assert self._began is not None
+        streamed_ns, passed_ns = time_ns - self._began[0], arrival_ns - self._began[1]
+        if passed_ns < _LEARNING_NS:
+            return
+        self.trusted = abs(streamed_ns - passed_ns) <= _SLACK * passed_ns
+        if not self.trusted:
+            self._begin(time_ns, arrival_ns)
