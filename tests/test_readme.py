@@ -61,8 +61,10 @@ def test_the_subscriber_script_works_as_pasted(runtime_directory: Path) -> None:
 def test_every_command_and_option_it_shows_exists() -> None:
     shown = re.findall(r"perception ([a-z]+)((?: [a-z]+)?)([^`\n]*)", README)
     assert {name for name, _, _ in shown if name in cli.commands} == set(cli.commands)
-    for name, _, rest in shown:
+    for name, sub, rest in shown:
         command = cli.commands.get(name)
+        if isinstance(command, click.Group):
+            command = command.commands.get(sub.strip())
         if command is not None:
             known = {option for parameter in command.params for option in parameter.opts}
             assert set(re.findall(r"--[a-z]+", rest)) <= known, name
