@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from perception.retrieval.ranking import Worth
     from perception.retrieval.search import Hit, Query, Shelf
 
-KINDS = ("frames", "sounds", "commands")
+KINDS = ("frames", "sounds", "commands", "states")
 _existing = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -26,6 +26,11 @@ _existing = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--evaluate", metavar="TRACK", help="Instead of QUERY: every class of this label track is one.")
 @click.option(
     "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Results of each kind."
+)
+@click.option(
+    "--floor",
+    type=click.FloatRange(-1, 1),
+    help="Score under which nothing is shown; default: words 0.3, CLIP 0.2, CLAP 0.1, other models none.",
 )
 @click.option(
     "--apart",
@@ -61,6 +66,7 @@ def search(
     sound: Path | None,
     evaluate: str | None,
     top: int,
+    floor: float | None,
     apart: float,
     every: float,
     length: float,
@@ -71,16 +77,18 @@ def search(
 ) -> None:
     """Find when something was seen, heard or said: perception search kitchen.mcap "a red cup".
 
-    SESSIONs are files or folders. What they hold is embedded once, into an index beside each; results
-    come by kind, as a score is comparable within its kind and model only.
+    SESSIONs are files or folders. Commands, labels and what states name (fused classes, faces, speech, ...)
+    are found by their words. Frames and sounds need a model, and are embedded once, into an index beside
+    each session. Results come by kind, as a score is comparable within its kind and model only.
     """
-    from perception.fusion.build import pick_device
     from perception.retrieval import search as engine
-    from perception.retrieval.index import Step
+    from perception.retrieval.streams import Step
 
     instead = [option for option in (image, sound, evaluate) if option is not None]
     if len(instead) > 1 or (not instead and len(words) < 2):
         raise click.UsageError("give sessions and one of: QUERY, --image, --sound, --evaluate")
+    if not instead and (Path(words[-1]).exists() or words[-1].endswith(".mcap")):
+        raise click.UsageError(f"'{words[-1]}' is a session or file; the QUERY comes last")
     sessions = engine.find_sessions([Path(word) for word in (words if instead else words[:-1])])
     query = _query(words[-1], image, sound)
     shelves = engine.open_shelves(
@@ -88,16 +96,21 @@ def search(
         [kind for kind in query.kinds if kinds in (kind, "all")],
         engine.chosen(models),
         Step(every, length),
-        device=pick_device("auto"),
         folder=index,
         say=lambda text: click.echo(f"perception: {text}", err=True),
     )
     if evaluate is not None:
-        spans = engine.labelled(sessions, evaluate)
-        _show_worth([(shelf, engine.evaluate(shelf, spans, apart_s=apart)) for shelf in shelves], as_json)
+        from perception.retrieval import evaluation
+
+        spans = evaluation.labelled(sessions, evaluate)
+        _show_worth([(shelf, evaluation.evaluate(shelf, spans, apart_s=apart)) for shelf in shelves], as_json)
         return
-    found = [(shelf, engine.search(shelf, query, top=top, apart_s=apart)) for shelf in shelves]
-    _show_hits(found, as_json)
+    floors = [engine.floor_of(shelf, query) if floor is None else floor for shelf in shelves]
+    found = [
+        (shelf, engine.search(shelf, query, top=top, apart_s=apart, floor=least))
+        for shelf, least in zip(shelves, floors, strict=True)
+    ]
+    _show_hits(found, floors, as_json)
     if sheet is not None:
         from perception.retrieval import sheet as contact
 
@@ -113,20 +126,23 @@ def _query(text: str, image: Path | None, sound: Path | None) -> "Query":
     return Query(text) if sound is None else sound_query(sound)
 
 
-def _show_hits(found: "Sequence[tuple[Shelf, Sequence[Hit]]]", as_json: bool) -> None:
+def _show_hits(
+    found: "Sequence[tuple[Shelf, Sequence[Hit]]]", floors: "Sequence[float | None]", as_json: bool
+) -> None:
     if as_json:
         rows = {shelf.kind: {"model": shelf.model, "hits": list(map(asdict, hits))} for shelf, hits in found}
         click.echo(json.dumps(rows, ensure_ascii=False, default=str))
         return
-    for shelf, hits in found:
-        click.echo(f"{shelf}: {len(hits)} of {len(shelf)}")
+    for (shelf, hits), floor in zip(found, floors, strict=True):
+        least = "" if floor is None else f", score {floor:g} or more"
+        click.echo(f"{shelf}: {len(hits)} of {len(shelf)}{least}")
         for rank, hit in enumerate(hits, 1):
             click.echo(f"{rank:4}  {hit}")
 
 
 def _show_worth(found: "Sequence[tuple[Shelf, Mapping[str, Worth]]]", plain: bool) -> None:
+    from perception.retrieval.evaluation import as_json
     from perception.retrieval.ranking import RECALL_AT, mean
-    from perception.retrieval.search import as_json
 
     if plain:
         click.echo(json.dumps(as_json(found), ensure_ascii=False))

@@ -73,10 +73,10 @@ def evaluate(
     workers: int | None,
 ) -> None:
     """Report on the checkpoint HEAD with SOURCES that it was not trained on."""
-    from perception.retrieval import search
+    from perception.retrieval import evaluation, search
     from perception.training import run
 
-    found = search.judge(sources, track, search.chosen(models), say=click.echo) if models else {}
+    found = evaluation.judge(sources, track, search.chosen(models), say=click.echo) if models else {}
     run.evaluate(
         head,
         sources,

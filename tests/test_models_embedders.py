@@ -16,8 +16,8 @@ from perception.models.embedders import (
     SentenceEmbedder,
     SoundEmbedder,
     Vectors,
-    lexical_similarity,
 )
+from perception.models.lexical import lexical_similarity
 from tests.retrieval import clap, clip, sentences
 
 CPU = torch.device("cpu")

@@ -4,32 +4,47 @@ The models are tiny and random: that they find anything by meaning is not claime
 """
 
 import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import soundfile
-import torch
+from msgspec import structs
 from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score
 
 from perception.cli import run
 from perception.devices.scripted import messages
 from perception.errors import PerceptionError, SessionError, WeightsError
-from perception.messages import AudioBlock, CameraFrame, Label, Message, TextCommand
-from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
+from perception.messages import (
+    AudioBlock,
+    Box,
+    BranchState,
+    CameraFrame,
+    FusedState,
+    Label,
+    Message,
+    TextCommand,
+)
+from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig, parse
+from perception.retrieval import evaluation
 from perception.retrieval import search as engine
-from perception.retrieval.index import Step
 from perception.retrieval.ranking import best, mean, worth
-from perception.retrieval.search import LEXICAL, Query, Shelf, open_shelves, search
+from perception.retrieval.search import LEXICAL, Hit, Query, Shelf, open_shelves, search
 from perception.retrieval.sheet import picture_of, sound_of
-from perception.session import SessionWriter, read
+from perception.retrieval.streams import Step
+from perception.session import SessionWriter, read, replay
 from perception.session.tracks import image
 from perception.training.labels import Span
 from tests import retrieval
 from tests.streams import START_NS
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 SECONDS = 12
 STEP = Step(every_s=0.5, sound_s=2.0)
 
@@ -187,21 +202,20 @@ def test_a_missing_model_is_one_clear_error(sessions: list[Path]) -> None:
         shelf(sessions, "frames", "/no/such/clip")
 
 
-def test_without_default_models_words_are_compared_and_the_rest_is_left_out(sessions: list[Path]) -> None:
-    nowhere = dict.fromkeys(engine.DEFAULT_MODELS, "/no/such/model")
+def test_models_that_are_not_here_and_not_asked_for_are_left_out(sessions: list[Path]) -> None:
+    nowhere = engine.DEFAULT_MODELS | dict.fromkeys(("frames", "sounds"), "/no/such/model")
     said: list[str] = []
 
     def open_(*kinds: str) -> list[Shelf]:
         return open_shelves(sessions, kinds, {}, STEP, device=CPU, defaults=nowhere, say=said.append)
 
-    found = open_("frames", "sounds", "commands")
-    assert [(one.kind, one.model) for one in found] == [("commands", LEXICAL)]
-    assert [line.split(":")[:2] for line in said] == [
-        ["frames", " left out"],
-        ["sounds", " left out"],
-        ["commands", " compared by words"],
+    found = open_("frames", "sounds", "commands", "states")
+    assert [(one.kind, one.model) for one in found] == [("commands", LEXICAL), ("states", LEXICAL)]
+    assert said == [
+        f"{kind}: left out, /no/such/model is not on this machine; fetch it by --model {kind}=/no/such/model"
+        for kind in ("frames", "sounds")
     ]
-    with pytest.raises(WeightsError):
+    with pytest.raises(WeightsError):  # alone it is asked for
         open_("frames")
 
 
@@ -249,7 +263,7 @@ def test_what_lies_in_a_span_of_a_class_is_relevant(sessions: list[Path]) -> Non
             Span(wanted.stamp_ns + 1, wanted.stamp_ns + 2, "nothing_there"),
         ]
     }
-    judged = engine.evaluate(own, spans, apart_s=0.0)
+    judged = evaluation.evaluate(own, spans, apart_s=0.0)
     assert list(judged) == [name]
     assert (judged[name].relevant, judged[name].count) == (1, len(own))
     same = sum(line.text == wanted.text for path in sessions for line in texts_of(path))
@@ -284,6 +298,101 @@ def test_the_command_prints_times_and_draws_a_sheet(
     assert "mean of" in capsys.readouterr().out
 
 
+PROFILE = """
+[fusion]
+hop_ms = 250
+device = "cpu"
+threads = 1
+[fusion.inputs]
+camera = { topic = "camera/front" }
+microphone = { topic = "microphone/main" }
+[fusion.encoders]
+markers = { input = "camera", kind = "aruco" }
+voice = { input = "microphone", kind = "silero" }
+[fusion.head]
+classes = ["busy_hands", "quiet_room"]
+"""
+
+
+@pytest.fixture(scope="module")
+def fused(folder: Path, sessions: list[Path]) -> tuple[Path, list[FusedState]]:
+    """A session with what a fusion inferred, and a marker that it saw, as the detector publishes one."""
+    profile = parse(tomllib.loads(PROFILE), where="test")
+    states = list(replay(sessions[0], profile))
+    seen = BranchState(labels=("18",), scores=(1.0,), boxes=(Box(x=5, y=5, width=9, height=9, label="18"),))
+    for number in range(20, 24):
+        camera = structs.replace(states[number].modalities["camera"], branches={"markers": seen})
+        both = states[number].modalities | {"camera": camera}
+        states[number] = structs.replace(states[number], modalities=both)
+    recorded = [Message("state/fused", state, received_ns=state.stamp_ns) for state in states]
+    with SessionWriter(folder / "fused.mcap") as writer:
+        for message in sorted([*read(sessions[0]), *recorded], key=lambda one: one.received_ns):
+            writer.write(message)
+    return folder / "fused.mcap", states
+
+
+def test_what_states_name_is_found_by_its_name_where_it_began(fused: tuple[Path, list[FusedState]]) -> None:
+    path, states = fused
+
+    def first(name: str, where: str) -> Hit:
+        (own,) = open_shelves([path], ["states"], {}, STEP, say=print)
+        hits = search(own, Query(name), top=50, apart_s=0, floor=0.3)
+        return next(hit for hit in sorted(hits, key=lambda hit: hit.stamp_ns) if hit.note.startswith(where))
+
+    def voice(state: FusedState) -> float:
+        branches = state.modalities["microphone"].branches
+        return branches["voice"].scores[0] if branches else 0.0
+
+    assert first("speech", "microphone/voice").stamp_ns == next(s.stamp_ns for s in states if voice(s) >= 0.3)
+    for words in ("marker 18", "18", "markers"):
+        marker = first(words, "camera/markers")
+        assert (marker.stamp_ns, marker.note) == (states[20].stamp_ns, "camera/markers 1.00, 0.8 s")
+    name = states[0].fused.label.replace("_", " ")
+    hit = first(name, "fused")
+    assert (hit.topic, hit.text, hit.stamp_ns) == ("state/fused", name, states[0].stamp_ns)
+    (own,) = open_shelves([path], ["states"], {}, STEP, say=print)
+    assert len(own) < len(states) / 2, "a name that states repeat is one thing"
+
+
+def test_under_the_floor_nothing_is_shown(
+    fused: tuple[Path, list[FusedState]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("search", fused[0], "--in", "states", "--apart", 0)
+    for unrelated in ("unicorn", "walking the dog", "zebra", "0000", "?"):
+        assert command(*arguments[:2], unrelated, *arguments[2:]) == 0
+        assert re.fullmatch(r"states \(lexical\): 0 of \d+, score 0\.3 or more\n", capsys.readouterr().out)
+    assert command(*arguments[:2], "speech", *arguments[2:], "--floor", 1) == 0
+    strict = capsys.readouterr().out
+    assert command(*arguments[:2], "speech", *arguments[2:], "--floor", 0.01) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= len(strict.splitlines()) > 0
+
+
+def test_a_search_by_words_loads_no_model_and_no_torch(fused: tuple[Path, list[FusedState]]) -> None:
+    code = (
+        "import sys\n"
+        "from perception.cli import run\n"
+        "session = sys.argv[1]\n"
+        "ways = [], ['--in', 'commands'], ['--json']\n"
+        "codes = [run(['search', session, 'speech', *more]) for more in ways]\n"
+        "print(codes, {'torch', 'transformers', 'cv2', 'av'} & set(sys.modules))\n"
+    )
+    nowhere = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(fused[0].parent / "hub")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(fused[0])], env=nowhere, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1:] == ["[0, 0, 0] set()"], done.stderr
+    assert "  state/fused  speech  (microphone/voice " in done.stdout
+    assert done.stderr.count("left out") == 4
+
+
+def test_a_file_in_the_place_of_the_query_is_said(
+    sessions: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("search", *sessions) == 2
+    assert "is a session or file; the QUERY comes last" in capsys.readouterr().err
+    assert command("search", sessions[0], "forgotten.mcap") == 2
+
+
 def test_nothing_found_is_an_empty_list_and_an_empty_sheet(
     sessions: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,7 +421,7 @@ def test_a_wrong_command_is_one_line(
 
 def test_labels_and_sessions_must_be_there(sessions: list[Path], tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="no labels of track 'mood'"):
-        engine.labelled(sessions, "mood")
+        evaluation.labelled(sessions, "mood")
     with pytest.raises(SessionError, match="no sessions"):
         engine.find_sessions([tmp_path])
     with pytest.raises(PerceptionError, match="no picture that can be decoded"):

@@ -7,7 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from msgspec import structs
 
 from perception.errors import SessionError
@@ -15,8 +14,8 @@ from perception.fusion.core import Counts, FusionCore
 from perception.fusion.window import Window
 from perception.messages import CameraFrame, Header, Message, TextCommand
 from perception.profile import EncoderConfig, FusionConfig, HeadConfig, InputConfig, Profile
-from perception.retrieval.index import Step
 from perception.retrieval.search import open_shelves
+from perception.retrieval.streams import Step
 from perception.session import Session, SessionWriter, export_lerobot, export_webdataset, replay
 from perception.session.cutting import MAX_SILENCE_NS, account, cut_as_arrived
 from perception.session.perturb import Perturbed, stamp_leap
@@ -110,7 +109,7 @@ def entries(path: Path, how: str, out: Path) -> int:
 
 def found_in(path: Path, model: Path, every_s: float = 0.1) -> int:
     """How many pictures a search index of a session holds."""
-    models, cpu = {"frames": str(model)}, torch.device("cpu")
+    models, cpu = {"frames": str(model)}, "cpu"
     (shelf,) = open_shelves([path], ["frames"], models, Step(every_s), device=cpu, say=print)
     return len(shelf)
 

@@ -10,14 +10,13 @@ import av
 import numpy as np
 import pytest
 import soundfile
-import torch
 from click.testing import CliRunner
 from msgspec import structs
 
 from perception.cli import cli
 from perception.messages import AudioBlock, CameraFrame, Header, Health, Label, Message, TextCommand
-from perception.retrieval.index import Step
 from perception.retrieval.search import LEXICAL, Query, open_shelves, search
+from perception.retrieval.streams import Step
 from perception.session import Session, SessionWriter, import_media, read
 from perception.session.convert.selection import Selection
 from perception.session.edit import repair, trim
@@ -159,7 +158,7 @@ def test_all_commands_count_the_same_seconds(session: Path) -> None:
     (word,) = command("session", "cat", session, "--topics", "text/*").splitlines()
     assert word.startswith("text/say #0  at 3.000 s  age 2.0 ms")
     models = {"commands": LEXICAL}
-    shelves = open_shelves([session], ["commands"], models, Step(), device=torch.device("cpu"), say=print)
+    shelves = open_shelves([session], ["commands"], models, Step(), device="cpu", say=print)
     hits = search(shelves[0], Query("come here"), top=1, apart_s=1.0)
     assert [hit.at_s for hit in hits] == [3.0]
 

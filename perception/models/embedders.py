@@ -16,7 +16,7 @@ import torch
 from perception.errors import WeightsError
 from perception.models.encoder import TextInput
 from perception.models.images import Image, check_bgr
-from perception.models.text import TransformersTextEncoder, load_tokenizer, phrase_vectorizer
+from perception.models.text import TransformersTextEncoder, load_tokenizer
 from perception.models.transformers_audio import TransformersAudioEncoder
 from perception.models.vision import load_image_processor
 from perception.models.weights import hub_folder, load_transformer, weights_hash
@@ -92,21 +92,6 @@ class SentenceEmbedder:
         """Embed texts into (n, dim)."""
         features = [self._encoder(TextInput(text)).features for text in texts]
         return _unit(torch.stack(features)) if features else np.zeros((0, self._encoder.dim), np.float32)
-
-
-def lexical_similarity(text: str, others: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Return how much a text resembles each of n others by its words and spelling alone, (n,) in [0, 1].
-
-    The cosine of TF-IDF over words and their pairs and over character n-grams, fitted on the others.
-    """
-    from sklearn.metrics.pairwise import cosine_similarity
-
-    if not any(character.isalnum() for other in others for character in other):
-        return np.zeros(len(others), np.float32)
-    vectorizer = phrase_vectorizer()
-    known = vectorizer.fit_transform(others)
-    similarity = cosine_similarity(known, vectorizer.transform([text]))
-    return np.asarray(similarity[:, 0], np.float32)
 
 
 def model_folder(model: str) -> Path:

@@ -13,6 +13,7 @@ from torch import nn
 from perception.errors import WeightsError
 from perception.messages import BranchState
 from perception.models.encoder import Encoding, TextInput
+from perception.models.lexical import phrase_vectorizer
 from perception.models.options import OTHER, TfidfOptions, TransformersTextOptions
 from perception.models.weights import State, hub_folder, load_transformer, save_transformer, seeded, source_of
 
@@ -143,17 +144,6 @@ def _random_bert(seed: int) -> tuple[Any, Any]:
     with seeded(seed):
         model = BertModel(BertConfig())
     return model, BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-
-
-def phrase_vectorizer() -> Any:
-    """Return TF-IDF over words and their pairs and over character n-grams, not fitted yet."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_union
-
-    return make_union(
-        TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True),
-        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True),
-    )
 
 
 class TfidfIntents:

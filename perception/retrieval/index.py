@@ -15,55 +15,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from perception.errors import SessionError
 from perception.fusion.core import Counts
-from perception.messages import Header, Label, Message, TextCommand
 from perception.models.embedders import PictureEmbedder, SentenceEmbedder, SoundEmbedder, Vectors
+from perception.retrieval.streams import Step, Stream, text_stream, topics
 from perception.session.cutting import account
-from perception.session.moments import Moments, inputs_of
+from perception.session.moments import Moments
 from perception.session.reader import Session
 from perception.training.cache import Cache, key
 
-Times = npt.NDArray[np.int64]
 Embedder = PictureEmbedder | SoundEmbedder | SentenceEmbedder
-KINDS: Final = {"frames": ("camera",), "sounds": ("microphone",), "commands": ("text", "label")}
-"""What can be found, and the prefixes of its topics."""
 _BATCH: Final = 16
 _PROBE_BYTES: Final = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What of continuous streams is embedded: a frame every so often, sounds that overlap by half."""
-
-    every_s: float = 0.5
-    sound_s: float = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """What can be found in one topic of a session: n frames, sounds or texts."""
-
-    path: Path
-    start_ns: int
-    """Stamp from which the session's seconds count."""
-    topic: str
-    stamps_ns: Times
-    """(n,) when it happened; of a sound the middle."""
-    received_ns: Times
-    """(n,) arrival of the newest message it was made of: where it lies in the file."""
-    texts: tuple[str, ...] = ()
-    """What the n commands or labels say; empty for frames and sounds."""
-    vectors: Vectors | None = None
-    """(n, dim), mapped from the file; None where texts are compared by their words."""
-    lost: tuple[str, ...] = ()
-    """What of the topic did not go in, in lines."""
-
-    def __len__(self) -> int:
-        return len(self.stamps_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +41,7 @@ class _Item:
 def streams(
     path: Path,
     kind: str,
-    embedder: Embedder | None,
+    embedder: Embedder,
     step: Step,
     folder: Path | None = None,
     on_item: Callable[[], object] = lambda: None,
@@ -85,8 +50,8 @@ def streams(
 
     Args:
         path: the session.
-        kind: of KINDS.
-        embedder: for that kind; None for commands that are compared by their words.
+        kind: frames, sounds or commands.
+        embedder: for that kind.
         step: what of continuous streams goes in.
         folder: of the index; default: beside the session.
         on_item: called for each thing that is embedded.
@@ -94,39 +59,39 @@ def streams(
     Raises:
         SessionError: the session cannot be read, or the index not be written.
     """
-    cache = None if embedder is None else _cache(folder or path.with_suffix(".index"))
+    cache = Cache(folder or path.with_suffix(".index"), option="--index")
     source = fingerprint(path)
     found = []
     with Session(path) as session:
-        start_ns = session.zero.stamp_ns
-        for topic in _topics(session, kind):
+        for topic in topics(session, kind):
             counts: Counts = defaultdict(Counter)
-            items = _items(session, kind, topic, step, counts)
-            texts: tuple[str, ...] = ()
-            if kind == "commands":
-                items = list(items)
-                texts = tuple(item.data for item in items)
-            if cache is None or embedder is None:
-                stored = _times(list(items))
-            else:
-                name = key(source, embedder.hash, {"topic": topic, **_decisive(kind, step)})
-                if (cached := cache.get(name)) is None:
-                    cached = _embedded(iter(items), embedder, on_item)
-                    cache.put(name, cached, counts)
-                stored, counts = cached, cache.counts(name)
-            arrays = {entry: tensor.numpy() for entry, tensor in stored.items()}
-            found.append(Stream(path, start_ns, topic, texts=texts, lost=tuple(account(counts)), **arrays))
+            stream, items = _opened(session, kind, topic, step, counts)
+            name = key(source, embedder.hash, {"topic": topic, **_decisive(kind, step)})
+            if (stored := cache.get(name)) is None:
+                stored = _embedded(iter(items), embedder, on_item)
+                cache.put(name, stored, counts)
+            arrays: dict[str, Any] = {entry: tensor.numpy() for entry, tensor in stored.items()}
+            lost = (*stream.lost, *account(cache.counts(name)))
+            found.append(replace(stream, lost=lost, **arrays))
     return found
 
 
-def topics(path: Path, kind: str) -> list[str]:
-    """Return the topics of one kind in a session; SessionError if it cannot be read."""
-    with Session(path) as session:
-        return _topics(session, kind)
-
-
-def _topics(session: Session, kind: str) -> list[str]:
-    return [topic for prefix in KINDS[kind] for topic in inputs_of(session, ("*",), prefix)]
+def _opened(
+    session: Session, kind: str, topic: str, step: Step, counts: Counts
+) -> tuple[Stream, Iterable[_Item]]:
+    """Return a stream without its vectors, and what is to be embedded."""
+    if kind == "commands":
+        said = text_stream(session, topic)
+        times = zip(said.stamps_ns.tolist(), said.received_ns.tolist(), said.texts, strict=True)
+        return said, [_Item(*one) for one in times]
+    none = np.zeros(0, np.int64)
+    stream = Stream(session.path, session.zero.stamp_ns, topic, none, none)
+    if kind == "frames":
+        seen = Moments(session, [topic], rate_hz=1 / step.every_s, sound_ms=0, counts=counts)
+        return stream, _frames(seen, topic)
+    rate_hz, sound_ms = 2 / step.sound_s, step.sound_s * 1000
+    heard = Moments(session, [topic], rate_hz=rate_hz, sound_ms=sound_ms, counts=counts)
+    return stream, _sounds(heard, topic, step.sound_s)
 
 
 def fingerprint(path: Path) -> str:
@@ -146,29 +111,10 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _cache(folder: Path) -> Cache:
-    try:
-        return Cache(folder)
-    except OSError as error:
-        raise SessionError(
-            f"{folder}: no index can be kept there ({error.strerror}); give --index"
-        ) from error
-
-
 def _decisive(kind: str, step: Step) -> dict[str, float]:
     if kind == "frames":
         return {"every_s": step.every_s}
     return {"sound_s": step.sound_s} if kind == "sounds" else {}
-
-
-def _items(session: Session, kind: str, topic: str, step: Step, counts: Counts) -> Iterable[_Item]:
-    if kind == "frames":
-        return _frames(Moments(session, [topic], rate_hz=1 / step.every_s, sound_ms=0, counts=counts), topic)
-    if kind == "sounds":
-        rate_hz, sound_ms = 2 / step.sound_s, step.sound_s * 1000
-        heard = Moments(session, [topic], rate_hz=rate_hz, sound_ms=sound_ms, counts=counts)
-        return _sounds(heard, topic, step.sound_s)
-    return _texts(session, topic)
 
 
 def _frames(moments: Moments, topic: str) -> Iterator[_Item]:
@@ -187,19 +133,6 @@ def _sounds(moments: Moments, topic: str, sound_s: float) -> Iterator[_Item]:
         sound, received_ns = moment.sound(topic), moment.window.inputs[topic].received_ns
         if sound is not None and received_ns is not None:
             yield _Item(moment.window.end_ns - round(sound_s * 5e8), received_ns, sound)
-
-
-def _texts(session: Session, topic: str) -> Iterator[_Item]:
-    for message in session.messages([topic]):
-        if words := _words(message):
-            yield _Item(message.header.stamp_ns, message.received_ns, words)
-
-
-def _words(message: Message[Header]) -> str:
-    header = message.header
-    if isinstance(header, Label):
-        return header.name.replace("_", " ").strip()
-    return header.text.strip() if isinstance(header, TextCommand) and header.final else ""
 
 
 def _embedded(

@@ -6,7 +6,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score
 
 Scores = npt.NDArray[np.float32]
 RECALL_AT: Final = (1, 5, 10)
@@ -49,6 +48,8 @@ class Worth:
 
 def worth(scores: Scores, relevant: npt.NDArray[np.bool_], results: Sequence[int]) -> Worth:
     """Judge the ranking of (n,) scores by what is relevant (n,) bool, at least one, and its results."""
+    from sklearn.metrics import average_precision_score
+
     return Worth(
         relevant=int(relevant.sum()),
         count=len(relevant),

@@ -1,46 +1,41 @@
-"""Search in recorded sessions: by words, by a picture, by a sound."""
+"""Search in recorded sessions: by words, by a picture, by a sound.
+
+Texts are compared by their words; torch is loaded only where a model embeds frames, sounds or texts.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
-from rich.console import Console
-from rich.progress import Progress
 
-from perception.devices.media import Sound, open_container
 from perception.errors import DeviceError, ProfileError, SessionError, WeightsError
-from perception.fusion.build import pick_device
-from perception.models.embedders import (
-    PictureEmbedder,
-    SentenceEmbedder,
-    SoundEmbedder,
-    Vectors,
-    lexical_similarity,
-)
-from perception.models.images import Image
-from perception.retrieval import APART_S
-from perception.retrieval.index import KINDS, Embedder, Step, Stream, streams, topics
-from perception.retrieval.ranking import RECALL_AT, Scores, Worth, best, mean, worth
-from perception.training.dataset import SessionSource
-from perception.training.labels import Span
+from perception.models.lexical import lexical_similarity, shares_word
+from perception.progress import progress
+from perception.retrieval.ranking import Scores, best
+from perception.retrieval.streams import KINDS, Step, Stream, has, text_streams
 
+if TYPE_CHECKING:
+    from perception.retrieval.index import Embedder
+    from perception.training.labels import Span
+
+LEXICAL: Final = "lexical"
+"""Instead of a model: texts are compared by their words."""
 DEFAULT_MODELS: Final = {
     "frames": "openai/clip-vit-base-patch32",
     "sounds": "laion/clap-htsat-unfused",
-    "commands": "sentence-transformers/all-MiniLM-L6-v2",
+    "commands": LEXICAL,
+    "states": LEXICAL,
 }
-EMBEDDERS: Final[dict[str, Callable[..., Embedder]]] = {
-    "frames": PictureEmbedder,
-    "sounds": SoundEmbedder,
-    "commands": SentenceEmbedder,
-}
-LEXICAL: Final = "lexical"
-"""Instead of a sentence model: texts are compared by their words."""
+MODELLED: Final = ("frames", "sounds", "commands")
+"""Kinds that a model may embed."""
+FLOORS: Final = {"openai/clip-vit-base-patch32": 0.2, "laion/clap-htsat-unfused": 0.1, LEXICAL: 0.3}
+"""Cosine of a text, by model, under which what is found has nothing to do with it: CLIP gives about 0.3 to
+pictures that do, 0.15 to others. Other models have other scales, known to those who choose them."""
+Image = npt.NDArray[np.uint8]
+Vector = npt.NDArray[np.float32]
 Say = Callable[[str], Any]
 
 
@@ -74,9 +69,13 @@ class Hit:
     score: float
     """Cosine. Comparable within one kind and model only."""
     text: str
+    note: str = ""
+    """What else is known of the text: who inferred it, how surely, for how long."""
 
     def __str__(self) -> str:
-        return f"{self.score:6.3f}  {clock(self.at_s):>11}  {self.path}  {self.topic}  {self.text}".rstrip()
+        note = f"({self.note})" if self.note else ""
+        parts = (f"{self.score:6.3f}", f"{clock(self.at_s):>11}", self.path, self.topic, self.text, note)
+        return "  ".join(map(str, parts)).rstrip()
 
 
 def clock(seconds: float) -> str:
@@ -88,6 +87,8 @@ def clock(seconds: float) -> str:
 
 def picture_query(file: Path) -> Query:
     """Look for what resembles a picture file; DeviceError if it is none."""
+    import cv2
+
     image = cv2.imread(str(file), cv2.IMREAD_COLOR)
     if image is None:
         raise DeviceError(f"{file}: no picture that can be decoded")
@@ -96,6 +97,8 @@ def picture_query(file: Path) -> Query:
 
 def sound_query(file: Path) -> Query:
     """Look for what resembles an audio file or a video's sound; DeviceError if it has none."""
+    from perception.devices.media import Sound, open_container
+
     with open_container(str(file)) as container:
         rates_hz = [stream.rate for stream in container.streams.audio]
     if not rates_hz:
@@ -110,7 +113,7 @@ def sound_query(file: Path) -> Query:
 class Shelf:
     """All things of one kind in some sessions, with what embeds them."""
 
-    def __init__(self, kind: str, model: str, embedder: Embedder | None, found: Sequence[Stream]) -> None:
+    def __init__(self, kind: str, model: str, embedder: "Embedder | None", found: Sequence[Stream]) -> None:
         self.kind = kind
         self.model = model
         self._embedder = embedder
@@ -130,11 +133,17 @@ class Shelf:
         if not self._streams:
             return np.zeros(0, np.float32)
         if self._embedder is None:
-            return lexical_similarity(query.text, [text for one in self._streams for text in one.texts])
+            texts = [text for one in self._streams for text in one.texts]
+            sure = np.concatenate(
+                [np.ones(len(one)) if one.sure is None else one.sure for one in self._streams]
+            )
+            alike = lexical_similarity(query.text, texts) * shares_word(query.text, texts)
+            scores: Scores = (alike * sure).astype(np.float32)
+            return scores
         vector = self._vector(query, self._embedder)
         return np.concatenate([one.vectors @ vector for one in self._streams if one.vectors is not None])
 
-    def relevant(self, spans: Mapping[Path, Sequence[Span]]) -> npt.NDArray[np.bool_]:
+    def relevant(self, spans: "Mapping[Path, Sequence[Span]]") -> npt.NDArray[np.bool_]:
         """Return which things lie in one of the spans of their session, (n,)."""
         found = np.zeros(len(self), bool)
         for group, stream in enumerate(self._streams):
@@ -157,18 +166,20 @@ class Shelf:
         stream, at = self._streams[group], index - int(np.searchsorted(self.groups, group))
         stamp_ns, received_ns = int(stream.stamps_ns[at]), int(stream.received_ns[at])
         at_s = (stamp_ns - stream.start_ns) / 1e9
-        text = stream.texts[at] if stream.texts else ""
-        return Hit(stream.path, stream.topic, stamp_ns, received_ns, at_s, score, text)
+        text, note = (stream.texts[at], stream.notes[at]) if stream.texts else ("", "")
+        return Hit(stream.path, stream.topic, stamp_ns, received_ns, at_s, score, text, note)
 
     @staticmethod
-    def _vector(query: Query, embedder: Embedder) -> Vectors:
+    def _vector(query: Query, embedder: "Embedder") -> Vector:
+        from perception.models.embedders import PictureEmbedder, SoundEmbedder
+
         if query.picture is not None and isinstance(embedder, PictureEmbedder):
             vectors = embedder.pictures([query.picture])
         elif query.sound is not None and isinstance(embedder, SoundEmbedder):
             vectors = embedder.sound(*query.sound)
         else:
             vectors = embedder.texts([query.text])
-        vector: Vectors = vectors[0]
+        vector: Vector = vectors[0]
         return vector
 
 
@@ -186,22 +197,22 @@ def open_shelves(
     models: Mapping[str, str],
     step: Step,
     *,
-    device: torch.device,
+    device: str = "auto",
     folder: Path | None = None,
     defaults: Mapping[str, str] = DEFAULT_MODELS,
     say: Say,
 ) -> list[Shelf]:
     """Open sessions for search, embedding what is not in their indices yet.
 
-    A default model that is not to be had is no error where there is something else to search: commands
-    are compared by their words then, another kind is left out, and either is said.
+    A kind among others whose default model is not on this machine is left out, and that is said: nothing is
+    fetched that nobody asked for. A kind alone, or one with a model of its own, is asked for.
 
     Args:
         sessions: files.
         kinds: of KINDS.
         models: by kind, a folder or a name on the Hub; of commands also LEXICAL.
         step: what of continuous streams goes into the index.
-        device: of the models.
+        device: of the models, as in a profile.
         folder: of the index; default: beside each session.
         defaults: models of the kinds that `models` leaves out.
         say: told what happens.
@@ -211,23 +222,19 @@ def open_shelves(
         WeightsError: see the embedders.
     """
     shelves: list[Shelf] = []
-    lost: list[str] = []
+    lost: dict[str, None] = {}
     held = False
     for kind in kinds:
         model = models.get(kind, defaults[kind])
-        holding = [path for path in sessions if topics(path, kind)]
-        try:
-            embedder = EMBEDDERS[kind](model, device=device) if holding and model != LEXICAL else None
-        except WeightsError as error:
-            if kind in models or (len(kinds) == 1 and kind != "commands"):
-                raise WeightsError(f"{error}; here by --model {kind}=FOLDER") from error
-            say(f"{kind}: {'compared by words' if kind == 'commands' else 'left out'}: {error}")
-            if kind != "commands":
-                continue
-            model, embedder = LEXICAL, None
+        holding = [path for path in sessions if has(path, kind)]
+        asked = kind in models or len(kinds) == 1
+        if holding and not asked and not _is_here(model):
+            say(f"{kind}: left out, {model} is not on this machine; fetch it by --model {kind}={model}")
+            continue
+        embedder = _embedder(kind, model, device) if holding and model != LEXICAL else None
         found = _streams(holding, kind, embedder, step, folder, say)
         held |= bool(found)
-        lost += [f"{one.path}: {line}" for one in found for line in one.lost]
+        lost |= dict.fromkeys(f"{one.path}: {line}" for one in found for line in one.lost)
         shelves.append(Shelf(kind, model, embedder, [stream for stream in found if len(stream)]))
     if held and not any(map(len, shelves)):
         names, of = ", ".join(map(str, sessions)), ", ".join(shelf.kind for shelf in shelves)
@@ -237,82 +244,86 @@ def open_shelves(
     return shelves
 
 
+def _is_here(model: str) -> bool:
+    """Whether a model can be had without a network."""
+    if model == LEXICAL or Path(model).expanduser().is_dir():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except HFValidationError:  # no name that the Hub could have
+        return False
+
+
+def _embedder(kind: str, model: str, device: str) -> "Embedder":
+    from perception.fusion.build import pick_device
+    from perception.models import embedders
+
+    classes: dict[str, Callable[..., Embedder]] = {
+        "frames": embedders.PictureEmbedder,
+        "sounds": embedders.SoundEmbedder,
+        "commands": embedders.SentenceEmbedder,
+    }
+    try:
+        return classes[kind](model, device=pick_device(device))
+    except WeightsError as error:
+        raise WeightsError(f"{error}; here by --model {kind}=FOLDER") from error
+
+
 def _streams(
-    sessions: Sequence[Path], kind: str, embedder: Embedder | None, step: Step, folder: Path | None, say: Say
+    sessions: Sequence[Path],
+    kind: str,
+    embedder: "Embedder | None",
+    step: Step,
+    folder: Path | None,
+    say: Say,
 ) -> list[Stream]:
+    if embedder is None:
+        return [stream for path in sessions for stream in text_streams(path, kind)]
+    from perception.retrieval.index import streams
+
     found: list[Stream] = []
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(kind, total=None)
+    embedded = 0
+    with progress(f"embedding {kind}") as advance:
+
+        def on_item() -> None:
+            nonlocal embedded
+            embedded += 1
+            advance()
+
         for path in sessions:
-            progress.update(bar, description=f"{path.name}: {kind}")
-            found += streams(path, kind, embedder, step, folder, lambda: progress.advance(bar))
-        embedded, took_s = int(progress.tasks[0].completed), progress.tasks[0].elapsed
+            advance(0, path.name)
+            found += streams(path, kind, embedder, step, folder, on_item)
     if embedded:
-        say(f"{kind}: {embedded} embedded in {took_s:.1f} s")
+        say(f"{kind}: {embedded} embedded")
     return found
 
 
-def search(shelf: Shelf, query: Query, *, top: int, apart_s: float) -> list[Hit]:
+def floor_of(shelf: Shelf, query: Query) -> float | None:
+    """Return the score under which nothing that is found is shown; None where none is known."""
+    return FLOORS.get(shelf.model) if query.text else None
+
+
+def search(shelf: Shelf, query: Query, *, top: int, apart_s: float, floor: float | None = None) -> list[Hit]:
     """Return the best results, best first; of neighbours within `apart_s` only the best.
 
-    What has nothing in common with the query, a cosine of exactly 0, is none.
+    What has nothing in common with the query, a cosine of exactly 0 or less than `floor`, is none.
     """
     scores = shelf.scores(query)
-    return [hit for hit in shelf.hits(scores, _best(shelf, scores, top, apart_s)) if hit.score]
-
-
-def evaluate(shelf: Shelf, spans: Mapping[Path, Sequence[Span]], *, apart_s: float) -> dict[str, Worth]:
-    """Judge the rankings for the classes that labels name, by class.
-
-    The query is the name of the class; what lies in a span of it is relevant. Recorded labels themselves
-    are not among what is ranked.
-    """
-    judged = {}
-    shelf = shelf.without("label/")
-    for name in sorted({span.name for each in spans.values() for span in each}):
-        own = {path: [span for span in each if span.name == name] for path, each in spans.items()}
-        relevant = shelf.relevant(own)
-        if relevant.any():
-            scores = shelf.scores(Query(name.replace("_", " ")))
-            judged[name] = worth(scores, relevant, _best(shelf, scores, max(RECALL_AT), apart_s))
-    return judged
-
-
-def labelled(sessions: Sequence[Path], track: str) -> dict[Path, list[Span]]:
-    """Return the labels of one track by session; SessionError if there are none."""
-    spans = {path: [one for one in SessionSource(path).spans() if one.track == track] for path in sessions}
-    if not any(spans.values()):
-        raise SessionError(f"no labels of track '{track}' in these sessions or beside them")
-    return spans
-
-
-def judge(paths: Sequence[Path], track: str, models: Mapping[str, str], *, say: Say) -> dict[str, Any]:
-    """Return what search in sessions by these models is worth for the classes of a track, as plain data."""
-    sessions = find_sessions(paths)
-    spans = labelled(sessions, track)
-    shelves = open_shelves(sessions, tuple(models), models, Step(), device=pick_device("auto"), say=say)
-    return as_json([(shelf, evaluate(shelf, spans, apart_s=APART_S)) for shelf in shelves])
+    hits = shelf.hits(scores, _best(shelf, scores, top, apart_s))
+    return [hit for hit in hits if hit.score and (floor is None or hit.score >= floor)]
 
 
 def chosen(given: Sequence[str]) -> dict[str, str]:
     """Return models by kind from texts KIND=MODEL; ProfileError if one is none."""
     models = {kind: model for kind, _, model in (text.partition("=") for text in given)}
-    if wrong := [text for text in given if text.partition("=")[0] not in KINDS or not text.partition("=")[2]]:
-        raise ProfileError(f"{wrong[0]}: expected KIND=MODEL, KIND one of {', '.join(KINDS)}")
+    if wrong := [
+        text for text in given if text.partition("=")[0] not in MODELLED or not text.partition("=")[2]
+    ]:
+        raise ProfileError(f"{wrong[0]}: expected KIND=MODEL, KIND one of {', '.join(MODELLED)}")
     return models
-
-
-def as_json(found: Sequence[tuple[Shelf, Mapping[str, Worth]]]) -> dict[str, Any]:
-    """Return what rankings are worth as plain data, by kind."""
-    return {
-        shelf.kind: {
-            "model": shelf.model,
-            "mean": mean(judged),
-            "queries": {name: asdict(one) for name, one in judged.items()},
-        }
-        for shelf, judged in found
-    }
 
 
 def _best(shelf: Shelf, scores: Scores, top: int, apart_s: float) -> list[int]:

@@ -15,14 +15,13 @@ from perception.features.logmel import VGGISH, log_mel
 from perception.features.resample import resample
 from perception.features.window import Samples, decode_samples
 from perception.messages import AudioBlock, CameraFrame
-from perception.models.images import Image
-from perception.retrieval.search import Hit, Shelf, clock
+from perception.retrieval.search import Hit, Image, Shelf, clock
 from perception.session.reader import Session
 from perception.session.tracks import image
 
 COLUMNS: Final = 5
 _WIDTH_INCHES: Final = 3.0
-_TILE_INCHES: Final = {"frames": 2.4, "sounds": 2.0, "commands": 1.1}
+_TILE_INCHES: Final = {"frames": 2.4, "sounds": 2.0, "commands": 1.1, "states": 1.1}
 """Height of a tile with its caption."""
 _HEADING_INCHES: Final = 0.4
 _WIDEST: Final = 480

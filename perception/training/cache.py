@@ -9,6 +9,7 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from perception.errors import SessionError
 from perception.fusion.core import Counts
 from perception.models.checkpoint import config_hash
 
@@ -42,11 +44,24 @@ def key(source: str, encoders: str, config: Mapping[str, Any]) -> str:
 
 
 class Cache:
-    """A folder of cached features."""
+    """A folder of cached features, made when the first are stored.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where they lie.
+        option: of the command by which another folder is chosen, for errors.
+
+    Raises:
+        SessionError: nothing can be written there.
+    """
+
+    def __init__(self, folder: Path, option: str = "--cache") -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self._option = option
+        place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise self._refusal(
+                f"{place} is no folder" if not place.is_dir() else f"no right to write in {place}"
+            )
 
     def get(self, name: str) -> dict[str, torch.Tensor] | None:
         """Return the tensors stored under a key, mapped from the file; None if there are none."""
@@ -57,17 +72,32 @@ class Cache:
             return None
 
     def put(self, name: str, tensors: Mapping[str, torch.Tensor], counts: Counts | None = None) -> None:
-        """Store tensors under a key, with what did not enter the windows they are of."""
+        """Store tensors under a key, with what did not enter the windows they are of, whole or not at all.
+
+        Raises:
+            SessionError: the disk does not take them.
+        """
         part = self.folder / f"{name}.{os.getpid()}.part"
         rows = {entry: value.contiguous() for entry, value in tensors.items()}
-        save_file(rows, part, metadata={_COUNTS: json.dumps(counts or {})})
-        part.replace(self._file(name))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(rows, part, metadata={_COUNTS: json.dumps(counts or {})})
+            part.replace(self._file(name))
+        except (OSError, SafetensorError) as error:
+            raise self._refusal(getattr(error, "strerror", None) or str(error)) from error
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+                self.folder.rmdir()  # of a folder that holds nothing
 
     def counts(self, name: str) -> Counts:
         """Return what did not enter the windows of what is stored under a key."""
         with safe_open(self._file(name), framework="pt") as file:
             stored = json.loads((file.metadata() or {}).get(_COUNTS, "{}"))
         return defaultdict(Counter, {topic: Counter(reasons) for topic, reasons in stored.items()})
+
+    def _refusal(self, reason: str) -> SessionError:
+        return SessionError(f"cannot write {self.folder}: {reason}; choose another place by {self._option}")
 
     def __contains__(self, name: str) -> bool:
         return self._file(name).exists()
