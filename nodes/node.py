@@ -58,4 +58,5 @@ def _stop_on_signals() -> threading.Event:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, stop)
     return stopped

@@ -10,10 +10,12 @@ import click
 
 from perception.credentials import without_credentials
 from perception.errors import DISTRIBUTION, PerceptionError
+from perception.out_file import OutFile, OutFolder
 from perception.replay_cli import fuse, replay, verify
 from perception.search_cli import search
 from perception.session_cli import record, session
 from perception.swap_cli import swap
+from perception.terminal import open_closed_streams
 from perception.training_cli import COMMANDS as TRAINING_COMMANDS
 
 INTERRUPTED: Final = 130
@@ -52,9 +54,7 @@ def cli() -> None:
 )
 @_set
 @click.option("--domain", metavar="NAME", help="Overrides the profile's domain.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write the final summary here as JSON."
-)
+@click.option("--json", "json_file", type=OutFile(), help="Write the final summary here as JSON.")
 def up(
     profile: str,
     seconds: float | None,
@@ -156,9 +156,7 @@ def doctor(profile: str | None, overrides: tuple[str, ...]) -> int:
 
 
 @cli.command()
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Write schemas and vectors here."
-)
+@click.option("--out", type=OutFolder(), help="Write schemas and vectors here.")
 def schema(out: Path | None) -> None:
     """Print the JSON Schema of every message; with --out write them, and golden byte vectors, to files."""
     import json
@@ -178,7 +176,7 @@ def keys() -> None:
 
 
 @keys.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default="keys")
+@click.argument("folder", type=OutFolder(), default="keys")
 def new(folder: Path) -> None:
     """Make a new pair of keys in FOLDER (default: keys); copy that folder to every host of the graph."""
     from perception.bus.keys import new_keys
@@ -197,7 +195,7 @@ def new(folder: Path) -> None:
 @click.option(
     "--peers", is_flag=True, help=f"Beside others, where installed: pip install '{DISTRIBUTION}[bench]'."
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here.")
+@click.option("--json", "json_file", type=OutFile(), help="Write the figures here.")
 @click.option("--baseline", type=click.Path(path_type=Path), help="Fail if twice as slow as this --json.")
 def bench(
     kind: str,
@@ -272,6 +270,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """Run as the installed command."""
+    open_closed_streams()
     try:
         sys.exit(run())
     except KeyboardInterrupt:

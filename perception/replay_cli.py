@@ -4,6 +4,9 @@ from pathlib import Path
 
 import click
 
+from perception.errors import SessionError
+from perception.out_file import OutFile
+
 _FILE = click.argument("file", type=click.Path(path_type=Path))
 
 
@@ -106,7 +109,7 @@ def verify(file: Path, profile: str | None, heads: tuple[Path, ...], as_json: bo
 @click.command()
 @_FILE
 @click.option("--profile", help="Name or file of the profile to fuse with; default: that of a session.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
+@click.option("--out", type=OutFile(SessionError), required=True, help="File to write.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of the profile.")
 def fuse(file: Path, profile: str | None, out: Path, overrides: tuple[str, ...]) -> None:
     """Compute the states of FILE, a film, a bag or a session, without a graph.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from perception.out_file import OutFile, OutFolder
 from perception.retrieval import APART_S
 
 if TYPE_CHECKING:
@@ -52,12 +53,8 @@ _existing = click.Path(exists=True, dir_okay=False, path_type=Path)
     multiple=True,
     help="Local folder or Hub name: frames=CLIP, sounds=CLAP, commands=a sentence model, or 'lexical'.",
 )
-@click.option(
-    "--index", type=click.Path(file_okay=False, path_type=Path), help="Default: beside each session."
-)
-@click.option(
-    "--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Contact sheet: .png, .svg, .pdf."
-)
+@click.option("--index", type=OutFolder(), help="Default: beside each session.")
+@click.option("--sheet", type=OutFile(), help="Contact sheet: .png, .svg, .pdf.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def search(
     words: tuple[str, ...],

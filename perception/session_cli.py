@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 import click
 
 from perception.errors import PerceptionError, SessionError, extras
+from perception.out_file import OutFile
 
 if TYPE_CHECKING:
     from perception.profile import RecorderConfig
@@ -272,7 +273,7 @@ def import_(
 
 @click.command()
 @click.argument("profile", required=False)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
+@click.option("--out", type=OutFile(SessionError), required=True, help="File to write.")
 @click.option("--seconds", type=_above_zero, help="Stop so long after the first state, or message.")
 @click.option("--topics", metavar="PATTERN", multiple=True, help="Record what runs: '*', 'camera/*' ...")
 @click.option("--split-mb", type=_above_zero, help="Begin another file at this size.")

@@ -6,11 +6,12 @@ from typing import Any
 import click
 
 from perception.errors import PerceptionError
+from perception.out_file import OutFolder
 
 _paths = click.argument("sources", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 _cache = click.option(
     "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OutFolder(),
     help="Where features are kept; default ~/.cache/perception/features.",
 )
 _workers = click.option(
@@ -30,7 +31,7 @@ _workers = click.option(
     type=click.Path(exists=True, path_type=Path),
     help="Session file, folder of sessions, or folder of media with labels in names; repeat for more.",
 )
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Checkpoint.")
+@click.option("--out", type=OutFolder(), required=True, help="Checkpoint.")
 @_cache
 @_workers
 @click.option("--resume", is_flag=True, help="Go on where an interrupted training into OUT stopped.")
@@ -50,7 +51,7 @@ def train(
 @click.argument("head", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @_paths
 @click.option("--profile", "name", required=True, help="The profile the head runs in.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: HEAD itself.")
+@click.option("--out", type=OutFolder(), help="Default: HEAD itself.")
 @click.option("--track", default="truth", show_default=True, help="Label track.")
 @click.option(
     "--retrieval",
@@ -149,7 +150,7 @@ def mark(classes: tuple[str, ...], track: str, seconds: float | None, domain: st
 @click.command()
 @click.argument("name", type=click.Choice(["avmnist", "hwu64", "esc10", "grid"]))
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("benchmarks"))
+@click.option("--out", type=OutFolder(), default=Path("benchmarks"))
 @click.option("--seeds", type=click.IntRange(min=1), help="Default: 5 for avmnist, 1 for the others.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 def benchmark(name: str, data: Path, out: Path, seeds: int | None, threads: int) -> None:

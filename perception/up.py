@@ -14,6 +14,7 @@ from perception.errors import NoStateError
 from perception.graph.check import require
 from perception.launcher import DomainLock, Supervisor, plan
 from perception.profile import Profile, load
+from perception.terminal import enduring
 from perception.topics import TOPICS
 
 _EVERY_MESSAGE: Final = {
@@ -26,7 +27,8 @@ def run(
 ) -> int:
     """Run a profile until it ends, `seconds` have passed or a signal says stop; return the exit code.
 
-    0 after a run, 130 after Ctrl-C; the code of a node that was failing, whatever moment the run ended.
+    0 after a run, 130 after Ctrl-C, 141 if the reader of its output went; the code of a node that was
+    failing, whatever moment the run ended.
 
     Raises:
         NoStateError: there is a fusion, and it published no state.
@@ -42,6 +44,7 @@ def run(
         DomainLock(runtime.base / f".{profile.domain}.up.lock", profile.domain) as lock,
         runtime.keeper.keeping(lock.restore, clock.restore),
         stop_requests() as requests,
+        enduring(lambda: requests.append(signal.SIGPIPE)),
     ):
         runtime.sweep()
         with (
@@ -59,21 +62,26 @@ def run(
                 end_ns = clock.now_ns()
                 fusion_was = supervisor.status().get("fusion", "")
         runtime.sweep()
-    watch.sum_up(end_ns, json_file)
+        watch.sum_up(end_ns, json_file)
     code = supervisor.exit_code or supervisor.failing()
     if profile.fusion is not None and not watch.states and not code:
         waited_s = (end_ns - started_ns) / 1e9
         raise NoStateError(f"the fusion published no state in {waited_s:.0f} s: it was {fusion_was}")
-    return code or (128 + signal.SIGINT if signal.SIGINT in requests else 0)
+    ended_by = next((number for number in requests if number in (signal.SIGINT, signal.SIGPIPE)), None)
+    return code or (128 + ended_by if ended_by and signal.SIGHUP not in requests else 0)
 
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying from them, so that the nodes are stopped first."""
+    """Collect SIGINT, SIGTERM and SIGHUP instead of dying from them, so that the nodes are stopped first.
+
+    A hang-up that is ignored, as under nohup, stays so.
+    """
     requests: list[int] = []
     before = {
         number: signal.signal(number, lambda number, _: requests.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield requests

@@ -89,6 +89,7 @@ class Watch:
         """Print the figures of the run that ended at `end_ns`, host time, and write them to the file."""
         report = self._summary.report(end_ns)
         print_report(report, sys.stdout)
+        sys.stdout.flush()
         if json_file:
             _write(report, json_file)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -26,6 +27,15 @@ FUSED = (
     "inputs = { camera = { topic = 'camera/front' } }\n"
     "encoders = { motion = { input = 'camera', kind = 'motion' } }\n"
 )
+
+
+WITH_TERMINAL = (
+    sys.executable,
+    "-c",
+    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.argv[1], sys.argv[1:])",
+)
+"""Runs a command in a session of its own, whose terminal is its standard input."""
 
 
 @pytest.fixture
@@ -141,6 +151,52 @@ def test_a_run_with_a_fusion_counts_from_its_first_state_or_failure() -> None:
     countdown.begin(60.0)
     assert countdown.over(70.0)
     assert not Countdown(None, fused=False).over(1e6)
+
+
+def test_a_hang_up_ends_it_as_it_should_be_and_its_summary_is_written(profile: Path) -> None:
+    """The terminal is gone: nothing can be shown any more."""
+    profile.write_text("domain = 'test'\n[text.typed]\nsource = 'terminal'\n")
+    summary = profile.with_suffix(".json")
+    ours, theirs = pty.openpty()
+    command = [*WITH_TERMINAL, sys.executable, "-m", "perception", "up", str(profile), "--json", str(summary)]
+    graph = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    node = publisher_of("text/typed")
+    shown = b""
+    while b"typed" not in shown:
+        shown += os.read(ours, 65536)
+    os.close(ours)
+    assert graph.wait(LONG_S) == 0
+    assert json.loads(summary.read_text())["ticks"]["due"] == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(node, 0)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_keep_it_from_running_and_summing_up(profile: Path, closed: str) -> None:
+    summary = profile.with_suffix(".json")
+    command = f"{sys.executable} -m perception up {profile} --seconds 0.2 --json {summary} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=LONG_S, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(summary.read_text())["ticks"]["due"] == 0
+    assert "Traceback" not in done.stderr
+    if closed == ">&-":
+        assert "ticks: no state was published" in done.stderr
+    if closed == "2>&-":
+        assert "ticks: no state was published" in done.stdout
+
+
+def test_a_reader_of_its_output_that_goes_ends_it(profile: Path) -> None:
+    summary = profile.with_suffix(".json")
+    with up(profile, "--json", str(summary)) as graph:
+        assert graph.stdout is not None
+        graph.stdout.readline()
+        graph.stdout.close()
+        graph.stdout = None
+        assert graph.wait(LONG_S) == 141
+        assert graph.stderr is not None
+        assert "Traceback" not in graph.stderr.read()
+    assert json.loads(summary.read_text())["ticks"]["due"] == 0
 
 
 def test_it_ends_by_itself_when_its_files_have(profile: Path) -> None:
