@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import av
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -11,7 +12,7 @@ from av.video.frame import VideoFrame
 from perception.devices.device import is_file_name
 from perception.devices.media import Sound, Track
 from perception.errors import DeviceError
-from tests.media import FRAME_HZ, RATE_HZ, grey, noise, write_clip, write_wav
+from tests.media import FRAME_HZ, RATE_HZ, grey, noise, write_clip, write_film, write_wav
 
 
 def sound_of(path: Path, *, loop: bool = False, start: int = 0, channels: int = 1) -> Sound:
@@ -147,3 +148,35 @@ def test_what_cannot_be_played_is_one_clear_line(tmp_path: Path) -> None:
 def test_file_names_and_device_names_are_told_apart() -> None:
     assert all(map(is_file_name, ("clip.mp4", "./clip", "/data/speech", "talk.flac")))
     assert not any(map(is_file_name, ("default", "pulse", "USB Audio: #1 (hw:1,0)", "HDA Intel PCH")))
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "ts", "avi"])
+def test_what_is_built_on_a_damaged_picture_is_left_out_and_counted(tmp_path: Path, suffix: str) -> None:
+    """The pictures between the damage and the next key frame would show other pictures' remains."""
+    moving = np.random.default_rng(1).integers(0, 255, (48, 300, 3)).astype(np.uint8).repeat(2, axis=1)
+    pictures = [np.ascontiguousarray(moving[:, 4 * number : 4 * number + 64]) for number in range(50)]
+    path = write_film(tmp_path / f"film.{suffix}", "libx264", pictures)
+    whole = levels(path)
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0)]
+    data = path.read_bytes()
+    lost = packets[15]
+    at = data.index(lost[40:120])
+    path.write_bytes(data[:at] + b"\xa5" * (len(lost) // 2) + data[at + len(lost) // 2 :])
+    found = levels(path)
+    assert set(found) <= set(whole)
+    assert max(float(np.abs(found[at_s] - whole[at_s]).max()) for at_s in found) < 3
+    assert len(found) < 50
+    track: Track[VideoFrame] = Track(str(path), "video", loop=False)
+    assert [at_s for _, frames in track.laps() for at_s, _ in frames] == pytest.approx(list(found), abs=1e-3)
+    assert track.corrupt == 50 - len(found)
+
+
+def levels(path: Path) -> dict[float, npt.NDArray[np.float64]]:
+    """Return the grey pictures of a film by their times."""
+    track: Track[VideoFrame] = Track(str(path), "video", loop=False)
+    return {
+        round(at_s, 3): frame.to_ndarray(format="gray").astype(np.float64)
+        for _, frames in track.laps()
+        for at_s, frame in frames
+    }

@@ -181,7 +181,7 @@ def test_a_damaged_picture_is_counted_and_the_others_are_kept(tmp_path: Path) ->
     path.write_bytes(data)
     lines, counts = imported(path)
     assert counts == {"camera/video": 9}
-    assert "camera/video: 1 packets or frames cannot be decoded" in lines
+    assert "camera/video: 1 packets or frames left out: damaged, or built on what is" in lines
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "wav", "avi", "flv"])

@@ -233,7 +233,7 @@ def _losses(
     if failure:
         yield failure
     if source is not None and source.corrupt:
-        yield f"{source.corrupt} packets or frames cannot be decoded"
+        yield f"{source.corrupt} packets or frames left out: damaged, or built on what is"
     yield from (f"{number} left out: {why}" for why, number in refused.items() if number)
 
 
