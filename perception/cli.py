@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from perception.bus.domains import JOINED_DOMAIN
 from perception.credentials import without_credentials
 from perception.errors import DISTRIBUTION, PerceptionError
 from perception.out_file import OutFile, OutFolder
@@ -24,9 +25,7 @@ _QUIET_S: Final = 2.0
 _NODES_LISTEN_S: Final = 2.5
 """Health comes once a second, and a rate needs two."""
 
-_domain = click.option(
-    "--domain", metavar="NAME", help="Graph to join; default $PERCEPTION_DOMAIN or 'default'."
-)
+_domain = click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
 _set = click.option(
     "--set",
     "overrides",
@@ -53,7 +52,7 @@ def cli() -> None:
     help="Stop so long after the first state (without fusion: message).",
 )
 @_set
-@click.option("--domain", metavar="NAME", help="Overrides the profile's domain.")
+@click.option("--domain", metavar="NAME", help="Default: $PERCEPTION_DOMAIN, else the profile's own.")
 @click.option("--json", "json_file", type=OutFile(), help="Write the final summary here as JSON.")
 def up(
     profile: str,
@@ -63,11 +62,9 @@ def up(
     json_file: Path | None,
 ) -> int:
     """Start the nodes of PROFILE (a name such as demo, or a .toml file) and watch them until Ctrl-C."""
-    from perception.up import run
+    from perception.up import placed, run
 
-    if domain is not None:
-        overrides = (*overrides, f'domain="{domain}"')
-    return run(profile, overrides, seconds=seconds, json_file=json_file)
+    return run(profile, placed(overrides, domain), seconds=seconds, json_file=json_file)
 
 
 @cli.command()
@@ -79,18 +76,17 @@ def up(
 def echo(topic: str, count: int | None, as_json: bool, hz: bool, domain: str | None) -> None:
     """Print the messages of TOPIC, e.g. state/fused or 'camera/*'."""
     from perception import echo as form
-    from perception.bus.host import HostClock, Runtime
+    from perception.bus import domains
+    from perception.bus.host import HostClock
     from perception.bus.subscriber import Subscriber
 
-    runtime, clock = Runtime(domain), HostClock()
+    runtime, clock = domains.find(domain), HostClock()
     rates = form.Rates()
     with Subscriber(topic, runtime=runtime, clock=clock.now_ns) as subscriber:
         if not (message := subscriber.receive(_QUIET_S)):
-            published = ", ".join(runtime.topics()) or "nothing"
-            click.echo(
-                f"perception: waiting for {topic}; published in domain '{runtime.domain}': {published}",
-                err=True,
-            )
+            where = f"published in domain '{runtime.domain}'" if runtime else domains.NONE_UP
+            published = f": {', '.join(runtime.topics()) or 'nothing'}" if runtime else ""
+            click.echo(f"perception: waiting for {topic}; {where}{published}", err=True)
             message = subscriber.receive()
         received = 0
         while message:
@@ -113,9 +109,10 @@ def echo(topic: str, count: int | None, as_json: bool, hz: bool, domain: str | N
 def say(words: tuple[str, ...], name: str, language: str, domain: str | None) -> None:
     """Publish one line of text, as if typed into the graph."""
     from perception.bus.api import publish
+    from perception.bus.domains import joined
 
     topic = f"text/{name}"
-    if not publish(topic, domain=domain, text=" ".join(words), language=language):
+    if not publish(topic, domain=joined(domain).domain, text=" ".join(words), language=language):
         raise PerceptionError(f"nobody listens to {topic}; start a graph with that input, or choose --name")
 
 
@@ -127,11 +124,12 @@ def nodes(domain: str | None) -> None:
 
     from rich.console import Console
 
-    from perception.bus.host import HostClock, Runtime
+    from perception.bus.domains import joined
+    from perception.bus.host import HostClock
     from perception.bus.subscriber import Subscriber
     from perception.panel import Board, node_table
 
-    runtime, board = Runtime(domain), Board()
+    runtime, board = joined(domain), Board()
     published = runtime.topics()
     if not any(topic.startswith("health/") for topic in published):
         raise PerceptionError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
+from perception.bus.domains import JOINED_DOMAIN
 from perception.errors import PerceptionError, SessionError, extras
 from perception.out_file import OutFile
 
@@ -278,7 +279,7 @@ def import_(
 @click.option("--topics", metavar="PATTERN", multiple=True, help="Record what runs: '*', 'camera/*' ...")
 @click.option("--split-mb", type=_above_zero, help="Begin another file at this size.")
 @click.option("--split-minutes", type=_above_zero, help="Begin another file after this long.")
-@click.option("--domain", metavar="NAME", help="Graph to launch or join.")
+@click.option("--domain", metavar="NAME", help=f"Of the graph to launch. {JOINED_DOMAIN}")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a profile key.")
 def record(
     profile: str | None,
@@ -300,7 +301,7 @@ def record(
             raise SessionError("--set changes a profile: give one to launch, or leave --set out")
         config = RecorderConfig(topics=topics or ("*",), split_mb=split_mb, split_minutes=split_minutes)
         return _join(config, out, seconds, domain)
-    from perception.up import run
+    from perception.up import placed, run
 
     settings: dict[str, str | float | bool | list[str] | None] = {
         "record": True,
@@ -308,23 +309,23 @@ def record(
         "recorder.topics": list(topics) or None,
         "recorder.split_mb": split_mb,
         "recorder.split_minutes": split_minutes,
-        "domain": domain,
     }
     given = (as_override(key, value) for key, value in settings.items() if value is not None)
-    return run(profile, (*overrides, *given), seconds=seconds, json_file=None)
+    return run(profile, placed((*overrides, *given), domain), seconds=seconds, json_file=None)
 
 
 def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: str | None) -> int:
     import time
 
-    from perception.bus.host import HostClock, Runtime
+    from perception.bus import domains
+    from perception.bus.host import HostClock
     from perception.bus.subscriber import Subscriber
     from perception.progress import progress
     from perception.session.recorder import EVERY_MESSAGE, Recorder, describe
     from perception.session.recorder import record as run
     from perception.up import stop_requests
 
-    clock, runtime = HostClock(), Runtime(domain)
+    clock, runtime = HostClock(), domains.find(domain)
     limit_s = seconds or float("inf")
     end_s, heard = time.monotonic() + limit_s, False
 
@@ -341,6 +342,8 @@ def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: st
         Subscriber(*config.topics, runtime=runtime, clock=clock.now_ns, policies=EVERY_MESSAGE) as subscriber,
     ):
         click.echo(f"recording {', '.join(config.topics)} to {recorder.path}; Ctrl-C ends it", err=True)
+        if runtime is None:
+            click.echo(f"perception: {domains.NONE_UP}; waiting for one", err=True)
         with progress("recording") as advance:
             said = Counter[str]()
 
@@ -358,10 +361,10 @@ def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: st
         accounts = subscriber.health()
     if not recorder.counts["messages"]:
         recorder.path.unlink()
-        raise PerceptionError(
-            f"nobody published {', '.join(config.topics)} in domain '{runtime.domain}'; "
-            "perception nodes shows who is alive"
-        )
+        nobody = f"nobody published {', '.join(config.topics)}"
+        if runtime is None:
+            raise PerceptionError(f"{nobody}: {domains.NONE_UP}")
+        raise PerceptionError(f"{nobody} in domain '{runtime.domain}'; perception nodes shows who is alive")
     lost = sum(account.lost + sum(account.dropped.values()) for account in accounts.values())
     click.echo(
         f"{recorder.path}: {recorder.counts['messages']} messages of {len(accounts)} topics, {lost} lost"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import click
 
+from perception.bus.domains import JOINED_DOMAIN
 from perception.errors import PerceptionError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _ANSWER_S: Final = 60.0
 @click.argument("head", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--back", is_flag=True, help="Switch back to the head that was in force before.")
 @click.option("--node", default="fusion", show_default=True, help="Name of the fusion node.")
-@click.option("--domain", metavar="NAME", help="Graph to join; default $PERCEPTION_DOMAIN or 'default'.")
+@click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
 @click.option(
     "--after", "ticks", type=click.IntRange(1, 1_000_000), default=50, show_default=True,
     help="Windows to compare the heads on before anything is switched.",
@@ -108,11 +109,12 @@ class _Line:
     """Requests to one fusion node, and its answers."""
 
     def __init__(self, node: str, domain: str | None) -> None:
-        from perception.bus.host import HostClock, Runtime
+        from perception.bus.domains import joined
+        from perception.bus.host import HostClock
         from perception.bus.publisher import Publisher
         from perception.bus.subscriber import Subscriber
 
-        runtime, self._now_ns = Runtime(domain), HostClock().now_ns
+        runtime, self._now_ns = joined(domain), HostClock().now_ns
         self._node = f"fusion node '{node}' in domain '{runtime.domain}'"
         if f"head/{node}" not in runtime.topics():
             raise PerceptionError(f"no {self._node}; `perception nodes` shows those alive")

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from perception.bus.domains import JOINED_DOMAIN
 from perception.errors import PerceptionError
 from perception.out_file import OutFolder
 
@@ -130,15 +131,17 @@ def labels(file: Path, track: str | None) -> int:
 @click.option(
     "--seconds", type=click.FloatRange(min=0, min_open=True), help="Mark CLASS for so long, then end."
 )
-@click.option("--domain", metavar="NAME", help="Graph to join; default $PERCEPTION_DOMAIN or 'default'.")
+@click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
 def mark(classes: tuple[str, ...], track: str, seconds: float | None, domain: str | None) -> None:
     """Label what happens now, on label/TRACK, so that the recorder writes it into the session.
 
     With --seconds, one CLASS is marked from now on for that long. Without, keys in this terminal mark:
     1 the first of CLASSES, 2 the second, ...; space ends a mark, q ends.
     """
+    from perception.bus.domains import joined
     from perception.training import mark as marking
 
+    domain = joined(domain).domain
     if seconds is not None:
         if len(classes) != 1:
             raise click.UsageError("--seconds marks one class")

@@ -1,5 +1,6 @@
 """`perception up`: launch a profile, show it while it runs, sum it up when it ends."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -8,18 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from perception.bus.host import HostClock, Runtime
+from perception.bus.host import DOMAIN_VARIABLE, HostClock, Runtime
 from perception.bus.subscriber import Subscriber
 from perception.errors import NoStateError
 from perception.graph.check import require
 from perception.launcher import DomainLock, Supervisor, plan
-from perception.profile import Profile, load
+from perception.profile import Profile, as_override, load
 from perception.terminal import enduring
 from perception.topics import TOPICS
 
 _EVERY_MESSAGE: Final = {
     prefix: replace(TOPICS[prefix], policy="queue", depth=1024) for prefix in ("state", "health")
 }
+
+
+def placed(overrides: tuple[str, ...], domain: str | None) -> tuple[str, ...]:
+    """Return overrides that also place the graph: as named, as they say already, else $PERCEPTION_DOMAIN."""
+    usual = os.environ.get(DOMAIN_VARIABLE) or None
+    before, after = (() if name is None else (as_override("domain", name),) for name in (usual, domain))
+    return (*before, *overrides, *after)
 
 
 def run(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from perception.bus.api import close
 from tests.bus import Bus
 
 
@@ -31,4 +32,5 @@ def runtime_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="run"))
     monkeypatch.setenv("PERCEPTION_RUNTIME_DIR", str(folder))
     yield folder
+    close()
     shutil.rmtree(folder, ignore_errors=True)

@@ -36,15 +36,15 @@ def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: subprocess.Popen[str], said: str = "") -> str:
     output, errors = process.communicate(timeout=LONG_S)
-    assert (process.returncode, errors) == (0, "")
+    assert (process.returncode, errors) == (0, said)
     return output
 
 
 @pytest.mark.parametrize("reader", [READER, ASYNC_READER], ids=["for", "async for"])
 def test_what_one_program_publishes_another_reads(reader: str, runtime_directory: Path) -> None:
-    readers = [start(reader, pattern) for pattern in ("text/say", "text/*")]
+    readers = {pattern: start(reader, pattern) for pattern in ("text/say", "text/*")}
     writer = start(
         "import perception, time\n"
         "while perception.publish('text/say', text='come here', stamp_ns=42, final=False) < 2:\n"
@@ -52,8 +52,9 @@ def test_what_one_program_publishes_another_reads(reader: str, runtime_directory
         "print(perception.publish('text/say', text='bye', stamp_ns=43))"
     )
     assert finish(writer) == "2\n"
-    for process in readers:
-        assert finish(process).splitlines()[-1] == "bye 43 text/say"
+    for pattern, process in readers.items():
+        said = f"no graph is up; waiting for one to read {pattern}\n"
+        assert finish(process, said).splitlines()[-1] == "bye 43 text/say"
     assert not any(path.is_socket() for path in runtime_directory.rglob("*"))
 
 
@@ -70,7 +71,8 @@ def test_only_those_are_counted_who_get_the_message() -> None:
 
 
 def test_nobody_listening_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert finish(start("import perception; print(perception.publish('text/say', text='hello?'))")) == "0\n"
+    process = start("import perception; print(perception.publish('text/say', text='hello?'))")
+    assert finish(process, "text/say: nobody listens, and no graph is up\n") == "0\n"
 
 
 def test_a_message_is_stamped_with_the_host_clock() -> None:

@@ -321,7 +321,7 @@ def test_a_ring_that_cannot_be_opened_sends_the_reader_back_to_zeromq(bus: Camer
         assert plain == b"\1camera/a"
         assert asked.startswith(b"\1~")
         assert asked.endswith(b"/camera/a")
-        socket_file = packet.path(bus.runtime.directory, asked[2:].partition(b"/")[0])
+        socket_file = packet.path(bus.runtime.base, asked[2:].partition(b"/")[0])
         near = packet.Sender(socket_file, b"camera/a")
         ring = lane.Ring(SIZE)
         placed = packet.pack_placed(bytes(header), 0, SIZE, ring.commit(0))

@@ -64,7 +64,7 @@ def test_readers_are_found_by_a_publisher_that_starts_afterwards(tmp_path: Path,
     assert len(short) < 60
     with bus.subscriber(pattern) as subscriber:
         remove(bus.runtime.base)
-        eventually(lambda: list(bus.runtime.directory.glob(".*.reader")))
+        eventually(lambda: list(bus.runtime.base.glob(".*.reader")))
         with bus.publisher() as publisher:
             assert publisher.wait_for_subscriber(LONG_S)
             publisher.send(FRAME, filled(1))

@@ -1,6 +1,7 @@
 """The bus in one call each: `perception.subscribe(...)` and `perception.publish(...)`."""
 
 import atexit
+import logging
 import sys
 import threading
 import time
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import structs
 
 from perception import topics
-from perception.bus.host import HostClock, Runtime
+from perception.bus import domains
+from perception.bus.host import HostClock, Runtime, base_directory
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import MalformedMessageError
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 _FIRST_SUBSCRIBER_S: Final = 1.0
 SETTLE_S: Final = 0.2  # twice the time in which a subscriber notices or reaches a new topic
+_LOG: Final = logging.getLogger(__name__)
+_joined: Final[dict[Path, str]] = {}
+"""By runtime directory, the domain of the graph that was joined without being named."""
 _publishers: Final[dict[tuple[Path, str], Publisher]] = {}
 _lock: Final = threading.Lock()
 
@@ -38,22 +43,28 @@ def subscribe(
 
     Args:
         patterns: topics such as `state/fused`, or `camera/*`, or `*`.
-        domain: without it $PERCEPTION_DOMAIN, else `default`.
+        domain: without it $PERCEPTION_DOMAIN, else that of the only graph that is up, or that comes up.
         connect: topic -> `tcp://HOST:PORT` of publishers on other hosts.
         insecure: allow endpoints off loopback without keys.
         keys: folder of CURVE keys for `connect`.
 
     Raises:
         BusError: a pattern, the domain or an endpoint is refused.
+        PerceptionError: no domain is named, and several graphs are up.
     """
-    return Subscriber(
+    elsewhere = set(patterns) <= set(connect or ())
+    runtime = Runtime(domain) if elsewhere else domains.find(domain)
+    subscriber = Subscriber(
         *patterns,
-        runtime=Runtime(domain),
+        runtime=runtime,
         clock=_clock().now_ns,
         connect=connect,
         insecure=insecure,
         keys=keys,
     )
+    if runtime is None:
+        _LOG.warning("%s; waiting for one to read %s", domains.NONE_UP, ", ".join(patterns))
+    return subscriber
 
 
 def publish(
@@ -72,12 +83,13 @@ def publish(
     Args:
         topic: such as `text/say`.
         payload: pixels or samples, where the topic has them.
-        domain: without it $PERCEPTION_DOMAIN, else `default`.
+        domain: without it $PERCEPTION_DOMAIN, else that of the only graph that is up, else `default`.
         stamp_ns: when it happened, host time; without it the moment at which it is sent.
         fields: of the topic's message, for example `text="come here"`.
 
     Raises:
         BusError: not a topic, or another process publishes it.
+        PerceptionError: no domain is named, and several graphs are up.
         MalformedMessageError: fields or payload are not what the topic carries.
     """
     kind = topics.lookup(topic).message
@@ -85,11 +97,13 @@ def publish(
         header = checked(kind, {"stamp_ns": clock_now_ns() if stamp_ns is None else stamp_ns, **fields})
     except ValueError as error:
         raise MalformedMessageError(f"{topic}: {error}") from error
-    publisher = _publisher(topic, Runtime(domain))
+    publisher = _publisher(topic, _runtime(domain))
     subscribers = publisher.subscribers  # before: who comes meanwhile does not get it
     if stamp_ns is None:  # not before the wait for a first subscriber
         header = structs.replace(header, stamp_ns=clock_now_ns())
     publisher.send(header, payload)
+    if not subscribers and not domains.named(domain) and base_directory() not in _joined:
+        _say_once(f"{topic}: nobody listens, and {domains.NONE_UP}")
     return subscribers
 
 
@@ -101,6 +115,24 @@ def clock_now_ns() -> int:
 @cache
 def _clock() -> HostClock:
     return HostClock()
+
+
+def _runtime(domain: str | None) -> Runtime:
+    """Return where to publish: where none is named, a graph that was joined is not left while it is up."""
+    if domains.named(domain):
+        return Runtime(domain)
+    base = base_directory()
+    if (before := _joined.get(base)) is not None and before in domains.graphs_up(base):
+        return Runtime(before, base)
+    if (runtime := domains.find()) is None:
+        return Runtime()
+    _joined[base] = runtime.domain
+    return runtime
+
+
+@cache
+def _say_once(text: str) -> None:
+    _LOG.warning("%s", text)
 
 
 def _publisher(topic: str, runtime: Runtime) -> Publisher:
@@ -116,8 +148,10 @@ def _publisher(topic: str, runtime: Runtime) -> Publisher:
 
 
 @atexit.register
-def _close() -> None:
+def close() -> None:
+    """Give back all topics that `publish` has bound; it binds them again if it is called."""
     with _lock:
         for publisher in _publishers.values():
             publisher.close()
         _publishers.clear()
+        _joined.clear()

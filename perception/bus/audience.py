@@ -21,7 +21,7 @@ class Audience:
     """
 
     def __init__(self, socket: zmq.Socket[bytes], topic: str, directory: Path) -> None:
-        """Watch `socket`, which publishes `topic` in the domain of that directory."""
+        """Watch `socket`, which publishes `topic`; readers on this host listen in the runtime directory."""
         socket.set(zmq.XPUB_MANUAL, 1)
         socket.set(zmq.MAXMSGSIZE, _MAX_NOTE_BYTES)
         self._socket = socket

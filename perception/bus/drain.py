@@ -17,11 +17,12 @@ import zmq
 
 from perception import topics
 from perception.bus import codec, endpoints
-from perception.bus.host import Runtime
+from perception.bus.domains import first_to_come
+from perception.bus.host import Runtime, base_directory
 from perception.bus.inbox import Inbox
 from perception.bus.lanes import Lanes
 from perception.bus.watch import Watch
-from perception.errors import BusError, MalformedMessageError
+from perception.errors import BusError, MalformedMessageError, PerceptionError
 from perception.messages import Header, Message, Payload
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Drain:
     def __init__(
         self,
         patterns: tuple[str, ...],
-        runtime: Runtime,
+        runtime: Runtime | None,
         clock: Callable[[], int],
         remote: Mapping[str, str],
         keys: "Keys | None",
@@ -60,6 +61,8 @@ class Drain:
     ) -> None:
         self._patterns = patterns
         self._runtime = runtime
+        """None until a graph is up."""
+        self._base = base_directory() if runtime is None else runtime.base
         self._clock = clock
         self._remote = remote
         self._keys = keys
@@ -82,7 +85,7 @@ class Drain:
         self._descriptor = int(self._socket.get(zmq.FD))
         self._poll = select.poll()
         self._poll.register(self._descriptor, select.POLLIN)
-        self._lanes = Lanes(self._socket, runtime.directory, self._poll, every=every)
+        self._lanes = Lanes(self._socket, self._base, self._poll, every=every)
         try:
             self._open()
         except BaseException:
@@ -240,6 +243,9 @@ class Drain:
         for pattern, endpoint in self._remote.items():
             if any(topics.overlap(pattern, wanted) for wanted in self._patterns):
                 self._connect(pattern, endpoint, remote=True)
+        self._follow_named()
+
+    def _follow_named(self) -> None:
         for topic in [*self._patterns, *filter(self._wants, self._remote)]:
             if not topic.endswith("*"):
                 self._follow(topic)
@@ -248,7 +254,10 @@ class Drain:
         """Connect to topics that are new, and once more to endpoints that ZeroMQ has given up."""
         self._next_scan_s = now_s + _RESCAN_S
         try:
-            if any(pattern.endswith("*") for pattern in self._patterns):
+            if self._runtime is None:
+                self._runtime = first_to_come(self._base, self._wants)
+                self._follow_named()
+            if self._runtime is not None and any(pattern.endswith("*") for pattern in self._patterns):
                 for topic in filter(self._wants, self._runtime.topics()):
                     self._follow(topic)
             for endpoint in self._watch.given_up() & self._endpoints.keys():
@@ -256,8 +265,8 @@ class Drain:
                 self._complain(topic, f"{topic}: {endpoint} sent what no topic allows; connecting anew")
                 self._socket.disconnect(endpoint)
                 self._connect(topic, endpoint, remote=topic in self._remote)
-            self._lanes.restore(self._runtime)
-        except (BusError, OSError, zmq.ZMQError) as error:
+            self._lanes.restore()
+        except (PerceptionError, OSError, zmq.ZMQError) as error:
             self._complain("", f"cannot connect to what is new: {error}")
 
     def _follow(self, topic: str) -> None:
@@ -266,6 +275,8 @@ class Drain:
             return
         named = topic in self._remote or topic in self._patterns
         if not (named and self._is_remote(topic)):
+            if self._runtime is None:
+                return  # later
             self._connect(topic, self._runtime.ipc_endpoint(topic), remote=False)
         self._expect(topic)
 

@@ -157,11 +157,6 @@ class Runtime:
         """The clock of all processes that meet here."""
         return HostClock(self.base)
 
-    def make_directory(self) -> None:
-        """Make the domain's directory if it is not there; BusError if it cannot be had."""
-        private_directory(self.base)
-        private_directory(self.directory)
-
     def ipc_endpoint(self, topic: str) -> str:
         """Return the endpoint publishers of `topic` bind and subscribers connect to."""
         return f"ipc://{self.socket_path(topic)}"

@@ -1,7 +1,7 @@
 """A subscriber's side of the lane: asks for it, and gives it up where rings cannot be opened.
 
 A reader asks by a second subscription, `~NAME/` before the beginning of topics: its publishers find the
-socket of that name in the directory of their domain, unless they are on another host, and from then on send
+socket of that name in the runtime directory, unless they are on another host, and from then on send
 there and no longer through ZeroMQ.
 """
 
@@ -15,7 +15,7 @@ from typing import Final
 import zmq
 
 from perception.bus import lane
-from perception.bus.host import Runtime
+from perception.bus.host import private_directory
 from perception.bus.packet import Arrival, Receiver
 
 _LOG: Final = logging.getLogger(__name__)
@@ -27,15 +27,16 @@ class Lanes:
     def __init__(
         self, socket: zmq.Socket[bytes], directory: Path, poll: "select.poll", *, every: bool
     ) -> None:
-        """Listen in the directory of the domain, or have all messages come through the ZeroMQ socket.
+        """Listen in the runtime directory, or have all messages come through the ZeroMQ socket.
 
         Args:
             socket: the subscriber's.
-            directory: of the domain.
+            directory: the user's runtime directory, of all domains.
             poll: is to wait for what comes by the lane.
             every: whether no message is to be missed, rather than the newest to come soon.
         """
         self._socket = socket
+        self._directory = directory
         self._asked: list[str] = []
         self._receiver: Receiver | None = None
         self.receive: Callable[[int], Arrival | None] = _nothing
@@ -53,10 +54,10 @@ class Lanes:
             self._asked.append(f"~{self._receiver.name}/{beginning}")
             self._socket.subscribe(self._asked[-1])
 
-    def restore(self, runtime: Runtime) -> None:
+    def restore(self) -> None:
         """Let publishers find this reader again if its socket file is gone; OSError or BusError if not."""
         if self._receiver is not None and not self._receiver.found:
-            runtime.make_directory()
+            private_directory(self._directory)
             self._receiver.listen()
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """The lane's messages: one packet each, from the thread that publishes straight to the one that waits.
 
 ZeroMQ hands a message to a thread of its own on either side, and each of them wakes the next: three wake-ups
-where one does. So a reader on the same host listens on a unix socket beside its domain's topics, and names it
+where one does. So a reader on the same host listens on a unix socket in the runtime directory, and names it
 where it asks for the lane (see `perception.bus.lanes`). What has been sent lies in the kernel: it arrives
 even if its publisher has been killed meanwhile.
 
@@ -106,15 +106,15 @@ class _Line:
 
 
 class Receiver:
-    """A reader's socket for the packets of all publishers of one domain."""
+    """A reader's socket for the packets of all publishers on this host."""
 
     def __init__(
         self, directory: Path, poll: "select.poll", *, every: bool, unreadable: Callable[[str], None]
     ) -> None:
-        """Listen in the domain's directory, where the sockets of dead processes are removed.
+        """Listen in the runtime directory, where the sockets of dead processes are removed.
 
         Args:
-            directory: of the domain.
+            directory: of all domains of the user.
             poll: is to wait for what comes; `receive` then takes it.
             every: whether this reader is to miss nothing; publishers serve it before the others.
             unreadable: is told the topic whose shared memory this reader cannot open.

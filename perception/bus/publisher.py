@@ -86,7 +86,7 @@ class Publisher:
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.set(zmq.LINGER, _LINGER_MS)
         self._socket.set(zmq.SNDHWM, endpoints.backlog(row))
-        self._audience = Audience(self._socket, topic, runtime.directory)
+        self._audience = Audience(self._socket, topic, runtime.base)
         self._guard: ThreadAuthenticator | None = None
         self.endpoint: str | None = None
         try:

@@ -24,7 +24,7 @@ class Subscriber:
     def __init__(
         self,
         *patterns: str,
-        runtime: Runtime,
+        runtime: Runtime | None,
         clock: Callable[[], int],
         connect: Mapping[str, str] | None = None,
         policies: Mapping[str, topics.Topic] | None = None,
@@ -35,7 +35,7 @@ class Subscriber:
 
         Args:
             patterns: topics, or beginnings of topics with a `*` at their end, such as `camera/*`.
-            runtime: the domain whose topics are followed.
+            runtime: the domain whose topics are followed; None waits for one, the only graph that comes up.
             clock: host time in ns.
             connect: topic or pattern -> `tcp://HOST:PORT` of publishers that are not on this host.
             policies: rows that replace those of the table of topics, by prefix: a recorder queues
