@@ -99,7 +99,7 @@ def test_the_demo_runs_from_a_wheel_in_an_empty_folder(
         "up",
         "demo",
         "--seconds",
-        "20",
+        "3",
         "--json",
         "summary.json",
     ]
