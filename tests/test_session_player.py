@@ -332,6 +332,35 @@ def test_the_command_waits_for_a_fusion_that_is_loading_whoever_else_reads(
     assert presence["present"] >= 15
 
 
+def test_the_command_waits_for_as_many_readers_as_asked_for(
+    session_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    runtime, clock = Runtime("two"), HostClock().now_ns
+    seqs: dict[str, list[int]] = {"first": [], "second": []}
+
+    def read(name: str, stack: ExitStack) -> None:
+        subscriber = stack.enter_context(
+            Subscriber("camera/*", runtime=runtime, clock=clock, policies=EVERY_MESSAGE)
+        )
+        while len(seqs[name]) < 40 and (message := subscriber.receive(LONG_S)) is not None:
+            seqs[name].append(message.header.seq)
+
+    command = [sys.executable, "-m", "perception", "replay", str(session_file), "--rate", "20", "--wait", "2"]
+    with ExitStack() as stack:
+        readers = [threading.Thread(target=read, args=(name, stack)) for name in seqs]
+        readers[0].start()
+        process = subprocess.Popen([*command, "--domain", "two"], stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert "waits for " in process.stderr.readline()
+        readers[1].start()
+        for reader in readers:
+            reader.join(LONG_S)
+        assert process.wait(LONG_S) == 0
+        process.stderr.close()
+    assert seqs == {"first": list(range(40)), "second": list(range(40))}
+
+
 def test_readers_are_counted_once_each_and_labels_do_not_count(bus: Bus) -> None:
     topics = [CAMERA, "text/say", "label/truth"]
     with ExitStack() as stack:
