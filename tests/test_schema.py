@@ -38,7 +38,7 @@ assert not {"perception", "pydantic", "msgspec"} & set(sys.modules)
 
 def test_the_golden_files_are_what_the_code_generates(tmp_path: Path) -> None:
     written = schema.write(tmp_path)
-    assert {path.name for path in written} == {path.name for path in GOLDEN.iterdir()}
+    assert {path.name for path in written} == {path.name for path in GOLDEN.glob("*.json")}
     for path in written:
         assert path.read_bytes() == (GOLDEN / path.name).read_bytes(), f"regenerate tests/golden/{path.name}"
 

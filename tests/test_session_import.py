@@ -1,5 +1,6 @@
 """What people's media files are like: nothing good is lost with what is broken, and every loss is said."""
 
+import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -58,6 +59,27 @@ def imported(path: Path, selection: Selection | None = None) -> tuple[list[str],
     lines = list(import_media.read(path, target, None, selection or Selection()))
     with Session(target) as session:
         return lines, dict(session.counts)
+
+
+@pytest.mark.parametrize(
+    ("created", "at_s"),
+    [("2024-05-06T07:08:09Z", 1_714_979_289), ("1970-01-01T00:00:00Z", 99), ("1904-01-01T00:00:00Z", 99)],
+)
+def test_stamps_begin_when_the_film_was_made_or_the_file_where_it_does_not_say(
+    tmp_path: Path, created: str, at_s: int
+) -> None:
+    """Writers that do not know the time leave the zero of 1970 or of 1904."""
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["creation_time"] = created
+        sound = container.add_stream("pcm_s16le", rate=RATE_HZ, layout="mono")
+        piece = AudioFrame.from_ndarray(noise(RATE_HZ).reshape(1, -1), format="s16", layout="mono")
+        piece.sample_rate, piece.pts = RATE_HZ, 0
+        container.mux(sound.encode(piece))
+        container.mux(sound.encode(None))
+    os.utime(path, (99, 99))
+    imported(path)
+    assert next(read(path.with_suffix(".mcap"))).header.stamp_ns == at_s * SECOND_NS
 
 
 def damage_sound(path: Path) -> Path:

@@ -91,10 +91,12 @@ def read(
 
 
 def _origin_ns(source: Path, metadata: dict[str, str]) -> int:
+    """Return when a film was made: its creation time, else the file's; some writers leave an epoch's zero."""
     try:
-        return round(datetime.fromisoformat(metadata["creation_time"]).timestamp() * _SECOND_NS)
+        created_ns = round(datetime.fromisoformat(metadata["creation_time"]).timestamp() * _SECOND_NS)
     except (KeyError, ValueError, OverflowError):
-        return source.stat().st_mtime_ns
+        created_ns = 0
+    return created_ns if created_ns > 0 else source.stat().st_mtime_ns
 
 
 def _parts(
