@@ -19,7 +19,7 @@ _HOST_AND_PORT: Final = re.compile(r"[^:\[]*(?::(?:[\d*]*|PORT):?|)[,.;)]*")
 """A name and at most one port; then the punctuation of the sentence around it."""
 _SCHEMELESS: Final = re.compile(
     r"(?<![\w/@:.-])[\w.%+-]+:[^\s\"'/@]+@"
-    rf"(?={_IPV4}(?!\w)|\[[0-9A-Fa-f:]+\]|localhost\b|(?:[\w-]+\.)+[A-Za-z]{{2,}}\b)"
+    rf"(?={_IPV4}(?!\w)|\[[0-9A-Fa-f:]+\]|localhost\b|(?:[\w-]+\.)+[A-Za-z]{{2,}}\b|[\w-]+(?::\d+)?/)"
 )
 _PARAMETER: Final = re.compile(
     r"(?P<name>[^\s\"'<>`=&;/?#,_][^\s\"'<>`=&;/?#,]*)=(?P<value>.*?)"

@@ -72,7 +72,8 @@ def print_findings(findings: Iterable[Finding], file: TextIO) -> int:
         failed |= finding.level == "fail"
         advice = f" -> {finding.advice}" if finding.advice else ""
         line = (f"{finding.level:<5}", _STYLE[finding.level])
-        console.print(Text.assemble(line, f"{finding.check}: {finding.detail}{advice}"))
+        said = without_credentials(f"{finding.check}: {finding.detail}{advice}")
+        console.print(Text.assemble(line, said))
     return int(failed)
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from perception.bus.host import DOMAIN_VARIABLE, HostClock, Runtime
 from perception.bus.subscriber import Subscriber
+from perception.credentials import without_credentials
 from perception.errors import NoStateError
 from perception.graph.check import require
 from perception.launcher import DomainLock, Supervisor, plan
@@ -45,7 +46,7 @@ def run(
     profile = load(profile_name, overrides)
     runtime, clock = Runtime(profile.domain), HostClock()
     for warning in require(profile, profile_name, runtime.topics()):
-        sys.stderr.write(f"perception: {warning}\n")
+        sys.stderr.write(f"perception: {without_credentials(str(warning))}\n")
     started_ns = clock.now_ns()
     nodes = plan(profile, profile_name, overrides, origin_ns=started_ns)
     with (

@@ -51,6 +51,7 @@ SHAPES = {
     "http://nas/api?src=rtsp://u:s3cret@cam/live": "http://nas/api?src=***rtsp://cam/live",
     "tcp://admin:s3cret@10.0.0.7:5601": "tcp://10.0.0.7:5601",
     "admin:s3cret@10.0.0.5/live": "10.0.0.5/live",
+    "admin:s3cret@cam:8080/live": "cam:8080/live",
     "rtsp://admin:s3cr": "rtsp://***",
 }
 HARMLESS = (

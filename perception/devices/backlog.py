@@ -34,7 +34,7 @@ class Backlog:
         self._skipped = False
         """Whether packets were dropped that those waiting rest on."""
         self._end: Exception | None = None
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(late=0)  # other threads read it: no new keys
         """`late`: packets that were never decoded."""
 
     def put(self, arrived: Arrived) -> None:

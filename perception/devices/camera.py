@@ -100,7 +100,7 @@ class DeviceSource:
             "height": self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT),
             "rate_hz": self._capture.get(cv2.CAP_PROP_FPS),
         }
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(corrupt=0)  # other threads read it: no new keys
         form = int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True)
         self._raw = form in _UNCOMPRESSED
         # OpenCV would paint over what a damaged JPEG lacks; this has to be the last setting.

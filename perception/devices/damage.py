@@ -63,7 +63,7 @@ class Damage:
     """
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(corrupt=0, after_damage=0)  # other threads read it: no new keys
         """`corrupt`: packets and pictures damaged themselves; `after_damage`: those that rest on them."""
         self._lasting = self._suspect = False
         self._refused = 0

@@ -45,6 +45,8 @@ _LIVE_OPTIONS: Final = {
     "analyzeduration": "500000",
     "rtsp_transport": "tcp",
 }
+_FILM: Final = re.compile(r"\.(flv|m3u8?|mkv|mov|mp4|mpd|mpg|ts|webm)(\?.*)?$", re.IGNORECASE)
+"""What needs no first look, which some servers answer only once."""
 _JPEG_BEHIND_TEXT: Final = re.compile(rb"[\t\r\n -~]*\xff\xd8\xff")
 _TEXT_SO_FAR: Final = re.compile(rb"[\t\r\n -~]*\xff?\xd8?")
 
@@ -173,7 +175,7 @@ class StreamSource:
         self._backlog = Backlog()
         self._sent = StreamClock()
         self._stamps: deque[Arrived] = deque(maxlen=_REORDERED)
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter(superseded=0, over_rate=0)  # other threads read: no new keys
         self._age_ms = 0.0
         self._heard_s = time.monotonic()
         self._stopped = threading.Event()
@@ -250,7 +252,7 @@ class StreamSource:
 def open_feed(url: str, rate_hz: float) -> Feed:
     """Connect to a camera; DeviceError says what stands in the way."""
     url, name = standard_url(url), without_credentials(url)
-    if url.lower().startswith(("http://", "https://")):
+    if re.match("https?://", url, re.IGNORECASE) and not _FILM.search(url):
         container = _open_bytes(url)
         begin = _begin(container, name)
         if _JPEG_BEHIND_TEXT.match(b"".join(begin)):

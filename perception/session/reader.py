@@ -145,7 +145,7 @@ def _without_credentials(message: Message[Header]) -> Message[Header]:
     clean = structs.replace(
         header, reason=without_credentials(header.reason), device=cleaned(dict(header.device))
     )
-    return message if clean == header else structs.replace(message, header=clean)
+    return message if clean == header else structs.replace(message, header=clean, came_as=None)
 
 
 def _is_ours(channel: Channel) -> bool:
