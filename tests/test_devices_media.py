@@ -180,3 +180,10 @@ def levels(path: Path) -> dict[float, npt.NDArray[np.float64]]:
         for _, frames in track.laps()
         for at_s, frame in frames
     }
+
+
+def test_channels_that_cannot_be_mixed_are_one_clear_line(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", np.stack([noise(800)] * 3, axis=1))
+    assert [block.shape for block in sound_of(path, channels=8).blocks(512)] == [(512, 8), (288, 8)]
+    with pytest.raises(DeviceError, match=r"a\.wav: its 3 channels cannot become 9"):
+        list(sound_of(path, channels=9).blocks(512))

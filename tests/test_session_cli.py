@@ -96,6 +96,13 @@ def test_export_and_import_of_a_rosbag(path: Path, tmp_path: Path) -> None:
         assert back.counts == {"camera/front": 60, "microphone/main": 62, "text/terminal": 1}
 
 
+def test_the_suffix_of_a_bag_may_be_in_capitals(path: Path, tmp_path: Path) -> None:
+    invoke(session, "export", path, tmp_path / "bag", "--format", "rosbag2")
+    bag = next((tmp_path / "bag").glob("*.mcap")).rename(tmp_path / "BAG.MCAP")
+    options = ("--topics", "microphone/*", "--microphone", "desk")
+    assert "microphone/desk: 62" in invoke(session, "import", bag, tmp_path / "b.mcap", *options).output
+
+
 def test_record_refuses_to_overwrite_and_to_guess(path: Path, tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="exists"):
         invoke(record, "demo", "--out", path)

@@ -9,6 +9,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pytest
+import soundfile
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 from click.testing import CliRunner
@@ -140,6 +141,23 @@ def test_sound_of_a_rate_that_no_message_can_say_is_resampled(
 ) -> None:
     lines, _ = imported(write_wav(tmp_path / "a.wav", noise(4000), rate_hz))
     assert lines[1] == f"microphone/video: resampled from {rate_hz} Hz to {becomes_hz} Hz"
+
+
+@pytest.mark.parametrize("channels", [6, 32, 64])
+def test_sound_keeps_its_channels(tmp_path: Path, channels: int) -> None:
+    heard = np.arange(800 * channels, dtype=np.int16).reshape(800, channels)
+    soundfile.write(tmp_path / "a.wav", heard, RATE_HZ)
+    imported(tmp_path / "a.wav")
+    messages = list(read(tmp_path / "a.mcap"))
+    assert {one.header.channels for one in messages if isinstance(one.header, AudioBlock)} == {channels}
+    found = np.concatenate([np.frombuffer(one.payload, "<i2") for one in messages])
+    np.testing.assert_array_equal(found.reshape(800, channels), heard)
+
+
+def test_more_channels_than_a_message_can_say_are_refused_in_one_line(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros((800, 65), np.int16), RATE_HZ)
+    with pytest.raises(DeviceError, match=r"left out: audio track \(stream 0\): 65 channels, more than 64"):
+        imported(tmp_path / "a.wav")
 
 
 def test_every_track_is_taken(tmp_path: Path) -> None:

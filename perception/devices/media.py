@@ -279,6 +279,7 @@ class Sound:
     ) -> None:
         start_s = start / rate_hz
         self._track: Track[AudioFrame] = Track(path, "audio", loop=loop, start_s=start_s, number=number)
+        self._path = path
         self._rate_hz = rate_hz
         self._channels = channels
         self._format = "s16" if sample_format == "s16" else "flt"
@@ -353,7 +354,11 @@ class Sound:
 
     def _resampler(self, frame: AudioFrame) -> av.AudioResampler:
         own = frame.layout.nb_channels == self._channels
-        layout = frame.layout if own else f"{self._channels}c"
+        try:
+            layout = frame.layout if own else av.AudioLayout(f"{self._channels}c")
+        except ValueError as error:
+            there = frame.layout.nb_channels
+            raise DeviceError(f"{self._path}: its {there} channels cannot become {self._channels}") from error
         return av.AudioResampler(self._format, layout, self._rate_hz)
 
     def _resampled(self, resampler: av.AudioResampler | None, frame: AudioFrame | None) -> Iterator[Samples]:
@@ -361,7 +366,14 @@ class Sound:
             return
         if frame is not None:
             frame.pts = None  # we keep the time
-        for out in resampler.resample(frame):
+        try:
+            resampled = resampler.resample(frame)
+        except (av.FFmpegError, ValueError) as error:
+            what = frame.layout.name if frame is not None else "the end"
+            raise DeviceError(
+                f"{self._path}: no way from its sound ({what}) to {self._channels} channels: {cause(error)}"
+            ) from error
+        for out in resampled:
             yield out.to_ndarray().reshape(-1, self._channels)
 
     def _silence(self, samples: int) -> Samples:

@@ -27,6 +27,7 @@ Arrival = tuple[int, str, Header, Payload]
 _SECOND_NS: Final = 1_000_000_000
 _BLOCK_S: Final = 0.032
 _RATES_HZ: Final = (1000, 768_000)
+_MOST_CHANNELS: Final = 64
 """What an `AudioBlock` can say."""
 _MARKUP: Final = re.compile(r"\{[^}]*\}|<[^>]*>")
 _NOTHING: Final[Mapping[str, int]] = {}
@@ -111,6 +112,8 @@ class Sounds:
         self._origin_ns = origin_ns
         self._number = number
         self._own_rate_hz, self._channels = _kind_of_sound(source, number)
+        if self._channels > _MOST_CHANNELS:
+            raise DeviceError(f"{self._channels} channels, more than {_MOST_CHANNELS}")
         self._sound: media.Sound | None = None
         self._rate_hz = min(max(self._own_rate_hz, _RATES_HZ[0]), _RATES_HZ[1])
         self.own, self.topic = f"audio{_suffix(number)}", f"microphone/video{_suffix(number)}"
