@@ -2,11 +2,14 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 from msgspec import structs
 
 from perception.errors import SessionError
@@ -16,12 +19,21 @@ from perception.messages import CameraFrame, Header, Message, TextCommand
 from perception.profile import EncoderConfig, FusionConfig, HeadConfig, InputConfig, Profile
 from perception.retrieval.search import open_shelves
 from perception.retrieval.streams import Step
-from perception.session import Session, SessionWriter, export_lerobot, export_webdataset, replay
+from perception.session import (
+    Session,
+    SessionWriter,
+    export_lerobot,
+    export_webdataset,
+    import_media,
+    read,
+    replay,
+)
 from perception.session.cutting import MAX_SILENCE_NS, account, cut_as_arrived
 from perception.session.perturb import Perturbed, stamp_leap
 from perception.session.recompute.arrivals import AHEAD, FIRST, LONE_NS
 from perception.training import dataset
 from perception.training.dataset import SessionSource
+from perception.training.media import media_sources
 from tests import retrieval
 from tests.streams import CAMERA, MS, SECOND_NS, START_NS, Stream, clock_tick, scripted_room
 
@@ -133,6 +145,43 @@ def test_every_path_cuts_a_session_to_its_end(name: str, how: str, tmp_path: Pat
 def test_pictures_that_are_rarer_than_ticks_are_found_by_rare_ticks(tmp_path: Path, clip: Path) -> None:
     path = record(tmp_path / "s.mcap", [frame(k, 300 + k * 2000.0) for k in range(10)])
     assert found_in(path, clip, every_s=2.0) == 9
+
+
+def write_film(path: Path, times_s: Iterable[float]) -> Path:
+    """A film whose pictures are shown at these times."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mjpeg", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuvj420p"
+        video.codec_context.time_base = Fraction(1, 1000)
+        for number, at_s in enumerate(times_s):
+            picture = VideoFrame.from_ndarray(np.full((48, 64, 3), 40 + number, np.uint8), format="bgr24")
+            picture.pts, picture.time_base = round(at_s * 1000), Fraction(1, 1000)
+            container.mux(video.encode(picture))
+        container.mux(video.encode(None))
+    return path
+
+
+FILMS = {
+    "a hole of 3 s": ([k / 10 for k in (*range(20), *range(50, 80))], 7.9, 49),
+    "one picture in 2 s": ([k * 2.0 for k in range(10)], 18.0, 10),
+    "an outage of two minutes": ([k / 10 for k in (*range(20), *range(1220, 1240))], 123.9, 39),
+}
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_a_film_is_cut_to_its_end_imported_and_in_a_folder_of_media(name: str, tmp_path: Path) -> None:
+    times_s, seconds, count = FILMS[name]
+    (tmp_path / "media" / "a").mkdir(parents=True)
+    path = write_film(tmp_path / "media" / "a" / "film.mkv", times_s)
+    (source,) = media_sources(tmp_path / "media", config())
+    in_folder = list(dataset.windows(source, config()))
+    list(import_media.read(path, tmp_path / "s.mcap"))
+    video = config().model_copy(update={"inputs": {"camera": InputConfig(topic="camera/video")}})
+    imported, _ = windows(list(read(tmp_path / "s.mcap")), video)
+    for found in (in_folder, imported):
+        assert len(found) == pytest.approx(seconds * 10, abs=1)
+        assert len(pictures(found)) in (count - 1, count, count + 1)
+    assert len(list(replay(tmp_path / "s.mcap", Profile(fusion=video)))) == len(imported)
 
 
 # --- time goes on as it would have live ---
