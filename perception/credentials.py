@@ -11,19 +11,22 @@ from urllib.parse import quote
 
 HIDDEN: Final = "***"
 
-_SCHEME: Final = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*://")
+_SCHEME: Final = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*:/{1,3}")
 _TOKEN: Final = re.compile(r"[^\s\"'<>`]*")
 _IPV4: Final = r"\d{1,3}(?:\.\d{1,3}){3}"
 _CERTAIN_HOST: Final = re.compile(rf"(?:{_IPV4}|localhost|\[[^\]]*\]?|)(?::[\d*]*)?", re.IGNORECASE)
 _HOST_AND_PORT: Final = re.compile(r"[^:\[]*(?::(?:[\d*]*|PORT):?|)[,.;)]*")
 """A name and at most one port; then the punctuation of the sentence around it."""
 _SCHEMELESS: Final = re.compile(
-    r"(?<![\w/@:.-])[\w.%+-]+:[^\s\"'/@]+@"
+    r"(?:(?<=//)|(?<![\w/@:.-]))[\w.%+-]+:[^\s\"'/@]+@"
     rf"(?={_IPV4}(?!\w)|\[[0-9A-Fa-f:]+\]|localhost\b|(?:[\w-]+\.)+[A-Za-z]{{2,}}\b|[\w-]+(?::\d+)?/)"
 )
 _PARAMETER: Final = re.compile(
     r"(?P<name>[^\s\"'<>`=&;/?#,_][^\s\"'<>`=&;/?#,]*)=(?P<value>.*?)"
     r"(?=[&;,/?#][A-Za-z][\w.%\[\]-]*=|_[A-Za-z0-9]+=|[:.,;)]*(?:[\s\"'<>`]|$))"
+)
+_SECRET_FOLDER: Final = re.compile(
+    r"(/(?:access|api)?[_-]?(?:token|key|auth|secret|pass(?:word)?|pwd))/[^/?#\s\"'<>`]+", re.IGNORECASE
 )
 _BARE_QUERY: Final = re.compile(r"([?#])[^\s\"'<>`=]+(?=[\s\"'<>`]|$)")
 _HARMLESS_VALUE: Final = re.compile(r"[\w.:-]{0,32}")
@@ -93,7 +96,7 @@ def _without_user(rest: str) -> str:
         end = rest.rfind("@") + 1
         return rest[end:] if end else HIDDEN + rest[len(head) :]
     if ":" in head and not _CERTAIN_HOST.fullmatch(head):
-        return rest[_last_at(token.group()) :]
+        return rest[_last_at(re.split(r"\s", rest, maxsplit=1)[0]) :]
     return rest
 
 
@@ -114,5 +117,5 @@ def _without_parameters(rest: str) -> str:
 
     token = _TOKEN.match(rest)
     assert token is not None
-    url = _BARE_QUERY.sub(rf"\1{HIDDEN}", _PARAMETER.sub(shown, token.group()))
-    return url + rest[token.end() :]
+    url = _SECRET_FOLDER.sub(rf"\1/{HIDDEN}", _PARAMETER.sub(shown, token.group()))
+    return _BARE_QUERY.sub(rf"\1{HIDDEN}", url) + rest[token.end() :]

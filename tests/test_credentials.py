@@ -52,6 +52,10 @@ SHAPES = {
     "tcp://admin:s3cret@10.0.0.7:5601": "tcp://10.0.0.7:5601",
     "admin:s3cret@10.0.0.5/live": "10.0.0.5/live",
     "admin:s3cret@cam:8080/live": "cam:8080/live",
+    "//admin:s3cret@cam/live": "//cam/live",
+    "rtsp:/admin:s3cret@cam/live": "rtsp:/cam/live",
+    'http://admin:12"s3cret@cam/live': "http://cam/live",
+    "http://cam/api/token/s3cret/live": "http://cam/api/token/***/live",
     "rtsp://admin:s3cr": "rtsp://***",
 }
 HARMLESS = (
@@ -65,6 +69,9 @@ HARMLESS = (
     "tcp://[::1]:5601",
     "ipc:///run/user/1000/perception/demo",
     "/dev/v4l/by-id/usb-Cam_0",
+    "/data/key/a.mp4",
+    "C:/films/a.mp4",
+    "file:///data/a.mp4",
     "scripted",
     "a@b.c said 12:30",
     "see https://example.com/docs, then go on",

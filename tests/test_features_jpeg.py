@@ -10,6 +10,7 @@ import pytest
 from perception.features.image import decode_frame
 from perception.features.jpeg import JpegSplitter, claimed_size
 from perception.messages import CameraFrame
+from perception.session.convert.incoming import UnusableError, compressed
 
 _NOISE: Final = np.random.default_rng(1)
 
@@ -90,6 +91,8 @@ def test_a_picture_that_claims_more_than_it_can_hold_is_never_given_to_a_decoder
     header = CameraFrame(stamp_ns=1, width=size[0], height=size[1], encoding="jpeg")
     with pytest.raises(ValueError, match="claims to be"):
         decode_frame(header, bomb)
+    with pytest.raises(UnusableError, match="claims to be"):
+        compressed(bomb, "jpeg", 0)
 
 
 def test_a_frame_of_another_size_or_another_format_is_refused() -> None:
