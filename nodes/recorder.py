@@ -8,6 +8,7 @@ from typing import Final
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
+from perception.errors import SessionError
 from perception.messages import Health
 from perception.profile import Profile, RecorderConfig
 from perception.session.recorder import EVERY_MESSAGE, Recorder, describe, record
@@ -60,9 +61,9 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
             linger_s=_LINGER_S,
             report=report,
         )
-        if recorder.full:
-            _LOG.error("recording stopped: %s", recorder.full)
         _LOG.info("recorded %d messages to %s", recorder.counts["messages"], recorder.path)
+        if recorder.full:
+            raise SessionError(f"recording stopped: {recorder.full}")
 
 
 if __name__ == "__main__":

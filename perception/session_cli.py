@@ -53,18 +53,21 @@ def session(context: click.Context) -> None:
 @session.command()
 @_file
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def info(file: Path, as_json: bool) -> None:
+def info(file: Path, as_json: bool) -> int:
     """Show what FILE holds: topics, rates, metadata, damage; or each session of a folder."""
     from dataclasses import asdict
 
     from perception.session.info import look
 
-    found = look(file)
+    found, problems = look(file)
     if as_json:
         values = [asdict(one) for one in found]
         click.echo(json.dumps(values if file.is_dir() else values[0]))
     else:
         click.echo("\n".join(line for one in found for line in one.lines()))
+    for text in problems:
+        click.echo(f"perception: {text}", err=True)
+    return SessionError.exit_code if problems else 0
 
 
 @session.command()

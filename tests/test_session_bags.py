@@ -21,7 +21,7 @@ from rosbags.typesys.store import Typestore
 
 from perception.errors import SessionError
 from perception.messages import AudioBlock, CameraFrame, TextCommand
-from perception.session import SessionWriter, read
+from perception.session import Session, SessionWriter, read
 from perception.session import ros_messages as ros
 from perception.session.convert import import_bag, incoming
 from perception.session.convert.incoming import UnusableError
@@ -105,7 +105,11 @@ def test_one_broken_message_costs_itself(tmp_path: Path, encoding: str) -> None:
     path = foxglove_file(tmp_path / "f.mcap", encoding, foxglove_rows(encoding), broken=4)
     lines = list(import_bag.read(path, tmp_path / "s.mcap"))
     assert sum(1 for _ in read(tmp_path / "s.mcap")) == 30
-    assert sum("/cam/raw: left out: not" in line and "(1 times)" in line for line in lines) == 1
+    (lost,) = [line for line in lines if "/cam/raw: left out: not" in line]
+    assert lost.endswith("(1 times)")
+    with Session(tmp_path / "s.mcap") as made:
+        assert lost in made.metadata["imported"]["notes"]
+        assert made.metadata["imported"]["kind"] == "foxglove"
 
 
 def test_an_encoding_that_is_not_known_is_named(tmp_path: Path) -> None:
@@ -413,6 +417,16 @@ def test_info_of_a_folder_shows_each_session_of_it(tmp_path: Path) -> None:
     ]
     found = json.loads(CliRunner().invoke(session, ["info", str(tmp_path), "--json"]).output)
     assert [one["counts"] for one in found] == [{"camera/front": 1}] * 2
+
+
+def test_info_of_a_folder_is_not_spoilt_by_one_bad_file(tmp_path: Path) -> None:
+    with SessionWriter(tmp_path / "a.mcap") as writer:
+        writer.write(streams.frame(0, 1))
+    (tmp_path / "b.mcap").write_bytes(b"nothing of the kind")
+    result = CliRunner().invoke(session, ["info", str(tmp_path)], standalone_mode=False)
+    assert (result.return_value, result.exception) == (SessionError.exit_code, None)
+    assert "camera/front" in result.output
+    assert f"perception: {tmp_path / 'b.mcap'}: not an MCAP file" in result.output
 
 
 @pytest.mark.parametrize("whole", [True, False])

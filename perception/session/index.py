@@ -211,8 +211,8 @@ class _Walk:
         end: int = position + RECORD.size + length
         if end > self._size:
             if opcode == Opcode.CHUNK and len(head) == _HEAD_BYTES:
-                told = container.span(position, head)
-                self.index.cut = replace(told, length=self._size - position, cut=True)
+                found = container.span(position, head)
+                self.index.cut = replace(found, length=self._size - position, cut=True)
             raise DamageError(f"cut off at byte {position}")
         if opcode == Opcode.FOOTER:
             self.index.closed = os.pread(self._descriptor, len(MAGIC), end) == MAGIC

@@ -58,17 +58,26 @@ class Info:
         return lines + [f"damage: {text}" for text in self.damage]
 
 
-def look(path: Path) -> list[Info | BagInfo]:
+def look(path: Path) -> tuple[list[Info | BagInfo], list[str]]:
     """Return what is in a session, in a recording of others, or in each session of a folder.
+
+    Beside it stands what of a folder cannot be read, one line each.
 
     Raises:
         SessionError: there is nothing of the kind, or nothing that can be read.
     """
     if not path.is_dir():
-        return [_look_at(path)]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".mcap")
-    found = [one for one in map(_look_at, files) if isinstance(one, Info)]
-    return [*found] if found else [bag_info.info(path)]
+        return [_look_at(path)], []
+    found: list[Info | BagInfo] = []
+    problems = []
+    for file in sorted(one for one in path.iterdir() if one.suffix.lower() == ".mcap"):
+        try:
+            found.append(_look_at(file))
+        except SessionError as error:
+            problems.append(str(error))
+    if any(isinstance(one, Info) for one in found):
+        return found, problems
+    return [bag_info.info(path)], []
 
 
 def _look_at(file: Path) -> Info | BagInfo:

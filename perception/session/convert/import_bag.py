@@ -53,7 +53,6 @@ def read(
         begin_ns, end_ns = selection.span_ns(*bag.times_ns)
         if (zero := _exported_zero(source)) is not None:
             writer.set_zero(zero.later(max(begin_ns - zero.log_ns, 0)))
-        writer.add_metadata("imported", {"from": str(source), "kind": "rosbag"})
         for time_ns, stream, data in bag.messages(streams.keys()):
             advance()
             if not begin_ns <= time_ns < end_ns:
@@ -65,16 +64,27 @@ def read(
                 continue
             writer.write(message)
             counts[message.topic] += 1
-        lines = [f"{text} ({number} times)" for text, number in refused.most_common(_REASONS)]
-        if rest := refused.total() - sum(number for _, number in refused.most_common(_REASONS)):
-            lines.append(f"{rest} more messages left out for other reasons")
-        lines += [f"damage: {text}" for text in bag.damage]
+        notes = _notes(bag, refused)
         if not counts:
-            raise SessionError(f"{source}: nothing to import: {'; '.join(lines) or 'it holds no messages'}")
-        left_out = [one for one in bag.streams if prefix_of(one) is None and _type(one) != AUDIO_INFO]
+            raise SessionError(f"{source}: nothing to import: {'; '.join(notes) or 'it holds no messages'}")
+        kind = "rosbag" if any(stream.encoding in _ROS for stream in streams) else "foxglove"
+        writer.add_metadata("imported", {"from": str(source), "kind": kind, "notes": notes})
     yield from (f"{topic}: {number} messages" for topic, number in counts.items())
-    yield from lines
-    yield from (f"{one.topic}: left out: {kind_of(one)} has no counterpart here" for one in left_out)
+    yield from notes
+
+
+def _notes(bag: Bag, refused: Counter[str]) -> list[str]:
+    """Return in lines what of a bag was not imported."""
+    named = refused.most_common(_REASONS)
+    lines = [f"{text} ({number} times)" for text, number in named]
+    if rest := refused.total() - sum(number for _, number in named):
+        lines.append(f"{rest} more messages left out for other reasons")
+    lines += [f"damage: {text}" for text in bag.damage]
+    return lines + [
+        f"{one.topic}: left out: {kind_of(one)} has no counterpart here"
+        for one in bag.streams
+        if prefix_of(one) is None and _type(one) != AUDIO_INFO
+    ]
 
 
 def _exported_zero(source: Path) -> Zero | None:
