@@ -128,6 +128,7 @@ def nodes(domain: str | None) -> None:
     from perception.bus.host import HostClock
     from perception.bus.subscriber import Subscriber
     from perception.panel import Board, node_table
+    from perception.report import PLAIN_WIDTH
 
     runtime, board = joined(domain), Board()
     published = runtime.topics()
@@ -140,7 +141,7 @@ def nodes(domain: str | None) -> None:
         while (left_s := deadline_s - time.monotonic()) > 0:
             if message := subscriber.receive(left_s):
                 board.add(message)
-    Console(width=None if sys.stdout.isatty() else 160).print(node_table(board))
+    Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(node_table(board))
 
 
 @cli.command()

@@ -1,16 +1,14 @@
-"""What a person watches while a graph runs: one live panel on a terminal, plain lines elsewhere."""
+"""What a person watches while a graph runs, as lines: a panel, a state, a table of nodes. No terminal."""
 
+import re
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import Final, Protocol, TextIO
+from typing import Final
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.panel import Panel
-from rich.progress_bar import ProgressBar
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -19,12 +17,15 @@ from perception.summary import stages
 
 _RECENT_STATES: Final = 32
 _CLASSES_SHOWN: Final = 10
-_REFRESH_S: Final = 0.25
-_LINE_EVERY_S: Final = 1.0
-_REPORT_WIDTH: Final = 120
+_NAME_CELLS: Final = 26
+_SECONDS_FROM_MS: Final = 100_000
+_NOTICED: Final = 0.005
+"""A score below it would read as 0.00: nothing was detected."""
+_WAITING: Final = "waiting for the first state"
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MEASURE: Final = Console(color_system=None)
 _PRESENCE_STYLE: Final = {"present": "green", "held": "yellow", "absent": "red"}
 _STATUS_STYLE: Final = {"ok": "green", "degraded": "yellow", "lost": "red"}
-_NODE_STYLES: Final = ("cyan", "magenta", "blue", "green", "yellow", "bright_cyan", "bright_magenta")
 
 
 @dataclass(slots=True)
@@ -117,31 +118,58 @@ def state_line(board: Board, nodes: Mapping[str, str]) -> str:
     )
 
 
-def live_panel(board: Board, nodes: Mapping[str, str], title: str) -> Panel:
-    """Return the whole panel.
+def panel_lines(board: Board, nodes: Mapping[str, str], title: str, *, width: int, height: int) -> list[Text]:
+    """Return the whole panel, `width` cells wide and at most `height` lines high.
+
+    Where room is short, first blank lines go, then latencies, classes, streams and losses; nodes stay.
 
     Args:
         board: what is known.
         nodes: each supervised node's status in words.
-        title: shown in the frame.
+        title: shown first.
+        width: of the terminal, in cells.
+        height: lines that the panel may take, at least 4.
     """
-    parts: list[RenderableType] = []
-    if board.states:
-        parts += [
-            _streams(board, board.states[-1]),
-            Text(),
-            _fused(board.states[-1]),
-            Text(),
-            _latency(board),
-        ]
-    else:
-        parts.append(Text(waiting_line(nodes) or "waiting for the first state", style="dim"))
-    if losses := board.losses():
-        parts += [Text(), *(Text(f"{where}: {what}", style="yellow") for where, what in losses.items())]
-    parts += [Text(), _node_line(board, nodes)]
-    return Panel(
-        Group(*parts), title=title, title_align="left", subtitle="Ctrl-C stops", subtitle_align="left"
-    )
+    state = board.newest
+    head = [Text(title, "bold")]
+    streams = _streams(board, state) if state else [Text(waiting_line(nodes) or _WAITING, "dim")]
+    losses = [Text(f"{where}: {what}", "yellow") for where, what in board.losses().items()]
+    living = _folded(_node_line(board, nodes), width)[: height - 3]
+    room = height - len(head) - len(living)
+    losses = _at_most(losses, max(1, room - len(streams)), "losses")
+    streams = _at_most(streams, max(1, room - len(losses)), "streams")
+    room -= len(streams) + len(losses)
+    classes = _at_most(_classes(state, width), min(room, _CLASSES_SHOWN), "classes") if state else []
+    latency = _folded(_latency(board), width) if state else []
+    if len(latency) > room - len(classes):
+        latency = []
+    sections = [part for part in ([*head, *streams], classes, latency, losses, living) if part]
+    blanks = room - len(classes) - len(latency)
+    shown: list[Text] = sections[0]
+    for number, section in enumerate(sections[1:]):
+        shown = [*shown, *([Text()] if number < blanks else []), *section]
+    return [_fitted(line, width) for line in shown]
+
+
+def _at_most(lines: list[Text], room: int, what: str) -> list[Text]:
+    if len(lines) <= room:
+        return lines
+    return [*lines[: room - 1], Text(f"… {len(lines) - room + 1} more {what}", "dim")][: max(room, 0)]
+
+
+def _folded(line: Text, width: int) -> list[Text]:
+    return list(line.wrap(_MEASURE, width, overflow="fold"))
+
+
+def clean(line: Text) -> Text:
+    """Return the line with a mark instead of each character that a terminal would obey."""
+    return Text(_CONTROL.sub("\ufffd", line.plain), line.style, spans=line.spans, end="")
+
+
+def _fitted(line: Text, width: int) -> Text:
+    fitted = clean(line)
+    fitted.truncate(width, overflow="ellipsis", pad=True)
+    return fitted
 
 
 def node_table(board: Board, width: int | None = None) -> Table:
@@ -164,18 +192,30 @@ def node_table(board: Board, width: int | None = None) -> Table:
     return table
 
 
-def _streams(board: Board, state: FusedState) -> Table:
-    table = Table(box=None, pad_edge=False, expand=True)
-    for column in ("stream", "rate", "age", "presence", "says"):
-        table.add_column(column, justify="right" if column in ("rate", "age") else "left", no_wrap=True)
+def _streams(board: Board, state: FusedState) -> list[Text]:
+    """Return a line per input and one for the states; what is longest stands last, where it may be cut."""
+    names = [*(modality.topic for modality in state.modalities.values()), board.state_topic]
+    name_cells = min(max(map(len, names)), _NAME_CELLS)
+    lines = [Text(f"{'stream':<{name_cells}}{'rate':>10}{'age':>9}  presence", "dim")]
     for modality in state.modalities.values():
-        age = "-" if modality.age_ms is None else f"{modality.age_ms:.0f} ms"
-        presence = Text(modality.presence, _PRESENCE_STYLE[modality.presence])
-        if modality.reason:
-            presence.append(f" ({modality.reason})", "dim")
-        table.add_row(modality.topic, _rate(board.rate_hz(modality.topic)), age, presence, _says(modality))
-    table.add_row(board.state_topic, _hz(board.state_rate_hz()))
-    return table
+        line = _stream(
+            modality.topic, name_cells, _rate(board.rate_hz(modality.topic)), _age(modality.age_ms)
+        )
+        line.append(f"{modality.presence:<8}", _PRESENCE_STYLE[modality.presence])
+        line.append(f" {modality.reason}" if modality.reason else "", "dim")
+        lines.append(line.append(f" {_says(modality)}"))
+    return [*lines, _stream(board.state_topic, name_cells, _hz(board.state_rate_hz()), "")]
+
+
+def _stream(topic: str, cells: int, rate: str, age: str) -> Text:
+    name = topic if len(topic) <= cells else f"{topic[: cells - 1]}…"
+    return Text(f"{name:<{cells}}{rate:>10}{age:>9}  ")
+
+
+def _age(age_ms: float | None) -> str:
+    if age_ms is None:
+        return "-"
+    return f"{age_ms:.0f} ms" if age_ms < _SECONDS_FROM_MS else f"{age_ms / 1e3:.0f} s"
 
 
 def _says(modality: ModalityState) -> str:
@@ -183,21 +223,25 @@ def _says(modality: ModalityState) -> str:
     for name, branch in modality.branches.items():
         if branch.scores:
             score, label = max(zip(branch.scores, branch.labels, strict=False))
-            words.append(f"{name}: {label} {score:.2f}")
+            words.append(f"{name}: {label} {score:.2f}" if score >= _NOTICED else f"{name}: -")
         elif branch.boxes:
             words.append(f"{name}: {len(branch.boxes)} box{'es' * (len(branch.boxes) > 1)}")
     return "  ".join(words)
 
 
-def _fused(state: FusedState) -> Table:
+def _classes(state: FusedState, width: int) -> list[Text]:
+    """Return a line per class, always in the order of the head's classes."""
     fused = state.fused
-    table = Table.grid(padding=(0, 1))
-    ranked = sorted(zip(fused.probabilities, fused.classes, strict=True), reverse=True)[:_CLASSES_SHOWN]
-    for probability, name in ranked:
+    name_cells = min(max(map(len, fused.classes), default=0), _NAME_CELLS)
+    bar_cells = max(0, min(40, width - name_cells - 7))
+    lines = []
+    for name, probability in zip(fused.classes, fused.probabilities, strict=True):
         style = "bold green" if name == fused.label else ""
-        bar = ProgressBar(total=1.0, completed=probability, width=40)
-        table.add_row(Text(name, style), bar, Text(f"{probability:.2f}", style))
-    return table
+        full = round(probability * bar_cells)
+        bar = Text.assemble(("━" * full, "green"), ("─" * (bar_cells - full), "dim"))
+        short = name if len(name) <= name_cells else f"{name[: name_cells - 1]}…"
+        lines.append(Text.assemble((f"{short:<{name_cells}} ", style), bar, (f" {probability:.2f}", style)))
+    return lines
 
 
 def _latency(board: Board) -> Text:
@@ -239,86 +283,3 @@ def _short(value: str | float) -> str:
 
 def _words(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in counts.items() if count)
-
-
-class View(Protocol):
-    """Where a run shows itself."""
-
-    def log(self, node: str, line: str) -> None:
-        """Show a line that a node wrote."""
-
-    def update(self, nodes: Mapping[str, str], now_s: float) -> None:
-        """Show what changed; called often, draws seldom."""
-
-    def close(self) -> None:
-        """Leave the terminal as it was found."""
-
-
-class PlainView:
-    """A line per second, and one whenever the label changes; the nodes' own lines go to `errors`."""
-
-    def __init__(self, board: Board, out: TextIO, errors: TextIO) -> None:
-        self._board = board
-        self._out = out
-        self._logs = LogPrinter(Console(file=errors, soft_wrap=True, highlight=False))
-        self._seen = self._shown = ("", -1)
-        self._due_s = 0.0
-
-    def log(self, node: str, line: str) -> None:
-        """Write a node's line under its name."""
-        self._logs.print(node, line)
-
-    def update(self, nodes: Mapping[str, str], now_s: float) -> None:
-        """Write a line if one is due."""
-        newest = (state.source, state.seq) if (state := self._board.newest) else ("", -1)
-        changed = newest != self._seen and self._board.label_changed()
-        self._seen = newest
-        if now_s < self._due_s and not changed:
-            return
-        self._due_s = now_s + _LINE_EVERY_S
-        stalled = state is not None and newest == self._shown
-        self._shown = newest
-        line = "no new state" if stalled else state_line(self._board, nodes)
-        print(line, file=self._out, flush=True)
-
-    def close(self) -> None:
-        """Leave nothing to undo."""
-
-
-class LiveView:
-    """The panel, redrawn in place; the nodes' own lines scroll by above it."""
-
-    def __init__(self, board: Board, console: Console, title: str) -> None:
-        self._board = board
-        self._title = title
-        self._logs = LogPrinter(console)
-        self._due_s = 0.0
-        self._live = Live(console=console, auto_refresh=False)
-        self._live.start()
-
-    def log(self, node: str, line: str) -> None:
-        """Write a node's line under its name, above the panel."""
-        self._logs.print(node, line)
-
-    def update(self, nodes: Mapping[str, str], now_s: float) -> None:
-        """Redraw if it is time."""
-        if now_s >= self._due_s:
-            self._due_s = now_s + _REFRESH_S
-            self._live.update(live_panel(self._board, nodes, self._title), refresh=True)
-
-    def close(self) -> None:
-        """Leave the last panel standing and give the cursor back."""
-        self._live.stop()
-
-
-class LogPrinter:
-    """Prints lines under their node's name, each node in a colour of its own."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._styles: dict[str, str] = {}
-
-    def print(self, node: str, line: str) -> None:
-        """Print one line."""
-        style = self._styles.setdefault(node, _NODE_STYLES[len(self._styles) % len(_NODE_STYLES)])
-        self._console.print(Text.assemble((f"{node} | ", style), line))

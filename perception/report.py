@@ -9,13 +9,13 @@ from rich.table import Table
 
 from perception.summary import Accuracy, Report
 
-_PLAIN_WIDTH: Final = 160
+PLAIN_WIDTH: Final = 100_000  # in a pipe nothing is cut or folded
 
 
 def print_report(report: Report, file: TextIO) -> None:
     """Write all figures of a run."""
     terminal = file.isatty()
-    console = Console(file=file, width=None if terminal else _PLAIN_WIDTH, highlight=False)
+    console = Console(file=file, width=None if terminal else PLAIN_WIDTH, highlight=False)
     for line in headlines(report):
         console.print(line, soft_wrap=True)
     for title, table in _tables(report):
@@ -73,7 +73,7 @@ def _confusion(accuracy: Accuracy) -> Table:
 
 def _reasons(counts: Mapping[str, Mapping[str, int]]) -> Table:
     table = _table("where", "reasons")
-    table.columns[1].justify = "left"
+    table.columns[1].justify, table.columns[1].no_wrap = "left", False
     for where, reasons in counts.items():
         table.add_row(where, ", ".join(f"{reason} {count}" for reason, count in reasons.items()))
     return table
@@ -81,7 +81,7 @@ def _reasons(counts: Mapping[str, Mapping[str, int]]) -> Table:
 
 def _table(first: str, *columns: str) -> Table:
     table = Table(pad_edge=False)
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table

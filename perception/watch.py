@@ -13,10 +13,11 @@ from perception.bus.subscriber import Subscriber
 from perception.errors import PerceptionError
 from perception.launcher import Supervisor
 from perception.messages import FusedState, Header, Health, Message
-from perception.panel import Board, LiveView, PlainView, View
+from perception.panel import Board
 from perception.profile import Profile
 from perception.report import print_report
 from perception.summary import Report, Summary
+from perception.views import LiveView, PlainView, View
 
 _RECEIVE_S: Final = 0.05
 _LAST_STATES_S: Final = 1.0
@@ -64,7 +65,8 @@ class Watch:
         self._subscriber = subscriber
         self._summary = _summary(profile, started_ns)
         self._board = Board()
-        self._view = _view(self._board, title)
+        typing = any(text.source == "terminal" for text in profile.text.values())
+        self._view = _view(self._board, title, typing=typing)
 
     def until(self, requests: list[int], seconds: float | None) -> None:
         """Watch until a stop is requested, the time is up, or the run is over by itself.
@@ -125,9 +127,9 @@ def _summary(profile: Profile, started_ns: int) -> Summary:
     return Summary(hop_ns=round(hop_ms * 1e6), lateness_ns=round(lateness_ms * 1e6), started_ns=started_ns)
 
 
-def _view(board: Board, title: str) -> View:
-    if sys.stdout.isatty():
-        return LiveView(board, Console(), title)
+def _view(board: Board, title: str, *, typing: bool) -> View:
+    if sys.stdout.isatty() and not (console := Console()).is_dumb_terminal:
+        return LiveView(board, console, title, typing=typing)
     return PlainView(board, sys.stdout, sys.stderr)
 
 
