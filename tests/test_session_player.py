@@ -335,7 +335,6 @@ def test_the_command_waits_for_a_fusion_that_is_loading_whoever_else_reads(
 def test_the_command_waits_for_as_many_readers_as_asked_for(
     session_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     runtime, clock = Runtime("two"), HostClock().now_ns
     seqs: dict[str, list[int]] = {"first": [], "second": []}
 
