@@ -23,6 +23,7 @@ from perception.credentials import without_credentials
 from perception.endpoint import parse
 from perception.errors import DISTRIBUTION, INSTALL, BusError, PerceptionError
 from perception.graph.check import check, served
+from perception.home import home
 from perception.probes import Outcome, probe, probe_all
 from perception.profile import Profile, is_file_name
 
@@ -61,6 +62,7 @@ def examine(profile_name: str | None, overrides: Sequence[str] = ()) -> Iterator
         yield from check_weights(profile, profile_name, overrides)
         yield from check_ports(profile)
     yield from check_runtime()
+    yield check_home()
     yield from check_clock()
 
 
@@ -256,18 +258,30 @@ def check_ports(profile: Profile) -> Iterator[Finding]:
 
 
 def check_runtime() -> Iterator[Finding]:
-    """Check the runtime directory's rights and the room left where this project writes."""
+    """Check the runtime directory's rights and the room left there."""
     try:
         directory = base_directory()
     except BusError as error:
         yield Finding("runtime directory", "fail", str(error))
         return
     yield Finding("runtime directory", "ok", f"{directory}, yours alone")
-    for where, least in ((directory, _MIN_RUNTIME_BYTES), (Path.home(), _MIN_HOME_BYTES)):
-        free = shutil.disk_usage(where).free
-        level: Level = "ok" if free >= least else "warn"
-        advice = "" if level == "ok" else "make room: sockets, weights and recordings need it"
-        yield Finding("disk", level, f"{free / 1e9:.1f} GB free for {where}", advice)
+    yield _room(directory, _MIN_RUNTIME_BYTES)
+
+
+def check_home() -> Finding:
+    """Check the room left where weights and features are kept."""
+    own = home()
+    if own is None or not own.is_dir():
+        advice = "set HOME, or HF_HOME, TORCH_HOME and --cache, where weights or features are to be kept"
+        return Finding("home", "warn", "this user has no home directory", advice)
+    return _room(own, _MIN_HOME_BYTES)
+
+
+def _room(where: Path, least: int) -> Finding:
+    free = shutil.disk_usage(where).free
+    level: Level = "ok" if free >= least else "warn"
+    advice = "" if level == "ok" else "make room: sockets, weights and recordings need it"
+    return Finding("disk", level, f"{free / 1e9:.1f} GB free for {where}", advice)
 
 
 def check_clock() -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, ClassVar, Final, TypeAlias
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import nn
 
 from perception.errors import ProfileError
 from perception.features.mfcc import mfcc
+from perception.home import expanded
 from perception.messages import BranchState
 from perception.models.device import Forward, upload
 from perception.models.encoder import AudioInput, Encoding
@@ -95,7 +95,7 @@ class VggishEncoder:
             return []
         quantise = options.postprocess == "pca-8bit"
         if options.pca is not None:
-            return [load_pca(Path(options.pca).expanduser(), quantise=quantise)]
+            return [load_pca(expanded(options.pca), quantise=quantise)]
         if state is not None and "pproc.pca_matrix" in state:
             return [load_pca(state, quantise=quantise)]
         raise ProfileError(f"postprocess = '{options.postprocess}' needs option pca: vggish_pca_params.npz")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from perception.errors import ProfileError, WeightsError
+from perception.home import expanded
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.head_config import (
     HEAD_WEIGHTS,
@@ -52,7 +52,7 @@ def load_head(folder: Path | str) -> Head:
     Raises:
         WeightsError: no checkpoint there, or its configuration and its weights do not fit each other.
     """
-    path = Path(os.path.expanduser(folder))
+    path = expanded(folder)
     config = read_head_config(path)
     kind = config.pop("kind")
     try:

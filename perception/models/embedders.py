@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from perception.errors import WeightsError
+from perception.home import expanded
 from perception.models.encoder import TextInput
 from perception.models.images import Image, check_bgr
 from perception.models.text import TransformersTextEncoder, load_tokenizer
@@ -96,7 +97,7 @@ class SentenceEmbedder:
 
 def model_folder(model: str) -> Path:
     """Return the folder of a model given as such or as a name on the Hub; WeightsError if not to be had."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     return path if path.is_dir() else hub_folder(model)
 
 

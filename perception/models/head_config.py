@@ -1,12 +1,12 @@
 """What is known of weights and heads without loading them: where they lie, what they were trained on."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from perception.errors import ProfileError, WeightsError
+from perception.home import expanded
 from perception.profile import LAUNCH_DIR, HeadConfig
 from perception.textfile import read_text
 
@@ -20,7 +20,7 @@ def source_of(weights: str | None) -> tuple[Literal["pretrained", "random", "loc
         return "pretrained", Path()
     if weights == "random":
         return "random", Path()
-    return "local", Path(os.path.expanduser(weights))  # Path.expanduser raises where there is no home
+    return "local", expanded(weights)
 
 
 def head_folder(config: HeadConfig) -> str:
@@ -35,7 +35,7 @@ def read_head_config(folder: Path | str) -> dict[str, Any]:
     Raises:
         WeightsError: no checkpoint there, or what is there is none of a fusion head.
     """
-    path = Path(os.path.expanduser(folder))
+    path = expanded(folder)
     try:
         config = json.loads(read_text(path / "config.json"))
     except (FileNotFoundError, NotADirectoryError) as error:

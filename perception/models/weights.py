@@ -5,6 +5,7 @@ is one WeightsError that says what, where it was looked for, and what to do.
 """
 
 import hashlib
+import os
 import re
 import urllib.request
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from perception.errors import WeightsError
+from perception.home import home
 from perception.models.head_config import source_of as source_of
 
 OFFLINE_TIMEOUT_S: Final = 5.0
@@ -145,6 +147,8 @@ def url_state(url: str, cache: Path | None = None) -> State:
     The file name carries the first digits of the sha256 (`resnet18-f37072fd.pth`); a cached file that
     does not match it any more is refused.
     """
+    if cache is None:
+        _check_home(url, "TORCH_HOME")
     file = (cache or Path(torch.hub.get_dir()) / "checkpoints") / url.rpartition("/")[2]
     prefix = _hash_prefix(file)
     if not file.is_file():
@@ -162,6 +166,8 @@ def hub_folder(
     endpoint: str | None = None,
 ) -> Path:
     """Return the local folder of a Hub repository, fetching it if it is not complete in the cache."""
+    if cache is None:
+        _check_home(repository, "HF_HOME", "HF_HUB_CACHE")
     options: dict[str, Any] = {
         "revision": revision,
         "cache_dir": cache,
@@ -184,6 +190,15 @@ def hub_folder(
         raise WeightsError(f"{repository}: holds no config.json with .safetensors weights; convert it first")
     _check_blobs(folder)
     return folder
+
+
+def _check_home(what: str, *variables: str) -> None:
+    """Raise WeightsError where there is no place to keep weights that are fetched."""
+    if home() is None and not any(map(os.environ.get, (*variables, "XDG_CACHE_HOME"))):
+        raise WeightsError(
+            f"{what}: this user has no home directory to keep it in; set HOME or {variables[0]}, "
+            "or set weights to a local folder or 'random'"
+        )
 
 
 def _download(repository: str, options: dict[str, Any]) -> Path:
@@ -223,6 +238,10 @@ def _fetch(url: str, file: Path, prefix: str) -> None:
         raise WeightsError(f"{url}: the server answers {error.code} {error.reason}") from error
     except RuntimeError as error:
         raise WeightsError(f"{url}: what arrived does not match its hash; try again") from error
+    except PermissionError as error:
+        raise WeightsError(
+            f"{file.parent}: cannot be written; set HOME or TORCH_HOME to a folder of yours"
+        ) from error
     except OSError as error:
         raise WeightsError(
             f"{file.name}: not in {file.parent} and {url} is not reachable; go online once, put the file "

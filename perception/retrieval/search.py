@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perception.errors import DeviceError, ProfileError, SessionError, WeightsError
+from perception.home import expanded
 from perception.models.lexical import lexical_similarity, shares_word
 from perception.progress import progress
 from perception.retrieval.ranking import Scores, best
@@ -246,7 +247,7 @@ def open_shelves(
 
 def _is_here(model: str) -> bool:
     """Whether a model can be had without a network."""
-    if model == LEXICAL or Path(model).expanduser().is_dir():
+    if model == LEXICAL or expanded(model).is_dir():
         return True
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

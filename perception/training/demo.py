@@ -15,6 +15,7 @@ import torch
 
 from perception.devices.script import CLASSES
 from perception.devices.scripted import messages
+from perception.home import kept_in
 from perception.messages import Header, Label, Message
 from perception.models.fusion import FeatureFusion
 from perception.profile import LAUNCH_DIR, Profile, ScriptConfig, load
@@ -91,7 +92,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     profile = load("demo")
     assert profile.fusion is not None
-    cache = arguments.cache.expanduser()
+    cache = kept_in(arguments.cache, "--cache")
     train, validation, test = (
         played(profile, seeds, cache, arguments.workers)
         for seeds in (TRAIN_SEEDS, VALIDATION_SEEDS, (TEST_SEED,))

@@ -7,6 +7,7 @@ from typing import Any
 
 from perception.errors import PerceptionError
 from perception.fusion import build
+from perception.home import kept_in
 from perception.models.checkpoint import check_branches, load_head, with_own_encoders
 from perception.profile import FusionConfig
 from perception.progress import Advance, nothing, progress
@@ -159,7 +160,7 @@ def _build(
     hidden: bool = False,
     **options: Any,
 ) -> Examples:
-    folder = (cache or CACHE).expanduser()
+    folder = kept_in(cache or CACHE, "--cache")
     with progress("encoding", len(sources), hidden=hidden) as advance:
         examples = dataset.build(sources, fusion, folder, advance=advance, **options)
     build.use_threads(0)  # encoding leaves each process those of the fusion

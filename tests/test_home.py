@@ -1,0 +1,80 @@
+"""A user without a home directory, as in a container: one line where one is needed, nothing elsewhere."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STRANGER = ("unshare", "--user", "--map-user=12345")
+"""Runs a command under a user id that has no entry in passwd."""
+
+
+def homeless(code: str, folder: Path, **more: str) -> str:
+    """Return what Python prints for a user that has no home."""
+    environment = {name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH")}
+    environment |= {"PERCEPTION_RUNTIME_DIR": str(folder)} | more
+    command = [*STRANGER, sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(folder.glob("~*")) == [], "a folder of that name is no home"
+    return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def _possible() -> None:
+    try:
+        subprocess.run([*STRANGER, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs user namespaces")
+
+
+def said(code: str) -> str:
+    """Return code that prints the error for people that other code ends with."""
+    return f"""
+from perception.errors import PerceptionError
+try:
+    {code}
+except PerceptionError as error:
+    print(error.exit_code, error)
+"""
+
+
+def test_what_needs_no_home_does_without(tmp_path: Path) -> None:
+    code = """
+from pathlib import Path
+from perception.doctor import check_home
+from perception.home import expanded, home
+from perception.models.head_config import source_of
+print(home(), expanded("~/a"), source_of("~/a")[1])
+print(check_home().level, check_home().detail)
+"""
+    assert homeless(code, tmp_path) == "None ~/a ~/a\nwarn this user has no home directory\n"
+
+
+def test_features_need_a_place(tmp_path: Path) -> None:
+    keep = "from perception.home import kept_in; from perception.training.train import CACHE\n    "
+    out = homeless(said(keep + "kept_in(CACHE, '--cache')"), tmp_path)
+    assert out == (
+        "1 ~/.cache/perception/features: this user has no home directory; set HOME, or give --cache\n"
+    )
+    assert homeless(said(keep + "kept_in('/tmp/x', '--cache')"), tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("call", "variable"),
+    [
+        ("hub_folder('google-bert/bert-base-uncased')", "HF_HOME"),
+        ("url_state('http://127.0.0.1:9/resnet18-f37072fd.pth')", "TORCH_HOME"),
+    ],
+)
+def test_weights_that_are_fetched_need_a_place(tmp_path: Path, call: str, variable: str) -> None:
+    code = said(f"from perception.models.weights import hub_folder, url_state; {call}")
+    out = homeless(code, tmp_path, HF_HUB_OFFLINE="1")
+    assert out.startswith("4 ")
+    assert f"this user has no home directory to keep it in; set HOME or {variable}" in out
+    assert out.count("\n") == 1
+    given = homeless(code, tmp_path, HF_HUB_OFFLINE="1", **{variable: str(tmp_path / "kept")})
+    assert given.startswith("4 ")
+    assert "no home directory" not in given
