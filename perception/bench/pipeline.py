@@ -57,7 +57,9 @@ class _Pipeline:
 
     def models_alone(self) -> Values:
         """Return what encoders and head take, in milliseconds, where they run as often as in the graph."""
-        bench = TickBench(load(self._name, self._options), 1.0)
+        bench = TickBench(
+            load(self._name, self._options), self._seconds
+        )  # as many pictures as the graph sees
         ticks = max(_LEAST, round(self._seconds / self._hop_s))
         spent_ms = [spent_us / 1e3 for spent_us, _ in bench.models(ticks, hop_s=self._hop_s)]
         self._limit = {"p50_ms": statistics.median(spent_ms), "p95_ms": _p95(spent_ms)}

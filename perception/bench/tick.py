@@ -35,8 +35,8 @@ _FILL_S: Final = 1.2
 """Ticks before the microphone's first window is full tell nothing."""
 _COMMAND_S: Final = 3.0
 """About when the script's first command comes."""
-_SAMPLE: Final = 10
-"""Ticks whose models are run alone."""
+_SAMPLE: Final = 30
+"""Ticks whose models are run alone, spread over all: what a face detector costs depends on the picture."""
 
 Call = tuple[Any, tuple[Any, ...], int]
 """A model, what it was given, and the nanoseconds it took."""
@@ -108,6 +108,8 @@ class TickBench:
         self._calls: list[Call] = []
         self._times_ns: list[int] = []
         self._alone: list[list[Call]] = []
+        self._every = max(1, round(seconds * 1e3 / self._config.hop_ms / _SAMPLE))
+        """Of so many ticks one is run alone."""
         use_threads(self._config.threads)
         engine: Any = build_engine(self._config, clock=self._clock)
         engine.warm_up()
@@ -129,20 +131,20 @@ class TickBench:
 
     def models_alone(self) -> Values:
         """Run encoders and head on what they were given in some ticks, with nothing in between."""
-        spent_us, cpu_us = zip(*self.models(_SAMPLE), strict=True)
+        spent_us, cpu_us = zip(*self.models(), strict=True)
         return {"p50_us": statistics.median(spent_us), "cpu_us": statistics.median(cpu_us)}
 
     @torch.inference_mode()
-    def models(self, ticks: int, *, hop_s: float = 0.0) -> Iterator[tuple[float, float]]:
-        """Yield what the models alone take in successive ticks, in microseconds and those of the processor.
+    def models(self, ticks: int | None = None, *, hop_s: float = 0.0) -> Iterator[tuple[float, float]]:
+        """Yield what the models alone take in sampled ticks, in microseconds and those of the processor.
 
         Args:
-            ticks: how many to run.
+            ticks: how many to run, over and over; each sampled tick once if not given.
             hop_s: from one to the next; one that takes longer is followed at once.
         """
         if not self._alone:
             list(self._run())
-        for calls in map(unshared, islice(cycle(self._alone), ticks)):
+        for calls in map(unshared, islice(cycle(self._alone), len(self._alone) if ticks is None else ticks)):
             begun_ns, cpu_ns = time.perf_counter_ns(), time.thread_time_ns()
             for model, arguments, _ in calls:
                 model(*arguments)
@@ -151,7 +153,7 @@ class TickBench:
             time.sleep(max(0.0, hop_s - spent_ns / 1e9))
 
     def _run(self) -> Iterator[Tick]:
-        core = FusionCore(self._config)
+        core, sample = FusionCore(self._config), not self._alone
         begun_ns, first_ns = time.perf_counter_ns(), self._wires[0][0]
         received: defaultdict[str, float] = defaultdict(float)
         for due_ns, parts in self._wires:
@@ -160,7 +162,7 @@ class TickBench:
                 tick = {**received, **self._conclude(window)}
                 received.clear()
                 if due_ns - first_ns > _FILL_S * 1e9:
-                    if len(self._alone) < _SAMPLE:
+                    if sample and window.tick % self._every == 0:
                         self._alone.append(list(self._calls))
                     yield {name: tick.get(name, 0.0) for name in (*STAGES, "models", "decode", "cpu")}
 
