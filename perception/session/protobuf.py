@@ -56,9 +56,12 @@ class Field:
     repeated: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schema:
-    """One message type; messages of the same package are described in one file."""
+    """One message type; messages of the same package are described in one file.
+
+    Each is made once, so that one is equal to itself only: comparing all its fields would cost every message.
+    """
 
     package: str
     name: str
