@@ -9,7 +9,6 @@ its first frame lies; the sound under `audio/` begins at the zero.
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from perception.errors import SessionError
 from perception.messages import AudioBlock, CameraFrame, FusedState, Header
 from perception.session.beside import beside
 from perception.session.convert.film import VideoFile, fitted
+from perception.session.convert.lerobot_layout import Layout
 from perception.session.lerobot_tables import Episode, Statistics, TableFile, write_episodes, write_tasks
 from perception.session.moments import Moment, Moments, inputs_of
 from perception.session.reader import Session
@@ -27,92 +27,11 @@ from perception.session.tracks import SoundFile
 from perception.session.zero import Zero
 
 FILE: Final = "chunk-000/file-000"
-_PATTERN: Final = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _NO_TASK: Final = "no command"
 _STATISTICS_EVERY: Final = 10
 _KEY_EVERY: Final = 2
 """Frames between two that can be decoded alone, as LeRobot's own encoder sets it: its loader jumps about."""
 _SECOND_NS: Final = 1_000_000_000
-_SCALARS: Final = {
-    "timestamp": "float32",
-    "frame_index": "int64",
-    "episode_index": "int64",
-    "index": "int64",
-    "task_index": "int64",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """What every frame of the dataset has; keys are LeRobot's."""
-
-    fps: int
-    films: dict[str, tuple[str, int, int]] = field(default_factory=dict)
-    """Topic, height and width by key."""
-    sounds: dict[str, tuple[str, int, int]] = field(default_factory=dict)
-    """Topic, sample rate and samples per frame by key."""
-    classes: tuple[str, ...] = ()
-
-    def features(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
-            name: {"dtype": kind, "shape": [1], "names": None} for name, kind in _SCALARS.items()
-        }
-        if self.classes:
-            found["observation.state"] = _vector(len(self.classes), list(self.classes))
-        for key, (_, rate_hz, samples) in self.sounds.items():
-            found[key] = _vector(samples, None) | {
-                "info": {"audio.sample_rate": rate_hz, "audio.channels": 1}
-            }
-        for key, (_, height, width) in self.films.items():
-            found[key] = {
-                "dtype": "video",
-                "shape": [height, width, 3],
-                "names": ["height", "width", "channels"],
-                "info": {
-                    "video.height": height,
-                    "video.width": width,
-                    "video.codec": "h264",
-                    "video.pix_fmt": "yuv420p",
-                    "video.is_depth_map": False,
-                    "video.fps": self.fps,
-                    "video.channels": 3,
-                    "has_audio": False,
-                },
-            }
-        return found
-
-    def info(self, frames: int, episodes: int, tasks: int) -> dict[str, Any]:
-        """Return what `info.json` has."""
-        return {
-            "codebase_version": "v3.0",
-            "robot_type": None,
-            "total_episodes": episodes,
-            "total_frames": frames,
-            "total_tasks": tasks,
-            "chunks_size": 1000,
-            "data_files_size_in_mb": 100,
-            "video_files_size_in_mb": 500,
-            "fps": self.fps,
-            "splits": {"train": f"0:{episodes}"},
-            "data_path": f"data/{_PATTERN}.parquet",
-            "video_path": f"videos/{{video_key}}/{_PATTERN}.mp4" if self.films else None,
-            "audio_path": f"audio/{{audio_key}}/{_PATTERN}.flac" if self.sounds else None,
-            "features": self.features(),
-        }
-
-    def difference(self, other: "_Layout") -> str:
-        """Return in what another session is not like this one, empty if in nothing."""
-        for mine, theirs in ((self.films, other.films), (self.sounds, other.sounds)):
-            for key in sorted(mine.keys() | theirs.keys()):
-                if mine.get(key) != theirs.get(key):
-                    return f"{key} is {_shape(theirs.get(key))}, not {_shape(mine.get(key))}"
-        if self.classes != other.classes:
-            return f"its classes are {', '.join(other.classes)}, not {', '.join(self.classes)}"
-        return ""
-
-
-def _shape(part: tuple[str, int, int] | None) -> str:
-    return "missing" if part is None else f"{part[0]} ({part[1]}, {part[2]})"
 
 
 def write(
@@ -154,7 +73,7 @@ def write_all(
 class _Dataset:
     """The open files of a dataset; episodes follow each other in them."""
 
-    def __init__(self, folder: Path, layout: _Layout) -> None:
+    def __init__(self, folder: Path, layout: Layout) -> None:
         self._folder = folder
         self._layout = layout
         self._episodes: list[Episode] = []
@@ -235,7 +154,7 @@ class _Dataset:
             (folder / "meta" / f"{name}.json").write_text(text, "utf-8")
 
 
-def _layout(session: Session, topics: Sequence[str], fps: int) -> _Layout:
+def _layout(session: Session, topics: Sequence[str], fps: int) -> Layout:
     films, sounds = {}, {}
     for topic in inputs_of(session, topics, "camera"):
         header = _first(session, topic)
@@ -251,7 +170,7 @@ def _layout(session: Session, topics: Sequence[str], fps: int) -> _Layout:
     for topic in inputs_of(session, topics, "state")[:1]:
         header = _first(session, topic)
         classes = header.fused.classes if isinstance(header, FusedState) else ()
-    return _Layout(fps, films, sounds, classes)
+    return Layout(fps, films, sounds, classes)
 
 
 def _first(session: Session, topic: str) -> Header | None:
@@ -260,7 +179,7 @@ def _first(session: Session, topic: str) -> Header | None:
     return None if message is None else message.header
 
 
-def _row(moment: Moment, layout: _Layout, number: int, tasks: dict[str, int]) -> dict[str, Any]:
+def _row(moment: Moment, layout: Layout, number: int, tasks: dict[str, int]) -> dict[str, Any]:
     task = tasks.setdefault(moment.text or _NO_TASK, len(tasks))
     row: dict[str, Any] = {
         "timestamp": number / layout.fps,
@@ -300,10 +219,6 @@ def _path(target: Path, folder: str, suffix: str, name: str = FILE) -> Path:
     path = target / folder / f"{name}{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _vector(length: int, names: list[str] | None) -> dict[str, Any]:
-    return {"dtype": "float32", "shape": [length], "names": names}
 
 
 def _name(topic: str) -> str:

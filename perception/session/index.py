@@ -8,7 +8,6 @@ follow each other without a gap, from the header to the end of the data; that is
 import io
 import json
 import os
-import re
 import struct
 import zlib
 from collections import Counter
@@ -21,6 +20,7 @@ from mcap.exceptions import EndOfFile
 from mcap.opcode import Opcode
 
 from perception.session import container
+from perception.session.chunk_search import HEAD_BYTES, ChunkSearch
 from perception.session.container import MAGIC, MESSAGE, RECORD, DamageError, Declarations, Span
 
 _FOOTER: Final = struct.Struct("<BQQQI")
@@ -29,14 +29,8 @@ _CHUNK_INDEX: Final = struct.Struct("<QQQQI")
 _CHUNK_INDEX_REST: Final = struct.Struct("<Q")
 _MAX_SUMMARY_BYTES: Final = 256 << 20
 _MAX_METADATA_BYTES: Final = 16 << 20
-_WINDOW_BYTES: Final = 1 << 20
 _LOOSE_BYTES: Final = 4 << 20
 """Records outside chunks are read this many bytes at a time."""
-# A chunk's head: sizes below 2^32, then one of the compressions; a lookahead, so that matches may overlap.
-_CHUNK_HEAD: Final = re.compile(
-    rb"(?=\x06.{4}\0{4}.{20}\0{4}.{4}(?:\0{4}|\x03\0{3}lz4|\x04\0{3}zstd))", re.DOTALL
-)
-_HEAD_BYTES: Final = 64
 _BROKEN: Final = (struct.error, ValueError, KeyError, EndOfFile)
 _PASSED_OVER: Final = frozenset(Opcode) - {Opcode.CHUNK, Opcode.METADATA, Opcode.MESSAGE, Opcode.FOOTER}
 """Of these nothing is needed but what they declare."""
@@ -98,7 +92,7 @@ def load(descriptor: int) -> Index:
         if summary.attachments:
             index.passed_over[_ATTACHMENT] = summary.attachments
         return index
-    if os.pread(descriptor, len(MAGIC), 0) != MAGIC and _Search(descriptor, size).next(0) is None:
+    if os.pread(descriptor, len(MAGIC), 0) != MAGIC and ChunkSearch(descriptor, size).next(0) is None:
         raise DamageError("not an MCAP file")
     return _with_summary(_Walk(descriptor, size).index, summary)
 
@@ -190,7 +184,7 @@ class _Walk:
     def __init__(self, descriptor: int, size: int) -> None:
         self._descriptor = descriptor
         self._size = size
-        self._search = _Search(descriptor, size)
+        self._search = ChunkSearch(descriptor, size)
         self.index = Index(closed=False)
         position: int | None = len(MAGIC)
         while position is not None and position < size:
@@ -204,13 +198,13 @@ class _Walk:
 
     def _step(self, position: int) -> int | None:
         """Take in the record at `position`; return where the next one begins, None at the end of the file."""
-        head = os.pread(self._descriptor, _HEAD_BYTES, position)
+        head = os.pread(self._descriptor, HEAD_BYTES, position)
         if len(head) < RECORD.size:
             raise DamageError(f"cut off at byte {position}")
         opcode, length = RECORD.unpack_from(head)
         end: int = position + RECORD.size + length
         if end > self._size:
-            if opcode == Opcode.CHUNK and len(head) == _HEAD_BYTES:
+            if opcode == Opcode.CHUNK and len(head) == HEAD_BYTES:
                 found = container.span(position, head)
                 self.index.cut = replace(found, length=self._size - position, cut=True)
             raise DamageError(f"cut off at byte {position}")
@@ -262,42 +256,6 @@ class _Walk:
             if self._search.is_sound(position, bytes([Opcode.CHUNK]) + head[1:]):
                 raise DamageError(f"unreadable at byte {position}")
             self.index.passed_over[_UNKNOWN] += 1
-
-
-class _Search:
-    """Looks for sound chunks anywhere in a file.
-
-    However many false heads a file may hold, no more than some times its size is read to tell them from
-    true ones.
-    """
-
-    def __init__(self, descriptor: int, size: int) -> None:
-        self._descriptor = descriptor
-        self._size = size
-        self._budget = 4 * size + container.MAX_CHUNK_BYTES
-
-    def next(self, start: int) -> int | None:
-        """Return where the first sound chunk at or after `start` begins, None if there is none."""
-        for window in range(start, self._size, _WINDOW_BYTES):
-            data = os.pread(self._descriptor, _WINDOW_BYTES + _HEAD_BYTES, window)
-            self._budget -= len(data)
-            for match in _CHUNK_HEAD.finditer(data):
-                place = match.start()
-                if place < _WINDOW_BYTES and self.is_sound(window + place, data[place : place + _HEAD_BYTES]):
-                    return window + place
-                if self._budget < 0:
-                    return None
-        return None
-
-    def is_sound(self, offset: int, head: bytes) -> bool:
-        """Return whether a chunk with that head stands there."""
-        try:
-            span = container.span(offset, head)
-            self._budget -= span.length
-            container.declarations(span, os.pread(self._descriptor, span.length, offset))
-        except DamageError:
-            return False
-        return True
 
 
 def _add_metadata(index: Index, offset: int, content: bytes) -> None:
