@@ -35,7 +35,7 @@ _workers = click.option(
 @click.option("--out", type=OutFolder(), required=True, help="Checkpoint.")
 @_cache
 @_workers
-@click.option("--resume", is_flag=True, help="Go on where an interrupted training into OUT stopped.")
+@click.option("--resume", is_flag=True, help="Go on where an interrupted training for OUT stopped.")
 def train(
     config: Path, sources: tuple[Path, ...], out: Path, cache: Path | None, workers: int | None, resume: bool
 ) -> None:
@@ -162,11 +162,13 @@ def benchmark(name: str, data: Path, out: Path, seeds: int | None, threads: int)
     from importlib import import_module
 
     from perception.fusion.build import use_threads
+    from perception.session.beside import written
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     use_threads(threads)
     module: Any = import_module(f"perception.training.benchmarks.{name}")
-    figures = module.run(data, out, seeds or (5 if name == "avmnist" else 1))
+    with written(out):
+        figures = module.run(data, out, seeds or (5 if name == "avmnist" else 1))
     click.echo(figures.markdown())
 
 

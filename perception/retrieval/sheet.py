@@ -1,5 +1,6 @@
 """A contact sheet: every result as a tile, frames as pictures, sounds as spectra, commands as their words."""
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from perception.features.resample import resample
 from perception.features.window import Samples, decode_samples
 from perception.messages import AudioBlock, CameraFrame
 from perception.retrieval.search import Hit, Image, Shelf, clock
+from perception.session.beside import replace_file, written
 from perception.session.reader import Session
 from perception.session.tracks import image
 
@@ -35,7 +37,8 @@ def write(file: Path, title: str, results: Mapping[Shelf, Sequence[Hit]], sound_
     """Draw results by kind into a .png, .svg or .pdf file.
 
     Raises:
-        PerceptionError: the file cannot be written.
+        PerceptionError: another kind of file.
+        SessionError: the disk does not take it.
     """
     sections = [(shelf, hits, -(-len(hits) // COLUMNS)) for shelf, hits in results.items() if hits]
     heights = [count * _TILE_INCHES[shelf.kind] + _HEADING_INCHES for shelf, _, count in sections]
@@ -53,10 +56,13 @@ def write(file: Path, title: str, results: Mapping[Shelf, Sequence[Hit]], sound_
             axes.set_title(caption, fontsize=8)
         for axes in tiles[len(hits) :]:
             axes.set_axis_off()
+    drawn = io.BytesIO()
     try:
-        figure.savefig(file)
-    except (OSError, ValueError) as error:
+        figure.savefig(drawn, format=file.suffix[1:] or None)
+    except ValueError as error:
         raise PerceptionError(f"{file}: the contact sheet cannot be written: {error}") from error
+    with written(file):
+        replace_file(file, drawn.getvalue())
 
 
 def _draw(axes: Axes, hit: Hit, sound_s: float) -> None:

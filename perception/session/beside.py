@@ -4,8 +4,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from perception.errors import SessionError
 
@@ -37,7 +39,30 @@ def beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def written(target: Path) -> Iterator[None]:
+    """Raise SessionError, in one line, where a disk that is full or closed to us does not take `target`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        named = getattr(error, "filename", None)
+        if named is not None and not Path(os.fsdecode(named)).is_relative_to(target):
+            raise SessionError(f"{os.fsdecode(named)}: {getattr(error, 'strerror', error)}") from error
+        raise SessionError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error
+
+
 def refuse_existing(target: Path) -> None:
     """Raise SessionError if something is in the place already."""
     if target.exists() or target.is_symlink():
         raise SessionError(f"{target} exists; remove it or choose another name")
+
+
+def replace_file(file: Path, data: bytes) -> None:
+    """Write a file, in the place of an older one where there is one, whole or not at all; OSError if not."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(file)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)

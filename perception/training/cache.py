@@ -49,19 +49,11 @@ class Cache:
     Args:
         folder: where they lie.
         option: of the command by which another folder is chosen, for errors.
-
-    Raises:
-        SessionError: nothing can be written there.
     """
 
     def __init__(self, folder: Path, option: str = "--cache") -> None:
         self.folder = folder
         self._option = option
-        place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            raise self._refusal(
-                f"{place} is no folder" if not place.is_dir() else f"no right to write in {place}"
-            )
 
     def get(self, name: str) -> dict[str, torch.Tensor] | None:
         """Return the tensors stored under a key, mapped from the file; None if there are none."""
@@ -84,7 +76,10 @@ class Cache:
             save_file(rows, part, metadata={_COUNTS: json.dumps(counts or {})})
             part.replace(self._file(name))
         except (OSError, SafetensorError) as error:
-            raise self._refusal(getattr(error, "strerror", None) or str(error)) from error
+            reason = getattr(error, "strerror", None) or error
+            raise SessionError(
+                f"cannot write {self.folder}: {reason}; choose another place by {self._option}"
+            ) from error
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
@@ -95,9 +90,6 @@ class Cache:
         with safe_open(self._file(name), framework="pt") as file:
             stored = json.loads((file.metadata() or {}).get(_COUNTS, "{}"))
         return defaultdict(Counter, {topic: Counter(reasons) for topic, reasons in stored.items()})
-
-    def _refusal(self, reason: str) -> SessionError:
-        return SessionError(f"cannot write {self.folder}: {reason}; choose another place by {self._option}")
 
     def __contains__(self, name: str) -> bool:
         return self._file(name).exists()

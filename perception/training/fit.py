@@ -15,7 +15,7 @@ from accelerate.utils import broadcast
 from pydantic import Field
 from torch import nn
 
-from perception.errors import PerceptionError
+from perception.errors import PerceptionError, SessionError
 from perception.models.checkpoint import config_hash, weights_hash
 from perception.models.fusion import ModelFusion
 from perception.profile import Section
@@ -349,18 +349,28 @@ class _Run:
             "history": vars(self.history),
         }
         part = file.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(file)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, part)
+            part.replace(file)
+        except (OSError, RuntimeError) as error:  # torch's writer says so that the disk is full
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise SessionError(f"cannot write {file}: {reason}") from error
+        finally:
+            part.unlink(missing_ok=True)
 
     def resume(self, file: Path, identity: str) -> int:
         """Continue where the file stopped; return how many epochs are done."""
         if not file.exists():
             return 0
-        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        try:
+            state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        except Exception as error:  # whatever the reader of a damaged archive raises
+            raise PerceptionError(f"{file}: damaged; remove it to start from the beginning") from error
         if state.get("of") != identity:
             raise PerceptionError(
                 f"{file}: of a training with another configuration, head, copies or other sessions; go "
-                "back to those, or remove it to start anew"
+                "back to those, or remove it to start from the beginning"
             )
         self.model.load_state_dict(state["model"])
         self._best, self._best_loss, self.waited = state["best"], state["best_loss"], state["waited"]

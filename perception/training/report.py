@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.figure import Figure
 
+from perception.session.beside import replace_file
 from perception.training import evaluate
 from perception.training.examples import Examples
 from perception.training.model import FusionModel
@@ -120,12 +121,12 @@ def _against_singles(
 
 
 def write(folder: Path, report: Mapping[str, Any], title: str) -> Path:
-    """Write `report.json` and `report.html`; return the page."""
+    """Write `report.json` and `report.html`; return the page. OSError if the disk does not take them."""
+    texts = {"report.json": json.dumps(report, indent=1) + "\n", "report.html": as_html(report, title)}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    page = folder / "report.html"
-    page.write_text(as_html(report, title), encoding="utf-8")
-    return page
+    for name, text in texts.items():
+        replace_file(folder / name, text.encode())
+    return folder / "report.html"
 
 
 _STYLE: Final = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}

@@ -1,16 +1,20 @@
 """What `perception train` and `perception evaluate` do, from paths to files."""
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from perception.errors import PerceptionError
+from perception.errors import PerceptionError, SessionError
 from perception.fusion import build
 from perception.home import kept_in
 from perception.models.checkpoint import check_branches, load_head, with_own_encoders
 from perception.profile import FusionConfig
 from perception.progress import Advance, nothing, progress
+from perception.session.beside import beside, refuse_existing, written
 from perception.training import copies, cost, dataset, encoders, processes, report
 from perception.training import train as plans
 from perception.training.dataset import DataSource
@@ -21,6 +25,7 @@ from perception.training.train import CACHE, Split, TrainPlan
 from perception.training.workers import workers_for
 
 Say = Callable[[str], Any]
+_LOG: Final = logging.getLogger(__name__)
 
 
 def train(
@@ -39,9 +44,9 @@ def train(
     Without `workers`, as many encode as `cores` allow, by default those of this machine.
     """
     plan = plans.load_plan(config)
+    refuse_existing(out)
     here = processes.join(build.pick_device(plan.training.device))
-    if not here.is_main_process:
-        say = str  # nobody hears it
+    main = here.is_main_process
     fusion = plans.fusion_of(plan.profile)
     encoded = partial(
         _build,
@@ -49,43 +54,83 @@ def train(
         track=plan.track,
         cache=cache,
         workers=_workers(workers, cores, fusion),
-        hidden=not here.is_main_process,
+        hidden=not main,
         context=plan.head.gru > 0,
         prepared=plan.train_encoders,
     )
     copies.check(config, plan.copies, fusion)
     encoders.check(config, plan.augment, fusion, plan.train_encoders)
     sources = plans.find_sources(paths, fusion)
-    with here.main_process_first():
-        data = encoded(sources, classes=plan.classes)
-        perturbed = [encoded(copies.copied(sources, one), classes=data.classes) for one in plan.copies]
+    with _unfinished(out, resume, main) as states:
+        with here.main_process_first():
+            data = encoded(sources, classes=plan.classes)
+            perturbed = [encoded(copies.copied(sources, one), classes=data.classes) for one in plan.copies]
+        _train(out, states, plan, fusion, sources, data, perturbed, main, say)
+
+
+@contextmanager
+def _unfinished(out: Path, resume: bool, main: bool) -> Iterator[Path]:
+    """Yield the folder, beside that of the checkpoint, of the states that a training is resumed from.
+
+    It is there only while a training is, or after one that was interrupted or found the disk full.
+    """
+    folder = out.with_name(f"{out.name}.unfinished")
+    if any(folder.glob("*.state")) and not resume:
+        raise PerceptionError(f"{folder} holds an interrupted training; go on with --resume or remove it")
+    try:
+        yield folder
+    except KeyboardInterrupt:
+        if main and folder.exists():
+            _LOG.warning("interrupted; the same command with --resume goes on from %s", folder)
+        raise
+    except PerceptionError as error:
+        if main and not isinstance(error, SessionError):  # it would fail again
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
+        if main:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # one without a state is of no use
+
+
+def _train(
+    out: Path,
+    states: Path,
+    plan: TrainPlan,
+    fusion: FusionConfig,
+    sources: Sequence[DataSource],
+    data: Examples,
+    perturbed: Sequence[Examples],
+    main: bool,
+    say: Say,
+) -> None:
+    """Train on examples, report and store; only the main process speaks and writes."""
     parts = plans.split(data, plan, perturbed)
     inputs = plans.branch_inputs(fusion)
-    out.mkdir(parents=True, exist_ok=True)
-    states = list(out.glob("seed-*.state"))
-    if states and not resume:
-        raise PerceptionError(f"{out} holds an interrupted training; go on with --resume or remove it")
-    counts = [len(part.labelled) for part in (parts.train, parts.validation, parts.test)]
-    say("{} windows to train on, {} to choose by, {} to test on".format(*counts))
+    if main:
+        counts = [len(part.labelled) for part in (parts.train, parts.validation, parts.test)]
+        say("{} windows to train on, {} to choose by, {} to test on".format(*counts))
     fits = plan.seeds + len(set(inputs.values())) + plan.folds
-    with progress("training heads", fits, hidden=not here.is_main_process) as advance:
-        models = plans.train_heads(parts, plan, fusion, out, advance)
+    with progress("training heads", fits, hidden=not main) as advance:
+        models = plans.train_heads(parts, plan, fusion, states, advance)
         singles = train_singles(parts, plan, fusion, advance)
         tested = plans.cross_validate(data, plan, fusion, perturbed, advance) if plan.folds else ()
         folds = report.over_folds(tested) if plan.folds else {}
-    if not here.is_main_process:
+    if not main:
         return
-    found = report.assess(models, parts.validation, parts.test, inputs, singles)
-    found["cost"] = cost.of_tick(models[0], parts.test, sources, fusion)
+    with progress("testing"):
+        found = report.assess(models, parts.validation, parts.test, inputs, singles)
+        found["cost"] = cost.of_tick(models[0], parts.test, sources, fusion)
     found["folds"] = folds
     found["training"] = plan.model_dump(mode="json")
-    plans.save(out, models[0], parts, found, inputs, plans.encoders_config_hash(fusion))
-    encoders.save(out, fusion, dict(models[0].encoders))
-    page = report.write(out, found, f"Fusion head {out.name}")
-    for state in out.glob("seed-*.state"):
-        state.unlink()
+    with beside(out) as part, written(out):
+        plans.save(part, models[0], parts, found, inputs, plans.encoders_config_hash(fusion), out)
+        encoders.save(part, fusion, dict(models[0].encoders))
+        report.write(part, found, f"Fusion head {out.name}")
     _summarise(found, say)
-    say(f"stored {out}; report: {page}")
+    say(f"stored {out}; report: {out / 'report.html'}")
 
 
 def train_singles(
@@ -139,10 +184,12 @@ def evaluate(
     check_branches(head, {branch: data.features[branch].shape[1] for branch in data.branches})
     calibration, test = dataset.holdout(data, 0.5, 0)
     model = FusionModel(head)
-    found = report.assess([model], calibration, test, plans.branch_inputs(fusion))
-    found["cost"] = cost.of_tick(model, test, sources, fusion)
+    with progress("testing"):
+        found = report.assess([model], calibration, test, plans.branch_inputs(fusion))
+        found["cost"] = cost.of_tick(model, test, sources, fusion)
     found["retrieval"] = dict(retrieval)
-    page = report.write(out, found, f"Fusion head {folder.name}")
+    with written(out):
+        page = report.write(out, found, f"Fusion head {folder.name}")
     _summarise(found, say)
     say(f"report: {page}")
 

@@ -290,8 +290,9 @@ def save(
     report: Mapping[str, Any],
     inputs: Mapping[str, str],
     encoders: str,
+    place: Path,
 ) -> None:
-    """Write the checkpoint folder: weights, configuration, model card."""
+    """Write a checkpoint folder: weights, configuration, model card; `place` is where it will lie."""
     head = model.head
     head.save_pretrained(folder)
     branches = "\n".join(f"| {name} | {dim} | {inputs[name]} |" for name, dim in head.dims.items())
@@ -306,7 +307,7 @@ def save(
         tested = "which the figures below are of, too, as no share was kept for a test: they flatter."
     card = CARD.format(
         classes=", ".join(head.classes),
-        folder=folder,
+        folder=place,
         branches=branches,
         figures=figures,
         encoders=encoders,

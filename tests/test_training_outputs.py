@@ -1,0 +1,201 @@
+"""What training, evaluation and search write: whole or not at all, and one line if not."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from perception.cli import INTERRUPTED, run
+from perception.devices.scripted import messages
+from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
+from perception.session import SessionWriter
+from perception.training.cache import Cache
+from tests.waiting import LONG_S, eventually
+
+PROFILE = """
+[fusion]
+hop_ms = 250
+device = "cpu"
+threads = 1
+[fusion.inputs]
+camera = { topic = "camera/front" }
+[fusion.encoders]
+motion = { input = "camera", kind = "motion" }
+[fusion.head]
+weights = "random"
+classes = ["a", "b"]
+"""
+PLAN = 'profile = "{profile}"\nseeds = 1\ntest = 0.0\n[training]\nepochs = {epochs}\npatience = 1000000\n'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sessions, and the features of them in a cache."""
+    folder = tmp_path_factory.mktemp("outputs")
+    (folder / "profile.toml").write_text(PROFILE)
+    (folder / "sessions").mkdir()
+    camera = CameraConfig(source="scripted", width=64, height=48, rate_hz=8)
+    for seed in (1, 2):
+        with SessionWriter(folder / "sessions" / f"play-{seed}.mcap") as writer:
+            for message in messages(
+                ScriptConfig(seed=seed), camera, MicrophoneConfig(source="scripted"), 20.0
+            ):
+                writer.write(message)
+    assert run(train(folder, folder / "head")) == 0
+    return folder
+
+
+def train(folder: Path, out: Path, *more: object, text: str = "", epochs: int = 2) -> list[str]:
+    plan = folder / f"plan-{epochs}-{len(text)}.toml"
+    plan.write_text(PLAN.format(profile=folder / "profile.toml", epochs=epochs) + text)
+    paths = ("--sessions", folder / "sessions", "--cache", folder / "cache", "--out", out)
+    return [str(argument) for argument in ("train", plan, *paths, *more)]
+
+
+@contextmanager
+def a_disk_that_takes(size: int) -> Iterator[None]:
+    """Let no file of this process grow over a size, as on a disk with so much left."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that was said on stderr, below those on progress that a slow machine gets."""
+    *progress, line = capsys.readouterr().err.splitlines()
+    assert all(": encoding: " in one or ": training heads: " in one for one in progress), progress
+    return line
+
+
+def left_in(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("place", ["file", "folder", "checkpoint"])
+def test_training_never_writes_over_what_is_there(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    out = {"file": tmp_path / "note.txt", "folder": tmp_path / "empty", "checkpoint": folder / "head"}[place]
+    if place == "file":
+        out.write_text("mine")
+    else:
+        out.mkdir(exist_ok=True)
+    before = {file: file.stat().st_mtime_ns for file in [out, *out.glob("*")]}
+    code = run(train(folder, out, "--cache", tmp_path / "cache"))
+    assert code == (2 if place == "file" else 7)
+    assert str(out) in error_of(capsys)
+    assert {file: file.stat().st_mtime_ns for file in [out, *out.glob("*")]} == before
+    assert not (tmp_path / "cache").exists(), "said before anything is encoded"
+
+
+def test_a_full_disk_takes_no_half_features(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with a_disk_that_takes(1000):
+        assert run(train(folder, tmp_path / "head", "--cache", tmp_path / "cache")) == 7
+    line = error_of(capsys)
+    assert line.startswith(f"perception: cannot write {tmp_path / 'cache'}: ")
+    assert line.endswith("; choose another place by --cache")
+    assert left_in(tmp_path) == set()
+
+
+def test_a_full_disk_takes_no_half_checkpoint_and_training_goes_on_when_it_has_room(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "head"
+    with a_disk_that_takes(1000):
+        assert run(train(folder, out)) == 7
+    assert "cannot write" in error_of(capsys)
+    assert left_in(tmp_path) == set()
+    whole = (folder / "head" / "report.html").stat().st_size
+    with a_disk_that_takes(whole - 1):
+        assert run(train(folder, out)) == 7
+    assert f"cannot write {out}: " in error_of(capsys)
+    assert left_in(tmp_path) == {"head.unfinished"}
+    assert run(train(folder, out)) == 1
+    assert "holds an interrupted training; go on with --resume or remove it" in error_of(capsys)
+    assert run(train(folder, out, "--resume")) == 0
+    assert left_in(tmp_path) == {"head"}
+    assert left_in(out) == left_in(folder / "head")
+    assert f'fusion.head.weights = "{out}"' in (out / "README.md").read_text()
+
+
+def test_a_training_that_fails_leaves_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = 'optimiser = "sgd"\nlearning_rate = 1e30\nclip = 1e30\nselect = "last"\n'
+    assert run(train(folder, tmp_path / "head", text=text)) == 1
+    assert "the last epoch had no finite loss" in error_of(capsys)
+    assert left_in(tmp_path) == set()
+
+
+def test_a_damaged_state_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "head.unfinished").mkdir()
+    (tmp_path / "head.unfinished" / "seed-0.state").write_bytes(b"PK\x03\x04 cut off")
+    assert run(train(folder, tmp_path / "head", "--resume")) == 1
+    assert "seed-0.state: damaged; remove it to start from the beginning" in error_of(capsys)
+
+
+def test_an_interrupted_training_leaves_what_it_goes_on_from_and_says_so(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "head"
+    command = [sys.executable, "-m", "perception", *train(folder, out, epochs=1_000_000)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            eventually(lambda: (tmp_path / "head.unfinished" / "seed-0.state").exists())
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(LONG_S) == INTERRUPTED
+        finally:
+            process.kill()
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert f"interrupted; the same command with --resume goes on from {out}.unfinished" in said
+    assert "Traceback" not in said
+    assert left_in(tmp_path) == {"head.unfinished"}
+    assert left_in(tmp_path / "head.unfinished") == {"seed-0.state"}
+    assert run(train(folder, out, "--resume")) == 0
+    assert left_in(tmp_path) == {"head"}
+
+
+def test_an_evaluation_that_cannot_be_written_leaves_the_report_before_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = folder / "head"
+    before = {name: (head / name).read_bytes() for name in left_in(head)}
+    profile = ("--profile", str(folder / "profile.toml"), "--cache", str(folder / "cache"))
+    with a_disk_that_takes(1000):
+        assert run(["evaluate", str(head), str(folder / "sessions"), *profile]) == 7
+    assert f"cannot write {head}: " in error_of(capsys)
+    assert {name: (head / name).read_bytes() for name in left_in(head)} == before
+
+
+def test_a_contact_sheet_is_written_whole_or_not_at_all(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    arguments = ["search", str(folder / "sessions"), "marker", "--in", "commands", "--sheet", str(sheet)]
+    assert run(arguments) == 0
+    before = sheet.read_bytes()
+    capsys.readouterr()
+    with a_disk_that_takes(1000):
+        assert run(arguments) == 7
+    assert f"cannot write {sheet}: " in error_of(capsys)
+    assert left_in(tmp_path) == {"sheet.png"}
+    assert sheet.read_bytes() == before
+
+
+def test_a_cache_is_made_with_what_is_first_stored_in_it(tmp_path: Path) -> None:
+    Cache(tmp_path / "some.index")
+    assert left_in(tmp_path) == set()
