@@ -51,7 +51,8 @@ def replay(
 
     On a terminal: space pauses, '.' steps, q quits.
     """
-    from perception.session.player import RAW_TOPICS, Playback, keyboard, play
+    from perception.session.keyboard import keyboard
+    from perception.session.player import RAW_TOPICS, Playback, play
 
     playback = Playback(
         rate=_rate(rate),

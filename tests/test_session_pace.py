@@ -21,8 +21,9 @@ from perception.fusion.window import Window
 from perception.messages import AudioBlock, CameraFrame, ClockTick, Header, Label, Message, TextCommand
 from perception.profile import FusionConfig
 from perception.session import Session, SessionWriter
+from perception.session.keyboard import Key
 from perception.session.pace import Lap, SampleCounter, reached_ns, schedule
-from perception.session.player import Key, Playback, Player
+from perception.session.player import Playback, Player
 from perception.session.sound import Samples, at_tempo, samples
 from tests.streams import CAMERA, MICROPHONE, MS, SECOND_NS, START_NS, Stream, config, of, scripted_room
 

@@ -24,7 +24,8 @@ from perception.errors import SessionError
 from perception.messages import FusedState, Health, InputHealth
 from perception.profile import Profile, load
 from perception.session import Session, SessionWriter
-from perception.session.player import Key, Playback, Player
+from perception.session.keyboard import Key
+from perception.session.player import Playback, Player
 from perception.session.readers import Readers
 from perception.session.recorder import EVERY_MESSAGE
 from tests.streams import (

@@ -1,20 +1,14 @@
 """Publish a session as if live: at its own pace or another, in a loop, paused and stepped by keys."""
 
 import logging
-import os
 import queue
-import select
-import sys
-import termios
 import threading
-import time
-import tty
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from msgspec import structs
 
@@ -24,6 +18,7 @@ from perception.bus.subscriber import Subscriber
 from perception.errors import SessionError
 from perception.messages import AudioBlock, Header, Health, Label, Message
 from perception.profile import ReplayConfig
+from perception.session.keyboard import Keyboard, NoKeyboard
 from perception.session.pace import AHEAD_NS, Due, Lap, SampleCounter, reached_ns, schedule
 from perception.session.reader import Session, matches
 from perception.session.readers import Readers
@@ -40,8 +35,6 @@ _SECOND_NS: Final = 1_000_000_000
 HeaderT = TypeVar("HeaderT", bound=Header)
 Awaited = Callable[[Mapping[str, Publisher]], str]
 """Says who of the readers of these publishers, by topic, is not there yet; empty if all are."""
-Key = Literal["pause", "step", "quit"]
-_KEYS: Final[dict[str, Key]] = {" ": "pause", ".": "step", "q": "quit"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,49 +51,6 @@ class Playback:
     """Seconds into the session."""
     end_s: float | None = None
     topics: tuple[str, ...] = RAW_TOPICS
-
-
-class Keyboard(Protocol):
-    """Where pausing and stepping come from."""
-
-    def wait(self, timeout_s: float) -> Key | None:
-        """Wait for a key, no longer than this."""
-
-
-class NoKeyboard:
-    """Nobody is there to pause."""
-
-    def wait(self, timeout_s: float) -> Key | None:
-        """Only wait."""
-        time.sleep(timeout_s)
-        return None
-
-
-class Terminal:
-    """Single keys from a terminal."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def wait(self, timeout_s: float) -> Key | None:
-        """Wait for one of the keys."""
-        if not select.select([self._descriptor], [], [], timeout_s)[0]:
-            return None
-        return _KEYS.get(os.read(self._descriptor, 1).decode(errors="replace"))
-
-
-@contextmanager
-def keyboard() -> Iterator[Keyboard]:
-    """Take single keys while this is open, if somebody sits at a terminal."""
-    if not sys.stdin.isatty():
-        yield NoKeyboard()
-        return
-    before = termios.tcgetattr(sys.stdin)
-    try:
-        tty.setcbreak(sys.stdin)
-        yield Terminal(sys.stdin.fileno())
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 def moved(header: HeaderT, by_ns: int) -> HeaderT:
