@@ -20,8 +20,15 @@ def taken_apart(path: Path) -> list[Triple]:
         ]
 
 
-def rewritten(path: Path, target: Path, order: Callable[[Triple], Any] | None = None, **options: Any) -> Path:
-    """A copy by the writer of `mcap`, with an attachment."""
+def rewritten(
+    path: Path,
+    target: Path,
+    order: Callable[[Triple], Any] | None = None,
+    *,
+    keep: bool = True,
+    **options: Any,
+) -> Path:
+    """A copy by the writer of `mcap`, with an attachment; without the metadata of channels unless `keep`."""
     given = taken_apart(path)
     schemas: dict[int, int] = {}
     channels: dict[int, int] = {}
@@ -37,7 +44,10 @@ def rewritten(path: Path, target: Path, order: Callable[[Triple], Any] | None = 
                 schemas[schema.id] = writer.register_schema(schema.name, schema.encoding, schema.data)
             if channel.id not in channels:
                 channels[channel.id] = writer.register_channel(
-                    channel.topic, channel.message_encoding, schemas[schema.id], dict(channel.metadata)
+                    channel.topic,
+                    channel.message_encoding,
+                    schemas[schema.id],
+                    dict(channel.metadata) if keep else {},
                 )
             writer.add_message(
                 channels[channel.id], message.log_time, message.data, message.publish_time, message.sequence

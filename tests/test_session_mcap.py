@@ -122,6 +122,15 @@ def test_it_is_exported_and_printed_like_any_session(session: Path, tmp_path: Pa
     assert outputs[0][1].count("\n") == len(rows(session))
 
 
+def test_a_copy_that_lost_the_metadata_of_its_channels_is_the_same(session: Path, tmp_path: Path) -> None:
+    path = rewritten(session, tmp_path / "r.mcap", keep=False)
+    assert rows(path) == rows(session)
+    with Session(path) as copy, Session(session) as original:
+        assert copy.counts == original.counts
+    repair(path, tmp_path / "whole.mcap")
+    assert rows(tmp_path / "whole.mcap") == rows(session)
+
+
 def test_trim_repair_and_what_they_leave_out(session: Path, tmp_path: Path) -> None:
     path = rewritten(session, tmp_path / "r.mcap", use_chunking=False)
     copied = repair(path, tmp_path / "whole.mcap")

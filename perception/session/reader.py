@@ -5,7 +5,7 @@ What fails a checksum is never returned: it is passed over and told in `Session.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +17,10 @@ from perception.credentials import cleaned, without_credentials
 from perception.errors import MalformedMessageError, SessionError
 from perception.messages import Header, Health, Message
 from perception.session import protobuf
-from perception.session.container import Record
+from perception.session.container import Declarations, Record
 from perception.session.mcap_file import MAX_OPEN_BYTES, McapFile
 from perception.session.mcap_file import matches as matches
+from perception.session.schemas import PAYLOAD_FIELD, wire_fields
 from perception.session.zero import NAME as ZERO
 from perception.session.zero import Zero
 
@@ -55,8 +56,8 @@ class Session(McapFile):
     def __init__(self, path: Path | str, *, open_bytes: int = MAX_OPEN_BYTES) -> None:
         """Open a file; SessionError if it cannot be opened or is no session. Arguments as of `McapFile`."""
         super().__init__(path, open_bytes=open_bytes)
-        channels = self._declared_first().channels.values()
-        if channels and not any(map(_is_ours, channels)):
+        declared = self._declared_first()
+        if declared.channels and not any(is_ours(one, declared) for one in declared.channels.values()):
             self.close()
             raise SessionError(f"{self.path}: an MCAP file, but no session; try: perception session import")
         self._zero: Zero | None = None
@@ -92,7 +93,8 @@ class Session(McapFile):
         known, given = self._index.known.channels, self._index.counts
         if given is None or not given.keys() <= known.keys():
             return None
-        return sorted({one.topic for number, one in known.items() if _is_ours(one) and given.get(number, 0)})
+        ours = {number: one.topic for number, one in known.items() if is_ours(one, self._index.known)}
+        return sorted({topic for number, topic in ours.items() if given.get(number, 0)})
 
     @property
     def counts(self) -> dict[str, int]:
@@ -101,11 +103,11 @@ class Session(McapFile):
         known, given = self._index.known.channels, self._index.counts
         if given is not None and given.keys() <= known.keys():
             for number, channel in known.items():
-                if _is_ours(channel):
+                if is_ours(channel, self._index.known):
                     counts[channel.topic] += given.get(number, 0)
         else:
             for record in self.records():
-                if _is_ours(record.channel):
+                if _where(record):
                     counts[record.channel.topic] += 1
         return dict(sorted(counts.items()))
 
@@ -114,7 +116,7 @@ class Session(McapFile):
     ) -> Iterator[Message[Header]]:
         """Yield messages as they were received, in that order; arguments as those of `read`."""
         for record in self.records(topics, start_ns, end_ns):
-            if not _is_ours(record.channel):
+            if not _where(record):
                 continue
             try:
                 yield message(record)
@@ -128,10 +130,11 @@ def message(record: Record) -> Message[Header]:
     Raises:
         ValueError, KeyError, MalformedMessageError: it does not hold a message.
     """
-    given = record.channel.metadata
+    given = _where(record)
     fields = dict(protobuf.fields(record.data))
     parts: list[bytes] = [record.channel.topic.encode(), bytes(fields[int(given["header_field"])])]
-    payload = fields.get(int(given["payload_field"]))
+    # A field of its own comes first: where there is one, the view's holds something made of it.
+    payload = fields.get(PAYLOAD_FIELD, fields.get(int(given["payload_field"])))
     if payload is not None:
         parts.append(bytes(payload))  # a view would keep the whole chunk in memory
     return _without_credentials(codec.decode(parts, received_ns=record.log_time_ns))
@@ -148,8 +151,16 @@ def _without_credentials(message: Message[Header]) -> Message[Header]:
     return message if clean == header else structs.replace(message, header=clean, came_as=None)
 
 
-def _is_ours(channel: Channel) -> bool:
-    return "header_field" in channel.metadata
+def _where(record: Record) -> Mapping[str, str]:
+    """Return where the wire bytes of a record are; empty if it is none of ours."""
+    return wire_fields(record.channel.metadata, record.schema.name, record.schema.data)
+
+
+def is_ours(channel: Channel, known: Declarations) -> bool:
+    """Return whether the records of a channel are messages as they were on the wire."""
+    schema = known.schemas.get(channel.schema_id)
+    name, data = ("", b"") if schema is None else (schema.name, schema.data)
+    return bool(wire_fields(channel.metadata, name, data))
 
 
 def nothing_to_export(session: Session, topics: Sequence[str]) -> SessionError:

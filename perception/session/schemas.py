@@ -119,6 +119,9 @@ IMAGE_ANNOTATIONS: Final = _foxglove(
     Field("texts", 3, _CAPTION, repeated=True),
     Field("timestamp", 5, _TIMESTAMP),
 )
+_HEADER_DECLARATION: Final = b"\n\x06header" + b"\x18\xe8\x07"
+"""Name and number 1000 of a field, as a FileDescriptorSet has them."""
+_PAYLOADS: Final = {"foxglove.CompressedImage": "2", "foxglove.RawImage": "6", "foxglove.RawAudio": "2"}
 _INFO: Final = 2
 _LINE_LOOP: Final = 2
 _GREEN: Final = {"r": 0.2, "g": 0.9, "b": 0.3, "a": 1.0}
@@ -148,6 +151,21 @@ class View:
     def encode(self, wire: bytes | None = None) -> bytes:
         """Return the record's bytes but for the payload field, `wire` being the header as it travelled."""
         return encode(self.schema, {**self.values, "header": wire})
+
+
+def wire_fields(metadata: Mapping[str, str], name: str, declaration: bytes) -> Mapping[str, str]:
+    """Return where the wire bytes are in the records of a channel; empty if they are none of ours.
+
+    Args:
+        metadata: of the channel, which says so, unless a program that copied the file dropped it.
+        name: of the schema.
+        declaration: the schema itself: only ours has our field.
+    """
+    if "header_field" in metadata:
+        return metadata
+    if _HEADER_DECLARATION not in declaration:
+        return {}
+    return {"header_field": str(HEADER_FIELD), "payload_field": _PAYLOADS.get(name, str(PAYLOAD_FIELD))}
 
 
 def view(topic: str, header: Header, payload: Payload = b"") -> View:

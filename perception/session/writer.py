@@ -122,9 +122,11 @@ class SessionWriter:
         """Take over a message of another session as it is, not decoded; in order of log times."""
         given = record.channel
         schema = self._schema(record.schema.name, record.schema.encoding, record.schema.data)
-        channel = self._channel(given.topic, given.message_encoding, schema, given.metadata)
+        fields = schemas.wire_fields(given.metadata, record.schema.name, record.schema.data)
+        metadata = {**given.metadata, **fields}
+        channel = self._channel(given.topic, given.message_encoding, schema, metadata)
         self._add(channel, record.log_time_ns, record.publish_time_ns, record.sequence, record.data)
-        if given.metadata:
+        if fields:
             self.counts[given.topic] += 1
 
     def add_metadata(self, name: str, value: Any) -> None:

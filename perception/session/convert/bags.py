@@ -20,6 +20,7 @@ from mcap.records import Channel, Schema
 
 from perception.errors import SessionError
 from perception.session.mcap_file import McapFile
+from perception.session.reader import is_ours
 
 SUFFIXES: Final = (".mcap", ".db3", ".bag")
 _PACKED: Final = ".zstd"
@@ -160,7 +161,7 @@ class _Mcap:
     def __init__(self, file: McapFile) -> None:
         self._file = file
         declared = file.declared()
-        if any("header_field" in channel.metadata for channel in declared.channels.values()):
+        if any(is_ours(channel, declared) for channel in declared.channels.values()):
             raise SessionError(f"{file.path}: a session already; perception session trim copies parts of it")
         self._by_channel = {
             number: _described(channel, declared.schemas.get(channel.schema_id))
