@@ -170,19 +170,25 @@ def write_film(
     return path
 
 
-def write_sound(path: Path, codec: str, samples: npt.NDArray[np.int16], sample_format: str = "s16p") -> Path:
-    """Write mono 16 kHz sound in the container that the path's suffix names."""
+def write_sound(
+    path: Path,
+    codec: str,
+    samples: npt.NDArray[np.int16],
+    sample_format: str = "s16p",
+    rate_hz: int = RATE_HZ,
+) -> Path:
+    """Write mono sound in the container that the path's suffix names."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=RATE_HZ, layout="mono")
-        converter = av.AudioResampler(sample_format, "mono", RATE_HZ, frame_size=stream.frame_size or None)
+        stream = container.add_stream(codec, rate=rate_hz, layout="mono")
+        converter = av.AudioResampler(sample_format, "mono", rate_hz, frame_size=stream.frame_size or None)
         piece = AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="mono")
-        piece.sample_rate = RATE_HZ
+        piece.sample_rate = rate_hz
         for frame in [*converter.resample(piece), *converter.resample(None)]:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
 
 
-def tone(seconds: float) -> npt.NDArray[np.int16]:
+def tone(seconds: float, rate_hz: int = RATE_HZ) -> npt.NDArray[np.int16]:
     """Return a sine of 440 Hz, never silent for longer than a sample."""
-    return (9000 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * RATE_HZ)) / RATE_HZ)).astype(np.int16)
+    return (9000 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(np.int16)

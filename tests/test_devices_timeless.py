@@ -33,10 +33,10 @@ FILMS = [
     ("mkv", "libx264", 2),
 ]
 SOUNDS = [
-    ("wav", "adpcm_ima_wav", "s16p"),
-    ("wav", "adpcm_ms", "s16p"),
-    ("mp3", "libmp3lame", "s16p"),
-    ("aac", "aac", "fltp"),
+    ("wav", "adpcm_ima_wav", "s16p", 44_100),  # two frames in a packet
+    ("wav", "adpcm_ms", "s16p", 44_100),
+    ("mp3", "libmp3lame", "s16p", RATE_HZ),
+    ("aac", "aac", "fltp", RATE_HZ),
 ]
 
 
@@ -116,8 +116,8 @@ def test_a_film_without_times_is_imported_and_trained_on_whole(tmp_path: Path) -
 
 @pytest.fixture(params=SOUNDS, ids=lambda one: one[1])
 def sound(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    suffix, codec, sample_format = request.param
-    return write_sound(tmp_path / f"sound.{suffix}", codec, tone(3.0), sample_format)
+    suffix, codec, sample_format, rate_hz = request.param
+    return write_sound(tmp_path / f"sound.{suffix}", codec, tone(3.0, rate_hz), sample_format, rate_hz)
 
 
 def heard(path: Path, start: int = 0) -> np.ndarray:
