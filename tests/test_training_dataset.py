@@ -161,6 +161,15 @@ def test_features_are_computed_once_and_again_only_when_something_decisive_chang
     assert len(list(cache.iterdir())) == 4
 
 
+def test_damaged_features_are_named(tmp_path: Path) -> None:
+    source = Playing(tuple(script(4.0)))
+    build([source], config(CHEAP), tmp_path / "cache", classes=CLASSES)
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_bytes(b"no tensors")
+    with pytest.raises(SessionError, match=f"features of played are damaged; remove {file.name}"):
+        build([source], config(CHEAP), tmp_path / "cache", classes=CLASSES)
+
+
 def test_labels_come_from_the_recording_or_from_a_file_beside_it(tmp_path: Path) -> None:
     source = record(tmp_path / "a.mcap", script(4.0))
     recorded = source.spans()

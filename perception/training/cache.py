@@ -86,9 +86,12 @@ class Cache:
                 self.folder.rmdir()  # of a folder that holds nothing
 
     def counts(self, name: str) -> Counts:
-        """Return what did not enter the windows of what is stored under a key."""
-        with safe_open(self._file(name), framework="pt") as file:
-            stored = json.loads((file.metadata() or {}).get(_COUNTS, "{}"))
+        """Return what did not enter the windows of what is stored under a key; nothing if it is damaged."""
+        try:
+            with safe_open(self._file(name), framework="pt") as file:
+                stored = json.loads((file.metadata() or {}).get(_COUNTS, "{}"))
+        except (OSError, SafetensorError):
+            stored = {}
         return defaultdict(Counter, {topic: Counter(reasons) for topic, reasons in stored.items()})
 
     def __contains__(self, name: str) -> bool:
