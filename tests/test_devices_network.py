@@ -25,7 +25,7 @@ from perception.errors import DeviceError
 from perception.profile import CameraConfig, ScriptConfig
 from tests.lossy import SIZE, film, lossy, pictures_of, played
 from tests.media import HEIGHT, WIDTH, grey, write_clip
-from tests.mjpeg import DIALECTS, LEVELS, MULTIPART, camera_server, part, raw_server
+from tests.mjpeg import DIALECTS, LEVELS, MULTIPART, camera_server, jpeg, part, raw_server
 from tests.waiting import LONG_S, eventually
 
 SECOND_NS: Final = 1_000_000_000
@@ -250,6 +250,15 @@ def test_a_slow_reader_gets_the_newest_picture_stamped_when_it_was_received() ->
         assert abs(frame.image.mean() - 8 * 29) < 2
         assert frame.stamp_ns == 29 < read_at
         assert source.facts["age_ms"] == round((read_at + 1 - 29) / 1e6, 1)
+        source.close()
+
+
+def test_a_camera_that_sends_no_whole_picture_is_lost_though_its_connection_stays() -> None:
+    with raw_server(OK + part(jpeg(0)) + part(jpeg(1))[:-40]) as port:
+        source = StreamSource(f"http://127.0.0.1:{port}/", config(""), clock=time.time_ns, stall_s=0.2)
+        eventually(source.read)
+        with pytest.raises(DeviceError, match=r"sent no whole picture for 0\.2 s"):
+            eventually(source.read)
         source.close()
 
 

@@ -163,8 +163,9 @@ class StreamSource:
     received.
     """
 
-    def __init__(self, url: str, config: CameraConfig, *, clock: Clock) -> None:
+    def __init__(self, url: str, config: CameraConfig, *, clock: Clock, stall_s: float = STALL_S) -> None:
         """Open the stream; DeviceError if that cannot be done."""
+        self._stall_s = stall_s
         self._name = without_credentials(url)
         self._clock = clock
         self._feed = open_feed(url, config.rate_hz)
@@ -201,8 +202,8 @@ class StreamSource:
         now_s = time.monotonic()
         if arrived:
             self._heard_s = now_s
-        elif now_s - self._heard_s > STALL_S:
-            raise DeviceError(f"{self._name}: sent no whole picture for {STALL_S:g} s")
+        elif now_s - self._heard_s > self._stall_s:
+            raise DeviceError(f"{self._name}: sent no whole picture for {self._stall_s:g} s")
         if arrived and self._feed.context.codec.intra_only and not self._pace.admits(arrived[-1].stamp_ns):
             self._counts["over_rate"] += len(arrived)
             return None
