@@ -18,6 +18,7 @@ from perception.session_cli import record, session
 from perception.swap_cli import swap
 from perception.terminal import open_closed_streams
 from perception.training_cli import COMMANDS as TRAINING_COMMANDS
+from perception.whole_help import Group
 
 INTERRUPTED: Final = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -35,7 +36,7 @@ _set = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name=DISTRIBUTION)
 def cli() -> None:
     """Real-time fusion of camera, microphone and text.

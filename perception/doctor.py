@@ -26,6 +26,7 @@ from perception.graph.check import check, served
 from perception.home import home
 from perception.probes import Outcome, probe, probe_all
 from perception.profile import Profile, is_file_name
+from perception.progress import progress
 
 Level = Literal["ok", "warn", "fail"]
 _STYLE: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -138,12 +139,16 @@ def check_gpu(torch: Outcome, *, needed: bool, driver: bool | None = None) -> Fi
     return Finding("gpu", "fail" if needed else "warn", detail, "compare with the version nvidia-smi shows")
 
 
-def check_cameras(profile: Profile, devices: Path) -> Iterator[Finding]:
-    """List the cameras with their stable names, then look for those of the profile."""
+def check_cameras(
+    profile: Profile, devices: Path, system: Path = Path("/sys/class/video4linux")
+) -> Iterator[Finding]:
+    """List the cameras with their drivers' and stable names, then look for those of the profile."""
     stable = {link.resolve(): link for link in sorted(devices.glob("v4l/by-id/*"))}
     found = sorted(devices.glob("video*"))
     for node in found:
-        name = f"{node}, stable: {stable[node.resolve()]}" if node.resolve() in stable else str(node)
+        kind = _camera_name(system / node.name)
+        name = f"{node}{f', {kind}' if kind else ''}"
+        name += f", stable: {stable[node.resolve()]}" if node.resolve() in stable else ""
         if os.access(node, os.R_OK | os.W_OK):
             yield Finding("camera", "ok", name)
         else:
@@ -157,12 +162,24 @@ def check_cameras(profile: Profile, devices: Path) -> Iterator[Finding]:
         yield from _present(f"camera.{name}", str(camera.source), where)
 
 
+def _camera_name(folder: Path) -> str:
+    """Return what the driver calls a camera, empty if it says nothing; `folder` is its own in sysfs."""
+    try:
+        return (folder / "name").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
 def check_microphones(profile: Profile, sounddevice: Outcome) -> Iterator[Finding]:
     """List the inputs that PortAudio sees, then look for those of the profile."""
     if sounddevice.problem:
         return
     inputs: list[str] = sounddevice.facts["inputs"]
-    yield Finding("microphone", "ok", f"{len(inputs)} inputs: {', '.join(inputs)}" if inputs else "no input")
+    numbers: list[int] = sounddevice.facts["numbers"]
+    for number, name in zip(numbers, inputs, strict=True):
+        yield Finding("microphone", "ok", f"{number}: {name}")
+    if not inputs:
+        yield Finding("microphone", "ok", "no input")
     for name, microphone in profile.microphone.items():
         source = microphone.source
         if name not in _devices(profile):
@@ -170,6 +187,8 @@ def check_microphones(profile: Profile, sounddevice: Outcome) -> Iterator[Findin
         elif not inputs:
             advice = "plug one in, or set its source to 'scripted' or a sound file"
             yield Finding(f"microphone.{name}", "fail", f"no input for source {source!r}", advice)
+        elif isinstance(source, int) and source not in numbers:
+            yield Finding(f"microphone.{name}", "fail", f"no input {source}", "choose one listed above")
         elif isinstance(source, str) and source != "default" and not any(source in each for each in inputs):
             yield Finding(
                 f"microphone.{name}", "fail", f"no input named {source!r}", "choose one listed above"
@@ -195,11 +214,12 @@ def check_weights(profile: Profile, profile_name: str, overrides: Sequence[str])
         "HF_HUB_OFFLINE": "1",
         **dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9"),
     }
-    outcome = probe(
-        "torch",
-        f"import os; os.environ.update({environment!r}); from perception.doctor import build_models; "
-        f"facts = build_models({profile_name!r}, {tuple(map(without_credentials, overrides))!r})",
-    )
+    with progress(f"building the models of {profile_name}"):
+        outcome = probe(
+            "torch",
+            f"import os; os.environ.update({environment!r}); from perception.doctor import build_models; "
+            f"facts = build_models({profile_name!r}, {tuple(map(without_credentials, overrides))!r})",
+        )
     if outcome.problem:
         yield Finding("weights", "fail", outcome.problem, outcome.advice)
     for name, problem in outcome.facts.items():

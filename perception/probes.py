@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from perception.errors import DISTRIBUTION, INSTALL
+from perception.progress import progress
 
 _LIMIT_S: Final = 120.0
 _REINSTALL: Final = (
@@ -35,8 +36,9 @@ PROBES: Final[dict[str, str]] = {
         "assert not cv2.CascadeClassifier(name).empty(), 'no cascades'; facts = {}"
     ),
     "sounddevice": (
-        "import sounddevice; facts = {'inputs': "
-        "[d['name'] for d in sounddevice.query_devices() if d['max_input_channels'] > 0]}"
+        "import sounddevice; found = [(i, d['name']) for i, d in enumerate(sounddevice.query_devices()) "
+        "if d['max_input_channels'] > 0]; "
+        "facts = {'inputs': [name for _, name in found], 'numbers': [number for number, _ in found]}"
     ),
 }
 """Python that imports a package, uses what this project needs of it, and leaves `facts`."""
@@ -114,5 +116,9 @@ def probe(package: str, code: str, limit_s: float = _LIMIT_S) -> Outcome:
 
 def probe_all(run: Callable[[str, str], Outcome] = probe) -> dict[str, Outcome]:
     """Import every package of `PROBES`, two at a time: each takes a core and up to 1 GB."""
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(PROBES, pool.map(run, PROBES, PROBES.values()), strict=True))
+    outcomes: dict[str, Outcome] = {}
+    with ThreadPoolExecutor(2) as pool, progress("trying packages", len(PROBES)) as advance:
+        for package, outcome in zip(PROBES, pool.map(run, PROBES, PROBES.values()), strict=True):
+            outcomes[package] = outcome
+            advance(note=package)
+    return outcomes

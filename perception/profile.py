@@ -307,7 +307,8 @@ def load(name: str, overrides: tuple[str, ...] = ()) -> Profile:
 def _read(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a file; its `[fusion]` may begin with that of another profile: `base = "demo"`.
 
-    A relative path of a base begins at the file that names it. `inside` are the files read on the way.
+    Relative paths of a base and of keys begin at the file that names them. `inside` are the files read on
+    the way.
     """
     try:
         data = tomllib.loads(read_text(path))
@@ -315,6 +316,8 @@ def _read(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ProfileError(f"{path}: not valid TOML: {error}") from error
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
+    if isinstance(data.get("keys"), str):
+        data["keys"] = str(path.parent / data["keys"])
     fusion = data.get("fusion")
     if isinstance(fusion, dict) and "base" in fusion:
         data["fusion"] = _merged(_base(fusion.pop("base"), path, (*inside, path.resolve())), fusion)

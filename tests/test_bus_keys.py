@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import zmq
 
+import perception
 from perception.bus import keys
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import BusError
 from perception.messages import TextCommand
-from tests.waiting import LONG_S
+from tests.waiting import LONG_S, eventually
 
 HELLO = TextCommand(stamp_ns=1, text="hello")
 
@@ -96,6 +97,58 @@ def test_who_holds_no_keys_or_others_gets_nothing(base: Path, publisher: Publish
         publisher.send(HELLO)
         assert bare.receive(0.1) is None
         assert stranger.receive(0.1) is None
+
+
+@pytest.mark.parametrize("given", [None, "others"])
+def test_wrong_keys_are_said_on_both_sides(
+    base: Path, publisher: Publisher, given: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = keys.new_keys(base / given) if given else None
+    with remote(base, publisher, folder):
+        eventually(lambda: len(caplog.records) >= 2)
+    said = sorted(record.message for record in caplog.records)
+    there = "the publisher has other keys, or none" if given else "it wants keys and none are given here"
+    assert said[0].startswith(f"text/say: refused a connection to {publisher.endpoint}: it has other keys")
+    assert said[1].startswith(f"text/say: {publisher.endpoint}: handshake failed: {there}")
+    assert len(said) == 2, "once"
+
+
+def test_keys_where_none_are_wanted_are_said(
+    base: Path, ours: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        Publisher(
+            "text/say",
+            source="test",
+            runtime=Runtime(base=base),
+            clock=HostClock(base).now_ns,
+            endpoint="tcp://127.0.0.1:*",
+        ) as plain,
+        remote(base, plain, ours),
+    ):
+        eventually(lambda: len(caplog.records) >= 2)
+    said = sorted(record.message for record in caplog.records)
+    assert "it wants keys, and none are given here" in said[0]
+    assert "the publisher has other keys, or none" in said[1]
+
+
+def test_right_keys_are_not_mentioned(
+    base: Path, ours: Path, publisher: Publisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    with remote(base, publisher, ours) as subscriber:
+        assert publisher.wait_for_subscriber(LONG_S)
+        publisher.send(HELLO)
+        assert subscriber.receive(LONG_S) is not None
+    assert not caplog.records
+
+
+def test_a_folder_of_keys_may_be_given_as_text(base: Path, ours: Path, publisher: Publisher) -> None:
+    assert publisher.endpoint is not None
+    connect = {"text/say": publisher.endpoint}
+    with perception.subscribe("text/say", domain="elsewhere", connect=connect, keys=str(ours)) as subscriber:
+        assert publisher.wait_for_subscriber(LONG_S)
+        publisher.send(HELLO)
+        assert subscriber.receive(LONG_S) is not None
 
 
 def test_knowing_the_public_key_is_not_enough(ours: Path, publisher: Publisher) -> None:

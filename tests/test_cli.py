@@ -64,6 +64,13 @@ def test_help_and_version_succeed(arguments: list[str]) -> None:
     assert run(arguments) == 0
 
 
+@pytest.mark.parametrize("group", [[], ["session"], ["keys"]], ids=["perception", "session", "keys"])
+def test_help_of_a_group_cuts_no_sentence(group: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*group, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "..." not in shown.split("Commands:")[1]
+
+
 def test_a_wrong_profile_is_one_line_and_exit_code_2(
     tmp_path: Path, runtime: Runtime, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,8 +133,10 @@ def test_cameras_are_listed_with_the_name_that_stays(tmp_path: Path) -> None:
     link = tmp_path / "v4l" / "by-id" / "usb-Acme-video-index0"
     link.symlink_to(tmp_path / "video0")
     wanted = profile(camera={"front": {"source": 0}, "rear": {"source": 1}, "toy": {"source": "scripted"}})
-    findings = {finding.check: finding for finding in check_cameras(wanted, tmp_path)}
-    assert findings["camera"].detail == f"{tmp_path}/video0, stable: {link}"
+    (tmp_path / "sys" / "video0").mkdir(parents=True)
+    (tmp_path / "sys" / "video0" / "name").write_text("Acme Webcam: Acme\n")
+    findings = {finding.check: finding for finding in check_cameras(wanted, tmp_path, tmp_path / "sys")}
+    assert findings["camera"].detail == f"{tmp_path}/video0, Acme Webcam: Acme, stable: {link}"
     assert findings["camera.front"].level == "ok"
     assert findings["camera.rear"].detail == f"{tmp_path}/video1 does not exist"
     assert findings["camera.toy"].level == "ok"
@@ -145,18 +147,27 @@ def test_microphones_are_looked_for_by_name() -> None:
         microphone={
             "desk": {"source": "USB"},
             "head": {"source": "Array"},
+            "third": {"source": 3},
+            "fourth": {"source": 4},
             "file": {"source": "/nowhere/speech.wav"},
             "toy": {"source": "scripted"},
         }
     )
-    heard = Outcome(facts={"inputs": ["USB Audio: hw:1,0"]})
-    failed = {finding.check for finding in check_microphones(wanted, heard) if finding.level == "fail"}
-    assert failed == {"microphone.head", "microphone.file"}
-    deaf = list(check_microphones(wanted, Outcome(facts={"inputs": []})))
+    heard = Outcome(facts={"inputs": ["USB Audio: hw:1,0", "pulse"], "numbers": [3, 7]})
+    findings = list(check_microphones(wanted, heard))
+    assert [finding.detail for finding in findings if finding.check == "microphone"] == [
+        "3: USB Audio: hw:1,0",
+        "7: pulse",
+    ]
+    failed = {finding.check for finding in findings if finding.level == "fail"}
+    assert failed == {"microphone.head", "microphone.file", "microphone.fourth"}
+    deaf = list(check_microphones(wanted, Outcome(facts={"inputs": [], "numbers": []})))
     assert {finding.check for finding in deaf if finding.level == "fail"} == {
         "microphone.desk",
         "microphone.head",
         "microphone.file",
+        "microphone.third",
+        "microphone.fourth",
     }
 
 

@@ -167,3 +167,20 @@ def test_one_rule_tells_files_from_devices(source: str, is_file: bool) -> None:
 def test_an_override_is_toml_or_else_a_plain_string() -> None:
     profile = load("demo", ("camera.front.rate_hz=5", "camera.front.source=cam.mp4"))
     assert (profile.camera["front"].rate_hz, profile.camera["front"].source) == (5.0, "cam.mp4")
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"), [("keys", "{folder}/keys"), ("../k", "{folder}/../k"), ("/etc/k", "/etc/k")]
+)
+def test_keys_lie_beside_the_profile(
+    written: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "graph" / "mine.toml"
+    file.parent.mkdir()
+    file.write_text(f'keys = "{written}"\n[camera.a]\nsource = "scripted"\n')
+    monkeypatch.chdir(tmp_path)
+    for name in (str(file), "graph/mine.toml"):
+        found = load(name).keys
+        assert found is not None
+        assert found.resolve() == Path(expected.format(folder=file.parent)).resolve()
+    assert load(str(file), ("keys=here",)).keys == Path("here")

@@ -37,7 +37,7 @@ def subscribe(
     domain: str | None = None,
     connect: Mapping[str, str] | None = None,
     insecure: bool = False,
-    keys: Path | None = None,
+    keys: str | Path | None = None,
 ) -> Subscriber:
     """Return a subscriber to iterate over, with `for` or `async for`.
 

@@ -245,6 +245,11 @@ class Drain:
                 self._connect(pattern, endpoint, remote=True)
         self._follow_named()
 
+    def _why_strange(self) -> str:
+        if self._keys:
+            return "handshake failed: the publisher has other keys, or none"
+        return "handshake failed: it wants keys and none are given here, or it is no publisher"
+
     def _follow_named(self) -> None:
         for topic in [*self._patterns, *filter(self._wants, self._remote)]:
             if not topic.endswith("*"):
@@ -260,9 +265,14 @@ class Drain:
             if self._runtime is not None and any(pattern.endswith("*") for pattern in self._patterns):
                 for topic in filter(self._wants, self._runtime.topics()):
                     self._follow(topic)
-            for endpoint in self._watch.given_up() & self._endpoints.keys():
+            given_up = self._watch.given_up() & self._endpoints.keys()
+            strangers = self._watch.strangers()
+            for endpoint in strangers & self._endpoints.keys():
+                self._complain(endpoint, f"{self._endpoints[endpoint]}: {endpoint}: {self._why_strange()}")
+            for endpoint in given_up:
                 topic = self._endpoints.pop(endpoint)
-                self._complain(topic, f"{topic}: {endpoint} sent what no topic allows; connecting anew")
+                if endpoint not in strangers:
+                    self._complain(topic, f"{topic}: {endpoint} sent what no topic allows; connecting anew")
                 self._socket.disconnect(endpoint)
                 self._connect(topic, endpoint, remote=topic in self._remote)
             self._lanes.restore()

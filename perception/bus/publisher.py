@@ -15,6 +15,7 @@ from perception import topics
 from perception.bus import codec, endpoints, lane, packet
 from perception.bus.audience import Audience
 from perception.bus.host import Runtime
+from perception.bus.watch import Watch
 from perception.errors import BusError
 from perception.messages import Header, Payload
 
@@ -45,7 +46,7 @@ class Publisher:
         clock: Callable[[], int],
         endpoint: str | None = None,
         insecure: bool = False,
-        keys: Path | None = None,
+        keys: str | Path | None = None,
         remote: Conversion | None = None,
     ) -> None:
         """Bind the topic's ipc endpoint, and `endpoint` if given.
@@ -88,6 +89,10 @@ class Publisher:
         self._socket.set(zmq.SNDHWM, endpoints.backlog(row))
         self._audience = Audience(self._socket, topic, runtime.base)
         self._guard: ThreadAuthenticator | None = None
+        self._watch: Watch | None = None
+        """Of the endpoint that others may reach."""
+        self._keyed = keys is not None
+        self._refused = False
         self.endpoint: str | None = None
         try:
             self._bind(runtime.ipc_endpoint(topic))
@@ -179,6 +184,8 @@ class Publisher:
         self._runtime.keeper.remove(self._restore)
         with self._lock:
             self._closed = True
+            if self._watch is not None:
+                self._watch.close()
             self._socket.close()
             self._audience.close()
             if self._guard is not None:
@@ -197,11 +204,21 @@ class Publisher:
         with self._lock:
             if self._closed:
                 return
+            self._look_for_strangers()
             if not self._claim.whole():
                 self._runtime.renew(self._claim)
                 self._bind(self._runtime.ipc_endpoint(self.topic))
                 _LOG.warning("%s: its socket file was removed; bound again", self.topic)
         self._runtime.clock.restore()
+
+    def _look_for_strangers(self) -> None:
+        if self._watch is None or self._refused:
+            return
+        self._watch.given_up()
+        if self._watch.strangers():
+            self._refused = True
+            why = "it has other keys, or none" if self._keyed else "it wants keys, and none are given here"
+            _LOG.warning("%s: refused a connection to %s: %s", self.topic, self.endpoint, why)
 
     def _look(self) -> None:
         if (now_s := time.monotonic()) >= self._next_look_s:
@@ -219,13 +236,14 @@ class Publisher:
                 ) from error
             raise BusError(f"{self.topic}: cannot bind {endpoint}: {error.strerror}") from error
 
-    def _bind_tcp(self, endpoint: str, folder: Path | None) -> None:
+    def _bind_tcp(self, endpoint: str, folder: str | Path | None) -> None:
+        self._watch = Watch(self._socket)
         if folder is None:
             self._bind(endpoint)
         else:
             from perception.bus import keys  # costs a process that needs none 40 ms of imports
 
-            pair = keys.load(folder)
+            pair = keys.load(Path(folder))
             self._guard = keys.authenticator(self._context, pair)
             with pair.serving(self._socket):
                 self._bind(endpoint)

@@ -29,7 +29,7 @@ class Subscriber:
         connect: Mapping[str, str] | None = None,
         policies: Mapping[str, topics.Topic] | None = None,
         insecure: bool = False,
-        keys: Path | None = None,
+        keys: str | Path | None = None,
     ) -> None:
         """Connect and start draining.
 
@@ -56,7 +56,7 @@ class Subscriber:
         if keys is not None:
             from perception.bus.keys import load  # costs a process that needs none 40 ms of imports
 
-            pair = load(keys)
+            pair = load(Path(keys))
         self._drain = Drain(
             _checked(patterns), runtime, clock, remote, pair, self._inbox, every=_wants_every(policies or {})
         )
