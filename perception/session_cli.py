@@ -14,6 +14,7 @@ import click
 from perception.bus.domains import JOINED_DOMAIN
 from perception.errors import PerceptionError, SessionError, extras
 from perception.out_file import OutFile
+from perception.whole_help import Group
 
 if TYPE_CHECKING:
     from perception.profile import RecorderConfig
@@ -40,7 +41,7 @@ def _named(prefix: str) -> Callable[[FunctionT], FunctionT]:
     return click.option(f"--{prefix}", metavar="[STREAM=]NAME", multiple=True, help=text)
 
 
-@click.group()
+@click.group(cls=Group)
 @click.pass_context
 def session(context: click.Context) -> None:
     """Look at, cut, repair, compare and convert recorded sessions."""
