@@ -1,6 +1,7 @@
 """Files decoded by time: unbroken sound, picture and sound together, laps, damage."""
 
 import re
+import tracemalloc
 from pathlib import Path
 
 import av
@@ -10,7 +11,8 @@ import pytest
 from av.video.frame import VideoFrame
 
 from perception.devices.device import is_file_name
-from perception.devices.media import Sound, Track
+from perception.devices.media import Track
+from perception.devices.sound import Sound
 from perception.errors import DeviceError
 from tests.media import FRAME_HZ, RATE_HZ, grey, noise, write_clip, write_film, write_wav
 
@@ -187,3 +189,24 @@ def test_channels_that_cannot_be_mixed_are_one_clear_line(tmp_path: Path) -> Non
     assert [block.shape for block in sound_of(path, channels=8).blocks(512)] == [(512, 8), (288, 8)]
     with pytest.raises(DeviceError, match=r"a\.wav: its 3 channels cannot become 9"):
         list(sound_of(path, channels=9).blocks(512))
+
+
+def test_a_time_far_ahead_is_damage_and_no_hole(tmp_path: Path) -> None:
+    """Believed, it would be silence without end, and a camera would wait for years."""
+    first, lost, last = noise(1600, seed=1), noise(1600, seed=2), noise(1600, seed=3)
+    sounds = [(0.0, first), (0.1, last), (2e6, lost)]
+    path = write_clip(tmp_path / "a.mkv", sounds=sounds)
+    sound = sound_of(path)
+    assert np.array_equal(samples_of(sound), np.concatenate([first, last]))
+    assert sound.corrupt == 1
+    assert sound.holes == 0
+
+
+def test_a_long_hole_takes_little_memory(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", sounds=[(0.0, noise(1600)), (600.0, noise(1600))])
+    tracemalloc.start()
+    played = sum(len(block) for block in sound_of(path).blocks(512))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert played == 600 * RATE_HZ + 1600
+    assert peak < 4_000_000

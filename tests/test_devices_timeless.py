@@ -9,8 +9,9 @@ import pytest
 from av.video.frame import VideoFrame
 
 from perception.devices.camera import open_camera
-from perception.devices.media import Sound, Track, length_s
+from perception.devices.media import Track, length_s
 from perception.devices.microphone import open_microphone
+from perception.devices.sound import Sound
 from perception.errors import DeviceError
 from perception.messages import AudioBlock, CameraFrame
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig

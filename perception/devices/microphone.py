@@ -250,7 +250,7 @@ class FileMicrophone:
     """A file's sound, played from `origin_ns` on, paced by its own sample counter: no drift, no gap."""
 
     def __init__(self, config: MicrophoneConfig, *, clock: Clock, origin_ns: int) -> None:
-        from perception.devices.media import Sound  # loads FFmpeg, which a live microphone does without
+        from perception.devices.sound import Sound  # loads FFmpeg, which a live microphone does without
 
         self._config = config
         self._clock = clock

@@ -98,7 +98,8 @@ def picture_query(file: Path) -> Query:
 
 def sound_query(file: Path) -> Query:
     """Look for what resembles an audio file or a video's sound; DeviceError if it has none."""
-    from perception.devices.media import Sound, open_container
+    from perception.devices.media import open_container
+    from perception.devices.sound import Sound
 
     with open_container(str(file)) as container:
         rates_hz = [stream.rate for stream in container.streams.audio]

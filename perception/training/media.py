@@ -14,8 +14,9 @@ from av.video.frame import VideoFrame
 from msgspec import structs
 
 from perception.devices.device import CapturedBlock, CapturedFrame
-from perception.devices.media import Kind, Sound, Track, length_s, open_container, streams_of
+from perception.devices.media import Kind, Track, length_s, open_container, streams_of
 from perception.devices.pixels import FilmPixels
+from perception.devices.sound import Sound
 from perception.devices.wire import block_message, frame_message
 from perception.errors import DeviceError, SessionError
 from perception.messages import Header, Message, Payload

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import soundfile
 
 from perception.bus.host import HostClock
-from perception.devices.media import Sound
+from perception.devices.sound import Sound
 from tests.benchmarks.capture_nodes import Run, block_ages_ms, percentiles, run_nodes
 from tests.pulse import pulse_server
 

@@ -17,6 +17,7 @@ from av.video.frame import VideoFrame
 from perception.devices import media
 from perception.devices.device import CapturedBlock, CapturedFrame, CapturedText
 from perception.devices.pixels import FilmPixels
+from perception.devices.sound import Sound
 from perception.devices.wire import block_message, frame_message, text_message
 from perception.errors import DeviceError, MalformedMessageError
 from perception.messages import Header, Payload
@@ -114,7 +115,7 @@ class Sounds:
         self._own_rate_hz, self._channels = _kind_of_sound(source, number)
         if self._channels > _MOST_CHANNELS:
             raise DeviceError(f"{self._channels} channels, more than {_MOST_CHANNELS}")
-        self._sound: media.Sound | None = None
+        self._sound: Sound | None = None
         self._rate_hz = min(max(self._own_rate_hz, _RATES_HZ[0]), _RATES_HZ[1])
         self.own, self.topic = f"audio{_suffix(number)}", f"microphone/video{_suffix(number)}"
         self.end_s = 0.0
@@ -125,7 +126,7 @@ class Sounds:
         rate_hz = self._rate_hz
         config = MicrophoneConfig(source=self._source, rate_hz=rate_hz)
         start = max(begin_ns - self._origin_ns, 0) * rate_hz // _SECOND_NS
-        sound = self._sound = media.Sound(
+        sound = self._sound = Sound(
             self._source,
             rate_hz=rate_hz,
             channels=self._channels,
@@ -231,7 +232,7 @@ def _kind_of_sound(source: str, number: int) -> tuple[int, int]:
 
 
 def _losses(
-    failure: str, source: media.Track[VideoFrame] | media.Sound | None, refused: Mapping[str, int] = _NOTHING
+    failure: str, source: media.Track[VideoFrame] | Sound | None, refused: Mapping[str, int] = _NOTHING
 ) -> Iterator[str]:
     if failure:
         yield failure

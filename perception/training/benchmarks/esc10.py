@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from perception.devices.media import Sound
+from perception.devices.sound import Sound
 from perception.errors import PerceptionError
 from perception.features.logmel import LogMelConfig, log_mel
 from perception.models.fusion import FeatureFusion

@@ -1,0 +1,148 @@
+"""The sound track of a media file as one unbroken run of samples."""
+
+from collections.abc import Generator, Iterator
+from typing import Final, Literal
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+
+from perception.devices.device import Samples
+from perception.devices.media import Track, cause, sounding_s
+from perception.errors import DeviceError
+
+# Stamps of consecutive packets are rounded to the container's tick; only more than this is a hole.
+_HOLE_S: Final = 0.02
+
+
+class Sound:
+    """The sound track of a file as one unbroken run of samples: holes are filled with silence.
+
+    Args:
+        path: the file.
+        rate_hz: it is resampled to this rate.
+        channels: and mixed to as many channels.
+        sample_format: `s16` or `f32`.
+        loop: start again at the end.
+        start: first sample wanted, counted from the file's start through all laps.
+        number: which of its sound tracks, from 0.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        rate_hz: int,
+        channels: int,
+        sample_format: Literal["s16", "f32"],
+        loop: bool,
+        start: int,
+        number: int = 0,
+    ) -> None:
+        start_s = start / rate_hz
+        self._track: Track[AudioFrame] = Track(path, "audio", loop=loop, start_s=start_s, number=number)
+        self._path = path
+        self._rate_hz = rate_hz
+        self._channels = channels
+        self._format = "s16" if sample_format == "s16" else "flt"
+        self._loop = loop
+        self._cursor = start
+        self.holes = 0
+        """Stretches without sound so far, after its beginning; silence stands in for them."""
+        self.silence_s = 0.0
+        """Seconds of silence put into them."""
+        self.overlaps = 0
+        """Times at which sound came that lies before the end of what came already; it is left out."""
+
+    @property
+    def corrupt(self) -> int:
+        """Packets that could not be decoded so far."""
+        return self._track.corrupt
+
+    def blocks(self, size: int) -> Generator[Samples, None, None]:
+        """Yield blocks of `size` samples, shape (size, channels); only the last may be shorter."""
+        rest = self._silence(0)
+        for samples in self._unbroken():
+            rest = np.concatenate([rest, samples])
+            whole = len(rest) - len(rest) % size
+            yield from (rest[at : at + size] for at in range(0, whole, size))
+            rest = rest[whole:]
+        if len(rest):
+            yield rest
+
+    def _unbroken(self) -> Iterator[Samples]:
+        for lap_s, frames in self._track.laps():
+            end = round((lap_s + self._track.lap_s) * self._rate_hz) if self._loop else None
+            for at, samples in self._runs(lap_s, frames):
+                known = samples[max(self._cursor - at, 0) : None if end is None else max(end - at, 0)]
+                yield from self._silences(at - self._cursor)
+                yield known
+                self._cursor = max(self._cursor, at) + len(known)
+            if end is not None:
+                yield from self._silences(end - self._cursor)
+                self._cursor = max(self._cursor, end)
+
+    def _runs(
+        self, lap_s: float, frames: Iterator[tuple[float, AudioFrame]]
+    ) -> Iterator[tuple[int, Samples]]:
+        """Yield each piece of resampled sound with the number of its first sample."""
+        resampler: av.AudioResampler | None = None
+        at, next_s, kind = 0, 0.0, ("", "", 0)
+        for seconds, frame in frames:
+            # What has been heard is counted in samples, so that stamps that drift from it are noticed.
+            apart_s = seconds - next_s
+            now = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if resampler is None or abs(apart_s) > _HOLE_S or now != kind:
+                for samples in self._resampled(resampler, None):
+                    yield at, samples
+                    at += len(samples)
+                if resampler is not None:
+                    self._count(apart_s)
+                resampler, kind = self._resampler(frame), now
+                at, next_s = round((lap_s + seconds) * self._rate_hz), seconds
+            next_s += sounding_s(frame)
+            for samples in self._resampled(resampler, frame):
+                yield at, samples
+                at += len(samples)
+        for samples in self._resampled(resampler, None):
+            yield at, samples
+            at += len(samples)
+
+    def _count(self, apart_s: float) -> None:
+        if apart_s > _HOLE_S:
+            self.holes += 1
+            self.silence_s += apart_s
+        self.overlaps += apart_s < -_HOLE_S
+
+    def _resampler(self, frame: AudioFrame) -> av.AudioResampler:
+        own = frame.layout.nb_channels == self._channels
+        try:
+            layout = frame.layout if own else av.AudioLayout(f"{self._channels}c")
+        except ValueError as error:
+            there = frame.layout.nb_channels
+            raise DeviceError(f"{self._path}: its {there} channels cannot become {self._channels}") from error
+        return av.AudioResampler(self._format, layout, self._rate_hz)
+
+    def _resampled(self, resampler: av.AudioResampler | None, frame: AudioFrame | None) -> Iterator[Samples]:
+        if resampler is None:
+            return
+        if frame is not None:
+            frame.pts = None  # we keep the time
+        try:
+            resampled = resampler.resample(frame)
+        except (av.FFmpegError, ValueError) as error:
+            what = frame.layout.name if frame is not None else "the end"
+            raise DeviceError(
+                f"{self._path}: no way from its sound ({what}) to {self._channels} channels: {cause(error)}"
+            ) from error
+        for out in resampled:
+            yield out.to_ndarray().reshape(-1, self._channels)
+
+    def _silences(self, samples: int) -> Iterator[Samples]:
+        """Yield so much silence in pieces that need little memory."""
+        for done in range(0, samples, self._rate_hz):
+            yield self._silence(min(samples - done, self._rate_hz))
+
+    def _silence(self, samples: int) -> Samples:
+        shape = (max(samples, 0), self._channels)
+        return np.zeros(shape, np.int16) if self._format == "s16" else np.zeros(shape, np.float32)
