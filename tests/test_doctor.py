@@ -146,6 +146,7 @@ def test_microphones_are_looked_for_by_name() -> None:
     wanted = profile(
         microphone={
             "desk": {"source": "USB"},
+            "old": {"source": "USB Audio v1.2 Mic"},
             "head": {"source": "Array"},
             "third": {"source": 3},
             "fourth": {"source": 4},
@@ -160,11 +161,12 @@ def test_microphones_are_looked_for_by_name() -> None:
         "7: pulse",
     ]
     failed = {finding.check for finding in findings if finding.level == "fail"}
-    assert failed == {"microphone.head", "microphone.file", "microphone.fourth"}
+    assert failed == {"microphone.head", "microphone.old", "microphone.file", "microphone.fourth"}
     deaf = list(check_microphones(wanted, Outcome(facts={"inputs": [], "numbers": []})))
     assert {finding.check for finding in deaf if finding.level == "fail"} == {
         "microphone.desk",
         "microphone.head",
+        "microphone.old",
         "microphone.file",
         "microphone.third",
         "microphone.fourth",

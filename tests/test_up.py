@@ -257,12 +257,22 @@ def test_a_device_that_is_not_there_is_the_exit_code(profile: Path) -> None:
     with up(profile) as graph:
         assert graph.stderr is not None
         said, *_, restarts = (graph.stderr.readline() for _ in range(6))
-        graph.terminate()  # while the node is down, which it now is for 2 s
+        graph.send_signal(signal.SIGINT)  # while the node is down, which it now is for 2 s
         graph.communicate(timeout=LONG_S)
     assert said.startswith("camera-front | perception: ")
     assert "/dev/video97" in said
     assert restarts == "camera-front | ended with exit code 3; restarts in 2 s\n"
     assert graph.returncode == 3
+
+
+def test_a_file_that_cannot_be_read_is_not_tried_again(profile: Path) -> None:
+    lines = profile.with_suffix(".txt")
+    lines.write_text("no number\thello\n")
+    with up(profile, "--set", f"text.script.source='{lines}'") as graph:
+        _, error = graph.communicate(timeout=LONG_S)
+    assert graph.returncode == 3
+    assert error.count("text-script | perception: ") == 1
+    assert "text-script | ended with exit code 3, which a restart cannot repair; the others run on" in error
 
 
 def test_a_file_that_is_not_there_is_said_before_anything_starts(profile: Path) -> None:
