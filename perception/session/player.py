@@ -86,7 +86,7 @@ class Player:
             stopped: ends the play between two messages.
             keys: pauses and steps.
             awaited: says which readers are not there yet; the play begins once it says none.
-            say: is told what it waits for.
+            say: called with a line that says whom it waits for.
 
         Raises:
             SessionError: kept stamps and a loop do not go together.
@@ -156,7 +156,7 @@ class Player:
             self._say("its readers are there, the play begins")
 
     def _play(self, publishers: Mapping[str, Publisher]) -> bool:
-        """Publish the session once; tell whether it came to its end."""
+        """Publish the session once; return whether it came to its end."""
         lap = Lap()
         with _ahead(self._messages()) as messages:
             for due in self._scheduled(messages):
@@ -193,7 +193,7 @@ class Player:
             self._origin_ns += max(next_ns - header.stamp_ns - self._origin_ns, 0)
 
     def _wait(self, due_ns: int) -> bool:
-        """Wait until a message is due, or stepped to; tell whether to go on."""
+        """Wait until a message is due, or stepped to; return whether to go on."""
         hurry = self._playback.rate is None
         while not self._stopped.is_set():
             left_ns = 0 if hurry else self._origin_ns + due_ns - self._clock()
@@ -250,7 +250,7 @@ def play(
         nodes: readers to wait for, by name, with the patterns of what each reads. None: any reader, and every
             fusion that is alive.
         wait: how many readers to wait for instead; 0 begins at once.
-        say: is told what it waits for.
+        say: called with a line that says whom it waits for.
 
     Raises:
         SessionError: the file cannot be read, or holds no such topics.
