@@ -29,7 +29,7 @@ class PerceptionError(Exception):
 
 
 class ProfileError(PerceptionError):
-    """A profile key is unknown, missing or of the wrong type. Restarting cannot mend it."""
+    """A profile key is unknown, missing or of the wrong type. Restarting cannot repair it."""
 
     exit_code = 2
 

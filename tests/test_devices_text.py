@@ -1,6 +1,7 @@
 """Typed lines through a real pipe, and files of timed lines."""
 
 import os
+import pty
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -143,3 +144,11 @@ def test_a_wrong_line_is_named(tmp_path: Path, content: bytes, complaint: str) -
 def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"none\.txt: cannot be read: No such file or directory"):
         TimedText(tmp_path / "none.txt", clock=now, origin_ns=NOW_NS)
+
+
+def test_a_terminal_that_hangs_up_is_the_end_of_its_input() -> None:
+    ours, theirs = pty.openpty()
+    os.close(ours)
+    with TerminalText(theirs, clock=now) as text, pytest.raises(EOFError):
+        text.read(1.0)
+    os.close(theirs)

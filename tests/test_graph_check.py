@@ -1,6 +1,7 @@
 """A profile is looked at as a whole before anything starts: what cannot work is refused in one line."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,11 @@ def test_a_file_that_is_there_and_devices_are_left_to_their_nodes(tmp_path: Path
     film.touch()
     sources = {"film": {"source": str(film)}, "web": {"source": 7}, "usb": {"source": "/dev/v4l/by-id/usb"}}
     assert warnings({"camera": sources, "microphone": {"desk": {"source": "USB Audio v1.2 Mic"}}}) == []
+
+
+def test_a_pipe_of_lines_may_be_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lines")
+    assert warnings({"text": {"a": {"source": str(tmp_path / "lines")}}}) == []
 
 
 def test_endpoints_are_safe_and_differ(tmp_path: Path) -> None:

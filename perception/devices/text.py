@@ -1,6 +1,7 @@
 """Text commands: lines typed in a terminal, or a file of timed lines."""
 
 import codecs
+import errno
 import os
 import select
 import sys
@@ -64,7 +65,7 @@ class TerminalText:
         if not self._lines and not self._ended:
             readable, _, _ = select.select([self._descriptor], [], [], timeout_s)
             if readable:
-                self._take(os.read(self._descriptor, _READ_BYTES))
+                self._take(_read(self._descriptor))
         if self._lines:
             return self._lines.popleft()
         if self._ended:
@@ -99,6 +100,16 @@ class TerminalText:
             self._counts["too_long"] += 1
         elif text:
             self._lines.append(CapturedText(text, self._clock()))
+
+
+def _read(descriptor: int) -> bytes:
+    """Return what was typed; nothing at the end of the input, which is also that of a terminal hung up."""
+    try:
+        return os.read(descriptor, _READ_BYTES)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            return b""
+        raise
 
 
 class TimedText:

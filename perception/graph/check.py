@@ -103,7 +103,7 @@ def _file(key: str, source: str) -> Iterator[Problem]:
 
 
 def _present(key: str, source: str) -> Iterator[Problem]:
-    if not Path(source).is_file():
+    if not Path(source).exists() or Path(source).is_dir():  # a pipe may be read as well
         what = "is a folder" if Path(source).is_dir() else "no such file"
         beside = "" if Path(source).is_absolute() else f" in {Path.cwd()}"
         yield Problem(f"{key}: {source}: {what}{beside}; correct it, or give a device", DeviceError)
