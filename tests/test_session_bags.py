@@ -234,12 +234,20 @@ def test_a_depth_image_is_never_made_a_picture_of_8_bits() -> None:
     assert (grey.encoding, len(payload)) == ("mono8", 96)
 
 
-def test_a_jpeg_whose_end_is_missing_is_no_picture() -> None:
-    whole = cv2.imencode(".jpg", np.tile(np.arange(320, dtype=np.uint8), (240, 1)))[1].tobytes()
-    incoming.compressed(whole + bytes(20), "jpeg", 1)
-    for part in (0.3, 0.9, 0.999):
-        with pytest.raises(UnusableError, match=r"JPEG whose end is missing|cannot be decoded"):
-            incoming.compressed(whole[: int(len(whole) * part)], "jpeg", 1)
+def test_a_jpeg_that_is_cut_or_damaged_is_no_picture() -> None:
+    noise = np.random.default_rng(1).normal(0, 20, (240, 320))
+    picture = np.clip(np.tile(np.arange(320) * 0.7, (240, 1)) + noise, 0, 255).astype(np.uint8)
+    for image in (picture, np.dstack([picture] * 3)):
+        whole = cv2.imencode(".jpg", image)[1].tobytes()
+        header, payload = incoming.compressed(whole + bytes(20), "jpeg", 1)
+        assert isinstance(header, CameraFrame)
+        assert (header.width, header.height, payload) == (320, 240, whole + bytes(20))
+        for part in (0.3, 0.9, 0.999):
+            with pytest.raises(UnusableError):
+                incoming.compressed(whole[: int(len(whole) * part)], "jpeg", 1)
+        middle = len(whole) // 2
+        with pytest.raises(UnusableError, match="damaged"):
+            incoming.compressed(whole[:middle] + whole[middle + 2000 :], "jpeg", 1)
 
 
 def bag(

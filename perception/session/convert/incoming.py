@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import cv2
@@ -17,6 +18,8 @@ from msgspec import structs
 
 from perception import topics
 from perception.bus import codec
+from perception.devices.damage import decode_jpeg
+from perception.devices.pixels import Layout
 from perception.errors import BusError, MalformedMessageError
 from perception.features.image import is_whole_jpeg
 from perception.features.jpeg import claimed_size
@@ -31,7 +34,6 @@ _SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
 _NAME_SHOWN: Final = 40
 _LONGEST_NAME: Final = topics.MAX_TOPIC_LENGTH - len("microphone/") - len("-99")
 _JPEG: Final = b"\xff\xd8"
-
 
 AUDIO_INFO: Final = "audio_common_msgs/msg/AudioInfo"
 ROS_PREFIXES: Final = {
@@ -91,15 +93,11 @@ def compressed(data: bytes, kind: str, stamp_ns: int) -> Made:
     """
     if "compressedDepth" in kind:
         raise UnusableError(f"a depth image of format '{kind[:_NAME_SHOWN]}', which has no place here")
-    buffer = np.frombuffer(data, np.uint8)
+    if data[:2] == _JPEG:
+        return _frame(stamp_ns, *_whole_jpeg(data), "jpeg"), data
     # Orientation is not applied: the boxes of whoever recorded this lie on the picture as it is.
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-    if data[:2] == _JPEG:
-        try:
-            claimed_size(data)
-        except ValueError as error:
-            raise UnusableError(str(error)) from error
-    image = cv2.imdecode(buffer, flags) if data else None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:
         raise UnusableError(f"a picture of format '{kind[:_NAME_SHOWN]}' that cannot be decoded")
     if image.dtype != np.uint8:
@@ -108,10 +106,6 @@ def compressed(data: bytes, kind: str, stamp_ns: int) -> Made:
             "which has no place here"
         )
     height, width = image.shape[:2]
-    if data[:2] == _JPEG:
-        if not is_whole_jpeg(buffer):
-            raise UnusableError("a JPEG whose end is missing")
-        return _frame(stamp_ns, width, height, "jpeg"), data
     pixels = image.astype(np.uint8, copy=False)
     if pixels.ndim == 2:
         return _frame(stamp_ns, width, height, "mono8"), pixels.tobytes()
@@ -211,6 +205,24 @@ def our_topic(name: str, prefix: str) -> str:
             return name
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "unnamed"
     return f"{prefix}/{plain[-_LONGEST_NAME:].lstrip('_-')}"
+
+
+@cache
+def _decoder() -> Callable[[npt.NDArray[np.generic]], Image]:
+    return decode_jpeg(Layout())
+
+
+def _whole_jpeg(data: bytes) -> tuple[int, int]:
+    """Return width and height of a JPEG; UnusableError if a part of it is damaged or missing."""
+    buffer = np.frombuffer(data, np.uint8)
+    if not is_whole_jpeg(buffer):
+        raise UnusableError("a JPEG whose end is missing")
+    try:
+        size = claimed_size(data)
+        _decoder()(buffer)
+    except ValueError as error:
+        raise UnusableError(str(error)) from error
+    return size
 
 
 def _frame(stamp_ns: int, width: int, height: int, encoding: str) -> CameraFrame:
