@@ -16,7 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from perception.credentials import without_credentials
 from perception.errors import ProfileError
-from perception.profile_keys import SCRIPTED, Bind, Connect, Input, Name, Pattern, Positive, Recorded
+from perception.profile_keys import (
+    SCRIPTED,
+    Bind,
+    Connect,
+    Index,
+    Input,
+    Name,
+    Pattern,
+    Positive,
+    Recorded,
+    Source,
+    Span,
+)
 from perception.profile_keys import is_file_name as is_file_name
 from perception.textfile import read_text
 
@@ -34,7 +46,7 @@ class CameraConfig(Section):
     """`[camera.NAME]` publishes `camera/NAME`."""
 
     source: Annotated[
-        int | str,
+        Index | Source,
         Field(description="'scripted', device index, /dev path, video file, http:// or rtsp:// URL"),
     ]
     width: Annotated[int, Field(ge=16, le=8192, description="pixels")] = 640
@@ -62,7 +74,7 @@ class MicrophoneConfig(Section):
     """`[microphone.NAME]` publishes `microphone/NAME`."""
 
     source: Annotated[
-        int | str,
+        Index | Source,
         Field(description="'scripted', 'default', sounddevice index or name, or an audio or video file"),
     ] = "default"
     rate_hz: Annotated[int, Field(ge=1000, le=768_000)] = 16_000
@@ -77,7 +89,7 @@ class TextConfig(Section):
     """`[text.NAME]` publishes `text/NAME`, and `label/truth` where the source is scripted."""
 
     source: Annotated[
-        str, Field(description="'terminal', 'scripted', or a file of lines 'SECONDS<TAB>TEXT'")
+        Source, Field(description="'terminal', 'scripted', or a file of lines 'SECONDS<TAB>TEXT'")
     ] = "terminal"
     language: str = ""
     endpoint: Bind | None = None
@@ -157,15 +169,15 @@ class FusionConfig(Section):
     """`[fusion]`: the grid, the waiting, the models. In a file, `base = "demo"` takes over another's."""
 
     name: Annotated[Name, Field(description="publishes state/NAME")] = "fused"
-    hop_ms: Annotated[float, Field(ge=1, description="one state per hop")] = 100.0
-    lateness_ms: Annotated[Positive, Field(description="how long a window waits for late data")] = 60.0
+    hop_ms: Annotated[Span, Field(ge=1, description="one state per hop")] = 100.0
+    lateness_ms: Annotated[Span, Field(description="how long a window waits for late data")] = 60.0
     alignment: Annotated[
         Literal["low-latency", "reproducible"],
         Field(description="reproducible always waits lateness_ms, so arrival order cannot matter"),
     ] = "low-latency"
-    max_leap_ms: Annotated[Positive, Field(description="stamps further ahead are refused")] = 1000.0
+    max_leap_ms: Annotated[Span, Field(description="stamps further ahead are refused")] = 1000.0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    threads: Annotated[int, Field(ge=0, description="torch threads on the CPU, 0 = automatic")] = 0
+    threads: Annotated[int, Field(ge=0, le=1024, description="torch threads on the CPU, 0 = automatic")] = 0
     weights: Annotated[str, Field(description="of encoders that name none: 'pretrained' or 'random'")] = (
         "pretrained"
     )
@@ -238,7 +250,9 @@ class Profile(Section):
     @model_validator(mode="after")
     def _topics_differ(self) -> "Profile":
         for one, other in combinations(sorted(self.published()), 2):
-            if one == other or other.startswith(f"{one}/"):
+            if one == other:
+                raise ValueError(f"{one} would be published twice; only one text source can be scripted")
+            if other.startswith(f"{one}/"):
                 raise ValueError(f"{other} cannot be published beside {one}: choose other names")
         return self
 

@@ -63,6 +63,12 @@ def _check_recorded(pattern: str) -> None:
         raise ProfileError(f"matches no topic; kinds are {', '.join(topics.TOPICS)}")
 
 
+Index = Annotated[int, Field(ge=0, strict=True)]
+"""Number of a device."""
+Source = Annotated[str, Field(min_length=1)]
+"""Name of a device, file or address."""
+Span = Annotated[float, Field(gt=0, le=3_600_000)]
+"""Milliseconds, up to an hour: what is kept in memory grows with them."""
 Positive = Annotated[float, Field(gt=0)]
 """Above 0."""
 Name = Annotated[str, _valid(_check_name)]

@@ -125,6 +125,7 @@ def test_of_a_recording_that_was_cut_off_nothing_is_refused_beforehand(tmp_path:
 
 def test_a_session_that_cannot_be_replayed_is_refused(tmp_path: Path) -> None:
     complaint({"replay": {"file": str(tmp_path / "none.mcap")}}, SessionError)
+    assert "it is a folder" in complaint({"replay": {"file": str(tmp_path)}}, SessionError)
     (tmp_path / "noise.mcap").write_bytes(b"no session" * 99)
     complaint({"replay": {"file": str(tmp_path / "noise.mcap")}}, SessionError)
     file = recording(tmp_path / "kitchen.mcap", "camera/front")

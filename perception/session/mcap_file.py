@@ -3,6 +3,7 @@
 What fails a checksum is never returned: it is passed over, and `McapFile.damage` says so.
 """
 
+import errno
 import heapq
 import os
 from collections import OrderedDict
@@ -186,6 +187,8 @@ def _nothing() -> None:
 
 def _open(path: Path) -> int:
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise SessionError(f"cannot open {path}: {error.strerror}") from error
