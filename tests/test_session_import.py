@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 from av.audio.frame import AudioFrame
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from click.testing import CliRunner
 
@@ -141,6 +142,22 @@ def test_sound_of_a_rate_that_no_message_can_say_is_resampled(
 ) -> None:
     lines, _ = imported(write_wav(tmp_path / "a.wav", noise(4000), rate_hz))
     assert lines[1] == f"microphone/video: resampled from {rate_hz} Hz to {becomes_hz} Hz"
+
+
+def test_the_default_track_of_a_film_is_its_first(tmp_path: Path) -> None:
+    """Some films begin with a track that is one picture, the poster, and not marked as one."""
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as container:
+        tracks = [container.add_stream("mjpeg", rate=FRAME_HZ) for _ in range(2)]
+        for track, disposition in zip(tracks, (Disposition.comment, Disposition.default), strict=True):
+            track.width, track.height, track.pix_fmt = 64, 48, "yuvj420p"
+            track.disposition = disposition
+        for track, levels in zip(tracks, ([9], range(20, 120, 10)), strict=True):
+            for picture in [VideoFrame.from_ndarray(grey(level), format="bgr24") for level in levels]:
+                container.mux(track.encode(picture))
+            container.mux(track.encode(None))
+    _, counts = imported(path)
+    assert counts == {"camera/video": 10, "camera/video-2": 1}
 
 
 @pytest.mark.parametrize("channels", [6, 32, 64])

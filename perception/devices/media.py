@@ -63,14 +63,15 @@ def cause(error: Exception) -> str:
 
 
 def streams_of(container: InputContainer, kind: str) -> list[Stream]:
-    """Return the streams of one kind that can be decoded and are not the cover picture of an album."""
-    return [
+    """Return the streams of one kind that can be decoded and are no cover picture; the default first."""
+    streams = [
         stream
         for stream in container.streams
         if stream.type == kind
         and stream.codec_context is not None
         and not stream.disposition & Disposition.attached_pic
     ]
+    return sorted(streams, key=lambda stream: not stream.disposition & Disposition.default)
 
 
 def length_s(path: str) -> float:

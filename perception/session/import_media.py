@@ -103,30 +103,28 @@ def _parts(
     source: Path, container: InputContainer, origin_ns: int, *, inside: bool
 ) -> tuple[list[Part], list[str]]:
     """Return the parts of a film that can be decoded, and a line on each that is left out."""
-    parts: list[Part] = []
+    parts: list[tuple[int, Part]] = []
     notes = []
-    numbers: Counter[str] = Counter()
     for stream in container.streams:
-        usable = stream in media.streams_of(container, stream.type)
-        number = numbers[stream.type]
+        usable = media.streams_of(container, stream.type)
+        number = usable.index(stream) if stream in usable else -1
         try:
             if stream.type not in _KINDS:
                 raise DeviceError("data, neither picture nor sound nor text")
-            if not usable:
+            if number < 0:
                 known = stream.codec_context is not None
                 raise DeviceError("a cover picture" if known else "no decoder for it")
-            numbers[stream.type] += 1
             if stream.type == "video":
-                parts.append(Pictures(str(source), origin_ns, number))
+                parts.append((number, Pictures(str(source), origin_ns, number)))
             elif stream.type == "audio":
-                parts.append(Sounds(str(source), origin_ns, number))
+                parts.append((number, Sounds(str(source), origin_ns, number)))
             elif inside:
-                parts.append(Words(str(source), origin_ns, number))
+                parts.append((number, Words(str(source), origin_ns, number)))
             else:
                 raise DeviceError("the subtitles beside the file are taken instead")
         except DeviceError as error:
             notes.append(f"left out: {stream.type} track (stream {stream.index}): {error}")
-    return parts, notes
+    return [part for _, part in sorted(parts, key=lambda one: one[0])], notes
 
 
 def _select(parts: Sequence[Part], selection: Selection) -> list[Part]:

@@ -179,7 +179,7 @@ class Words:
     def arrivals(self, begin_ns: int) -> Iterator[Arrival]:
         """Yield its lines."""
         with media.open_container(self._beside or self._source, name=self._source) as container:
-            streams = [stream for stream in container.streams if stream.type == "subtitle"]
+            streams = media.streams_of(container, "subtitle")
             if not streams:
                 raise DeviceError(f"{self._source}: holds no subtitles")
             stream = streams[self._number]
