@@ -382,7 +382,8 @@ def _follows(detail: Any) -> bool:
 
 
 def _explain(detail: Any, overridden: Collection[str]) -> str:
-    key = ".".join(_part(part) for part in detail["loc"] if part != "[key]")
+    parts = (part for part in detail["loc"] if not str(part).startswith(("[key]", "constrained-")))
+    key = ".".join(map(_part, parts))
     where = f"--set {key}" if key in overridden else key
     if detail["type"] == "extra_forbidden":
         return f"{where}: no such key"
