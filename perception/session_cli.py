@@ -47,8 +47,9 @@ def session(context: click.Context) -> None:
     """Look at, cut, repair, compare and convert recorded sessions."""
     # Ended by whoever, a command leaves nothing half-made behind, as with Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        before = signal.signal(number, signal.default_int_handler)
-        context.call_on_close(partial(signal.signal, number, before))
+        if signal.getsignal(number) is signal.SIG_DFL:  # one that is ignored stays so, as under nohup
+            signal.signal(number, signal.default_int_handler)
+            context.call_on_close(partial(signal.signal, number, signal.SIG_DFL))
 
 
 @session.command()

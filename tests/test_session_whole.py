@@ -161,8 +161,8 @@ records = McapFile.records
 def slowly(self, *arguments):
     for number, record in enumerate(records(self, *arguments)):
         if number == 30:
-            print("half", flush=True)
             while True:  # one long sleep misses a signal that comes just before it
+                print("half", flush=True)
                 time.sleep(0.01)
         yield record
 
@@ -186,6 +186,20 @@ def test_interrupted_half_way_it_leaves_nothing(
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert list(folder.iterdir()) == []
+
+
+def test_a_hang_up_that_is_ignored_stays_so(path: Path, folder: Path) -> None:
+    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + SLOW
+    arguments: Any = [sys.executable, "-c", ignored, *commands(path, folder / "target")["trim"]]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
+        process.send_signal(signal.SIGHUP)
+        after = [process.stdout.readline() for _ in range(100)]
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert set(after) == {"half\n"}
+    assert process.returncode == 130
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class VideoFile:
         path: file to write.
         width: pixels; made even, as the format wants it.
         height: likewise.
-        rate_hz: what players are told; the frames' own times decide.
+        rate_hz: the nominal rate in the header; the frames' own times decide.
         sound: what the sound is like, None for a silent film.
         key_every: frames from one that can be shown alone to the next, None as the encoder likes it.
 
