@@ -17,7 +17,7 @@ from perception.messages import AudioBlock, CameraFrame
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from perception.session import Session, import_media, read
 from perception.training.media import MediaSource
-from tests.media import RATE_HZ, grey, tone, write_film, write_sound
+from tests.media import RATE_HZ, grey, tone, write_clip, write_film, write_sound
 
 SECOND_NS = 1_000_000_000
 LEVELS = [5 * number for number in range(50)]
@@ -185,6 +185,18 @@ def test_the_cover_of_an_album_is_no_film(tmp_path: Path) -> None:
         assert set(session.counts) == {"microphone/video"}
     played = MediaSource(path, tmp_path, "camera/front", "microphone/main", 0.0).messages()
     assert {type(message.header) for message in played} == {AudioBlock}
+
+
+def test_a_microphone_counts_the_holes_of_its_file(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", sounds=[(0.0, tone(0.2)), (0.5, tone(0.2))])
+    config = MicrophoneConfig(source=str(path))
+    with open_microphone(config, ScriptConfig(), clock=Ahead(0.0), origin_ns=0) as microphone:
+        while True:
+            try:
+                microphone.read(60)
+            except EOFError:
+                break
+        assert microphone.report().counts == {"corrupt": 0, "holes": 1, "overlaps": 0}
 
 
 @pytest.mark.parametrize(("rate_hz", "first"), [(30, 2), (30, 5), (24, 1), (15, 1)])

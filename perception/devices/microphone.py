@@ -284,8 +284,10 @@ class FileMicrophone:
         return block
 
     def report(self) -> DeviceReport:
-        """Return how many packets could not be decoded."""
-        return DeviceReport({"corrupt": self._sound.corrupt}, {"source": str(self._config.source)})
+        """Return how many packets could not be decoded, and where sound is missing or comes twice."""
+        sound = self._sound
+        counts = {"corrupt": sound.corrupt, "holes": sound.holes, "overlaps": sound.overlaps}
+        return DeviceReport(counts, {"source": str(self._config.source)})
 
     def close(self) -> None:
         """Cut a wait short and close the file."""
