@@ -93,12 +93,12 @@ def test_a_killed_readers_socket_is_removed_by_the_next_reader(bus: CameraBus) -
         assert reader.stdout is not None
         assert reader.stdout.readline() == "up\n"
         reader.kill()
-    assert len(list(bus.runtime.directory.glob(".*.reader"))) == 1
+    assert len(list(bus.runtime.base.glob(".*.reader"))) == 1
     with bus.subscriber() as first, bus.subscriber():
-        assert len(list(bus.runtime.directory.glob(".*.reader"))) == 2
+        assert len(list(bus.runtime.base.glob(".*.reader"))) == 2
         first.close()
-        eventually(lambda: len(list(bus.runtime.directory.glob(".*.reader"))) == 1)
-    eventually(lambda: not list(bus.runtime.directory.glob(".*.reader")))
+        eventually(lambda: len(list(bus.runtime.base.glob(".*.reader"))) == 1)
+    eventually(lambda: not list(bus.runtime.base.glob(".*.reader")))
 
 
 def test_the_only_frame_of_a_process_that_ends_at_once_arrives(bus: CameraBus) -> None:
@@ -140,7 +140,7 @@ def test_who_is_to_miss_nothing_is_served_first(bus: CameraBus) -> None:
         ExitStack() as stack,
     ):
         socket.bind(bus.runtime.ipc_endpoint("camera/a"))
-        audience = Audience(socket, "camera/a", bus.runtime.directory)
+        audience = Audience(socket, "camera/a", bus.runtime.base)
         for count, policies in enumerate((None, EVERY_MESSAGE, None), start=1):
             stack.enter_context(bus.subscriber(policies=policies))
             eventually(partial(joined, audience, count))
