@@ -30,8 +30,9 @@ def lossy(path: Path, target: Path, share: float = 0.004, seed: int = 1) -> Path
     """Write a copy that lacks a share of its transport packets."""
     data, chance = path.read_bytes(), random.Random(seed)
     packets = [data[at : at + _PACKET] for at in range(0, len(data), _PACKET)]
-    head = len(packets) // 4  # what is in the file, and the first pictures
-    kept = [one for number, one in enumerate(packets) if number < head or chance.random() > share]
+    # The first pictures stay whole, with what is in the file, and the last: a reader that is late sees those.
+    lost = range(len(packets) // 4, 3 * len(packets) // 4)
+    kept = [one for number, one in enumerate(packets) if number not in lost or chance.random() > share]
     assert len(kept) < len(packets)
     target.write_bytes(b"".join(kept))
     return target
