@@ -108,7 +108,11 @@ def test_from_sessions_to_a_checkpoint_and_a_report(folder: Path, capsys: pytest
 
 @pytest.mark.parametrize("cores", [1, 2, 4, 64])
 def test_train_and_evaluate_end_on_a_machine_of_any_size(folder: Path, tmp_path: Path, cores: int) -> None:
-    profile, plan, head = folder / "profile.toml", tmp_path / "plan.toml", tmp_path / "head"
+    profile, plan, head = tmp_path / "profile.toml", tmp_path / "plan.toml", tmp_path / "head"
+    network = (
+        'sound = { input = "microphone", kind = "cnn-sound", weights = "random" }'  # computes by threads
+    )
+    profile.write_text(PROFILE.replace("level =", f"{network}\nlevel ="))
     plan.write_text(f'profile = "{profile}"\nseeds = 1\ntest = 0.0\n[training]\nepochs = 1\n')
     sessions = [folder / "sessions" / f"play-{number}.mcap" for number in (1, 2)]
     build([SessionSource(file) for file in sessions], plans.fusion_of(str(profile)), tmp_path / "here")

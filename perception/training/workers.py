@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ Work = Callable[[Item, Step], Result]
 MOST: Final = 4
 """Workers unless more are asked for: each holds its own models, a gigabyte of ResNet, VGGish and BERT."""
 _END_S: Final = 5.0
-"""A step that takes longer is not waited for."""
+"""Steps that take longer are not waited for."""
 _Answer = tuple[Literal["step", "done", "failed", "unknown"], Any]
 
 
@@ -80,6 +81,8 @@ class _Worker:
             )
         self.connection = Connection(ours.detach())
         self.number = -1
+        self.begun = False
+        """Whether it has come to a step: until then it imports, and has written nothing."""
         self.send(work)
 
     def send(self, value: Any) -> None:
@@ -93,6 +96,7 @@ class _Worker:
             answer: _Answer = self.connection.recv()
         except (EOFError, ConnectionError):
             return None
+        self.begun = True
         return answer
 
 
@@ -106,9 +110,12 @@ def _started(work: Work[Any, Any], count: int) -> Iterator[list[_Worker]]:
     finally:
         for worker in started:
             worker.connection.close()  # ends it at its next step, with time to remove what is half written
+            if not worker.begun:
+                worker.process.kill()
+        deadline_s = time.monotonic() + _END_S
         for worker in started:
             try:
-                worker.process.wait(_END_S)
+                worker.process.wait(max(deadline_s - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()

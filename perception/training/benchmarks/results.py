@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from perception.session.beside import replace_file
 from perception.training.evaluate import spread
 from perception.training.report import page, svg
 
@@ -56,9 +57,7 @@ class Figures:
     def write(self, file: Path) -> None:
         """Write every value, whole or not at all."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        written = file.with_suffix(".part")
-        written.write_text(json.dumps(self._values, indent=1) + "\n", encoding="utf-8")
-        written.replace(file)
+        replace_file(file, (json.dumps(self._values, indent=1) + "\n").encode())
 
     @classmethod
     def read(cls, file: Path) -> "Figures":
@@ -84,14 +83,14 @@ class Figures:
     ) -> Path:
         """Write `name.json`, `name.md` and the page `name.html` into the folder; return the first."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.md").write_text(self.markdown() + "\n", encoding="utf-8")
+        replace_file(folder / f"{name}.md", (self.markdown() + "\n").encode())
         sections = {title: svg(figure) for title, figure in (plots or {}).items()}
         sections |= {table: _as_html(self.rendered(table)) for table in self._values}
         intro = f"Accuracies and other figures times 100. {json.dumps(about)}"
-        (folder / f"{name}.html").write_text(page(name, intro, sections), encoding="utf-8")
+        replace_file(folder / f"{name}.html", page(name, intro, sections).encode())
         file = folder / f"{name}.json"
         text = json.dumps({"about": about, "tables": self.as_json()}, indent=1)
-        file.write_text(text + "\n", encoding="utf-8")
+        replace_file(file, (text + "\n").encode())
         return file
 
 
