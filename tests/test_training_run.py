@@ -52,20 +52,23 @@ input_dropout = 0.3
 """
 
 
+def record(path: Path, seed: int, seconds: float) -> Path:
+    camera = CameraConfig(source="scripted", width=160, height=120, rate_hz=8)
+    microphone = MicrophoneConfig(source="scripted")
+    with SessionWriter(path) as writer:
+        for message in messages(ScriptConfig(seed=seed), camera, microphone, seconds, origin_ns=10**18):
+            writer.write(message)
+    return path
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     (folder / "profile.toml").write_text(PROFILE)
     (folder / "plan.toml").write_text(PLAN.format(profile=folder / "profile.toml"))
     (folder / "sessions").mkdir()
-    camera = CameraConfig(source="scripted", width=160, height=120, rate_hz=8)
     for seed in range(1, 6):
-        with SessionWriter(folder / "sessions" / f"play-{seed}.mcap") as writer:
-            script = ScriptConfig(seed=seed)
-            for message in messages(
-                script, camera, MicrophoneConfig(source="scripted"), 24.0, origin_ns=10**18
-            ):
-                writer.write(message)
+        record(folder / "sessions" / f"play-{seed}.mcap", seed, 24.0)
     return folder
 
 
@@ -114,7 +117,7 @@ def test_train_and_evaluate_end_on_a_machine_of_any_size(folder: Path, tmp_path:
     )
     profile.write_text(PROFILE.replace("level =", f"{network}\nlevel ="))
     plan.write_text(f'profile = "{profile}"\nseeds = 1\ntest = 0.0\n[training]\nepochs = 1\n')
-    sessions = [folder / "sessions" / f"play-{number}.mcap" for number in (1, 2)]
+    sessions = [record(tmp_path / f"play-{seed}.mcap", seed, 8.0) for seed in (1, 2)]
     build([SessionSource(file) for file in sessions], plans.fusion_of(str(profile)), tmp_path / "here")
     assert torch.get_num_threads() == 2
     torch.randn(512, 512) @ torch.randn(512, 512)  # both run now, before any worker is started
