@@ -125,7 +125,7 @@ def test_off_the_host_raw_frames_travel_encrypted_as_jpeg(nodes: Nodes) -> None:
     nodes.write(f'keys = "{keys}"', camera, f'endpoint = "{endpoint}"')
     remote = Subscriber(
         "camera/x",
-        runtime=Runtime("far", nodes.base),
+        runtime=Runtime("far", nodes.folder / "far"),  # readers of one runtime directory are on one host
         clock=nodes.clock,
         connect={"camera/x": endpoint},
         keys=keys,
