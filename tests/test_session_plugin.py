@@ -1,5 +1,6 @@
 """The pytest plugin as a user's tests meet it, on a session of some seconds made by the scripted devices."""
 
+import importlib
 import json
 import sys
 import tomllib
@@ -45,6 +46,7 @@ def session_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # what a run inside this process loads first is unloaded after it, which torch does not survive
     profile = parse(tomllib.loads(PROFILE), where="test")
     assert list(replay(file, profile))
+    importlib.import_module("torch._dynamo")  # which the first seed anywhere loads
     return file
 
 
