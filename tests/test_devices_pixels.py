@@ -211,3 +211,9 @@ def test_a_marker_in_a_portrait_film_is_found_where_it_is(tmp_path: Path) -> Non
     box = found.branch.boxes[0]
     assert (box.x, box.y) == pytest.approx((left + 120 * scale, 260 * scale), abs=2)
     assert (box.width, box.height) == pytest.approx((200 * scale, 200 * scale), abs=2)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (9000, 16)])
+def test_a_picture_of_any_size_is_trained_on(tmp_path: Path, size: tuple[int, int]) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((size[1], size[0], 3), 99, np.uint8))
+    assert trained_on(tmp_path / "a.png").shape == (size[1], size[0], 3)

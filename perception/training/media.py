@@ -93,15 +93,14 @@ class MediaSource:
         return [Span(0, 1 << 62, name)]
 
     def _frames(self, topic: str) -> Iterator[Message[Header]]:
+        config = CameraConfig(source="media", encoding="bgr8")
         for seq, (seconds, image) in enumerate(_images(self.path)):
-            height, width = image.shape[:2]
-            config = CameraConfig(source=str(self.path), width=width, height=height, encoding="bgr8")
             stamp_ns = ORIGIN_NS + round(seconds * SECOND_NS)
             header, payload = frame_message(CapturedFrame(image, stamp_ns), config)
             yield _message(topic, header, payload, seq, stamp_ns)
 
     def _blocks(self, topic: str) -> Iterator[Message[Header]]:
-        config = MicrophoneConfig(source=str(self.path), rate_hz=_RATE_HZ, block_ms=_BLOCK_MS)
+        config = MicrophoneConfig(rate_hz=_RATE_HZ, block_ms=_BLOCK_MS)
         sound = Sound(str(self.path), rate_hz=_RATE_HZ, channels=1, sample_format="s16", loop=False, start=0)
         index = -max(0, round((self.lead_s - length_s(str(self.path))) * _RATE_HZ))
         size = round(_BLOCK_MS * _RATE_HZ / 1000)

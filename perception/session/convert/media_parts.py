@@ -71,7 +71,7 @@ class Pictures:
 
     def arrivals(self, begin_ns: int) -> Iterator[Arrival]:
         """Yield its frames."""
-        config = CameraConfig(source=self._source, jpeg_quality=90)
+        config = CameraConfig(source="import", jpeg_quality=90)
         start_s = max((begin_ns - self._origin_ns) / _SECOND_NS, 0.0)
         track = media.Track[VideoFrame](
             self._source, "video", loop=False, start_s=start_s, number=self._number
@@ -124,7 +124,7 @@ class Sounds:
     def arrivals(self, begin_ns: int) -> Iterator[Arrival]:
         """Yield its blocks."""
         rate_hz = self._rate_hz
-        config = MicrophoneConfig(source=self._source, rate_hz=rate_hz)
+        config = MicrophoneConfig(rate_hz=rate_hz)
         start = max(begin_ns - self._origin_ns, 0) * rate_hz // _SECOND_NS
         sound = self._sound = Sound(
             self._source,
