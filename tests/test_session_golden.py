@@ -1,6 +1,6 @@
 """A session that an earlier version recorded opens, decodes and verifies.
 
-`golden/demo.mcap`: three seconds of `demo` at 160x120 and 10 Hz, recorded and trimmed by the first version, whose
+`golden/demo.mcap`: three seconds of `demo` at 160x120 and 10 Hz, recorded by the first version, whose
 files had no zero. It is never written again; another version adds its own.
 """
 
