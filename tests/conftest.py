@@ -1,6 +1,7 @@
 """What tests of several files are given."""
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,17 @@ import pytest
 
 from perception.bus.api import close
 from tests.bus import Bus
+
+
+def pytest_configure() -> None:
+    """Let tests interrupt what they start, also where the suite was started by `nohup` or in the background.
+
+    A shell lets such programs ignore these signals, and what they start inherits that.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
