@@ -77,6 +77,17 @@ class MissingPackageError(PerceptionError):
 
 
 @contextmanager
+def located(where: str | None) -> Iterator[None]:
+    """Put in front of what is wrong with a key of `[fusion]` where that came from, if it is known."""
+    try:
+        yield
+    except (ProfileError, WeightsError) as error:
+        if where is None or not str(error).startswith("fusion."):
+            raise
+        raise type(error)(f"{where}: {error}") from error
+
+
+@contextmanager
 def extras() -> Iterator[None]:
     """Say in one line what to install where an optional package is missing."""
     try:

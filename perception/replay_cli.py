@@ -93,13 +93,14 @@ def verify(file: Path, profile: str | None, heads: tuple[Path, ...], as_json: bo
     """
     import json
 
-    from perception.errors import PerceptionError
+    from perception.errors import PerceptionError, located
     from perception.profile import load
     from perception.session.verification import CANNOT_VERIFY
     from perception.session.verification import verify as run
 
     try:
-        verdict = run(file, load(profile) if profile else None, heads=heads)
+        with located(profile):
+            verdict = run(file, load(profile) if profile else None, heads=heads)
     except PerceptionError as error:
         click.echo(f"cannot verify: {error}", err=True)
         return CANNOT_VERIFY
@@ -117,13 +118,13 @@ def fuse(file: Path, profile: str | None, out: Path, overrides: tuple[str, ...])
 
     An input whose topic FILE lacks reads its next camera, microphone or text instead.
     """
-    from perception.errors import ProfileError, extras
+    from perception.errors import ProfileError, extras, located
     from perception.profile import load
     from perception.session.recompute.fuse import fuse as run
 
     if overrides and profile is None:
         raise ProfileError("--set changes a profile: give one, or leave --set out")
-    with extras():
+    with extras(), located(profile):
         for line in run(file, out, load(profile, overrides) if profile else None):
             click.echo(line)
     click.echo(f"{out}: written")

@@ -9,6 +9,7 @@ import torch
 from msgspec import structs
 
 from perception.devices.scripted import messages
+from perception.errors import ProfileError
 from perception.fusion.build import build_engine, use_threads
 from perception.messages import FusedState, Header, Health, Message
 from perception.models.encoder import Encoding
@@ -104,6 +105,23 @@ def test_a_format_is_part_of_what_a_state_says_of_its_model() -> None:
     plain, short = (build_engine(fusion(dtype=dtype), clock=lambda: 0) for dtype in ("float32", "bfloat16"))
     assert plain.info.config_hash != short.info.config_hash
     assert plain.info.weights_hash != short.info.weights_hash
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"kind": "smell"}, "fusion.encoders.nose.kind: 'smell' is no kind of encoder; kinds are "),
+        ({"options": {"sise": 64}}, "fusion.encoders.nose.options.sise: no such option; options are "),
+    ],
+)
+def test_an_encoder_that_does_not_exist_is_named_with_its_key(changes: dict[str, Any], problem: str) -> None:
+    wrong = fusion(dtype="auto", encoders={"level": LEVEL, "nose": RESNET.model_copy(update=changes)})
+    with pytest.raises(ProfileError) as published:
+        as_published(wrong, {})
+    with pytest.raises(ProfileError) as built:
+        build_engine(wrong, clock=lambda: 0)
+    assert str(published.value).startswith(problem)
+    assert str(built.value).startswith(problem)
 
 
 def test_what_was_published_settles_what_auto_leaves_open() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
+from perception.errors import SessionError
 from perception.features.window import decode_samples
 from perception.messages import AudioBlock, CameraFrame, Message, TextCommand
 from perception.session.perturb import (
@@ -33,6 +34,7 @@ from tests.streams import (
     clock_tick,
     of,
     scripted_room,
+    text,
 )
 
 
@@ -55,7 +57,6 @@ def test_without_loses_a_stream_for_a_while(recording: Stream) -> None:
         START_NS + SECOND_NS + k * 50 * MS for k in range(20)
     }
     assert not of(apply(recording, without("camera")), CAMERA)
-    assert apply(recording, without("camera/rear")) == recording
 
 
 def test_delay_moves_arrivals_and_not_stamps(recording: Stream) -> None:
@@ -174,3 +175,44 @@ def test_perturbations_combine_and_leave_out_what_was_concluded(recording: Strea
     assert apply([concluded, *recording]) == recording
     assert delay("microphone", ms=5) == delay("microphone", ms=5) != delay("microphone", ms=6)
     assert str(drop(rate=0.1, seed=1)) == "drop(rate=0.1, seed=1, topic='*')"
+
+
+TYPED = structs.replace(text(0, START_NS, "come here"), received_ns=START_NS + 9 * SECOND_NS)
+
+
+@pytest.mark.parametrize(
+    "mistaken",
+    [
+        without("camera/rear"),
+        without("nose"),
+        without("state/fused"),
+        delay("microphone/*x", ms=5),
+        drop(rate=1, seed=1, topic="text/typed"),
+        drift(ppm=9, topic="camera"),
+        noise(snr_db=5, topic="text/*"),
+        gain(db=3, topic="camera/front"),
+        shift(ms=5, topic="microphon"),
+        typos(rate=0.5, topic="microphone"),
+        freeze("text"),
+        stamp_leap("camera/Front", ms=9),
+    ],
+    ids=str,
+)
+def test_what_meets_no_topic_is_an_error_that_names_those_there_are(
+    recording: Stream, mistaken: Perturbation
+) -> None:
+    recording = [*recording, TYPED]
+    for perturbations in ((mistaken,), (delay("camera", ms=1), mistaken)):
+        with pytest.raises(SessionError) as error:
+            next(iter(Perturbed(recording, *perturbations)))
+        there = f"{CAMERA}, {MICROPHONE}, {TEXT}"
+        assert str(error.value) == f"{mistaken} changes nothing; inputs there are {there}"
+
+
+def test_what_one_takes_away_another_may_still_be_for(recording: Stream) -> None:
+    assert apply(recording, without("camera"), freeze("camera")) == apply(recording, without("camera"))
+    assert not of(apply([*recording, TYPED], without("text"), typos(rate=1.0)), TEXT)
+    mine = Perturbation("mine", lambda messages: iter(messages))
+    assert apply(recording, mine) == recording
+    with pytest.raises(SessionError, match="inputs there are none"):
+        list(Perturbed([], drop(rate=0.5, seed=1)))

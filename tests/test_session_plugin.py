@@ -200,9 +200,11 @@ PROBLEMS = {
     'profile="none.toml"': "*room.mcap: *none.toml*",
     'profile="key.toml"': "*room.mcap: *key.toml: fusion.hops: *",
     'profile="fusionless.toml"': "*room.mcap: the profile has no [[]fusion] table*",
-    'profile="kind.toml"': "*room.mcap: *'smell' is no kind of encoder*",
-    'profile="weights.toml"': "*room.mcap: *no/such/weights*",
+    'profile="kind.toml"': "*room.mcap: *kind.toml: fusion.encoders.motion.kind: 'smell' is no kind*",
+    'profile="weights.toml"': "*room.mcap: *weights.toml: *no/such/weights*",
     'profile="head.toml"': "*room.mcap: *no/such/head*",
+    'without("nose"), profile="room.toml"': "*room.mcap: without('nose', *) changes nothing; inputs there "
+    "are camera/front, microphone/main",
 }
 
 

@@ -64,7 +64,7 @@ def build_engine(config: FusionConfig, *, clock: Callable[[], int]) -> Engine:
         # encoders that differ in nothing but their input are one model
         same = item.model_dump_json(exclude={"input"})
         if same not in alike:
-            alike[same] = _in_format(item, config.dtype, build)
+            alike[same] = _in_format(name, item, config.dtype, build)
         settled, encoders[name], measured = alike[same]
         fixed[name] = settled.model_copy(update={"input": item.input})
         facts |= {f"{name} {key}": value for key, value in measured.items()}
@@ -78,10 +78,10 @@ def build_engine(config: FusionConfig, *, clock: Callable[[], int]) -> Engine:
 
 
 def _in_format(
-    config: EncoderConfig, dtype: str, build: Callable[[EncoderConfig], RegisteredEncoder]
+    name: str, config: EncoderConfig, dtype: str, build: Callable[[EncoderConfig], RegisteredEncoder]
 ) -> tuple[EncoderConfig, RegisteredEncoder, precision.Facts]:
     """Build an encoder in the number format of `[fusion] dtype`, unless its own options name one."""
-    if dtype == "float32" or not precision.leaves_open(config):
+    if dtype == "float32" or not precision.leaves_open(name, config):
         return config, build(config), {}
     if dtype == "auto":
         return precision.choose(config, build)

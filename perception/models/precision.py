@@ -15,7 +15,8 @@ import numpy as np
 from perception.features.audio import RATE_HZ
 from perception.features.logmel import log_mel
 from perception.models.encoder import AudioInput, EncoderInput, ImageInput, TextInput
-from perception.models.registry import RegisteredEncoder, encoder_class
+from perception.models.options import options_of
+from perception.models.registry import RegisteredEncoder
 from perception.profile import EncoderConfig, FusionConfig
 
 Dtype = Literal["float32", "bfloat16"]
@@ -58,9 +59,13 @@ def fact(name: str) -> str:
     return f"{name} {DTYPE}"
 
 
-def leaves_open(config: EncoderConfig) -> bool:
-    """Whether an encoder can compute in several formats and its options name none."""
-    return DTYPE in encoder_class(config.kind).Options.model_fields and DTYPE not in config.options
+def leaves_open(name: str, config: EncoderConfig) -> bool:
+    """Whether `[fusion.encoders.NAME]` can compute in several formats and its options name none.
+
+    Raises:
+        ProfileError: unknown kind or option; names the encoder and the key.
+    """
+    return DTYPE in type(options_of(name, config)).model_fields and DTYPE not in config.options
 
 
 def computing_in(config: EncoderConfig, dtype: str) -> EncoderConfig:
@@ -72,7 +77,7 @@ def computing_in(config: EncoderConfig, dtype: str) -> EncoderConfig:
 
 def as_published(config: FusionConfig, facts: Mapping[str, str | float]) -> FusionConfig:
     """Return the fusion in the formats that its process published; as it is if that is not known."""
-    left = [name for name, item in config.encoders.items() if leaves_open(item)]
+    left = [name for name, item in config.encoders.items() if leaves_open(name, item)]
     if config.dtype == "float32" or not all(fact(name) in facts for name in left):
         return config
     settled = {name: computing_in(config.encoders[name], str(facts[fact(name)])) for name in left}

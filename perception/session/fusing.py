@@ -12,7 +12,7 @@ from typing import Final, Self
 import torch
 from msgspec import structs
 
-from perception.errors import ProfileError, SessionError, WeightsError
+from perception.errors import ProfileError, SessionError, WeightsError, located
 from perception.fusion.build import build_engine, cores, use_threads
 from perception.fusion.core import Counts, FusionCore
 from perception.fusion.engine import Encoded, Engine
@@ -63,7 +63,7 @@ def replay(
         ProfileError: the profile has no [fusion] table, or its models cannot be built.
         WeightsError: weights are missing.
     """
-    with Recording(source) as recording:
+    with located(profile if isinstance(profile, str) else None), Recording(source) as recording:
         config = fusion_of(load(profile) if isinstance(profile, str) else profile or recording.profile)
         counted: Counts = defaultdict(Counter) if counts is None else counts
         yield from states(recording, config, counted, workers=workers, swapped=profile is None)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import structs
 
+from perception.errors import SessionError
 from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand
 from perception.session.recording import Recording
 from perception.session.zero import Zero
@@ -26,6 +27,9 @@ from perception.session.zero import Zero
 Messages = Iterable[Message[Header]]
 Apply = Callable[[Messages], Iterator[Message[Header]]]
 _INPUTS: Final = ("camera", "microphone", "text")
+_SOUND: Final = ("microphone",)
+_TEXT: Final = ("text",)
+_SIGNALS: Final = ("camera", "microphone")
 _CONCLUDED: Final = ("journal", "state", "head")
 _FULL_SCALE: Final = {"s16": 32768.0, "f32": 1.0}
 _SAMPLE: Final = {"s16": "<i2", "f32": "<f4"}
@@ -37,6 +41,15 @@ class Perturbation:
 
     name: str
     apply: Apply = field(compare=False, repr=False)
+    topic: str | None = field(default=None, compare=False, repr=False)
+    """What it acts on; None where that is not known."""
+    modalities: tuple[str, ...] = field(default=_INPUTS, compare=False, repr=False)
+    """The kinds of streams that it can change."""
+
+    def meets(self, topic: str) -> bool:
+        """Whether it acts on a topic; always, where that is not known."""
+        kind = topic.partition("/")[0]
+        return self.topic is None or (kind in self.modalities and _meets(topic, self.topic))
 
     def __call__(self, messages: Messages) -> Iterator[Message[Header]]:
         """Yield the perturbed messages in order of arrival; `messages` may be gone through twice."""
@@ -52,9 +65,11 @@ class Perturbed:
     What a fusion concluded and journaled of the recording as it was is left out.
     """
 
-    def __init__(self, messages: Messages, *perturbations: Perturbation) -> None:
+    def __init__(self, messages: Messages, *perturbations: Perturbation, strict: bool = True) -> None:
+        """Apply them in their order; `strict` makes one that meets no topic of the recording an error."""
         self._messages = messages
         self._perturbations = perturbations
+        self._strict = strict
 
     @property
     def zero(self) -> Zero:
@@ -65,10 +80,25 @@ class Perturbed:
         return Zero.of(next(iter(messages), None))
 
     def __iter__(self) -> Iterator[Message[Header]]:
+        """Yield the messages; SessionError if a perturbation meets none of their topics."""
+        if self._strict:
+            self._check()
         if self._perturbations:
             *before, last = self._perturbations
-            return last(Perturbed(self._messages, *before))
+            return last(Perturbed(self._messages, *before, strict=False))
         return (one for one in self._messages if one.topic.partition("/")[0] not in _CONCLUDED)
+
+    def _check(self) -> None:
+        waiting, inputs = list(self._perturbations), set[str]()
+        messages = iter(self._messages)
+        while waiting and (message := next(messages, None)) is not None:
+            if message.topic not in inputs and message.topic.partition("/")[0] in _INPUTS:
+                inputs.add(message.topic)
+                waiting = [one for one in waiting if not one.meets(message.topic)]
+        for one in waiting:
+            where = f"{self._messages.name}: " if isinstance(self._messages, Recording) else ""
+            there = ", ".join(sorted(inputs)) or "none"
+            raise SessionError(f"{where}{one} changes nothing; inputs there are {there}")
 
 
 def without(topic: str, from_s: float = 0.0, to_s: float = math.inf) -> Perturbation:
@@ -85,7 +115,7 @@ def without(topic: str, from_s: float = 0.0, to_s: float = math.inf) -> Perturba
             if not (_is(message, topic) and from_s <= elapsed_s < to_s):
                 yield message
 
-    return Perturbation(f"without({topic!r}, from_s={from_s}, to_s={to_s})", apply)
+    return Perturbation(f"without({topic!r}, from_s={from_s}, to_s={to_s})", apply, topic)
 
 
 def delay(topic: str, ms: float) -> Perturbation:
@@ -104,7 +134,7 @@ def delay(topic: str, ms: float) -> Perturbation:
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         return _in_order(messages, later, lambda arrival_ns: arrival_ns)
 
-    return Perturbation(f"delay({topic!r}, ms={ms})", apply)
+    return Perturbation(f"delay({topic!r}, ms={ms})", apply, topic)
 
 
 def drop(rate: float, seed: int, topic: str = "*") -> Perturbation:
@@ -119,7 +149,7 @@ def drop(rate: float, seed: int, topic: str = "*") -> Perturbation:
             if not (_is(message, topic) and dice[message.topic].random() < rate):
                 yield message
 
-    return Perturbation(f"drop(rate={rate}, seed={seed}, topic={topic!r})", apply)
+    return Perturbation(f"drop(rate={rate}, seed={seed}, topic={topic!r})", apply, topic)
 
 
 def drift(ppm: float, topic: str = "microphone") -> Perturbation:
@@ -146,7 +176,7 @@ def drift(ppm: float, topic: str = "microphone") -> Perturbation:
 
         return _in_order(messages, drifted, earliest)
 
-    return Perturbation(f"drift(ppm={ppm}, topic={topic!r})", apply)
+    return Perturbation(f"drift(ppm={ppm}, topic={topic!r})", apply, topic, _SOUND)
 
 
 def noise(snr_db: float, seed: int = 0, topic: str = "microphone") -> Perturbation:
@@ -162,7 +192,7 @@ def noise(snr_db: float, seed: int = 0, topic: str = "microphone") -> Perturbati
             else:
                 yield message
 
-    return Perturbation(f"noise(snr_db={snr_db}, seed={seed}, topic={topic!r})", apply)
+    return Perturbation(f"noise(snr_db={snr_db}, seed={seed}, topic={topic!r})", apply, topic, _SOUND)
 
 
 def gain(db: float, topic: str = "microphone") -> Perturbation:
@@ -176,7 +206,7 @@ def gain(db: float, topic: str = "microphone") -> Perturbation:
             else:
                 yield message
 
-    return Perturbation(f"gain(db={db}, topic={topic!r})", apply)
+    return Perturbation(f"gain(db={db}, topic={topic!r})", apply, topic, _SOUND)
 
 
 def shift(ms: float, topic: str = "microphone") -> Perturbation:
@@ -192,7 +222,7 @@ def shift(ms: float, topic: str = "microphone") -> Perturbation:
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         return _in_order(messages, moved, lambda arrival_ns: arrival_ns + min(shift_ns, 0))
 
-    return Perturbation(f"shift(ms={ms}, topic={topic!r})", apply)
+    return Perturbation(f"shift(ms={ms}, topic={topic!r})", apply, topic)
 
 
 def typos(rate: float, seed: int = 0, drops: float = 0.0, topic: str = "text") -> Perturbation:
@@ -208,7 +238,9 @@ def typos(rate: float, seed: int = 0, drops: float = 0.0, topic: str = "text") -
             else:
                 yield message
 
-    return Perturbation(f"typos(rate={rate}, seed={seed}, drops={drops}, topic={topic!r})", apply)
+    return Perturbation(
+        f"typos(rate={rate}, seed={seed}, drops={drops}, topic={topic!r})", apply, topic, _TEXT
+    )
 
 
 def freeze(topic: str = "camera", from_s: float = 0.0, to_s: float = math.inf) -> Perturbation:
@@ -222,7 +254,7 @@ def freeze(topic: str = "camera", from_s: float = 0.0, to_s: float = math.inf) -
             else:
                 yield message
 
-    return Perturbation(f"freeze({topic!r}, from_s={from_s}, to_s={to_s})", apply)
+    return Perturbation(f"freeze({topic!r}, from_s={from_s}, to_s={to_s})", apply, topic, _SIGNALS)
 
 
 def stamp_leap(topic: str, ms: float, at_s: float = 0.0, count: int = 1) -> Perturbation:
@@ -239,13 +271,17 @@ def stamp_leap(topic: str, ms: float, at_s: float = 0.0, count: int = 1) -> Pert
             else:
                 yield message
 
-    return Perturbation(f"stamp_leap({topic!r}, ms={ms}, at_s={at_s}, count={count})", apply)
+    return Perturbation(f"stamp_leap({topic!r}, ms={ms}, at_s={at_s}, count={count})", apply, topic)
 
 
 def _is(message: Message[Header], pattern: str) -> bool:
+    return _meets(message.topic, pattern)
+
+
+def _meets(topic: str, pattern: str) -> bool:
     """Whether an input's topic matches; `camera` and `*` stand for all topics of a kind, and all kinds."""
-    kind = message.topic.partition("/")[0]
-    return kind in _INPUTS and (kind == pattern or fnmatchcase(message.topic, pattern))
+    kind = topic.partition("/")[0]
+    return kind in _INPUTS and (kind == pattern or fnmatchcase(topic, pattern))
 
 
 def _timed(messages: Messages) -> Iterator[tuple[float, Message[Header]]]:

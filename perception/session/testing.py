@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
 
-from perception.errors import PerceptionError
+from perception.errors import PerceptionError, located
 from perception.textfile import read_text
 
 if TYPE_CHECKING:
@@ -90,7 +90,11 @@ def states(request: pytest.FixtureRequest) -> "list[FusedState]":
         profile = str(request.path.parent / profile)
     # wrong profile, missing weights, damaged session: no fault of the code under test
     wanted = _Wanted(path, path.stat().st_mtime_ns, profile, tuple(perturbations))
-    found, lost = _or_fail(lambda: _replayed(wanted), PerceptionError, lambda error: f"{path}: {error}")
+    found, lost = _or_fail(
+        lambda: _replayed(wanted),
+        PerceptionError,
+        lambda error: f"{path}: {str(error).removeprefix(f'{path}: ')}",
+    )
     request.config.stash.setdefault(_LOST, {})[wanted] = lost
     return list(found)
 
@@ -184,7 +188,7 @@ def _replayed(wanted: _Wanted) -> "tuple[tuple[FusedState, ...], list[str]]":
     from perception.session.recording import Recording
 
     counts: Counts = defaultdict(Counter)
-    with Recording(wanted.path) as recording:
+    with located(wanted.profile), Recording(wanted.path) as recording:
         profile = recording.profile if wanted.profile is None else load(wanted.profile)
         source = Perturbed(recording, *wanted.perturbations) if wanted.perturbations else wanted.path
         return tuple(replay(source, profile, counts=counts)), account(counts)

@@ -125,20 +125,22 @@ class Copied:
 
     def messages(self) -> Iterator[Message[Header]]:
         """Yield the perturbed messages in order of arrival."""
-        return iter(Perturbed(_Played(self.original), *self._perturbations()))
+        return iter(self._perturbed())
 
     def recording(self) -> Iterable[Message[Header]]:
         """Return its messages, to be gone through once where the original's are."""
         if isinstance(self.original.recording(), Iterator):
             return self.messages()
-        return Perturbed(_Played(self.original), *self._perturbations())
+        return self._perturbed()
 
     def spans(self) -> list[Span]:
         """Return the labels of the original: what was true then stays true."""
         return self.original.spans()
 
-    def _perturbations(self) -> list[Perturbation]:
-        return self.plan.perturbations(self.original.fingerprint())
+    def _perturbed(self) -> Perturbed:
+        # a plan is for all sources: one that lacks a stream of it is learned from with what it has
+        perturbations = self.plan.perturbations(self.original.fingerprint())
+        return Perturbed(_Played(self.original), *perturbations, strict=False)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from perception.errors import PerceptionError, SessionError
+from perception.errors import PerceptionError, SessionError, located
 from perception.fusion import build
 from perception.home import kept_in
 from perception.models.checkpoint import check_branches, load_head, with_own_encoders
@@ -61,7 +61,7 @@ def train(
     copies.check(config, plan.copies, fusion)
     encoders.check(config, plan.augment, fusion, plan.train_encoders)
     sources = plans.find_sources(paths, fusion)
-    with _unfinished(out, resume, main) as states:
+    with located(plan.profile), _unfinished(out, resume, main) as states:
         with here.main_process_first():
             data = encoded(sources, classes=plan.classes)
             perturbed = [encoded(copies.copied(sources, one), classes=data.classes) for one in plan.copies]
@@ -172,15 +172,16 @@ def evaluate(
     fusion = with_own_encoders(plans.fusion_of(name), folder)
     head = load_head(folder)
     sources = plans.find_sources(paths, fusion)
-    data = _build(
-        sources,
-        fusion=fusion,
-        classes=head.classes,
-        track=track,
-        cache=cache,
-        workers=_workers(workers, cores, fusion),
-        context=head.ticks > 1,
-    )
+    with located(name):
+        data = _build(
+            sources,
+            fusion=fusion,
+            classes=head.classes,
+            track=track,
+            cache=cache,
+            workers=_workers(workers, cores, fusion),
+            context=head.ticks > 1,
+        )
     check_branches(head, {branch: data.features[branch].shape[1] for branch in data.branches})
     calibration, test = dataset.holdout(data, 0.5, 0)
     model = FusionModel(head)
