@@ -241,6 +241,30 @@ def test_a_damaged_picture_is_counted_and_the_others_are_kept(tmp_path: Path) ->
     assert "camera/video: 1 packets or frames left out: damaged, or built on what is" in lines
 
 
+@pytest.mark.parametrize("suffix", ["flac", "mp3", "aiff", "au"])
+def test_sound_that_is_cut_off_says_so(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, noise(4 * RATE_HZ), RATE_HZ)
+    assert len(imported(path)[0]) == 1
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    assert imported(path)[0][-1].endswith(" s: is it cut off?")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "flv"])
+def test_a_last_picture_that_is_shown_long_is_no_cut(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("flv1" if suffix == "flv" else "mpeg4", rate=1)
+        video.width, video.height = 64, 48
+        for number in range(4):
+            frame = VideoFrame.from_ndarray(grey(9 * number), format="bgr24")
+            frame.pts, frame.time_base = number, Fraction(1)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    assert imported(path)[0] == ["camera/video: 4 messages"]
+
+
 @pytest.mark.parametrize("suffix", ["mkv", "wav", "avi", "flv"])
 def test_a_file_that_is_cut_off_says_so(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"

@@ -255,6 +255,11 @@ def _seek(container: InputContainer, seconds: float) -> None:
         container.seek(int(seconds * _US_PER_S))
 
 
+def lasting_s(frame: VideoFrame) -> float:
+    """Return how many seconds a picture is shown, 0 if the file does not say."""
+    return float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
+
+
 def sounding_s(frame: VideoFrame | AudioFrame) -> float:
     """Return how many seconds of sound a frame holds."""
     return frame.samples / frame.sample_rate if isinstance(frame, AudioFrame) else 0.0
@@ -264,7 +269,5 @@ def _duration_s(frame: VideoFrame | AudioFrame, stream: Stream) -> float:
     """Return how long a frame lasts; a picture as long as the file says, else as its rate says."""
     if isinstance(frame, AudioFrame):
         return sounding_s(frame)
-    if frame.duration and frame.time_base:
-        return float(frame.duration * frame.time_base)
     rate = isinstance(stream, VideoStream) and (stream.guessed_rate or stream.average_rate)
-    return float(1 / (rate or _USUAL_RATE_HZ))
+    return lasting_s(frame) or float(1 / (rate or _USUAL_RATE_HZ))

@@ -2,6 +2,7 @@
 
 import heapq
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -27,8 +28,15 @@ _SUFFIXES: Final = (".srt", ".vtt", ".ass", ".ssa")
 _KINDS: Final = {"video": "picture", "audio": "sound", "subtitle": "subtitles"}
 _CUT_OFF_S: Final = 0.5
 """A file may say that it is this much longer than what is in it."""
-# These say in their header how long they are; the length of others is estimated.
-_KNOW_THEIR_LENGTH: Final = ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "avi", "flv", "w64", "asf")
+# These say in their header how long they are, Ogg in its last page; the length of others is estimated.
+_KNOW_THEIR_LENGTH: Final = (
+    *("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "avi", "flv", "w64", "asf"),
+    *("aiff", "au", "flac", "mxf", "ogg", "tta", "wv"),
+)
+_MP3_LENGTH: Final = re.compile(rb"(?:Xing|Info)\0\0\0")
+"""Begins the frame in which an MP3 file may say how long it is."""
+_MP3_HEAD: Final = 1 << 20
+"""Tags and a cover picture lie before it."""
 _NO_SIZE: Final = 0
 _ANY_SIZE: Final = 0xFFFF_FFFF
 """What the header of a RIFF file says that was written to a pipe."""
@@ -164,12 +172,13 @@ def _subtitles(path: Path) -> tuple[BinaryIO, list[str]]:
 def _cut_off(source: Path, parts: Sequence[Part]) -> list[str]:
     """Return a line if the file promises more than it holds."""
     with source.open("rb") as file:
-        head = file.read(8)
-    size, promised = source.stat().st_size, int.from_bytes(head[4:], "little") + len(head)
-    if head.startswith(b"RIFF") and _NO_SIZE < promised - len(head) < _ANY_SIZE and size < promised - 1:
+        head = file.read(_MP3_HEAD)
+    size, promised = source.stat().st_size, int.from_bytes(head[4:8], "little") + 8
+    if head.startswith(b"RIFF") and _NO_SIZE < promised - 8 < _ANY_SIZE and size < promised - 1:
         return [f"{source}: {size} of {promised} bytes are there: is it cut off?"]
     with media.open_container(str(source)) as container:
-        known = container.format.name in _KNOW_THEIR_LENGTH
+        name = container.format.name
+        known = name in _KNOW_THEIR_LENGTH or (name == "mp3" and _MP3_LENGTH.search(head))
         # Some count from the file's zero, some from its beginning.
         promised_s = ((container.duration or 0) - max(container.start_time or 0, 0)) / 1e6 if known else 0.0
     held_s = max(part.end_s for part in parts)

@@ -80,7 +80,9 @@ class Pictures:
         pixels = FilmPixels(pixel_aspect=track.pixel_aspect)
         for _, lap in track.laps():
             for seconds, frame in lap:
-                self.end_s = max(self.end_s, seconds)
+                # Not every container says how long the last picture is shown.
+                gap_s = seconds - self._times_s[-1] if self._times_s else 0.0
+                self.end_s = max(self.end_s, seconds + max(media.lasting_s(frame), gap_s))
                 self._times_s.append(seconds)
                 stamp_ns = self._origin_ns + round(seconds * _SECOND_NS)
                 try:
