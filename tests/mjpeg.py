@@ -127,7 +127,10 @@ def raw_server(sent: bytes) -> Iterator[int]:
         done = threading.Event()
 
         def serve() -> None:
-            connection, _ = listener.accept()
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return  # nobody came
             with connection:
                 connection.recv(65536)
                 connection.sendall(sent)
@@ -139,4 +142,5 @@ def raw_server(sent: bytes) -> Iterator[int]:
             yield listener.getsockname()[1]
         finally:
             done.set()
+            listener.shutdown(socket.SHUT_RDWR)
             thread.join()

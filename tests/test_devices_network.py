@@ -195,7 +195,7 @@ def test_video_that_lost_packets_is_refused_until_the_next_whole_key_frame(
     shown, counted = played(broken)
     assert all(min(np.abs(one - other).mean() for other in whole) < 3 for one in shown)
     assert len(whole) - 4 <= len(shown) + counted < len(whole) + 8
-    source = StreamSource(f"file://{broken}", config("", **SIZE), clock=time.time_ns)
+    source = StreamSource(f"file://{broken}", config("http://camera/", **SIZE), clock=time.time_ns)
     published: list[npt.NDArray[np.int64]] = []
     with suppress(DeviceError):  # its server ends it
         while True:
@@ -242,7 +242,9 @@ def test_a_slow_reader_gets_the_newest_picture_stamped_when_it_was_received() ->
     ticks = count()
     sent = [part(cv2.imencode(".jpg", grey(8 * number))[1].tobytes()) for number in range(30)]
     with raw_server(OK + b"".join(sent)) as port:
-        source = StreamSource(f"http://127.0.0.1:{port}/", config(""), clock=lambda: next(ticks))
+        source = StreamSource(
+            f"http://127.0.0.1:{port}/", config("http://camera/"), clock=lambda: next(ticks)
+        )
         eventually(lambda: source.counts.get("late") == 29)
         read_at = [next(ticks) for _ in range(1000)][-1]
         frame = source.read()
@@ -255,7 +257,9 @@ def test_a_slow_reader_gets_the_newest_picture_stamped_when_it_was_received() ->
 
 def test_a_camera_that_sends_no_whole_picture_is_lost_though_its_connection_stays() -> None:
     with raw_server(OK + part(jpeg(0)) + part(jpeg(1))[:-40]) as port:
-        source = StreamSource(f"http://127.0.0.1:{port}/", config(""), clock=time.time_ns, stall_s=0.2)
+        source = StreamSource(
+            f"http://127.0.0.1:{port}/", config("http://camera/"), clock=time.time_ns, stall_s=0.2
+        )
         eventually(source.read)
         with pytest.raises(DeviceError, match=r"sent no whole picture for 0\.2 s"):
             eventually(source.read)
