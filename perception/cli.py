@@ -266,6 +266,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except click.Abort:
         return INTERRUPTED
+    except OSError as error:
+        if error.filename is None:
+            raise  # nothing of the user's: a fault of ours
+        click.echo(f"perception: {without_credentials(str(error.filename))}: {error.strerror}", err=True)
+        return 1
 
 
 def main() -> None:

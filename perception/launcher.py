@@ -84,7 +84,7 @@ def plan(
         given_up = {MissingPackageError.exit_code} | ({DeviceError.exit_code} if is_file else set())
         return Node(
             f"{kind}-{name}",
-            command(kind, "--name", name),
+            command(kind, f"--name={name}"),
             shared | {"OMP_NUM_THREADS": "1"},
             terminal=kind == "text" and source == "terminal",
             given_up=frozenset(given_up),

@@ -30,6 +30,8 @@ class OutFile(click.Path):
         """Return the path; the error says what stands in the way."""
         path = Path(value)
         folder = path.absolute().parent
+        if reason := _unusable(path):
+            raise self._error(f"{path}: {reason}")
         if path.is_dir():
             raise self._error(f"{path}: is a folder; give the name of a file in it")
         if not folder.is_dir():
@@ -49,9 +51,22 @@ class OutFolder(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path; the error says what stands in the way."""
         path = Path(value)
+        if reason := _unusable(path):
+            raise self._error(f"{path}: {reason}")
         there = next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))
         if not there.is_dir():
             raise self._error(f"{path}: {there} is no folder")
         if not os.access(there, os.W_OK):
             raise self._error(f"{path}: you may not write in {there}")
         return path
+
+
+def _unusable(path: Path) -> str:
+    """Return why no file can have that name: too long, a circle of links; empty if one can."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return ""
+    except OSError as error:
+        return str(error.strerror)
+    return ""

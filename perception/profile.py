@@ -4,6 +4,7 @@ Every key, unit and default of a profile stands here. Reading a profile imports 
 """
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Collection, Mapping
@@ -287,11 +288,11 @@ def find(name: str, folder: Path | None = None) -> Path:
     """
     path = (folder or Path()) / name
     if path.suffix == ".toml":
-        if path.is_file():
+        if os.path.isfile(path):  # False for names that no system takes, where Path raises
             return path
         raise ProfileError(f"{path}: no such profile file")
     shipped = LAUNCH_DIR / f"{name}.toml"
-    if shipped.is_file():
+    if os.path.isfile(shipped):
         return shipped
     names = ", ".join(sorted(file.stem for file in LAUNCH_DIR.glob("*.toml")))
     raise ProfileError(f"'{name}' is no profile; shipped are {names}, or give a path ending in .toml")
@@ -326,8 +327,10 @@ def _read(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
     """
     try:
         data = tomllib.loads(read_text(path))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of TOML, of UTF-8, or a number of more digits than Python reads
         raise ProfileError(f"{path}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ProfileError(f"{path}: its tables or lists are nested too deeply") from error
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
     if isinstance(data.get("keys"), str):

@@ -28,7 +28,7 @@ class Countdown:
     """When a run is to end that is to last `seconds`: counted from when the graph does what it is for. Pure.
 
     That is the first state, or without a fusion the first message of a device. A fusion that fails before
-    its first state starts the count as well, so that every run ends.
+    its first state, or devices that all do, start the count as well, so that every run ends.
     """
 
     def __init__(self, seconds: float | None, *, fused: bool) -> None:
@@ -62,6 +62,7 @@ class Watch:
         """Open the view; `started_ns` is the host time from which the first state is counted."""
         self._fused = profile.fusion is not None
         self._supervisor = supervisor
+        self._counted = ["fusion"] if self._fused else [n for n in supervisor.status() if n != "recorder"]
         self._subscriber = subscriber
         self._summary = _summary(profile, started_ns)
         self._board = Board()
@@ -79,7 +80,7 @@ class Watch:
                 if self._supervisor.exit_code is not None:
                     return
                 end_s = min(end_s, now_s + _LAST_STATES_S)
-            if self._supervisor.crashes("fusion"):
+            if all(map(self._supervisor.crashes, self._counted)):
                 countdown.begin(now_s)
             if message := self._subscriber.receive(_RECEIVE_S):
                 self._take(message)

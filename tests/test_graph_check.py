@@ -154,6 +154,32 @@ def test_a_file_that_is_not_there_is_refused(kind: str, source: str) -> None:
     assert f"{kind}.a.source: " in complaint({kind: {"a": {"source": source}}}, DeviceError)
 
 
+@pytest.mark.parametrize(
+    "source",
+    ["http://", "rtsp://:554/live", "http://cam:99999/x", "http://[::1/x", "http://cam:0/", "file:///a.mp4"],
+)
+def test_an_address_that_no_camera_can_have_is_refused(source: str) -> None:
+    assert f"camera.a.source: {source}: " in complaint({"camera": {"a": {"source": source}}}, DeviceError)
+
+
+def test_addresses_that_are_listened_at_are_left_to_their_nodes() -> None:
+    assert warnings({"camera": {"a": {"source": "udp://:5000"}, "b": {"source": "rtp://@:5004"}}}) == []
+
+
+def test_a_microphone_has_no_address() -> None:
+    said = complaint({"microphone": {"a": {"source": "http://cam/live.wav"}}}, DeviceError)
+    assert "a device or a file, no address" in said
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0"], ids=["long", "zero"])
+def test_names_that_no_file_can_have_are_refused(name: str) -> None:
+    for kind in ("camera", "microphone", "text"):
+        complaint({kind: {"a": {"source": f"./{name}.wav"}}}, DeviceError)
+    complaint({"replay": {"file": name}}, SessionError)
+    complaint(fused(head=name), WeightsError)
+    complaint(encoder(weights=name), WeightsError)
+
+
 def test_a_file_that_is_there_and_devices_are_left_to_their_nodes(tmp_path: Path) -> None:
     film = tmp_path / "film.mp4"
     film.touch()

@@ -65,7 +65,7 @@ def test_each_stream_of_a_profile_is_one_process_started_by_name() -> None:
     ]
     module, options = "perception.nodes.camera", ("--set", "fusion.hop_ms=200")
     assert nodes[1].command == (
-        *(sys.executable, "-P", "-m", module, "robot.toml", "--name", "front"),
+        *(sys.executable, "-P", "-m", module, "robot.toml", "--name=front"),
         *options,
     )
     assert nodes[0].command == (sys.executable, "-P", "-m", "perception.nodes.fusion", "robot.toml", *options)

@@ -62,3 +62,18 @@ def test_a_folder_or_a_file_in_the_way_is_said_at_once(
     assert run(["schema", "--out", str(tmp_path / "file" / "deep" / "er")]) == 2
     assert f"{tmp_path}/file is no folder" in capsys.readouterr().err
     assert run(["schema", "--out", str(tmp_path / "new" / "deeper")]) == 0
+
+
+def test_a_name_that_no_file_can_have_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "x" * 300
+    for arguments in (
+        ["up", "demo", "--json", long],
+        ["record", "demo", "--out", long],
+        ["schema", "--out", long],
+        ["up", f"{long}.toml"],
+        ["session", "info", long],
+        ["search", long, "a cup"],
+    ):
+        assert run(arguments) != 0
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1), err

@@ -16,6 +16,8 @@ import pytest
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
+from perception.cli import run
+from perception.errors import DeviceError
 from perception.messages import Health, Message, TextCommand
 from perception.watch import Countdown
 from tests.waiting import LONG_S, eventually
@@ -151,6 +153,11 @@ def test_a_run_with_a_fusion_counts_from_its_first_state_or_failure() -> None:
     countdown.begin(60.0)
     assert countdown.over(70.0)
     assert not Countdown(None, fused=False).over(1e6)
+
+
+def test_a_run_whose_devices_are_not_there_ends_as_well(profile: Path) -> None:
+    profile.write_text("domain = 'test'\n[camera.a]\nsource = '/dev/no-camera'\n")
+    assert run(["up", str(profile), "--seconds", "0.2"]) == DeviceError.exit_code
 
 
 def test_a_hang_up_ends_it_as_it_should_be_and_its_summary_is_written(profile: Path) -> None:

@@ -11,6 +11,7 @@ from datetime import datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from perception import topics
 from perception.bus import endpoints
@@ -36,6 +37,8 @@ from perception.models.options import options_of
 from perception.profile import FusionConfig, Profile, RecorderConfig, is_file_name
 
 _ANYWHERE: Final = ("*", "0.0.0.0", "::")
+_WITH_HOST: Final = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps")
+"""Addresses that are connected to; those of other schemes may also be listened at, `udp://:5000`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +92,14 @@ def _sources(profile: Profile) -> Iterator[Problem]:
             text = f"camera.{name}.source: '{source}' is neither a device index, /dev path, file nor URL"
             yield Problem(text, DeviceError)
         yield from _file(f"camera.{name}.source", source)
+        yield from _address(f"camera.{name}.source", source)
     for name, microphone in profile.microphone.items():
         if isinstance(microphone.source, str):
             yield from _file(f"microphone.{name}.source", microphone.source)
+            if "://" in microphone.source:
+                what = "a microphone is a device or a file, no address"
+                text = f"microphone.{name}.source: {microphone.source}: {what}"
+                yield Problem(text, DeviceError)
     for name, text_config in profile.text.items():
         if text_config.source not in ("scripted", "terminal"):
             yield from _present(f"text.{name}.source", text_config.source)
@@ -102,9 +110,25 @@ def _file(key: str, source: str) -> Iterator[Problem]:
         yield from _present(key, source)
 
 
+def _address(key: str, source: str) -> Iterator[Problem]:
+    """What no camera can be behind; the rest shows when it is opened."""
+    if "://" not in source:
+        return
+    try:
+        parts = urlsplit(source)
+        missing = parts.scheme in _WITH_HOST and not parts.hostname
+        wrong = "names no host" if missing else "" if parts.port is None or parts.port else "port 0 is none"
+    except ValueError as error:
+        wrong = str(error)
+    if source.lower().startswith("file:"):
+        wrong = "is a file; give its path"
+    if wrong:
+        yield Problem(f"{key}: {source}: {wrong}", DeviceError)
+
+
 def _present(key: str, source: str) -> Iterator[Problem]:
-    if not Path(source).exists() or Path(source).is_dir():  # a pipe may be read as well
-        what = "is a folder" if Path(source).is_dir() else "no such file"
+    if not os.path.exists(source) or os.path.isdir(source):  # a pipe may be read as well
+        what = "is a folder" if os.path.isdir(source) else "no such file"
         beside = "" if Path(source).is_absolute() else f" in {Path.cwd()}"
         yield Problem(f"{key}: {source}: {what}{beside}; correct it, or give a device", DeviceError)
 
@@ -220,7 +244,7 @@ def _models(fusion: FusionConfig) -> Iterator[Problem]:
             text = f"fusion.encoders.{name}: '{encoder.kind}' takes {options.modality}, not {topic}"
             yield Problem(text, ProfileError)
         source, path = source_of(encoder.weights or fusion.weights)
-        if source == "local" and not path.exists():
+        if source == "local" and not os.path.exists(path):
             yield Problem(f"fusion.encoders.{name}.weights: {path}: no such file or folder", WeightsError)
     try:
         yield from _head(fusion, features)
@@ -238,7 +262,7 @@ def _head(fusion: FusionConfig, features: Mapping[str, int | None]) -> Iterator[
         return
     folder = Path(head_folder(fusion.head))
     config = read_head_config(folder)
-    if not (folder / HEAD_WEIGHTS).is_file():
+    if not os.path.isfile(folder / HEAD_WEIGHTS):
         raise WeightsError(f"{folder}: holds no {HEAD_WEIGHTS}")
     trained = config.get("dims")
     if not isinstance(trained, dict):

@@ -1,6 +1,7 @@
 """What is known of weights and heads without loading them: where they lie, what they were trained on."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -26,7 +27,7 @@ def source_of(weights: str | None) -> tuple[Literal["pretrained", "random", "loc
 def head_folder(config: HeadConfig) -> str:
     """Return where a profile's head lies, absolute; empty for a random one."""
     source, path = source_of(config.weights)
-    return str((path if path.exists() else LAUNCH_DIR / path).absolute()) if source == "local" else ""
+    return str((path if os.path.exists(path) else LAUNCH_DIR / path).absolute()) if source == "local" else ""
 
 
 def read_head_config(folder: Path | str) -> dict[str, Any]:

@@ -190,8 +190,8 @@ def _open(path: Path) -> int:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SessionError(f"cannot open {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # the latter of a zero byte in the name
+        raise SessionError(f"cannot open {path}: {getattr(error, 'strerror', error)}") from error
 
 
 def matches(topic: str, patterns: Sequence[str]) -> bool:
