@@ -7,7 +7,7 @@ from typing import Final
 from perception.errors import BusError
 
 _TCP: Final = re.compile(
-    r"tcp://(?:\[(?P<v6>[0-9A-Fa-f:%.\w]+)\]|(?P<host>[^\s:/\[\]]+)):(?P<port>\*|\d{1,5})"
+    r"tcp://(?:\[(?P<v6>[0-9A-Fa-f:%.\w]+)\]|(?P<host>\*|\w[\w.-]*)):(?P<port>\*|\d{1,5})"
 )
 _HIGHEST_PORT: Final = 65535
 

@@ -30,7 +30,7 @@ class OutFile(click.Path):
         """Return the path; the error says what stands in the way."""
         path = Path(value)
         folder = path.absolute().parent
-        if reason := _unusable(path):
+        if reason := unusable(path):
             raise self._error(f"{path}: {reason}")
         if path.is_dir():
             raise self._error(f"{path}: is a folder; give the name of a file in it")
@@ -51,7 +51,7 @@ class OutFolder(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path; the error says what stands in the way."""
         path = Path(value)
-        if reason := _unusable(path):
+        if reason := unusable(path):
             raise self._error(f"{path}: {reason}")
         there = next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))
         if not there.is_dir():
@@ -61,7 +61,7 @@ class OutFolder(click.Path):
         return path
 
 
-def _unusable(path: Path) -> str:
+def unusable(path: Path) -> str:
     """Return why no file can have that name: too long, a circle of links; empty if one can."""
     try:
         path.stat()

@@ -60,7 +60,7 @@ class CameraConfig(Section):
     flip: Annotated[
         Literal["none", "horizontal", "vertical"], Field(description="mirrored, after it is rotated")
     ] = "none"
-    rate_hz: Annotated[float, Field(gt=0, le=1000)] = 30.0
+    rate_hz: Annotated[float, Field(ge=0.001, le=1000)] = 30.0
     encoding: Literal["jpeg", "bgr8", "mono8"] = "jpeg"
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 85
     loop: Annotated[bool, Field(description="start a file again at its end")] = False
@@ -205,7 +205,8 @@ class RecorderConfig(Section):
     """`[recorder]`: records the graph to a session file; `record = true` alone does so with the defaults."""
 
     out: Annotated[
-        str, Field(description="file to write; strftime codes and {domain} are filled in", min_length=1)
+        str,
+        Field(description="file to write; strftime codes and {domain} are filled in", pattern=r"^[^\x00]+$"),
     ] = "{domain}-%Y%m%d-%H%M%S.mcap"
     topics: Annotated[tuple[Pattern, ...], Field(description="patterns of what to record", min_length=1)] = (
         "*",

@@ -117,6 +117,20 @@ def test_what_cannot_be_put_back_is_said_once_and_tried_again(caplog: pytest.Log
     assert [record.message for record in caplog.records] == ["the disk is full"]
 
 
+def test_nothing_is_put_back_once_its_owner_has_gone_on() -> None:
+    begun, closed, late = threading.Event(), threading.Event(), []
+
+    def slow() -> None:
+        begun.set()
+        closed.wait(0.2)
+        late.append(closed.is_set())
+
+    with Keeper().keeping(slow):
+        assert begun.wait(LONG_S)
+    closed.set()
+    assert late == [False]
+
+
 def test_nothing_is_looked_after_once_all_is_closed(bus: Bus) -> None:
     def keepers() -> int:
         return sum(thread.name == "bus keeper" for thread in threading.enumerate())

@@ -210,6 +210,23 @@ def test_a_recording_needs_a_folder(tmp_path: Path) -> None:
     assert "recorder.out: " in complaint({"camera": {"a": SCRIPTED}, "recorder": recorder}, SessionError)
 
 
+def test_a_recording_needs_the_name_of_a_file(tmp_path: Path) -> None:
+    for out, says in ((str(tmp_path), "is a folder"), ("/dev/null", "is no file"), ("x" * 300, "too long")):
+        said = complaint({"camera": {"a": SCRIPTED}, "recorder": {"out": out}}, SessionError)
+        assert "recorder.out: " in said
+        assert says in said
+    with pytest.raises(ProfileError, match=r"recorder\.out: "):
+        parse({"recorder": {"out": "a\0.mcap"}}, where="test")
+
+
+def test_messages_that_nobody_would_take_are_refused() -> None:
+    raw = SCRIPTED | {"width": 8192, "height": 4096, "encoding": "bgr8"}
+    assert "camera.a: its messages would be 96 MiB" in complaint({"camera": {"a": raw}}, ProfileError)
+    assert warnings({"camera": {"a": raw | {"encoding": "jpeg"}}}) == []
+    loud = SCRIPTED | {"rate_hz": 768_000, "channels": 32, "block_ms": 200, "format": "f32"}
+    assert "microphone.a: its messages" in complaint({"microphone": {"a": loud}}, ProfileError)
+
+
 # --- models ---
 
 

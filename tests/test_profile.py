@@ -50,6 +50,8 @@ def test_a_trained_head_is_named_by_its_folder_alone(tmp_path: Path) -> None:
         ("[camera.front]\nsource = 0\nwidht = 3\n", r"camera\.front\.widht: no such key"),
         ("[camera.front]\nsource = 0\nwidth = 'x'\n", r"camera\.front\.width: .*integer"),
         ("[camera", "not valid TOML"),
+        ("[camera.a]\nsource = 0\nrate_hz = 1e-300\n", r"camera\.a\.rate_hz: "),
+        ("[connect]\n'text/a' = 'tcp://-:5000'\n", r"connect\.\"text/a\": 'tcp://-:5000' is no endpoint"),
         (f"x = {'[' * 2000}", "nested too deeply"),
         (f"x = {'9' * 5000}", "not valid TOML"),
         (f"[fusion]\nbase = '{'x' * 300}.toml'\n", "no such profile file"),

@@ -24,6 +24,7 @@ class Keeper:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the tasks and the event
+        self._at_work = threading.Lock()  # held while tasks run
         self._tasks: list[Task] = []
         self._end = threading.Event()
         """Ends the present thread."""
@@ -47,7 +48,7 @@ class Keeper:
 
     @contextmanager
     def keeping(self, *tasks: Task) -> Iterator[None]:
-        """Run tasks meanwhile."""
+        """Run tasks meanwhile, and none of them afterwards."""
         for task in tasks:
             self.add(task)
         try:
@@ -55,15 +56,21 @@ class Keeper:
         finally:
             for task in tasks:
                 self.remove(task)
+            with self._at_work:
+                pass
 
     def _run(self, end: threading.Event) -> None:
         while not end.wait(_EVERY_S):
-            with self._lock:
-                tasks = tuple(self._tasks)
-            for task in tasks:
-                try:
-                    task()
-                except PerceptionError as error:
-                    if str(error) not in self._complaints:
-                        self._complaints.add(str(error))
-                        _LOG.warning("%s", error)
+            with self._at_work:
+                with self._lock:
+                    tasks = tuple(self._tasks)
+                for task in tasks:
+                    self._do(task)
+
+    def _do(self, task: Task) -> None:
+        try:
+            task()
+        except PerceptionError as error:
+            if str(error) not in self._complaints:
+                self._complaints.add(str(error))
+                _LOG.warning("%s", error)

@@ -34,9 +34,13 @@ from perception.models.head_config import (
     source_of,
 )
 from perception.models.options import options_of
+from perception.out_file import unusable
 from perception.profile import FusionConfig, Profile, RecorderConfig, is_file_name
 
 _ANYWHERE: Final = ("*", "0.0.0.0", "::")
+_MIB: Final = 1 << 20
+_PIXEL_BYTES: Final = {"jpeg": 0, "bgr8": 3, "mono8": 1}  # a JPEG's size is not known beforehand
+_SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
 _WITH_HOST: Final = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps")
 """Addresses that are connected to; those of other schemes may also be listened at, `udp://:5000`."""
 
@@ -72,6 +76,7 @@ def check(profile: Profile, published: Collection[str] = ()) -> Iterator[Problem
 
 def _problems(profile: Profile, published: Collection[str]) -> Iterator[Problem]:
     yield from _sources(profile)
+    yield from _sizes(profile)
     yield from _endpoints(profile)
     recorded: list[str] = []
     yield from _replay(profile, recorded)
@@ -103,6 +108,22 @@ def _sources(profile: Profile) -> Iterator[Problem]:
     for name, text_config in profile.text.items():
         if text_config.source not in ("scripted", "terminal"):
             yield from _present(f"text.{name}.source", text_config.source)
+
+
+def _sizes(profile: Profile) -> Iterator[Problem]:
+    """No message may be larger than readers take."""
+    sizes = {
+        f"camera.{name}": one.width * one.height * _PIXEL_BYTES[one.encoding]
+        for name, one in profile.camera.items()
+    } | {
+        f"microphone.{name}": one.channels * one.rate_hz * one.block_ms / 1e3 * _SAMPLE_BYTES[one.format]
+        for name, one in profile.microphone.items()
+    }
+    for key, size in sizes.items():
+        limit = topics.TOPICS[key.partition(".")[0]].max_payload_bytes
+        if size > limit:
+            text = f"{key}: its messages would be {size / _MIB:.0f} MiB; at most {limit / _MIB:.0f} are sent"
+            yield Problem(text, ProfileError)
 
 
 def _file(key: str, source: str) -> Iterator[Problem]:
@@ -272,8 +293,14 @@ def _head(fusion: FusionConfig, features: Mapping[str, int | None]) -> Iterator[
 
 
 def _recording(config: RecorderConfig, domain: str) -> Iterator[Problem]:
-    folder = config.file(domain, datetime.now()).absolute().parent
+    path = config.file(domain, datetime.now())
+    folder = path.absolute().parent
     if not folder.is_dir():
         yield Problem(f"recorder.out: {folder}: no such folder; make it first", SessionError)
     elif not os.access(folder, os.W_OK):
         yield Problem(f"recorder.out: {folder}: you may not write there", SessionError)
+    elif reason := unusable(path):
+        yield Problem(f"recorder.out: {path}: {reason}", SessionError)
+    elif path.exists() and not path.is_file():
+        what = "is a folder; give the name of a file in it" if path.is_dir() else "is no file"
+        yield Problem(f"recorder.out: {path}: {what}", SessionError)
