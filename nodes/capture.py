@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _HEALTH_NS: Final = 1_000_000_000
 _QUIET_NS: Final = 3_000_000_000
 _READ_S: Final = 0.1
+_DAMAGED: Final = ("corrupt", "after_damage")
+"""What devices count that came and was refused as damaged."""
 _SETTLE_NS: Final = 300_000_000
 """All who listen have found a publisher after this: what one of them hears first, a recorder hears too."""
 _LEAD_NS: Final = 500_000_000  # so that a file's beginning is not over before it is opened
@@ -59,6 +61,8 @@ class CaptureNode:
         self._bound_ns = 0
         """When the last publisher was made."""
         self._counts: Counter[str] = Counter()
+        self._damaged = 0
+        """What was refused as damaged when the last good item came."""
         self._stopped = stopped
         self._status = "ok"
         self._health_output = self.publisher(f"health/{kind}-{name}")
@@ -99,7 +103,7 @@ class CaptureNode:
             check: of a device that always delivers: its verdict, and a warning when nothing comes.
         """
         self._stopped.wait(max(0, self._bound_ns + _SETTLE_NS - self.clock()) / 1e9)
-        heard_ns = max(self.clock(), self.origin_ns)
+        heard_ns = noted_ns = max(self.clock(), self.origin_ns)
         reported_ns = 0  # the first report says that the device is open
         ended = ""
         while not (ended or self._stopped.is_set()):
@@ -113,8 +117,11 @@ class CaptureNode:
                 self._publish(item, publish)
             if now_ns - reported_ns >= _HEALTH_NS or ended:
                 reported_ns = now_ns
+                report = device.report()
+                if heard_ns != noted_ns:
+                    noted_ns, self._damaged = heard_ns, _damaged(report)
                 quiet = check is not None and now_ns - heard_ns > _QUIET_NS
-                self._report(device.report(), check, quiet, ended)
+                self._report(report, check, quiet, ended)
         if ended:
             log.info("%s-%s: %s", self.kind, self.name, ended)
         else:
@@ -138,7 +145,7 @@ class CaptureNode:
     def _report(self, report: "DeviceReport", check: Check | None, quiet: bool, ended: str) -> None:
         status, reason = report.status, report.reason
         if status == "ok" and quiet:
-            status, reason = "lost", "nothing comes from the device"
+            status, reason = "lost", _why_quiet(_damaged(report) - self._damaged)
         elif status == "ok" and check is not None and check.reason:
             status, reason = "degraded", check.reason
         if status != self._status:
@@ -154,3 +161,13 @@ class CaptureNode:
             device=cleaned(report.facts | (check.facts if check is not None else {})),
         )
         self._health_output.send(health)
+
+
+def _damaged(report: "DeviceReport") -> int:
+    return sum(report.counts.get(reason, 0) for reason in _DAMAGED)
+
+
+def _why_quiet(damaged: int) -> str:
+    if damaged > 0:
+        return f"what comes from the device is damaged: {damaged} in a row were refused"
+    return "nothing comes from the device"

@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,33 @@ def test_a_first_message_is_stamped_after_the_wait_for_its_readers() -> None:
         message = subscriber.receive(LONG_S)
         assert message is not None
         assert message.header.stamp_ns == before_ns, "who says when it happened knows"
+
+
+def test_stamps_of_many_threads_never_run_backwards() -> None:
+    def talk() -> None:
+        together.wait(LONG_S)
+        for _ in range(40):
+            perception.publish("text/many", text="now")
+
+    together = threading.Barrier(5)
+    talkers = [threading.Thread(target=talk) for _ in range(5)]
+    before_s = sys.getswitchinterval()
+    with perception.subscribe("text/many") as subscriber:
+        perception.publish("text/many", text="first")
+        sys.setswitchinterval(1e-6)
+        try:
+            for one in talkers:
+                one.start()
+            for one in talkers:
+                one.join()
+        finally:
+            sys.setswitchinterval(before_s)
+        heard = [subscriber.receive(LONG_S) for _ in range(201)]
+    headers = [one.header for one in heard if one is not None]
+    assert [header.seq for header in headers] == list(range(201))
+    stamps = [header.stamp_ns for header in headers]
+    assert stamps == sorted(stamps)
+    assert stamps == [header.sent_ns for header in headers]
 
 
 def test_a_domain_is_given_by_keyword_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:

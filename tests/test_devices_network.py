@@ -266,6 +266,21 @@ def test_a_camera_that_sends_no_whole_picture_is_lost_though_its_connection_stay
         source.close()
 
 
+def test_a_camera_that_is_lost_for_its_broken_pictures_says_how_many_there_were() -> None:
+    pictures = count()
+
+    def broken(picture: bytes) -> bytes:
+        return picture if next(pictures) < 5 else picture[:-40]
+
+    with camera_server(damage=broken) as server:
+        url = f"http://127.0.0.1:{server.server_port}/"
+        source = StreamSource(url, config(url), clock=time.time_ns, stall_s=0.5)
+        eventually(source.read)
+        with pytest.raises(DeviceError, match=r"sent no whole picture for 0\.5 s, [1-9]\d* were damaged"):
+            eventually(lambda: source.read() and False)
+        source.close()
+
+
 def test_pictures_beyond_the_rate_are_not_decoded() -> None:
     with (
         camera_server(period_s=0.005) as server,

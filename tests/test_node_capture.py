@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ from perception.bus.keys import new_keys
 from perception.bus.subscriber import Subscriber
 from perception.messages import AudioBlock, CameraFrame, Header, Health, Message, TextCommand
 from tests.media import RATE_HZ, grey, noise, write_clip
+from tests.mjpeg import camera_server
 from tests.waiting import LONG_S
 
 SECOND_NS = 1_000_000_000
@@ -115,6 +117,26 @@ def test_the_end_of_a_file_is_told_in_a_last_health_message(nodes: Nodes) -> Non
     assert final.status == "ok"
     assert final.outputs["camera/x"] >= len(frames)  # a busy machine may open the file when it is over
     assert {len(frame.payload) for frame in frames} <= {64 * 48}
+
+
+def test_a_camera_whose_pictures_are_all_damaged_says_so_and_how_many(nodes: Nodes) -> None:
+    pictures = count()
+
+    def damaged(picture: bytes) -> bytes:
+        return picture if next(pictures) < 5 else picture[:-60] + b"\xff\xd9"
+
+    with camera_server(damage=damaged) as server, nodes.subscribe("health/*") as bus:
+        source = f"http://127.0.0.1:{server.server_port}/"
+        nodes.write(f'[camera.x]\nsource = "{source}"\nwidth = 64\nheight = 48\nrate_hz = 60')
+        nodes.start("camera")
+        health = Health(stamp_ns=0, node="none")
+        while health.status != "lost":
+            message = bus.receive(LONG_S)
+            assert message is not None
+            assert isinstance(message.header, Health)
+            health = message.header
+    assert (found := re.fullmatch(r"what comes from the device is damaged: (\d+) in a row .*", health.reason))
+    assert 10 < int(found[1]) <= health.counts["corrupt"]
 
 
 def test_off_the_host_raw_frames_travel_encrypted_as_jpeg(nodes: Nodes) -> None:

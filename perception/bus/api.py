@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import structs
-
 from perception import topics
 from perception.bus import domains
 from perception.bus.host import HostClock, Runtime, base_directory
@@ -99,9 +97,7 @@ def publish(
         raise MalformedMessageError(f"{topic}: {error}") from error
     publisher = _publisher(topic, _runtime(domain))
     subscribers = publisher.subscribers  # before: who comes meanwhile does not get it
-    if stamp_ns is None:  # not before the wait for a first subscriber
-        header = structs.replace(header, stamp_ns=clock_now_ns())
-    publisher.send(header, payload)
+    publisher.send(header, payload, now=stamp_ns is None)  # not before the wait for a first subscriber
     if not subscribers and not domains.named(domain) and base_directory() not in _joined:
         _say_once(f"{topic}: nobody listens, and {domains.NONE_UP}")
     return subscribers

@@ -150,10 +150,11 @@ class Publisher:
             loan = self._lend(size) if lane.COUNTED and self._audience.near else None
         return loan or lane.Loan(memoryview(bytearray(size)))
 
-    def send(self, header: Header, payload: "Data | lane.Loan" = b"") -> Header:
+    def send(self, header: Header, payload: "Data | lane.Loan" = b"", *, now: bool = False) -> Header:
         """Send one message and return its header as sent, with `seq`, `sent_ns` and `source` filled.
 
         A large payload is not copied if a reader wants it inline: it must not be written to afterwards.
+        With `now`, `stamp_ns` is the moment of sending: of several threads, no later message is older.
 
         Raises:
             MalformedMessageError: header or payload is not what the topic carries; nothing is sent.
@@ -167,7 +168,11 @@ class Publisher:
             else:
                 self._look()
                 loan, data = None, codec.flat(self.topic, payload)
-            stamped = structs.replace(header, seq=self._published, sent_ns=self._clock(), source=self.source)
+            at_ns = self._clock()
+            stamp_ns = at_ns if now else header.stamp_ns
+            stamped = structs.replace(
+                header, seq=self._published, stamp_ns=stamp_ns, sent_ns=at_ns, source=self.source
+            )
             packed = self._coder.pack(stamped, len(data))
             if loan is not None:
                 loan.spend()

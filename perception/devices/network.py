@@ -178,7 +178,8 @@ class StreamSource:
         self._stamps: deque[Arrived] = deque(maxlen=_REORDERED)
         self._counts: Counter[str] = Counter(superseded=0, over_rate=0)  # other threads read: no new keys
         self._age_ms = 0.0
-        self._heard_s = time.monotonic()
+        self._heard_s, self._broken = time.monotonic(), 0
+        """When a packet came last, and how many pictures had been broken by then."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="network camera", daemon=True)
         self._thread.start()
@@ -201,9 +202,11 @@ class StreamSource:
         arrived = self._backlog.take(_POLL_S)
         now_s = time.monotonic()
         if arrived:
-            self._heard_s = now_s
+            self._heard_s, self._broken = now_s, self._feed.corrupt
         elif now_s - self._heard_s > self._stall_s:
-            raise DeviceError(f"{self._name}: sent no whole picture for {self._stall_s:g} s")
+            broken = self._feed.corrupt - self._broken
+            sent = f", {broken} were damaged" if broken else ""
+            raise DeviceError(f"{self._name}: sent no whole picture for {self._stall_s:g} s{sent}")
         if arrived and self._feed.context.codec.intra_only and not self._pace.admits(arrived[-1].stamp_ns):
             self._counts["over_rate"] += len(arrived)
             return None
