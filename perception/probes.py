@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from perception.errors import DISTRIBUTION, INSTALL
 from perception.progress import progress
@@ -114,10 +114,13 @@ def probe(package: str, code: str, limit_s: float = _LIMIT_S) -> Outcome:
     return Outcome(facts=json.loads(done.stdout.splitlines()[-1]))
 
 
-def probe_all(run: Callable[[str, str], Outcome] = probe) -> dict[str, Outcome]:
-    """Import every package of `PROBES`, two at a time: each takes a core and up to 1 GB."""
+def probe_all(run: Callable[[str, str], Outcome] = probe, stream: TextIO | None = None) -> dict[str, Outcome]:
+    """Import every package of `PROBES`, two at a time: each takes a core and up to 1 GB.
+
+    How far it is shows on `stream`, by default stderr.
+    """
     outcomes: dict[str, Outcome] = {}
-    with ThreadPoolExecutor(2) as pool, progress("trying packages", len(PROBES)) as advance:
+    with ThreadPoolExecutor(2) as pool, progress("trying packages", len(PROBES), stream=stream) as advance:
         for package, outcome in zip(PROBES, pool.map(run, PROBES, PROBES.values()), strict=True):
             outcomes[package] = outcome
             advance(note=package)

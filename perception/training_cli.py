@@ -162,13 +162,14 @@ def benchmark(name: str, data: Path, out: Path, seeds: int | None, threads: int)
     from importlib import import_module
 
     from perception.fusion.build import use_threads
+    from perception.progress import progress
     from perception.session.beside import written
 
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
     use_threads(threads)
-    module: Any = import_module(f"perception.training.benchmarks.{name}")
-    with written(out):
-        figures = module.run(data, out, seeds or (5 if name == "avmnist" else 1))
+    with progress(f"benchmark {name}") as advance, written(out):
+        logging.basicConfig(format="%(message)s", level=logging.INFO)  # above the bar, so not before it
+        module: Any = import_module(f"perception.training.benchmarks.{name}")
+        figures = module.run(data, out, seeds or (5 if name == "avmnist" else 1), advance)
     click.echo(figures.markdown())
 
 

@@ -1,8 +1,11 @@
 """What the doctor says of a machine: the causes it knows by name, and what to do about them."""
 
 import io
+import os
+import pty
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +25,7 @@ from perception.doctor import (
     drift_finding,
     print_findings,
 )
-from perception.probes import Outcome, explain, probe, probe_all
+from perception.probes import PROBES, Outcome, explain, probe, probe_all
 from perception.profile import Profile, parse
 
 
@@ -219,6 +222,28 @@ def test_missing_weights_are_named_by_encoder(tmp_path: Path) -> None:
     assert "head" not in problems
     complete = build_models(str(file), ("fusion.encoders.net.weights=random",))
     assert complete == {"motion": "", "net": "", "head": ""}
+
+
+def test_a_terminal_shows_which_packages_have_been_tried() -> None:
+    ours, theirs = pty.openpty()
+    asked = []
+
+    def tried(package: str, code: str) -> Outcome:
+        asked.append(package)
+        return Outcome()
+
+    with open(theirs, "w") as terminal:
+        outcomes = probe_all(tried, terminal)
+    shown = ""
+    with suppress(OSError):  # what a terminal says at its end
+        while part := os.read(ours, 1 << 16):
+            shown += part.decode(errors="replace")
+    os.close(ours)
+    assert set(outcomes) == set(asked) == set(PROBES)
+    assert "trying packages" in shown
+    assert f"{len(PROBES)}/{len(PROBES)}" in shown
+    assert list(PROBES)[-1] in shown
+    assert shown.rstrip().endswith("\x1b[2K"), "nothing of it stays above the findings"
 
 
 def test_findings_are_a_line_each_and_a_failure_is_exit_code_1() -> None:

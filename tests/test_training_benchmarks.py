@@ -1,6 +1,12 @@
 """The benchmarks' own pieces, on small made-up data; the sets themselves are not needed."""
 
 import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
-from perception.cli import run
+from perception.cli import INTERRUPTED, run
 from perception.models.checkpoint import load_head
 from perception.training.benchmarks import avmnist, avmnist_data, esc10, grid
 from perception.training.benchmarks.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured
@@ -30,6 +36,8 @@ from perception.training.benchmarks.grid_features import (
 )
 from perception.training.benchmarks.results import Figures
 from perception.training.imbalance import Imbalance
+from tests.test_training_outputs import a_disk_that_takes
+from tests.waiting import LONG_S
 
 
 def pairs(per_class: int = 12) -> avmnist_data.Pairs:
@@ -207,17 +215,22 @@ def test_the_kind_right_most_often_over_all_folds_is_chosen_and_the_less_surpris
     assert esc10.best_kind(parts) == "steady"
 
 
-def test_hwu64_is_a_command_that_writes_its_tables(tmp_path: Path) -> None:
+def write_hwu64(folder: Path, copies: int = 1) -> None:
+    """Write a small set of three intents, the training part so many times over."""
     phrases = {"lights": "turn the {} light on", "music": "play some {} music", "alarm": "wake me at {}"}
     fillers = ("red", "blue", "kitchen", "loud", "seven", "noon", "bedroom", "soft", "nine", "old")
     for part, count in (("train", 10), ("test", 3)):
         examples: list[dict[str, Any]] = [
             {"text": phrase.format(filler), "intent": intent}
             for intent, phrase in phrases.items()
-            for filler in fillers[:count]
+            for filler in fillers[:count] * (copies if part == "train" else 1)
         ]
         told = json.dumps({"rasa_nlu_data": {"common_examples": examples}})
-        (tmp_path / f"{part}_fold1.json").write_text(told)
+        (folder / f"{part}_fold1.json").write_text(told)
+
+
+def test_hwu64_is_a_command_that_writes_its_tables(tmp_path: Path) -> None:
+    write_hwu64(tmp_path)
     out = tmp_path / "out"
     assert run(["benchmark", "hwu64", "--data", str(tmp_path), "--out", str(out)]) == 0
     test = json.loads((out / "hwu64.json").read_text())["tables"]["hwu64, test fold 1"]
@@ -233,3 +246,37 @@ def test_a_folder_without_the_data_is_told_in_one_line(
 ) -> None:
     assert run(["benchmark", name, "--data", str(tmp_path), "--out", str(tmp_path)]) != 0
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_benchmark_shows_how_far_it_is_and_ctrl_c_leaves_nothing_half_made(tmp_path: Path) -> None:
+    write_hwu64(tmp_path, copies=400)
+    before = {file.name for file in tmp_path.iterdir()}
+    names = ("--data", str(tmp_path), "--out", str(tmp_path / "out"), "--seeds", "1000")
+    ours, theirs = pty.openpty()
+    command = (sys.executable, "-m", "perception", "benchmark", "hwu64", *names)
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+        os.close(theirs)
+        try:
+            shown = ""
+            while "SVM on words, seed 0" not in shown:
+                shown += os.read(ours, 1 << 16).decode(errors="replace")
+            os.killpg(process.pid, signal.SIGINT)
+            with suppress(OSError):  # what a terminal says at its end
+                while part := os.read(ours, 1 << 16):
+                    shown += part.decode(errors="replace")
+            assert process.wait(LONG_S) == INTERRUPTED
+        finally:
+            process.kill()
+            os.close(ours)
+    assert "benchmark hwu64" in shown
+    assert "Traceback" not in shown
+    assert {file.name for file in tmp_path.iterdir()} == before
+
+
+def test_the_pieces_a_benchmark_goes_on_from_are_whole(tmp_path: Path) -> None:
+    training = OURS.training.model_copy(update={"epochs": 1})
+    quick = Recipe(OURS.name, OURS.pictures_of_sound, OURS.encoder, training, OURS.disturbances)
+    examples = quick.examples(pairs(2))
+    with a_disk_that_takes(1000), pytest.raises(OSError, match="too large"):
+        quick.trained(tmp_path / "encoders", "all", "image", examples, 0)
+    assert list((tmp_path / "encoders").iterdir()) == []

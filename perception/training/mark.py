@@ -83,7 +83,8 @@ def mark_by_keys(
 def _typed() -> Iterator[str]:
     """Yield keys as they are pressed; from a pipe, its characters. The end counts as `q`."""
     if not sys.stdin.isatty():
-        yield from sys.stdin.read()
+        while key := sys.stdin.read(1):  # as they come: what reads to the end would time them all there
+            yield key
         yield "q"
         return
     descriptor = sys.stdin.fileno()

@@ -21,6 +21,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 from perception.models.checkpoint import config_hash
 from perception.models.fusion import FeatureFusion, ModelFusion
+from perception.progress import Advance, nothing
 from perception.training.benchmarks.avmnist_data import CLASSES, Pairs, load, noises, split, thinned
 from perception.training.benchmarks.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured
 from perception.training.benchmarks.results import Figures
@@ -100,8 +101,11 @@ def train_head(strategy: str, train: Examples, validation: Examples, config: Tra
     return model
 
 
-def run(data: Path, out: Path, seeds: int) -> Figures:
-    """Run every setting with its recipes; write `avmnist.json`, `.md` and `.html`."""
+def run(data: Path, out: Path, seeds: int, advance: Advance = nothing) -> Figures:
+    """Run every setting with its recipes; write `avmnist.json`, `.md` and `.html`.
+
+    What a run that was interrupted has finished lies in `out`, for the next. `advance` counts the parts.
+    """
     figures = Figures({f"cost ({recipe.name})": 1 for recipe in (OURS, SMIL)})
     about: dict[str, Any] = {
         "data": "MNIST training part and FSDD; 1,050 / 450 pairs",
@@ -112,8 +116,9 @@ def run(data: Path, out: Path, seeds: int) -> Figures:
     for setting, recipe in SETTINGS:
         for seed in range(seeds):
             figures.extend(part(setting, recipe, seed, data, out))
-            figures.save(out, "avmnist", about)
+            advance(note=f"{setting.__name__}, {recipe.name}, seed {seed}")
             _LOG.info("%s, %s, seed %d done", setting.__name__, recipe.name, seed)
+    figures.save(out, "avmnist", about)
     return figures
 
 

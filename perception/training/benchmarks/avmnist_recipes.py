@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torchaudio.transforms import MFCC
 
@@ -23,6 +23,7 @@ from perception.features.logmel import log_mel
 from perception.features.resample import resample
 from perception.models.fusion import FeatureFusion
 from perception.models.networks import ConvEncoder
+from perception.session.beside import replace_file
 from perception.training import augment
 from perception.training.augment import Disturbance
 from perception.training.benchmarks.avmnist_data import CLASSES, RATE_HZ, Pairs
@@ -84,7 +85,7 @@ class Recipe:
             return model.eval()
         model = self.train(branch, data, seed, remedy or Imbalance())
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), file)
+        replace_file(file, save(model.state_dict()))
         _LOG.info("trained %s", file.stem)
         return model
 

@@ -25,6 +25,7 @@ from perception.errors import PerceptionError
 from perception.features.logmel import LogMelConfig, log_mel
 from perception.models.fusion import FeatureFusion
 from perception.models.networks import ConvEncoder
+from perception.progress import Advance, nothing
 from perception.training import augment
 from perception.training.benchmarks.results import Figures
 from perception.training.evaluate import metrics, probabilities
@@ -153,25 +154,28 @@ def train_all(train: Examples, seed: int) -> dict[str, Predict]:
     }
 
 
-def run(data: Path, out: Path, seeds: int = 1) -> Figures:
-    """Score the five folds; write `esc10.json`, `.md` and `.html`; return the figures."""
+def run(data: Path, out: Path, seeds: int = 1, advance: Advance = nothing) -> Figures:
+    """Score the five folds; write `esc10.json`, `.md` and `.html`; return the figures.
+
+    `advance` counts the sets of heads that are trained.
+    """
     examples, folds = load(data)
     figures = Figures()
     about = {"clips": len(examples), "seeds": seeds}
     for seed in range(seeds):
-        chosen = choose(examples, folds, seed)
+        chosen = choose(examples, folds, seed, advance)
         for fold in FOLDS:
             _score(
                 figures, _without(examples, folds, [fold]), _only(examples, folds, fold), chosen[fold], seed
             )
-            figures.save(out, "esc10", about)
+            advance(note=f"fold {fold}")
             _LOG.info("fold %d, chosen without it: %s\n%s", fold, chosen[fold], figures.markdown())
-    imbalance(figures, examples, folds, seeds)
+    imbalance(figures, examples, folds, seeds, advance)
     figures.save(out, "esc10", about)
     return figures
 
 
-def choose(examples: Examples, folds: Any, seed: int) -> dict[int, str]:
+def choose(examples: Examples, folds: Any, seed: int, advance: Advance) -> dict[int, str]:
     """Return, for each test fold, the kind of head that is best by cross-validation over the other four.
 
     A head trained without two folds serves both: it tells either one where the other is the test fold.
@@ -183,6 +187,7 @@ def choose(examples: Examples, folds: Any, seed: int) -> dict[int, str]:
             held = _only(examples, folds, inner)
             said = {name: predict(held) for name, predict in kinds.items()}
             told[test].append((held.labels.numpy(), said))
+        advance(note=f"without folds {pair[0]} and {pair[1]}")
         _LOG.info("heads without folds %d and %d told these", *pair)
     return {fold: best_kind(parts) for fold, parts in told.items()}
 
@@ -212,7 +217,7 @@ def _score(figures: Figures, train: Examples, test: Examples, chosen: str, seed:
                 figures.add("esc10, test folds", "chosen", column, getattr(scored, column))
 
 
-def imbalance(figures: Figures, examples: Examples, folds: Any, seeds: int) -> None:
+def imbalance(figures: Figures, examples: Examples, folds: Any, seeds: int, advance: Advance) -> None:
     """Exponential imbalance of the training folds; each remedy's macro recall on even test folds."""
     described = replace(examples, features={"audio": statistics(examples.features["audio"])})
     for ratio in (10, 50):
@@ -222,6 +227,7 @@ def imbalance(figures: Figures, examples: Examples, folds: Any, seeds: int) -> N
                 generator = torch.Generator().manual_seed(seed)
                 train = train.rows(long_tail(train.labels, len(train.classes), ratio, generator))
                 test = _only(described, folds, fold)
+                advance(note=f"imbalance 1:{ratio}, fold {fold}")
                 for remedy in REMEDIES:
                     config = HEAD.model_copy(update={"seed": seed, "imbalance": Imbalance(remedy=remedy)})
                     torch.manual_seed(seed)

@@ -22,6 +22,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from perception.models.checkpoint import Head
 from perception.models.fusion import ModelFusion
+from perception.progress import Advance, nothing
 from perception.training.benchmarks.grid_data import load
 from perception.training.benchmarks.grid_experts import BRANCHES, SINGLES, Condition, Experts
 from perception.training.benchmarks.grid_features import OFFSETS_S, SNRS_DB, Course, Material, features
@@ -142,7 +143,7 @@ def score(
 
 
 def cross_validate(
-    materials: Mapping[str, Material], course: Course, seed: int
+    materials: Mapping[str, Material], course: Course, seed: int, advance: Advance
 ) -> tuple[dict[str, Hits], dict[str, ModelFusion]]:
     """Return what was told rightly of every clip, by slot, each clip being tested once; the last heads."""
     hits: dict[str, Hits] = {slot: defaultdict(dict) for slot in SCORED}
@@ -153,18 +154,23 @@ def cross_validate(
         parts = [(Experts(course, materials, train[fitted], SCORED), train[held]) for fitted, held in inner]
         heads = fit_heads(parts, materials)
         score(hits, materials, Experts(course, materials, train, SCORED), heads, test)
+        advance(note=f"fold {number + 1} of {OUTER}")
         _LOG.info("fold %d of %d done", number + 1, OUTER)
     return hits, {slot: fused for slot, (_, fused) in heads.items()}
 
 
-def run(data: Path, out: Path, seeds: int = 1, workers: int = 1) -> Figures:
-    """Score both slots; write `grid.json`, `.md`, `.html` and a head per slot; return accuracies."""
+def run(data: Path, out: Path, seeds: int = 1, advance: Advance = nothing, workers: int = 1) -> Figures:
+    """Score both slots; write `grid.json`, `.md`, `.html` and a head per slot; return accuracies.
+
+    `advance` counts the folds, and the features before them.
+    """
     clips = load(data, workers)
     course, materials = features(clips)
+    advance(note="features")
     _LOG.info("features of %d clips", len(clips))
     figures = Figures({f"{slot}, {MISSED}": 1 for slot in SCORED})
     for seed in range(seeds):
-        all_hits, heads = cross_validate(materials, course, SPLIT_SEED + seed)
+        all_hits, heads = cross_validate(materials, course, SPLIT_SEED + seed, advance)
         for slot, hits in all_hits.items():
             for (snr_db, offset_s), kinds in hits.items():
                 for kind, right in kinds.items():

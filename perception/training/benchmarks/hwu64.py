@@ -23,6 +23,7 @@ from sklearn.svm import LinearSVC
 from torch import nn
 
 from perception.errors import PerceptionError
+from perception.progress import Advance, nothing
 from perception.textfile import read_text
 from perception.training.benchmarks.results import Figures
 from perception.training.evaluate import metrics, subsets
@@ -128,22 +129,24 @@ def classifiers() -> dict[str, Any]:
     }
 
 
-def run(data: Path, out: Path, seeds: int = 1) -> Figures:
+def run(data: Path, out: Path, seeds: int = 1, advance: Advance = nothing) -> Figures:
     """Choose, train and score; write `hwu64.json`, `.md` and `.html`; return the figures.
 
     Args:
         data: holds `train_fold1.json` and `test_fold1.json`.
         out: folder of the results.
         seeds: how many ways of cutting the training part the choice rests on.
+        advance: counts the classifiers that are trained.
     """
     texts, intents = load(data, "train")
     classes, labels = np.unique(intents, return_inverse=True)
     figures = Figures()
-    names, temperatures = choose(figures, texts, labels, seeds)
+    names, temperatures = choose(figures, texts, labels, seeds, advance)
     test_texts, test_intents = load(data, "test")
     truth = np.searchsorted(classes, test_intents)
     told = []
     for name in names:
+        advance(note=f"{name}, on all")
         model = classifiers()[name].fit(texts, labels)
         decisions = model.decision_function(test_texts).astype(float)
         told.append(softmax(decisions / temperatures[name], axis=1))
@@ -159,7 +162,7 @@ def run(data: Path, out: Path, seeds: int = 1) -> Figures:
 
 
 def choose(
-    figures: Figures, texts: Sequence[str], labels: Any, seeds: int
+    figures: Figures, texts: Sequence[str], labels: Any, seeds: int, advance: Advance
 ) -> tuple[tuple[str, ...], Mapping[str, float]]:
     """Return the set of classifiers that is right most often where it was not trained, and temperatures."""
     right: dict[tuple[str, ...], list[float]] = {}
@@ -168,6 +171,7 @@ def choose(
         folds = StratifiedKFold(INNER_FOLDS, shuffle=True, random_state=seed)
         told = {}
         for name, pipeline in classifiers().items():
+            advance(note=f"{name}, seed {seed}")
             decisions = cross_val_predict(pipeline, texts, labels, cv=folds, method="decision_function")
             temperatures[name] = temperature(decisions, labels)
             told[name] = softmax(decisions.astype(float) / temperatures[name], axis=1)

@@ -82,16 +82,16 @@ class Figures:
         self, folder: Path, name: str, about: dict[str, Any], plots: Mapping[str, Figure] | None = None
     ) -> Path:
         """Write `name.json`, `name.md` and the page `name.html` into the folder; return the first."""
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / f"{name}.md", (self.markdown() + "\n").encode())
         sections = {title: svg(figure) for title, figure in (plots or {}).items()}
         sections |= {table: _as_html(self.rendered(table)) for table in self._values}
         intro = f"Accuracies and other figures times 100. {json.dumps(about)}"
-        replace_file(folder / f"{name}.html", page(name, intro, sections).encode())
-        file = folder / f"{name}.json"
+        shown = page(name, intro, sections)
         text = json.dumps({"about": about, "tables": self.as_json()}, indent=1)
-        replace_file(file, (text + "\n").encode())
-        return file
+        folder.mkdir(parents=True, exist_ok=True)
+        made = {".md": self.markdown() + "\n", ".html": shown, ".json": text + "\n"}
+        for suffix, content in made.items():
+            replace_file(folder / f"{name}{suffix}", content.encode())
+        return folder / f"{name}.json"
 
 
 def _as_markdown(lines: Sequence[Sequence[str]]) -> str:
