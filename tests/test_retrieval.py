@@ -429,4 +429,5 @@ def test_labels_and_sessions_must_be_there(sessions: list[Path], tmp_path: Path)
 
 
 def test_times_are_hours_minutes_and_seconds() -> None:
-    assert [engine.clock(s) for s in (-0.01, 59.996, 3725.5)] == ["0:00:00.00", "0:01:00.00", "1:02:05.50"]
+    assert [engine.clock(s) for s in (-0.001, 59.996, 3725.5)] == ["0:00:00.00", "0:01:00.00", "1:02:05.50"]
+    assert [engine.clock(s) for s in (-5.332, -61.0)] == ["-0:00:05.33", "-0:01:01.00"]

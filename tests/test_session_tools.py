@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 from mcap.reader import make_reader
+from mcap.writer import Writer
 from msgspec import structs
 
 from perception.errors import SessionError
 from perception.messages import Header, Message
+from perception.retrieval.search import find_sessions
 from perception.session import Session, SessionWriter, read
 from perception.session.diff import diff
 from perception.session.edit import repair, trim
 from perception.session.info import info
+from perception.training.train import find_sources
 from tests import streams
 
 SECONDS = 3
@@ -49,6 +52,27 @@ def content(message: Message[Header]) -> tuple[str, Header, bytes, int]:
 
 def found_in(path: Path) -> list[tuple[str, Header, bytes, int]]:
     return [content(message) for message in read(path)]
+
+
+def test_a_folder_holds_its_sessions_and_says_which_files_are_others(
+    session: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "exported").mkdir()
+    mine, other = tmp_path / "mine.mcap", tmp_path / "exported" / "bag.mcap"
+    mine.write_bytes(session.read_bytes())
+    with other.open("wb") as file:
+        writer = Writer(file)
+        writer.start()
+        channel = writer.register_channel("/chatter", "json", 0)
+        writer.add_message(channel, log_time=1, publish_time=1, data=b"{}")
+        writer.finish()  # type: ignore[no-untyped-call]
+    assert find_sessions([tmp_path]) == [mine]
+    assert [source.name for source in find_sources([tmp_path], streams.config())] == ["mine"]
+    assert caplog.messages == 2 * [
+        f"left out: {other}: an MCAP file, but no session; try: perception session import"
+    ]
+    with pytest.raises(SessionError, match="an MCAP file, but no session"):
+        list(read(find_sessions([other])[0]))
 
 
 def killed(session: Path, path: Path) -> Path:

@@ -17,6 +17,7 @@ from perception.models.lexical import lexical_similarity, shares_word
 from perception.progress import progress
 from perception.retrieval.ranking import Scores, best
 from perception.retrieval.streams import KINDS, Step, Stream, has, text_streams
+from perception.session.reader import sessions_in
 
 if TYPE_CHECKING:
     from perception.retrieval.index import Embedder
@@ -80,10 +81,10 @@ class Hit:
 
 
 def clock(seconds: float) -> str:
-    """Return seconds as hours:minutes:seconds."""
-    hundredths = max(round(seconds * 100), 0)
-    minutes, rest = divmod(hundredths, 6000)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest / 100:05.2f}"
+    """Return seconds as hours:minutes:seconds, with a sign before the zero of a session."""
+    hundredths = round(seconds * 100)
+    minutes, rest = divmod(abs(hundredths), 6000)
+    return f"{'-' if hundredths < 0 else ''}{minutes // 60}:{minutes % 60:02d}:{rest / 100:05.2f}"
 
 
 def picture_query(file: Path) -> Query:
@@ -187,7 +188,7 @@ class Shelf:
 
 def find_sessions(paths: Sequence[Path]) -> list[Path]:
     """Return session files, and all in folders; SessionError if there are none."""
-    files = [file for path in paths for file in (sorted(path.rglob("*.mcap")) if path.is_dir() else [path])]
+    files = [file for path in paths for file in (sessions_in(path) if path.is_dir() else [path])]
     if not files:
         raise SessionError(f"{', '.join(map(str, paths))}: no sessions (*.mcap) there")
     return files

@@ -50,6 +50,22 @@ def read(
             _LOG.warning("%s: %s", path, text)
 
 
+class ForeignFileError(SessionError):
+    """An MCAP file that holds none of this project's messages."""
+
+
+def sessions_in(folder: Path) -> list[Path]:
+    """Return all sessions below a folder in the order of their names; MCAP files of others are said."""
+    found = []
+    for file in sorted(folder.rglob("*.mcap")):
+        try:
+            with Session(file):
+                found.append(file)
+        except ForeignFileError as error:
+            _LOG.warning("left out: %s", error)
+    return found
+
+
 class Session(McapFile):
     """An open session file."""
 
@@ -59,7 +75,9 @@ class Session(McapFile):
         declared = self._declared_first()
         if declared.channels and not any(is_ours(one, declared) for one in declared.channels.values()):
             self.close()
-            raise SessionError(f"{self.path}: an MCAP file, but no session; try: perception session import")
+            raise ForeignFileError(
+                f"{self.path}: an MCAP file, but no session; try: perception session import"
+            )
         self._zero: Zero | None = None
 
     @property

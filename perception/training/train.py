@@ -18,6 +18,7 @@ from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.memory import MAX_TICKS
 from perception.profile import FusionConfig, Section
 from perception.progress import Advance, nothing
+from perception.session.reader import sessions_in
 from perception.textfile import read_text
 from perception.training import dataset
 from perception.training.copies import CopyPlan, joined
@@ -113,7 +114,7 @@ def find_sources(paths: Sequence[Path], fusion: FusionConfig) -> list[DataSource
     """Return sessions (.mcap files, or all in a folder that holds some) and folders of ordinary media."""
     sources: list[DataSource] = []
     for path in paths:
-        sessions = sorted(path.rglob("*.mcap")) if path.is_dir() else [path]
+        sessions = sessions_in(path) if path.is_dir() else [path]
         if sessions:
             sources += [SessionSource(file) for file in sessions]
         else:
