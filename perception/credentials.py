@@ -28,6 +28,10 @@ _PARAMETER: Final = re.compile(
 _SECRET_FOLDER: Final = re.compile(
     r"(/(?:access|api)?[_-]?(?:token|key|auth|secret|pass(?:word)?|pwd))/[^/?#\s\"'<>`]+", re.IGNORECASE
 )
+_RANDOM_FOLDER: Final = re.compile(
+    r"/(?=[\w-]*[a-z])(?=[\w-]*[A-Z])(?=[\w-]*\d)[A-Za-z0-9_-]{16,}(?=[/?#:\s\"'<>`.,;)]|$)"
+)
+"""Some recorders give every stream a secret path, such as `rtsps://host:7441/aB3dE5fG7hI9jK1l`."""
 _BARE_QUERY: Final = re.compile(r"([?#])[^\s\"'<>`=]+(?=[\s\"'<>`]|$)")
 _HARMLESS_VALUE: Final = re.compile(r"[\w.:-]{0,32}")
 _HARMLESS: Final = re.compile(
@@ -118,4 +122,5 @@ def _without_parameters(rest: str) -> str:
     token = _TOKEN.match(rest)
     assert token is not None
     url = _SECRET_FOLDER.sub(rf"\1/{HIDDEN}", _PARAMETER.sub(shown, token.group()))
+    url = _RANDOM_FOLDER.sub(f"/{HIDDEN}", url)
     return _BARE_QUERY.sub(rf"\1{HIDDEN}", url) + rest[token.end() :]

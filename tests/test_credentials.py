@@ -57,6 +57,8 @@ SHAPES = {
     'http://admin:12"s3cret@cam/live': "http://cam/live",
     "http://cam/api/token/s3cret/live": "http://cam/api/token/***/live",
     "rtsp://admin:s3cr": "rtsp://***",
+    "rtsps://nvr:7441/aB3ds3cretfG7hI9?enableSrtp": "rtsps://nvr:7441/***?***",
+    "https://nas/live/s3cretA-b_C1d2E3f4/index.m3u8": "https://nas/live/***/index.m3u8",
 }
 HARMLESS = (
     "rtsp://10.0.0.5:554/live",

@@ -112,6 +112,38 @@ def test_one_broken_message_costs_itself(tmp_path: Path, encoding: str) -> None:
         assert made.metadata["imported"]["kind"] == "foxglove"
 
 
+@pytest.mark.parametrize(
+    ("values", "outcome"),
+    [
+        ({"message": None, "timestamp": None}, "text/log: 2 messages"),
+        (
+            {"message": "x", "timestamp": {"sec": -5, "nsec": 0}},
+            "/log: left out: a stamp of -5 s, before 1970 (1 times)",
+        ),
+    ],
+)
+def test_null_is_absent_in_json_and_a_time_that_cannot_be_is_refused(
+    tmp_path: Path, values: dict[str, Any], outcome: str
+) -> None:
+    path = tmp_path / "f.mcap"
+    with path.open("wb") as file:
+        writer = McapWriter(file)
+        writer.start()
+        schema = writer.register_schema("foxglove.Log", "jsonschema", b"{}")
+        channel = writer.register_channel("/log", "json", schema)
+        for number, message in enumerate(({"message": "y"}, values)):
+            writer.add_message(channel, number + 1, json.dumps(message).encode(), number + 1)
+        writer.finish()
+    assert outcome in "\n".join(import_bag.read(path, tmp_path / "s.mcap"))
+    words = [one.header.text for one in read(tmp_path / "s.mcap") if isinstance(one.header, TextCommand)]
+    assert words == ["y", ""][: len(words)]
+
+
+def test_a_foreign_name_is_shown_harmlessly() -> None:
+    with pytest.raises(UnusableError, match=r"'bgr8\\n\\x1b\[31m'"):
+        incoming.raw(np.zeros(3, np.uint8), "bgr8\n\x1b[31m", (1, 1), 3, 1)
+
+
 def test_an_encoding_that_is_not_known_is_named(tmp_path: Path) -> None:
     rows = [row for row in foxglove_rows("json") if row[1] == "RawImage"]
     path = foxglove_file(tmp_path / "f.mcap", "flatbuffer", [])

@@ -67,7 +67,8 @@ def _made(schema: str, values: Mapping[str, Any], stamp_ns: int, sound: Sound) -
 
 
 def _from_json(data: bytes) -> dict[str, Any]:
-    values = msgspec.json.decode(data, type=dict[str, Any])
+    decoded = msgspec.json.decode(data, type=dict[str, Any])
+    values = {name: value for name, value in decoded.items() if value is not None}
     if isinstance(values.get("data"), str):
         try:
             values["data"] = base64.b64decode(values["data"], validate=True)

@@ -92,17 +92,17 @@ def compressed(data: bytes, kind: str, stamp_ns: int) -> Made:
     A JPEG stays as it is; PNG and the like have no place on the bus and become pixels.
     """
     if "compressedDepth" in kind:
-        raise UnusableError(f"a depth image of format '{kind[:_NAME_SHOWN]}', which has no place here")
+        raise UnusableError(f"a depth image of format {kind[:_NAME_SHOWN]!r}, which has no place here")
     if data[:2] == _JPEG:
         return _frame(stamp_ns, *_whole_jpeg(data), "jpeg"), data
     # Orientation is not applied: the boxes of whoever recorded this lie on the picture as it is.
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:
-        raise UnusableError(f"a picture of format '{kind[:_NAME_SHOWN]}' that cannot be decoded")
+        raise UnusableError(f"a picture of format {kind[:_NAME_SHOWN]!r} that cannot be decoded")
     if image.dtype != np.uint8:
         raise UnusableError(
-            f"a picture of format '{kind[:_NAME_SHOWN]}' with {8 * image.dtype.itemsize} bits per value, "
+            f"a picture of format {kind[:_NAME_SHOWN]!r} with {8 * image.dtype.itemsize} bits per value, "
             "which has no place here"
         )
     height, width = image.shape[:2]
@@ -120,12 +120,13 @@ def raw(data: npt.NDArray[np.uint8], encoding: str, size: tuple[int, int], step:
     # Some drivers write the names of OpenCV or of V4L2 in capitals.
     kind = _ENCODINGS.get(encoding) or _ENCODINGS.get(encoding.lower())
     if kind is None:
-        raise UnusableError(f"an image of encoding '{encoding[:_NAME_SHOWN]}', which has no place here")
+        raise UnusableError(f"an image of encoding {encoding[:_NAME_SHOWN]!r}, which has no place here")
     rows = height * 3 // 2 if kind.planar else height
     fits = step >= width * kind.bytes and data.size == step * rows and data.size > 0
     if not fits or (kind.even and width % 2) or (kind.planar and height % 2):
         raise UnusableError(
-            f"an image of {data.size} bytes that says {width}x{height}, step {step}, {encoding[:_NAME_SHOWN]}"
+            f"an image of {data.size} bytes that says {width}x{height}, step {step}, "
+            f"{encoding[:_NAME_SHOWN]!r}"
         )
     image = data.reshape(rows, step)[:, : width * kind.bytes].reshape(rows, width, kind.bytes)
     if kind.conversion is not None:
@@ -189,6 +190,8 @@ class Numbered:
         """Return our message for what was received at that time; UnusableError if there is none."""
         try:
             header, payload = self._convert(data, received_ns)
+            if header.stamp_ns < 0:
+                raise UnusableError(f"a stamp of {header.stamp_ns / _SECOND_NS:.0f} s, before 1970")
             made = structs.replace(header, seq=self._seq, sent_ns=received_ns, source=self._source)
             codec.encode(self.topic, made, payload)
         except (MalformedMessageError, ValueError) as error:
