@@ -1,6 +1,7 @@
 """The `perception` command. Each subcommand imports what it needs when it runs, so that all start fast."""
 
 import io
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Final
 
 import click
 
+from perception.__main__ import INTERRUPTED
 from perception.bus.domains import JOINED_DOMAIN
 from perception.credentials import without_credentials
 from perception.errors import DISTRIBUTION, PerceptionError
@@ -20,8 +22,6 @@ from perception.terminal import open_closed_streams
 from perception.training_cli import COMMANDS as TRAINING_COMMANDS
 from perception.whole_help import Group
 
-INTERRUPTED: Final = 130
-"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 _QUIET_S: Final = 2.0
 _NODES_LISTEN_S: Final = 2.5
 """Health comes once a second, and a rate needs two."""
@@ -266,6 +266,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except click.Abort:
         return INTERRUPTED
+    except SystemExit:  # what click makes of a broken pipe, and of nothing else in this mode
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.filename is None:
             raise  # nothing of the user's: a fault of ours
@@ -276,7 +278,4 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def main() -> None:
     """Run as the installed command."""
     open_closed_streams()
-    try:
-        sys.exit(run())
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    sys.exit(run())

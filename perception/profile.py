@@ -145,20 +145,20 @@ class EncoderConfig(Section):
 
     input: str
     kind: str
-    weights: Annotated[str | None, Field(description="'pretrained', 'random' or a local folder or file")] = (
-        None
-    )
+    weights: Annotated[
+        Source | None, Field(description="'pretrained', 'random' or a local folder or file")
+    ] = None
     options: dict[str, Any] = {}
 
 
 class HeadConfig(Section):
     """`[fusion.head]`: the trained head, or a random one for timing; `head = "FOLDER"` names the former."""
 
-    weights: Annotated[str, Field(description="checkpoint folder, or 'random'")] = "random"
+    weights: Annotated[Source, Field(description="checkpoint folder, or 'random'")] = "random"
     kind: Annotated[Literal["feature", "model"], Field(description="fusion level of a random head")] = (
         "feature"
     )
-    classes: Annotated[tuple[str, ...], Field(description="classes of a random head")] = ()
+    classes: Annotated[tuple[Source, ...], Field(description="classes of a random head")] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -179,17 +179,17 @@ class FusionConfig(Section):
     max_leap_ms: Annotated[Span, Field(description="stamps further ahead are refused")] = 1000.0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=0, le=1024, description="torch threads on the CPU, 0 = automatic")] = 0
-    weights: Annotated[str, Field(description="of encoders that name none: 'pretrained' or 'random'")] = (
+    weights: Annotated[Source, Field(description="of encoders that name none: 'pretrained' or 'random'")] = (
         "pretrained"
     )
     dtype: Annotated[
         Literal["float32", "bfloat16", "auto"],
         Field(description="of encoders whose options name none; auto measures at start and publishes it"),
     ] = "float32"
-    seed: Annotated[int, Field(description="of random weights")] = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63, description="of random weights")] = 0
     endpoint: Bind | None = None
-    inputs: dict[str, InputConfig]
-    encoders: dict[str, EncoderConfig]
+    inputs: dict[Source, InputConfig]
+    encoders: dict[Source, EncoderConfig]
     head: HeadConfig
 
     @model_validator(mode="after")

@@ -66,7 +66,7 @@ def _check_recorded(pattern: str) -> None:
 Index = Annotated[int, Field(ge=0, strict=True)]
 """Number of a device."""
 Source = Annotated[str, Field(min_length=1)]
-"""Name of a device, file or address."""
+"""Name of a device, file, address or model: not empty."""
 Span = Annotated[float, Field(gt=0, le=3_600_000)]
 """Milliseconds, up to an hour: what is kept in memory grows with them."""
 Positive = Annotated[float, Field(gt=0)]

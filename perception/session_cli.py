@@ -95,6 +95,7 @@ def cat(
 
     with Session(file) as opened:
         messages = opened.messages(topics, opened.at_ns(start_s), opened.at_ns(end_s))
+        message = None
         for message in islice(messages, count):
             at_s = opened.zero.seconds(message.header.stamp_ns)
             if as_json:
@@ -102,6 +103,8 @@ def cat(
             else:
                 click.echo(echo.as_line(message, message.received_ns, at_s))
         _tell(opened.damage)
+        if message is None:
+            raise SessionError(f"{file}: no such messages; perception session info shows what it holds")
 
 
 @session.command()
@@ -149,6 +152,8 @@ def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, 
         with progress("comparing") as advance:
             one.watch = other.watch = advance
             found = list(islice(compare(one, other, topics, measured=measured), limit + 1))
+        if not found and next(one.messages(topics), None) is None:
+            raise SessionError(f"{expected}: no such messages, and none in {actual}: nothing to compare")
         for divergence in found[:limit]:
             click.echo(f"at {one.zero.seconds(divergence.stamp_ns):.3f} s: {divergence}")
         _tell([f"{opened.path}: {text}" for opened in (one, other) for text in opened.damage])
@@ -297,14 +302,16 @@ def record(
     overrides: tuple[str, ...],
 ) -> int:
     """Launch PROFILE and record it; or, with --topics instead of PROFILE, record what runs already."""
-    from perception.profile import RecorderConfig, as_override
+    from perception.profile import RecorderConfig, as_override, parse
 
     if out.exists():
         raise SessionError(f"{out} exists; remove it or choose another name")
     if profile is None:
         if overrides:
             raise SessionError("--set changes a profile: give one to launch, or leave --set out")
-        config = RecorderConfig(topics=topics or ("*",), split_mb=split_mb, split_minutes=split_minutes)
+        limits = {"split_mb": split_mb, "split_minutes": split_minutes}
+        config = parse({"recorder": limits | {"topics": topics or ("*",)}}, where="record").recorder
+        assert config is not None
         return _join(config, out, seconds, domain)
     from perception.up import placed, run
 

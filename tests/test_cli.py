@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from perception.__main__ import INTERRUPTED
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
@@ -57,6 +58,23 @@ def test_help_is_fast_and_imports_neither_torch_nor_zmq() -> None:
     seconds, torch, zmq = done.stdout.splitlines()[-1].split()
     assert (torch, zmq) == ("False", "False")
     assert float(seconds) < 1.0
+
+
+def test_ctrl_c_is_quiet_while_its_modules_load() -> None:
+    """Where the installed command begins, with a Ctrl-C in the midst of an import."""
+    code = """if True:
+        import sys
+        from importlib.metadata import entry_points
+        class CtrlC:
+            def find_spec(self, name, *_):
+                if name == "perception.topics":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, CtrlC())
+        (begin,) = entry_points(group="console_scripts", name="perception")
+        begin.load()()
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (INTERRUPTED, "")
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["up", "--help"], ["keys", "new", "--help"]])
@@ -147,6 +165,7 @@ def test_echo_into_a_closed_pipe_is_quiet(spoken: Publisher) -> None:
         return echo.poll() is not None
 
     eventually(ended)
+    assert echo.returncode == 141
     assert echo.stderr is not None
     with echo.stderr:
         assert echo.stderr.read() == ""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -217,6 +218,21 @@ def test_a_recording_needs_the_name_of_a_file(tmp_path: Path) -> None:
         assert says in said
     with pytest.raises(ProfileError, match=r"recorder\.out: "):
         parse({"recorder": {"out": "a\0.mcap"}}, where="test")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"weights": ""}, "weights"),
+        ({"head": ""}, "head.weights"),
+        ({"head": {"classes": ["a", ""]}}, "head.classes.1"),
+        ({"encoders": {"": MOTION}}, r'encoders.""'),
+        ({"seed": 2**70}, "seed"),
+    ],
+)
+def test_values_that_name_nothing_or_fit_no_model_are_refused(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ProfileError, match=rf"test: fusion\.{re.escape(key)}: "):
+        parse(fused(**changes), where="test")
 
 
 def test_messages_that_nobody_would_take_are_refused() -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
-from perception.errors import PerceptionError, SessionError
+from perception.errors import PerceptionError, ProfileError, SessionError
 from perception.messages import TextCommand
 from perception.session import Session, SessionWriter
 from perception.session_cli import record, session
@@ -108,6 +108,22 @@ def test_record_refuses_to_overwrite_and_to_guess(path: Path, tmp_path: Path) ->
         invoke(record, "demo", "--out", path)
     with pytest.raises(SessionError, match="--set"):
         invoke(record, "--topics", "*", "--set", "a=1", "--out", tmp_path / "n.mcap")
+
+
+@pytest.mark.parametrize("choice", [("--topics", "nope/*"), ("--from", "900")])
+def test_printing_nothing_is_an_error(path: Path, choice: tuple[str, str]) -> None:
+    with pytest.raises(SessionError, match="no such messages"):
+        invoke(session, "cat", path, *choice)
+
+
+def test_a_comparison_of_nothing_is_no_agreement(path: Path) -> None:
+    with pytest.raises(SessionError, match="nothing to compare"):
+        invoke(session, "diff", path, path, "--topics", "nope/*")
+
+
+def test_topics_that_cannot_be_recorded_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=r"recorder\.topics\.0: 'lidar/\*' matches no topic"):
+        invoke(record, "--topics", "lidar/*", "--out", tmp_path / "n.mcap")
 
 
 def test_a_recording_of_nothing_is_no_session(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
-from perception.cli import INTERRUPTED, run
+from perception.__main__ import INTERRUPTED
+from perception.cli import run
 from perception.models.checkpoint import load_head
 from perception.training.benchmarks import avmnist, avmnist_data, esc10, grid
 from perception.training.benchmarks.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from perception.cli import INTERRUPTED, run
+from perception.__main__ import INTERRUPTED
+from perception.cli import run
 from perception.devices.scripted import messages
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from perception.session import SessionWriter
