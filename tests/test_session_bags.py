@@ -133,7 +133,7 @@ def test_null_is_absent_in_json_and_a_time_that_cannot_be_is_refused(
         channel = writer.register_channel("/log", "json", schema)
         for number, message in enumerate(({"message": "y"}, values)):
             writer.add_message(channel, number + 1, json.dumps(message).encode(), number + 1)
-        writer.finish()
+        writer.finish()  # type: ignore[no-untyped-call]
     assert outcome in "\n".join(import_bag.read(path, tmp_path / "s.mcap"))
     words = [one.header.text for one in read(tmp_path / "s.mcap") if isinstance(one.header, TextCommand)]
     assert words == ["y", ""][: len(words)]
