@@ -144,6 +144,21 @@ def test_a_foreign_name_is_shown_harmlessly() -> None:
         incoming.raw(np.zeros(3, np.uint8), "bgr8\n\x1b[31m", (1, 1), 3, 1)
 
 
+def test_a_foreign_topic_forges_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "f.mcap"
+    with path.open("wb") as file:
+        writer = McapWriter(file)
+        writer.start()
+        for name, kind in (("/log", "foxglove.Log"), ("/x\n\x1b[31mred", "y\n\x07z")):
+            schema = writer.register_schema(kind, "jsonschema", b"{}")
+            writer.add_message(writer.register_channel(name, "json", schema), 1, b"{}", 1)
+        writer.finish()  # type: ignore[no-untyped-call]
+    result = CliRunner().invoke(session, ["info", str(path)])
+    for line in (*import_bag.read(path, tmp_path / "s.mcap"), *result.output.splitlines()):
+        assert line.isprintable()
+        assert "red" not in line or "/x\ufffd" in line
+
+
 def test_an_encoding_that_is_not_known_is_named(tmp_path: Path) -> None:
     rows = [row for row in foxglove_rows("json") if row[1] == "RawImage"]
     path = foxglove_file(tmp_path / "f.mcap", "flatbuffer", [])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perception.session.convert import bags
-from perception.session.convert.import_bag import default_topic, kind_of, prefix_of
+from perception.session.convert.import_bag import default_topic, harmless, kind_of, prefix_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class BagInfo:
         for name, kind in self.streams.items():
             becomes = f"-> {self.topics[name]}" if name in self.topics else "has no counterpart here"
             lines.append(f"  {name}  {kind}  {becomes}")
-        return lines + [f"damage: {text}" for text in self.damage]
+        return [harmless(line) for line in lines + [f"damage: {text}" for text in self.damage]]
 
 
 def info(path: Path) -> BagInfo:

@@ -27,6 +27,7 @@ from perception.session.zero import NAME, Zero
 _SOURCE: Final = "rosbag#import"
 _REASONS: Final = 20
 """So many are named; damaged bytes give a different one each."""
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ROS: Final = ("cdr", "ros1")
 _ZERO: Final = re.compile(r"perception\.zero\.(\w+): '?(-?\d+)")
 _ENDINGS: Final = ("/compressed", "/image_raw", "/image", "/audio_stamped", "/audio")
@@ -80,11 +81,17 @@ def _notes(bag: Bag, refused: Counter[str]) -> list[str]:
     if rest := refused.total() - sum(number for _, number in named):
         lines.append(f"{rest} more messages left out for other reasons")
     lines += [f"damage: {text}" for text in bag.damage]
-    return lines + [
+    lines += [
         f"{one.topic}: left out: {kind_of(one)} has no counterpart here"
         for one in bag.streams
         if prefix_of(one) is None and _type(one) != AUDIO_INFO
     ]
+    return [harmless(line) for line in lines]
+
+
+def harmless(line: str) -> str:
+    """Return a line without the control characters that foreign names may hold."""
+    return _CONTROL.sub("\ufffd", line)
 
 
 def _exported_zero(source: Path) -> Zero | None:
