@@ -1,5 +1,6 @@
 """Where no domain is named, the only graph that is up is meant, by commands and programs alike."""
 
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +25,9 @@ from tests.waiting import LONG_S, eventually
 
 
 @contextmanager
-def graph(domain: str) -> Iterator[Publisher]:
+def graph(domain: str, base: Path | None = None) -> Iterator[Publisher]:
     """A graph as far as others can tell: a node that says how it is, and one topic."""
-    runtime, clock = Runtime(domain), HostClock().now_ns
+    runtime, clock = Runtime(domain, base), HostClock().now_ns
     with (
         Publisher("health/text-typed", source="typed", runtime=runtime, clock=clock),
         Publisher("text/typed", source="typed", runtime=runtime, clock=clock) as typed,
@@ -100,9 +101,17 @@ def test_a_program_reads_the_only_graph(caplog: pytest.LogCaptureFixture) -> Non
     assert not caplog.records
 
 
-def test_a_program_that_waits_says_that_several_came_up(caplog: pytest.LogCaptureFixture) -> None:
-    with perception.subscribe("text/other"), graph("demo"), graph("robot"):
-        eventually(lambda: any("several graphs are up" in record.message for record in caplog.records))
+def test_a_program_that_waits_says_that_several_came_up(
+    caplog: pytest.LogCaptureFixture, runtime_directory: Path
+) -> None:
+    """They come at one moment, by one renaming: who sees one of them first joins that."""
+    with tempfile.TemporaryDirectory(prefix="run") as folder:
+        ahead, up = Path(folder) / "ahead", Path(folder) / "up"
+        for domain in ("demo", "robot"):
+            (runtime_directory / domain).symlink_to(up / domain)
+        with graph("demo", ahead), graph("robot", ahead), perception.subscribe("text/other"):
+            ahead.rename(up)
+            eventually(lambda: any("several graphs are up" in record.message for record in caplog.records))
 
 
 def test_a_program_publishes_into_the_only_graph_and_stays_there(caplog: pytest.LogCaptureFixture) -> None:
