@@ -1,14 +1,19 @@
 """The bench: rounds interleaved, medians and spread, budgets as ratios, an earlier run as a baseline."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from perception.bench import features, report, scale, transport
 from perception.bench.rounds import Figure, interleave
-from perception.cli import run
+from perception.cli import INTERRUPTED, run
 from perception.errors import PerceptionError
+from tests.waiting import LONG_S, eventually
 
 
 def figure(value: float) -> Figure:
@@ -91,3 +96,20 @@ def test_features_are_measured_from_the_command(
     run(["bench", "features", "--rounds", "1", "--json", str(file)])
     assert "torchaudio, whole window" in capsys.readouterr().out
     assert "perception" in json.loads(file.read_text())["features"]
+
+
+@pytest.mark.parametrize("kind", ["transport", "scale"])
+def test_ctrl_c_ends_a_bench_and_its_processes_without_a_word(kind: str) -> None:
+    command = (sys.executable, "-m", "perception", "bench", kind)
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            eventually(children.read_text)
+            os.killpg(process.pid, signal.SIGINT)
+            _, said = process.communicate(timeout=LONG_S)
+        finally:
+            process.kill()
+    assert process.returncode == INTERRUPTED
+    assert "Traceback" not in said

@@ -128,7 +128,7 @@ def _result(process: "subprocess.Popen[bytes]") -> dict[str, float]:
 
 @contextmanager
 def _running(*command: str, stdout: int = subprocess.DEVNULL) -> "Iterator[subprocess.Popen[bytes]]":
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout) as process:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, process_group=0) as process:
         try:
             yield process
         finally:

@@ -89,11 +89,16 @@ def _result(file: Path, case: str) -> dict[str, Any]:
 
 def _run_pair(arguments: tuple[str, ...]) -> None:
     def start(end: str) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen([sys.executable, *(part.format(end=end) for part in arguments)])
+        command = [sys.executable, *(part.format(end=end) for part in arguments)]
+        return subprocess.Popen(command, process_group=0)  # Ctrl-C is for the one that starts them
 
     with start("receive") as receiver, start("send") as sender:
-        for process in (sender, receiver):
-            process.wait(_LIMIT_S)
+        try:
+            for process in (sender, receiver):
+                process.wait(_LIMIT_S)
+        finally:
+            for process in (sender, receiver):
+                process.terminate()
 
 
 def _run_dora(where: Path, arguments: tuple[str, ...]) -> None:
