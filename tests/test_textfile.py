@@ -2,8 +2,10 @@
 
 import codecs
 import json
+import os
 from datetime import datetime
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -43,6 +45,20 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"gr\xfc\xdfe")
     with pytest.raises(UnicodeDecodeError):
         read_text(tmp_path / "a.txt")
+
+
+def test_what_comes_through_a_pipe_is_read_whole(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = Thread(target=(tmp_path / "pipe").write_text, args=("domain and more",))
+    writer.start()
+    assert read_text(tmp_path / "pipe") == "domain and more"
+    writer.join()
+
+
+def test_what_never_ends_is_refused(tmp_path: Path) -> None:
+    assert read_text(save(tmp_path / "a.txt", "1234", "utf-8"), most_bytes=4) == "1234"
+    with pytest.raises(OSError, match="File too large"):
+        read_text(Path("/dev/zero"), most_bytes=1 << 20)
 
 
 def test_profiles_plans_labels_lines_and_baselines_may_begin_with_a_mark(
