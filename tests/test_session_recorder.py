@@ -13,6 +13,7 @@ from perception.bus import codec
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.schema import golden_vectors
+from perception.errors import DISTRIBUTION
 from perception.messages import CameraFrame, Header, Health, Message
 from perception.profile import Profile, RecorderConfig
 from perception.session import Session, read
@@ -116,7 +117,7 @@ def test_what_a_file_begins_with_says_how_it_came_about() -> None:
     notes = describe(Profile(domain="x"), anchor_ns=5)
     assert notes["profile"]["domain"] == "x"
     assert notes["clock"]["anchor_ns"] == 5
-    assert {"perception", "numpy", "python"} <= set(notes["packages"])
+    assert {DISTRIBUTION, "numpy", "python"} <= set(notes["packages"])
 
 
 def test_as_a_process_it_records_every_message_byte_for_byte(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from msgspec import structs
 from perception import topics
 from perception.bus.subscriber import Subscriber
 from perception.credentials import cleaned
-from perception.errors import MalformedMessageError
+from perception.errors import DISTRIBUTION, MalformedMessageError
 from perception.messages import FusedState, Header, Health, Message, ModelInfo
 from perception.profile import Profile, RecorderConfig
 from perception.session.writer import SessionWriter
@@ -33,7 +33,7 @@ EVERY_MESSAGE: Final = {
 MODEL: Final = "model"
 """First word of the metadata that names a model, its configuration's hash the second."""
 _PACKAGES: Final = (
-    "perception", "numpy", "opencv-python", "torch", "torchvision", "torchaudio", "transformers", "mcap",
+    DISTRIBUTION, "numpy", "opencv-python", "torch", "torchvision", "torchaudio", "transformers", "mcap",
 )  # fmt: skip
 _MAX_DEVICES: Final = 16
 """Of one node."""
