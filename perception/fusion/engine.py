@@ -303,8 +303,17 @@ def _conclusion(head: Head, recent: Recent) -> Fused:
         probabilities=tuple(probabilities),
         label=head.classes[probabilities.index(confidence)],
         confidence=confidence,
-        entropy=max(0.0, -sum(part * math.log(part) for part in probabilities if part > 0)),
+        entropy=_entropy(probabilities),
     )
+
+
+def _entropy(probabilities: Iterable[float]) -> float:
+    """Return the entropy in nats, the same bits on every Python: from 3.12 on `sum` rounds otherwise."""
+    total = 0.0
+    for part in probabilities:
+        if part > 0:
+            total -= part * math.log(part)
+    return max(0.0, total)
 
 
 def _are_finite(features: Iterable[torch.Tensor]) -> bool:
