@@ -120,7 +120,7 @@ class Screen:
         return ConsoleDimensions(self._size.width, height)
 
     def resize(self, size: ConsoleDimensions) -> None:
-        """Begin anew if the terminal is of another size now."""
+        """Start over if the terminal is of another size now."""
         if size != self._size:
             self._size, self._shown = size, []
             self._write("\x1b[r\x1b[2J", self._confine())

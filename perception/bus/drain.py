@@ -272,7 +272,7 @@ class Drain:
             for endpoint in given_up:
                 topic = self._endpoints.pop(endpoint)
                 if endpoint not in strangers:
-                    self._complain(topic, f"{topic}: {endpoint} sent what no topic allows; connecting anew")
+                    self._complain(topic, f"{topic}: {endpoint} sent what no topic allows; connecting again")
                 self._socket.disconnect(endpoint)
                 self._connect(topic, endpoint, remote=topic in self._remote)
             self._lanes.restore()

@@ -6,7 +6,7 @@ _LEARNING_NS: Final = 4_000_000_000
 _SLACK: Final = 0.02
 """Timestamps that run further from the host's clock are a nominal rate, not times.
 
-As fast a lasting delay is forgotten: it cannot be told from such a rate.
+As fast a lasting delay is forgotten: it looks the same as such a rate.
 """
 _LEAP_NS: Final = 10_000_000_000
 """A stream that seems later than this was started again."""

@@ -36,7 +36,7 @@ def read(
     """Yield the messages of a session in recorded order; what was damaged is logged at the end.
 
     Args:
-        path: an MCAP file of ours, whole or cut off, whoever wrote it anew.
+        path: an MCAP file of ours, whole or cut off, whichever program rewrote it.
         topics: names or patterns such as `camera/*`.
         start_ns: first log time wanted.
         end_ns: first log time no longer wanted.

@@ -259,7 +259,7 @@ def build(
         workers: processes that encode, see `workers.spread`; on a GPU it is always this one.
         context: whether to return the other windows too, for a head that looks at earlier ones.
         prepared: encoders that are to be trained, of which examples hold what their networks take.
-        advance: told of each source that is done, and of windows on the way there.
+        advance: called for each source that is done, and of windows on the way there.
 
     Raises:
         SessionError: there are no sources, nothing of them enters a window, or no label covers any.

@@ -210,7 +210,7 @@ def train_heads(
         plan: what to train and how.
         fusion: that the head is for.
         state_folder: training states are kept here, and continued from.
-        advance: told of each head, and of epochs on the way there.
+        advance: called for each head, and of epochs on the way there.
     """
     models = []
     for number in range(plan.seeds):
