@@ -14,7 +14,8 @@ from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import ProfileError
-from perception.fusion.core import FusionCore, Ledger
+from perception.fusion.core import FusionCore
+from perception.fusion.ledger import Ledger
 from perception.messages import ClockTick, Header, Health, Message, SwapRequest
 from perception.profile import Profile
 

@@ -8,8 +8,9 @@ from msgspec import structs
 
 from perception.fusion.build import build_engine
 from perception.fusion.compute import Compute
-from perception.fusion.core import FusionCore, Ledger
+from perception.fusion.core import FusionCore
 from perception.fusion.engine import Engine
+from perception.fusion.ledger import Ledger
 from perception.messages import ClockTick, FusedState, Header, Health, Message, SwapRequest
 from perception.models.encoder import Encoding
 from perception.profile import FusionConfig

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from perception.clock import SampleClock, device_to_host_ns
-from perception.fusion.core import MAX_CUT_AT_ONCE, Backlog, FusionCore
+from perception.fusion.core import MAX_CUT_AT_ONCE, FusionCore
+from perception.fusion.ledger import Backlog
 from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, Window
 from perception.messages import AudioBlock, Header, Message
 from perception.profile import InputConfig

@@ -4,8 +4,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from perception.fusion.core import Backlog
 from perception.fusion.engine import Engine
+from perception.fusion.ledger import Backlog
 from perception.fusion.swap import HeadSwap
 from perception.fusion.window import Window
 from perception.messages import FusedState

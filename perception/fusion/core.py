@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, Final, TypeGuard
 
@@ -32,10 +32,7 @@ from perception.messages import (
     ClockTick,
     CoreMark,
     Header,
-    HeadUse,
     HeldInput,
-    Journal,
-    JournalEntry,
     Message,
 )
 from perception.profile import FusionConfig, InputConfig
@@ -225,73 +222,3 @@ def _decisive_hash(config: FusionConfig) -> str:
     decisive = {"hop_ms", "lateness_ms", "alignment", "max_leap_ms", "inputs"}
     text = json.dumps(config.model_dump(mode="json", include=decisive), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-class Ledger:
-    """Pushes messages into a core and keeps the journal of it. Pure."""
-
-    def __init__(
-        self, core: FusionCore, *, state_topic: str, state_source: str, head: HeadUse | None = None
-    ) -> None:
-        """The states concluded from this core's windows are published as told, by this head at first."""
-        self.core = core
-        self.entries: list[JournalEntry] = []
-        """Not yet journaled."""
-        self._state_topic = state_topic
-        self._state_source = state_source
-        self._heads = [] if head is None else [head]
-        self._switched = False
-        self._before = core.mark()
-
-    def push(self, message: Message[Header]) -> list[Window]:
-        """Note a message and take it; return the windows it completes, oldest first."""
-        header = message.header
-        entry = JournalEntry(kind="input", topic=message.topic, source=header.source, seq=header.seq)
-        self.entries.append(entry)
-        return self.core.push(message)
-
-    def shed(self, ticks: Iterable[int]) -> None:
-        """Note windows that were shed."""
-        self.entries += [JournalEntry(kind="shed", seq=tick) for tick in ticks]
-
-    def switched(self, uses: Iterable[HeadUse]) -> None:
-        """Note heads that came into force."""
-        uses = list(uses)
-        self._heads += uses
-        self._switched |= bool(uses)
-
-    def journal(self, now_ns: int) -> Journal | None:
-        """Return what was noted since the journal before, None if nothing was."""
-        if not self.entries and not self._switched:
-            return None
-        journal = Journal(
-            stamp_ns=now_ns,
-            entries=tuple(self.entries),
-            before=self._before,
-            heads=tuple(self._heads),
-            state_topic=self._state_topic,
-            state_source=self._state_source,
-        )
-        self._heads, self._switched = self._heads[-1:], False
-        self.entries.clear()
-        self._before = self.core.mark()
-        return journal
-
-
-class Backlog:
-    """Windows due but not yet computed: the newest runs, the older ones are shed. Pure."""
-
-    def __init__(self) -> None:
-        self._due: list[tuple[Window, int]] = []
-
-    def offer(self, windows: Sequence[Window], cut_ns: int) -> None:
-        """Add windows that were cut at host time `cut_ns`."""
-        self._due.extend((window, cut_ns) for window in windows)
-
-    def take(self) -> tuple[Window, int, list[int]] | None:
-        """Return the newest due window, when it was cut, and the ticks shed for it; None if none is due."""
-        if not self._due:
-            return None
-        *older, (window, cut_ns) = self._due
-        self._due.clear()
-        return window, cut_ns, [shed.tick for shed, _ in older]
