@@ -60,7 +60,8 @@ def test_the_subscriber_script_works_as_pasted(runtime_directory: Path) -> None:
 
 def test_every_command_and_option_it_shows_exists() -> None:
     shown = re.findall(r"perception ([a-z]+)((?: [a-z]+)?)([^`\n]*)", README)
-    assert {name for name, _, _ in shown if name in cli.commands} == set(cli.commands)
+    listed = {name for name, command in cli.commands.items() if not command.hidden}
+    assert {name for name, _, _ in shown if name in cli.commands} == listed
     for name, sub, rest in shown:
         command = cli.commands.get(name)
         if isinstance(command, click.Group):

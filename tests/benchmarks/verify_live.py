@@ -28,10 +28,10 @@ from perception.bus.host import HostClock, Runtime
 from perception.launcher import Supervisor, plan
 from perception.messages import FusedState, Health
 from perception.profile import load
+from perception.reproduce.grid_data import TICKS_PER_S
 from perception.session import Session, fusing
 from perception.session.recording import Recording
 from perception.session.verification import verify
-from perception.training.benchmarks.grid_data import TICKS_PER_S
 
 SLOW = (
     'fusion.encoders.slow={ input="camera", kind="torchvision", weights="random", '

@@ -11,8 +11,8 @@ import torch
 from scipy.ndimage import uniform_filter1d
 
 from perception.features.logmel import log_mel
+from perception.reproduce.grid_data import FRAME_RATE_HZ, Clip
 from perception.training.augment import with_noise
-from perception.training.benchmarks.grid_data import FRAME_RATE_HZ, Clip
 
 SLOTS: Final = ("command", "colour", "preposition", "letter", "digit", "adverb")
 """What the words of a command stand for, in their order."""

@@ -24,8 +24,8 @@ from torch import nn
 
 from perception.errors import PerceptionError
 from perception.progress import Advance, nothing
+from perception.reproduce.results import Figures
 from perception.textfile import read_text
-from perception.training.benchmarks.results import Figures
 from perception.training.evaluate import metrics, subsets
 
 INNER_FOLDS: Final = 5

@@ -14,8 +14,8 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from perception.training.benchmarks.grid_data import FRAME_RATE_HZ
-from perception.training.benchmarks.grid_features import (
+from perception.reproduce.grid_data import FRAME_RATE_HZ
+from perception.reproduce.grid_features import (
     LAGS_S,
     MOVED_S,
     OFFSETS_S,

@@ -23,10 +23,10 @@ from sklearn.model_selection import StratifiedKFold
 from perception.models.checkpoint import Head
 from perception.models.fusion import ModelFusion
 from perception.progress import Advance, nothing
-from perception.training.benchmarks.grid_data import load
-from perception.training.benchmarks.grid_experts import BRANCHES, SINGLES, Condition, Experts
-from perception.training.benchmarks.grid_features import OFFSETS_S, SNRS_DB, Course, Material, features
-from perception.training.benchmarks.results import Figures
+from perception.reproduce.grid_data import load
+from perception.reproduce.grid_experts import BRANCHES, SINGLES, Condition, Experts
+from perception.reproduce.grid_features import OFFSETS_S, SNRS_DB, Course, Material, features
+from perception.reproduce.results import Figures
 
 SCORED: Final = ("digit", "command")
 OUTER, INNER = 5, 4

@@ -26,8 +26,8 @@ from perception.features.logmel import LogMelConfig, log_mel
 from perception.models.fusion import FeatureFusion
 from perception.models.networks import ConvEncoder
 from perception.progress import Advance, nothing
+from perception.reproduce.results import Figures
 from perception.training import augment
-from perception.training.benchmarks.results import Figures
 from perception.training.evaluate import metrics, probabilities
 from perception.training.examples import Examples
 from perception.training.fit import TrainingConfig, fit

@@ -23,10 +23,10 @@ from perception.features.logmel import log_mel
 from perception.features.resample import resample
 from perception.models.fusion import FeatureFusion
 from perception.models.networks import ConvEncoder
+from perception.reproduce.avmnist_data import CLASSES, RATE_HZ, Pairs
 from perception.session.beside import replace_file
 from perception.training import augment
 from perception.training.augment import Disturbance
-from perception.training.benchmarks.avmnist_data import CLASSES, RATE_HZ, Pairs
 from perception.training.examples import Examples
 from perception.training.fit import TrainingConfig, fit
 from perception.training.imbalance import Imbalance

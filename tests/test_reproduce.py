@@ -19,11 +19,11 @@ from sklearn.decomposition import PCA
 from perception.__main__ import INTERRUPTED
 from perception.cli import run
 from perception.models.checkpoint import load_head
-from perception.training.benchmarks import avmnist, avmnist_data, esc10, grid
-from perception.training.benchmarks.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured
-from perception.training.benchmarks.grid_data import FRAME_RATE_HZ, Clip
-from perception.training.benchmarks.grid_experts import Listener, Synchroniser, aligned
-from perception.training.benchmarks.grid_features import (
+from perception.reproduce import avmnist, avmnist_data, esc10, grid
+from perception.reproduce.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured
+from perception.reproduce.grid_data import FRAME_RATE_HZ, Clip
+from perception.reproduce.grid_experts import Listener, Synchroniser, aligned
+from perception.reproduce.grid_features import (
     LAGS_S,
     MOVED_S,
     OFFSETS_S,
@@ -35,7 +35,7 @@ from perception.training.benchmarks.grid_features import (
     heard,
     interpolated,
 )
-from perception.training.benchmarks.results import Figures
+from perception.reproduce.results import Figures
 from perception.training.imbalance import Imbalance
 from tests.test_training_outputs import a_disk_that_takes
 from tests.waiting import LONG_S
@@ -233,7 +233,7 @@ def write_hwu64(folder: Path, copies: int = 1) -> None:
 def test_hwu64_is_a_command_that_writes_its_tables(tmp_path: Path) -> None:
     write_hwu64(tmp_path)
     out = tmp_path / "out"
-    assert run(["benchmark", "hwu64", "--data", str(tmp_path), "--out", str(out)]) == 0
+    assert run(["reproduce", "hwu64", "--data", str(tmp_path), "--out", str(out)]) == 0
     test = json.loads((out / "hwu64.json").read_text())["tables"]["hwu64, test fold 1"]
     chosen = next(iter(test))
     assert test[chosen]["accuracy"]["mean"] == 1
@@ -241,11 +241,35 @@ def test_hwu64_is_a_command_that_writes_its_tables(tmp_path: Path) -> None:
     assert {file.suffix for file in out.iterdir()} == {".json", ".md", ".html"}
 
 
+def test_the_old_name_runs_the_same_and_says_the_new_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_hwu64(tmp_path)
+    code, texts = {}, {}
+    for name in ("reproduce", "benchmark"):
+        arguments = [name, "hwu64", "--data", str(tmp_path), "--out", str(tmp_path / name)]
+        code[name], texts[name] = run(arguments), capsys.readouterr()
+    assert code == {"reproduce": 0, "benchmark": 0}
+    assert texts["benchmark"].out == texts["reproduce"].out
+    assert "perception reproduce" in texts["benchmark"].err
+    assert "perception reproduce" not in texts["reproduce"].err
+    assert (
+        run(["benchmark", "hwu64", "--data", str(tmp_path / "reproduce"), "--out", str(tmp_path / "x")]) == 1
+    )
+
+
+def test_help_names_the_command_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert "reproduce" in listed
+    assert "benchmark" not in listed
+
+
 @pytest.mark.parametrize("name", ["avmnist", "esc10", "hwu64", "grid"])
 def test_a_folder_without_the_data_is_told_in_one_line(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["benchmark", name, "--data", str(tmp_path), "--out", str(tmp_path)]) != 0
+    assert run(["reproduce", name, "--data", str(tmp_path), "--out", str(tmp_path)]) != 0
     assert str(tmp_path) in capsys.readouterr().err
 
 
@@ -254,7 +278,7 @@ def test_a_benchmark_shows_how_far_it_is_and_ctrl_c_leaves_nothing_half_made(tmp
     before = {file.name for file in tmp_path.iterdir()}
     names = ("--data", str(tmp_path), "--out", str(tmp_path / "out"), "--seeds", "1000")
     ours, theirs = pty.openpty()
-    command = (sys.executable, "-m", "perception", "benchmark", "hwu64", *names)
+    command = (sys.executable, "-m", "perception", "reproduce", "hwu64", *names)
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, start_new_session=True) as process:
         os.close(theirs)
         try:
@@ -269,7 +293,7 @@ def test_a_benchmark_shows_how_far_it_is_and_ctrl_c_leaves_nothing_half_made(tmp
         finally:
             process.kill()
             os.close(ours)
-    assert "benchmark hwu64" in shown
+    assert "reproduce hwu64" in shown
     assert "Traceback" not in shown
     assert {file.name for file in tmp_path.iterdir()} == before
 

@@ -22,9 +22,9 @@ from sklearn.utils.class_weight import compute_sample_weight
 from perception.models.checkpoint import config_hash
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.progress import Advance, nothing
-from perception.training.benchmarks.avmnist_data import CLASSES, Pairs, load, noises, split, thinned
-from perception.training.benchmarks.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured
-from perception.training.benchmarks.results import Figures
+from perception.reproduce.avmnist_data import CLASSES, Pairs, load, noises, split, thinned
+from perception.reproduce.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured
+from perception.reproduce.results import Figures
 from perception.training.cost import head_ms
 from perception.training.evaluate import mcnemar, metrics, probabilities, shuffle_drops
 from perception.training.examples import Examples
