@@ -5,10 +5,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from perception.bus.lane import Loan
+from perception.graph.capture_loop import CaptureLoop
 from perception.messages import Header, Payload
 from perception.profile import CameraConfig, Profile
 
-from .capture import CaptureNode
 from .node import main
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:
     """Publish frames until the camera ends or the node is stopped."""
-    with CaptureNode("camera", name, profile, stopped) as node:
-        config = node.section(profile.camera)
+    with CaptureLoop("camera", name, profile, stopped) as loop:
+        config = loop.section(profile.camera)
         compressed = profile.keys is not None and config.endpoint_jpeg and config.encoding != "jpeg"
         remote = partial(_compressed, config) if compressed else None
-        frames = node.publisher(f"camera/{name}", config.endpoint, remote)
+        frames = loop.publisher(f"camera/{name}", config.endpoint, remote)
         # OpenCV loads while readers find the publisher
         from perception.devices.camera import open_camera
         from perception.devices.signal import FrameCheck
@@ -35,9 +35,9 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
             frames.send(header, frame.lent if isinstance(frame.lent, Loan) else payload)
 
         with open_camera(
-            config, profile.script, clock=node.clock, origin_ns=node.origin_ns, lend=frames.loan
+            config, profile.script, clock=loop.clock, origin_ns=loop.origin_ns, lend=frames.loan
         ) as camera:
-            node.run(camera, publish, check)
+            loop.run(camera, publish, check)
 
 
 def _compressed(config: CameraConfig, header: Header, payload: Payload) -> tuple[Header, Payload]:

@@ -3,9 +3,9 @@
 import threading
 from typing import TYPE_CHECKING
 
+from perception.graph.capture_loop import CaptureLoop
 from perception.profile import Profile
 
-from .capture import CaptureNode
 from .node import main
 
 if TYPE_CHECKING:
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:
     """Publish blocks until the microphone ends or the node is stopped."""
-    with CaptureNode("microphone", name, profile, stopped) as node:
-        config = node.section(profile.microphone)
-        blocks = node.publisher(f"microphone/{name}", config.endpoint)
+    with CaptureLoop("microphone", name, profile, stopped) as loop:
+        config = loop.section(profile.microphone)
+        blocks = loop.publisher(f"microphone/{name}", config.endpoint)
         # numpy and PortAudio load while readers find the publisher
         from perception.devices.microphone import open_microphone
         from perception.devices.signal import BlockCheck
@@ -29,9 +29,9 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
             blocks.send(*block_message(block, config))
 
         with open_microphone(
-            config, profile.script, clock=node.clock, origin_ns=node.origin_ns
+            config, profile.script, clock=loop.clock, origin_ns=loop.origin_ns
         ) as microphone:
-            node.run(microphone, publish, check)
+            loop.run(microphone, publish, check)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,18 @@ A scripted source knows the truth as well, and publishes it on `label/truth`.
 
 import threading
 
+from perception.graph.capture_loop import CaptureLoop
 from perception.profile import Profile
 
-from .capture import CaptureNode
 from .node import main
 
 
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:
     """Publish lines until the source ends or the node is stopped."""
-    with CaptureNode("text", name, profile, stopped) as node:
-        config = node.section(profile.text)
-        lines = node.publisher(f"text/{name}", config.endpoint)
-        truth = node.publisher("label/truth") if config.source == "scripted" else None
+    with CaptureLoop("text", name, profile, stopped) as loop:
+        config = loop.section(profile.text)
+        lines = loop.publisher(f"text/{name}", config.endpoint)
+        truth = loop.publisher("label/truth") if config.source == "scripted" else None
         # numpy loads while readers find the publishers
         from perception.devices.device import CapturedLabel, CapturedText
         from perception.devices.text import open_text
@@ -28,8 +28,8 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
             elif truth is not None:
                 truth.send(label_message(item))
 
-        with open_text(config, profile.script, clock=node.clock, origin_ns=node.origin_ns) as source:
-            node.run(source, publish)
+        with open_text(config, profile.script, clock=loop.clock, origin_ns=loop.origin_ns) as source:
+            loop.run(source, publish)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A fusion that runs live on given messages, as its node does, and the recording of it. Nothing is faked."""
+"""A fusion process without process and socket: the real loop on given messages, and the recording of it."""
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from msgspec import structs
 
@@ -10,12 +10,11 @@ from perception.fusion.build import build_engine
 from perception.fusion.compute import Compute
 from perception.fusion.core import FusionCore
 from perception.fusion.engine import Engine
-from perception.fusion.ledger import Ledger
-from perception.messages import ClockTick, FusedState, Header, Health, Message, SwapRequest
+from perception.graph.fusion_loop import FusionLoop, Outputs
+from perception.messages import Header, InputHealth, Message, SwapRequest
 from perception.models.encoder import Encoding
 from perception.profile import FusionConfig
-
-JOURNAL_NS = 250_000_000
+from perception.units import Clock
 
 
 class Slow:
@@ -33,8 +32,90 @@ class Slow:
         return self._inner(data)
 
 
+class Wall:
+    """A host clock that starts at a given time and runs `speed` times as fast as the wall's."""
+
+    def __init__(self, started_ns: int, speed: float) -> None:
+        self._started_ns = started_ns
+        self._speed = speed
+        self.start()
+
+    def start(self) -> None:
+        """Begin again at the start."""
+        self._wall_ns = time.monotonic_ns()
+
+    def now_ns(self) -> int:
+        return self._started_ns + round((time.monotonic_ns() - self._wall_ns) * self._speed)
+
+    def wait(self, until_ns: int) -> None:
+        time.sleep(max(0, until_ns - self.now_ns()) / 1e9 / self._speed)
+
+
+class Arrivals:
+    """An inbox that delivers recorded messages at their arrival times, then sets `ended`."""
+
+    def __init__(
+        self, arrivals: Sequence[Message[Header]], requests: Mapping[int, SwapRequest], clock: Wall
+    ) -> None:
+        self.ended = threading.Event()
+        self._messages = self._delivered(arrivals, requests)
+        self._end_ns = arrivals[-1].received_ns + 500_000_000
+        self._clock = clock
+        self._next = next(self._messages, None)
+
+    def _delivered(
+        self, arrivals: Sequence[Message[Header]], requests: Mapping[int, SwapRequest]
+    ) -> Iterator[Message[Header]]:
+        for number, message in enumerate(arrivals):
+            if number in requests:
+                yield Message("control/fusion", requests[number], received_ns=message.received_ns)
+                join_loader()
+            if not message.topic.startswith("label/"):
+                yield message
+
+    def receive(self, timeout_s: float) -> Message[Header] | None:
+        due_ns = self._end_ns if self._next is None else self._next.received_ns
+        self._clock.wait(min(due_ns, self._clock.now_ns() + round(timeout_s * 1e9)))
+        if self._clock.now_ns() < due_ns:
+            return None
+        message = self._next
+        if message is None:
+            self.ended.set()
+        else:
+            self._next = next(self._messages, None)
+        return message
+
+    def health(self) -> dict[str, InputHealth]:
+        return {}
+
+
+def join_loader() -> None:
+    """Wait until a head that was asked for is loaded, however long it takes."""
+    for thread in threading.enumerate():
+        if thread.name == "head loader":
+            thread.join()
+
+
+class Recorded:
+    """An output that numbers and stamps messages as a publisher does, and records them."""
+
+    def __init__(self, topic: str, source: str, recording: list[Message[Header]], clock: Clock) -> None:
+        self.topic = topic
+        self.source = source
+        self.published = 0
+        self._recording = recording
+        self._clock = clock
+
+    def send(self, header: Header) -> Header:
+        now_ns = self._clock()
+        sent = structs.replace(header, seq=self.published, sent_ns=now_ns, source=self.source)
+        self.published += 1
+        self._recording.append(Message(self.topic, sent, received_ns=now_ns))
+        return sent
+
+
 class LiveRun:
-    """One incarnation of a fusion process, on a clock that runs `speed` times as fast as the wall's."""
+    """One incarnation of a fusion process: its real loop, on a clock that runs `speed` times as fast."""
 
     def __init__(
         self, config: FusionConfig, incarnation: str, *, speed: float, slow: tuple[str, float] | None = None
@@ -42,97 +123,38 @@ class LiveRun:
         self.recorded: list[Message[Header]] = []
         self._config = config
         self._speed = speed
-        self._engine = build_engine(config, clock=self._now_ns)
-        if slow:
-            self._engine.encoders[slow[0]] = Slow(self._engine, *slow)  # type: ignore[assignment]
-        self._core = FusionCore(config)
-        self._compute = Compute(self._engine, self._publish_state, self._now_ns)
+        self._slow = slow
         self._id = incarnation
-        self._sent = {"state": 0, "clock": 0, "journal": 0}
-        self._ledger = Ledger(
-            self._core,
-            state_topic=f"state/{config.name}",
-            state_source=f"fusion#state{incarnation}",
-            head=self._compute.swap.in_force.use(),
-        )
         self.shed_share = 0.0
 
     def run(
-        self, arrivals: Sequence[Message[Header]], asks: Mapping[int, SwapRequest] | None = None
+        self, arrivals: Sequence[Message[Header]], requests: Mapping[int, SwapRequest] | None = None
     ) -> list[Message[Header]]:
         """Take messages at their arrival times; return the recording in order of arrival.
 
-        `asks` are requests for other heads, by the number of the message before which they come; a head that
-        is asked for is loaded before that message is taken, however long it takes.
+        `requests` for other heads come before the message of their number; a head that is asked for is loaded
+        before that message is taken.
         """
-        self._origin = arrivals[0].received_ns, time.monotonic_ns()
-        self._compute.start()
-        self._tick()
-        journal_ns = self._now_ns()
-        for number, message in enumerate(arrivals):
-            self._wait(message.received_ns)
-            if asks and number in asks:
-                self._ask(asks[number])
-            if not message.topic.startswith("label/"):
-                self._take(message)
-            if self._now_ns() >= journal_ns:
-                journal_ns = self._now_ns() + JOURNAL_NS
-                self._publish_journal()
-        self._wait(arrivals[-1].received_ns + 500_000_000)
-        self._compute.stop()
-        self._publish_journal()
-        self._send("health", Health(stamp_ns=self._now_ns(), node="fusion", device=self._engine.facts()))
-        assert self._compute.failure is None
-        concluded = self._sent["state"]
-        self.shed_share = self._compute.shed_count / max(1, concluded + self._compute.shed_count)
+        clock = Wall(arrivals[0].received_ns, self._speed)
+        engine = build_engine(self._config, clock=clock.now_ns)
+        if self._slow:
+            engine.encoders[self._slow[0]] = Slow(engine, *self._slow)  # type: ignore[assignment]
+        clock.start()
+        outputs = self._outputs(clock.now_ns)
+        compute = Compute(engine, outputs.state.send, clock.now_ns)
+        compute.start()
+        inbox = Arrivals(arrivals, requests or {}, clock)
+        FusionLoop(FusionCore(self._config), compute, inbox, outputs, clock.now_ns).run(inbox.ended)
+        self.shed_share = compute.shed_count / max(1, outputs.state.published + compute.shed_count)
         return sorted([*arrivals, *self.recorded], key=lambda message: message.received_ns)
 
-    def _ask(self, request: SwapRequest) -> None:
-        self._compute.swap.ask(request)
-        for thread in threading.enumerate():
-            if thread.name == "head loader":
-                thread.join()
+    def _outputs(self, clock: Clock) -> Outputs:
+        def output(kind: str) -> Recorded:
+            name = self._config.name if kind == "state" else "fusion"
+            return Recorded(f"{kind}/{name}", f"fusion#{kind}{self._id}", self.recorded, clock)
 
-    def _wait(self, until_ns: int) -> None:
-        while (now_ns := self._now_ns()) < until_ns:
-            deadline_ns = self._core.deadline_ns or until_ns
-            if now_ns >= deadline_ns:
-                self._tick()
-            else:
-                time.sleep((min(until_ns, deadline_ns) - now_ns) / 1e9 / self._speed)
-
-    def _now_ns(self) -> int:
-        started_ns, wall_ns = self._origin
-        return started_ns + round((time.monotonic_ns() - wall_ns) * self._speed)
-
-    def _take(self, message: Message[Header]) -> None:
-        self._compute.offer(self._ledger.push(message))
-
-    def _tick(self) -> None:
-        tick = self._send("clock", ClockTick(stamp_ns=self._now_ns()))
-        self._take(tick)
-
-    def _publish_state(self, state: FusedState) -> None:
-        self._send("state", state)
-
-    def _publish_journal(self) -> None:
-        shed = self._compute.shed
-        self._ledger.shed([shed.popleft() for _ in range(len(shed))])
-        uses = self._compute.swap.uses
-        self._ledger.switched([uses.popleft() for _ in range(len(uses))])
-        if (journal := self._ledger.journal(self._now_ns())) is not None:
-            self._send("journal", journal)
-
-    def _send(self, kind: str, header: Header) -> Message[Header]:
-        """Number and stamp a message as a publisher does, and record it."""
-        seq = self._sent.get(kind, 0)
-        self._sent[kind] = seq + 1
-        now_ns = self._now_ns()
-        name = self._config.name if kind == "state" else "fusion"
-        fields = {"seq": seq, "sent_ns": now_ns, "source": f"fusion#{kind}{self._id}"}
-        message = Message(f"{kind}/{name}", structs.replace(header, **fields), received_ns=now_ns)
-        self.recorded.append(message)
-        return message
+        kinds = ("state", "clock", "journal", "health", "head")
+        return Outputs(*(output(kind) for kind in kinds))
 
 
 def late(

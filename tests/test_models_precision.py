@@ -155,7 +155,7 @@ def test_a_verification_computes_in_the_format_that_the_live_run_chose() -> None
     config = fusion(dtype="auto")
     recording = LiveRun(config, "first", speed=1.0).run(arrivals)
     states = [one.header for one in recording if isinstance(one.header, FusedState)]
-    (facts,) = (one.header.device for one in recording if isinstance(one.header, Health))
+    *_, facts = (one.header.device for one in recording if isinstance(one.header, Health))
     verdict = verify(recording, Profile(fusion=config))
     assert (verdict.exit_code, verdict.equal) == (0, len(states))
 

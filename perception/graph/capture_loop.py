@@ -1,4 +1,7 @@
-"""What the capture nodes share: the loop from device to bus, and `Health` once a second."""
+"""The loop of a capture process: from its device to the bus, and `Health` once a second.
+
+The main thread calls everything here; the device may read ahead in a thread of its own.
+"""
 
 import logging
 import os
@@ -25,7 +28,7 @@ _DAMAGED: Final = ("corrupt", "after_damage")
 _SETTLE_NS: Final = 300_000_000
 """All who listen have found a publisher after this: what one of them hears first, a recorder hears too."""
 _LEAD_NS: Final = 500_000_000  # so that a file's beginning is not over before it is opened
-log = logging.getLogger("perception")
+_LOG: Final = logging.getLogger("perception")
 ItemT = TypeVar("ItemT")
 SectionT = TypeVar("SectionT")
 
@@ -37,7 +40,7 @@ class Check(Protocol):
     facts: dict[str, str | float]
 
 
-class CaptureNode:
+class CaptureLoop:
     """One capture process: its profile, clock and publishers.
 
     Make the publishers first, then import and open the device: meanwhile those who listen find them.
@@ -46,7 +49,7 @@ class CaptureNode:
         kind: `camera`, `microphone` or `text`.
         name: which of the profile's devices of that kind.
         profile: the profile, loaded.
-        stopped: set when the node is told to stop.
+        stopped: set when the process has to end.
     """
 
     def __init__(self, kind: str, name: str, profile: Profile, stopped: threading.Event) -> None:
@@ -123,7 +126,7 @@ class CaptureNode:
                 quiet = check is not None and now_ns - heard_ns > _QUIET_NS
                 self._report(report, check, quiet, ended)
         if ended:
-            log.info("%s-%s: %s", self.kind, self.name, ended)
+            _LOG.info("%s-%s: %s", self.kind, self.name, ended)
         else:
             self._report(device.report(), check, False, "stopped")
 
@@ -139,7 +142,7 @@ class CaptureNode:
             publish(item)
         except MalformedMessageError as error:
             if not self._counts["refused"]:
-                log.warning("%s-%s: refused: %s", self.kind, self.name, error)
+                _LOG.warning("%s-%s: refused: %s", self.kind, self.name, error)
             self._counts["refused"] += 1
 
     def _report(self, report: "DeviceReport", check: Check | None, quiet: bool, ended: str) -> None:
@@ -149,7 +152,7 @@ class CaptureNode:
         elif status == "ok" and check is not None and check.reason:
             status, reason = "degraded", check.reason
         if status != self._status:
-            log.warning("%s-%s: %s", self.kind, self.name, f"{status}: {reason}" if reason else status)
+            _LOG.warning("%s-%s: %s", self.kind, self.name, f"{status}: {reason}" if reason else status)
             self._status = status
         health = Health(
             stamp_ns=self.clock(),

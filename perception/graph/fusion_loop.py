@@ -1,0 +1,179 @@
+"""The loop of a fusion process: receives without ever waiting for compute, publishes one state per tick.
+
+The main thread calls everything here and owns the core and the ledger. The compute thread runs the models and
+publishes states; the two meet in `perception.fusion.compute.Compute`, whose queues this loop empties.
+"""
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from msgspec import structs
+
+from perception.fusion.core import FusionCore
+from perception.fusion.ledger import Ledger
+from perception.messages import ClockTick, Header, Health, InputHealth, Message, SwapRequest
+from perception.units import SECOND_NS, Clock
+
+if TYPE_CHECKING:
+    from perception.fusion.compute import Compute
+
+HEALTH_PERIOD_NS: Final = SECOND_NS
+JOURNAL_PERIOD_NS: Final = SECOND_NS // 4
+JOURNAL_ENTRIES: Final = 512
+"""A journal is published when it has so many entries, however little time has passed."""
+IDLE_S: Final = 0.1
+"""So long the loop waits for a message at most: then it looks whether it has to stop."""
+ItemT = TypeVar("ItemT")
+
+
+class Inbox(Protocol):
+    """Where messages come from: `perception.bus.subscriber.Subscriber`."""
+
+    def receive(self, timeout_s: float) -> Message[Header] | None:
+        """Return the next message, None after `timeout_s` seconds without one."""
+
+    def health(self) -> dict[str, InputHealth]:
+        """Return what was received and dropped, by topic."""
+
+
+class Output(Protocol):
+    """Where the messages of one topic go to: `perception.bus.publisher.Publisher`."""
+
+    @property
+    def topic(self) -> str:
+        """The topic of every message."""
+
+    @property
+    def source(self) -> str:
+        """Id of this publisher and its incarnation."""
+
+    @property
+    def published(self) -> int:
+        """Number of messages sent so far."""
+
+    def send(self, header: Header) -> Header:
+        """Number, stamp and publish a message; return its header as published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Everything a fusion process publishes."""
+
+    state: Output
+    clock: Output
+    journal: Output
+    health: Output
+    head: Output
+
+    def published(self) -> dict[str, int]:
+        """Return the number of messages sent, by topic."""
+        outputs = (self.state, self.clock, self.journal, self.health, self.head)
+        return {out.topic: out.published for out in outputs}
+
+
+class FusionLoop:
+    """Wires inbox, core, compute thread and outputs; one visible loop.
+
+    Args:
+        core: cuts the windows; this loop alone calls it from here on.
+        compute: runs the models, started.
+        inbox: messages of the core's inputs, and requests for other heads.
+        outputs: where everything is published, states by the compute thread.
+        clock: host time in ns.
+    """
+
+    def __init__(
+        self, core: FusionCore, compute: "Compute", inbox: Inbox, outputs: Outputs, clock: Clock
+    ) -> None:
+        self._core = core
+        self._compute = compute
+        self._inbox = inbox
+        self._out = outputs
+        self._clock = clock
+        self._ledger = Ledger(
+            core,
+            state_topic=outputs.state.topic,
+            state_source=outputs.state.source,
+            head=compute.swap.in_force.use(),
+        )
+
+    def run(self, stopped: threading.Event) -> None:
+        """Receive, cut and hand over until stopped; raise what stopped the models."""
+        self._tick(self._clock())
+        next_health_ns = next_journal_ns = self._clock()
+        while not stopped.is_set() and self._compute.failure is None:
+            self._step()
+            now_ns = self._clock()
+            self._publish_heads(now_ns)
+            if now_ns >= next_journal_ns or len(self._ledger.entries) >= JOURNAL_ENTRIES:
+                next_journal_ns = now_ns + JOURNAL_PERIOD_NS
+                self._publish_journal(now_ns)
+            if now_ns >= next_health_ns:
+                next_health_ns = now_ns + HEALTH_PERIOD_NS
+                self._publish_health(now_ns)
+        self._compute.stop()
+        now_ns = self._clock()
+        self._publish_heads(now_ns)
+        self._publish_journal(now_ns)
+        self._publish_health(now_ns)
+        if self._compute.failure is not None:
+            raise self._compute.failure
+
+    def _step(self) -> None:
+        """Take one message, or move time when the next window is due."""
+        deadline_ns = self._core.deadline_ns or self._clock()
+        wait_s = max(0.0, (deadline_ns - self._clock()) / 1e9)
+        message = self._inbox.receive(min(IDLE_S, wait_s))
+        if message is not None and isinstance(message.header, SwapRequest):
+            self._compute.swap.ask(message.header)
+        elif message is not None:
+            self._take(message)
+        # what has already arrived goes first, unless it keeps coming for a whole hop
+        if (now_ns := self._clock()) >= deadline_ns + (0 if message is None else self._core.hop_ns):
+            self._tick(now_ns)
+
+    def _take(self, message: Message[Header]) -> None:
+        windows = self._ledger.push(message)
+        if self._core.expects(message):
+            self._compute.engine.expect(message)
+        self._compute.offer(windows)
+
+    def _tick(self, now_ns: int) -> None:
+        """Move time by an input of our own, published so that a recording has it too."""
+        tick = self._out.clock.send(ClockTick(stamp_ns=now_ns))
+        self._take(Message(self._out.clock.topic, tick))
+
+    def _publish_heads(self, now_ns: int) -> None:
+        for status in _drained(self._compute.swap.told):
+            self._out.head.send(structs.replace(status, stamp_ns=now_ns))
+
+    def _publish_journal(self, now_ns: int) -> None:
+        self._ledger.shed(_drained(self._compute.shed))
+        self._ledger.switched(_drained(self._compute.swap.uses))
+        if (journal := self._ledger.journal(now_ns)) is not None:
+            self._out.journal.send(journal)
+
+    def _publish_health(self, now_ns: int) -> None:
+        counts = {
+            f"{topic} {reason}": count
+            for topic, reasons in self._core.counts.items()
+            for reason, count in reasons.items()
+        }
+        counts |= self._compute.engine.counts
+        self._out.health.send(
+            Health(
+                stamp_ns=now_ns,
+                node=self._out.health.topic.partition("/")[2],
+                inputs=self._inbox.health(),
+                outputs=self._out.published(),
+                counts=counts | {"windows shed": self._compute.shed_count},
+                device=self._compute.engine.facts(),
+            )
+        )
+
+
+def _drained(queue: deque[ItemT]) -> list[ItemT]:
+    """Take what another thread has put there so far."""
+    return [queue.popleft() for _ in range(len(queue))]
