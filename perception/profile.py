@@ -42,6 +42,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def changed(self) -> set[str]:
+        """Return the keys whose value is not the default, whether that was given or not."""
+        fields = type(self).model_fields
+        return {key for key in fields if getattr(self, key) != fields[key].get_default()}
+
 
 class CameraConfig(Section):
     """`[camera.NAME]` publishes `camera/NAME`."""

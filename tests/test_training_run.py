@@ -201,6 +201,32 @@ def test_a_wrong_plan_is_one_line(folder: Path, capsys: pytest.CaptureFixture[st
         assert problem in capsys.readouterr().err
 
 
+def test_a_table_given_in_part_keeps_every_other_default() -> None:
+    whole = plans.TrainPlan(profile="demo")
+    assert whole.training.input_dropout == 0.35
+    for table, section in whole.model_dump().items():
+        for key in section if isinstance(section, dict) else ():
+            part = {"profile": "demo", table: {key: section[key]}}
+            assert plans.TrainPlan.model_validate(part) == whole, f"{table}.{key}"
+
+
+def test_the_plan_that_a_run_followed_lies_beside_the_head_with_every_default(
+    folder: Path, tmp_path: Path
+) -> None:
+    options = ("--sessions", folder / "sessions", "--cache", folder / "cache")
+    plan = tmp_path / "plan.toml"
+    plan.write_text(f'profile = "{folder / "profile.toml"}"\nseeds = 1\n[training]\nepochs = 2\n' + COPIES)
+    assert command("train", plan, *options, "--out", tmp_path / "head") == 0
+    written = json.loads((tmp_path / "head" / plans.PLAN_FILE).read_text())
+    assert written.keys() == plans.TrainPlan.model_fields.keys()
+    assert written["training"].keys() == TrainingConfig.model_fields.keys()
+    assert written["training"]["input_dropout"] == TrainingConfig().input_dropout
+    head = load_head(tmp_path / "head")
+    assert written["classes"] == list(head.classes)
+    assert command("train", tmp_path / "head" / plans.PLAN_FILE, *options, "--out", tmp_path / "again") == 0
+    assert head_hash(load_head(tmp_path / "again")) == head_hash(head)
+
+
 def test_keys_mark_spans() -> None:
     marker = Marker(("left", "right"), "truth")
     assert marker.press("1", 10) is None

@@ -47,7 +47,7 @@ REMEDIED: Final[Mapping[str, tuple[Imbalance, Imbalance]]] = {
 }
 """Remedies of the encoders' and of the head's training."""
 HEAD: Final = TrainingConfig(
-    epochs=150, batch=128, learning_rate=2e-3, weight_decay=5e-2, patience=20, select="nll"
+    epochs=150, batch=128, learning_rate=2e-3, weight_decay=5e-2, patience=20, select="nll", input_dropout=0
 )
 _LOG: Final = logging.getLogger(__name__)
 

@@ -148,13 +148,29 @@ OURS: Final = Recipe(
     "ours",
     spectrograms,
     _convolutional,
-    TrainingConfig(epochs=30, batch=64, learning_rate=5e-3, schedule="one-cycle", select="last", auxiliary=0),
+    TrainingConfig(
+        epochs=30,
+        batch=64,
+        learning_rate=5e-3,
+        schedule="one-cycle",
+        select="last",
+        auxiliary=0,
+        input_dropout=0,
+    ),
     {"audio": _augment_audio, "image": _augment_image},
 )
 SMIL: Final = Recipe(
     "SMIL",
     mfcc_pictures,
     _lenet,
-    TrainingConfig(epochs=60, batch=64, learning_rate=1e-3, weight_decay=0, select="last", auxiliary=0),
+    TrainingConfig(
+        epochs=60,
+        batch=64,
+        learning_rate=1e-3,
+        weight_decay=0,
+        select="last",
+        auxiliary=0,
+        input_dropout=0,
+    ),
     {},
 )

@@ -83,7 +83,7 @@ class CopyPlan(Section):
 
     def inputs(self) -> Iterator[tuple[str, str]]:
         """Yield each key that is given, and the input it is about."""
-        for key in sorted(self.model_fields_set & _ABOUT.keys()):
+        for key in sorted(self.changed() & _ABOUT.keys()):
             yield key, _ABOUT[key]
         for key in ("lost", "late_ms"):
             yield from ((f"{key}.{topic}", topic) for topic in getattr(self, key))

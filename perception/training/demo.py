@@ -31,9 +31,7 @@ TRAIN_SEEDS: Final = tuple(range(1, 25))
 VALIDATION_SEEDS: Final = tuple(range(51, 57))
 TEST_SEED: Final = 91
 SCRIPT_SECONDS: Final = 120.0
-TRAINING: Final = TrainingConfig(
-    input_dropout=0.35  # so that the head is ready for a dead camera
-)
+TRAINING: Final = TrainingConfig()
 _LOG: Final = logging.getLogger(__name__)
 
 

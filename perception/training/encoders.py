@@ -110,7 +110,7 @@ def _over_ticks(change: Disturbance, dims: int) -> Disturbance:
 def check(file: Path, augment: Augmentation, fusion: FusionConfig, names: Iterable[str]) -> None:
     """Raise ProfileError if an encoder cannot be trained, or a disturbance is of what none that is takes."""
     kinds = {encoder.modality for encoder in trainable(fusion, names, 0).values()}
-    for key in sorted(augment.model_fields_set):
+    for key in sorted(augment.changed()):
         if _ABOUT[key] not in kinds:
             raise ProfileError(
                 f"{file}: augment.{key}: none of train_encoders takes {_ABOUT[key]}; [[copies]] disturb what "

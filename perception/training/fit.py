@@ -58,7 +58,7 @@ class TrainingConfig(Section):
     ] = "nll"
     input_dropout: Annotated[
         float, Field(ge=0, le=1, description="share of rows that lose one or more whole inputs")
-    ] = 0.0
+    ] = 0.35
     late: Annotated[
         float, Field(ge=0, le=1, description="share of rows that see one input as it was some ticks before")
     ] = 0.0

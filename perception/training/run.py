@@ -124,7 +124,7 @@ def _train(
         found = report.assess(models, parts.validation, parts.test, inputs, singles)
         found["cost"] = cost.of_tick(models[0], parts.test, sources, fusion)
     found["folds"] = folds
-    found["training"] = plan.model_dump(mode="json")
+    found["training"] = plan.model_copy(update={"classes": data.classes}).model_dump(mode="json")
     with beside(out) as part, written(out):
         plans.save(part, models[0], parts, found, inputs, plans.encoders_config_hash(fusion), out)
         encoders.save(part, fusion, dict(models[0].encoders))

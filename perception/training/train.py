@@ -29,6 +29,8 @@ from perception.training.fit import Augment, History, TrainingConfig, fit
 from perception.training.media import media_sources
 from perception.training.model import FusionModel
 
+PLAN_FILE: Final = "plan.json"
+"""In a checkpoint: the plan that was followed, every default in it."""
 CACHE: Final = Path("~/.cache/perception/features")
 
 
@@ -79,7 +81,7 @@ class TrainPlan(Section):
     copies: Annotated[
         tuple[CopyPlan, ...], Field(description="perturbed copies of the sessions trained on")
     ] = ()
-    training: TrainingConfig = TrainingConfig(input_dropout=0.35)
+    training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="after")
     def _leaves_something_to_learn_from(self) -> "TrainPlan":
@@ -89,11 +91,16 @@ class TrainPlan(Section):
 
 
 def load_plan(path: Path) -> TrainPlan:
-    """Read a training configuration; ProfileError names file, key and what was expected."""
+    """Read a training configuration, or the `plan.json` beside a head, which is one with every default.
+
+    Raises:
+        ProfileError: names file, key and what was expected.
+    """
     try:
-        data = tomllib.loads(read_text(path))
+        text = read_text(path)
+        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         return TrainPlan.model_validate(data)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
         raise ProfileError(f"{path}: not a training configuration: {error}") from error
     except ValidationError as error:
         problems = "; ".join(
@@ -280,7 +287,7 @@ windows of {validation_sources}, {tested}
 {figures}
 
 Hash of the head `{hash}`, of the encoders' configuration `{encoders}`.
-Full report: `report.html`, `report.json`.
+Full report: `report.html`, `report.json`. `perception train plan.json` trains it again.
 """
 
 
@@ -293,9 +300,10 @@ def save(
     encoders: str,
     place: Path,
 ) -> None:
-    """Write a checkpoint folder: weights, configuration, model card; `place` is where it will lie."""
+    """Write a checkpoint folder: weights, configuration, plan, model card; `place` is where it will lie."""
     head = model.head
     head.save_pretrained(folder)
+    (folder / PLAN_FILE).write_text(json.dumps(report["training"], indent=2) + "\n", encoding="utf-8")
     branches = "\n".join(f"| {name} | {dim} | {inputs[name]} |" for name, dim in head.dims.items())
     figures = "\n".join(
         f"| {name} | {m['accuracy']:.3f} | {m['macro_f1']:.3f} | {m['nll']:.3f} | {m['ece']:.3f} |"
