@@ -1,24 +1,28 @@
 """Sessions are looked at, cut, mended and compared; damage costs what it hit and is always told."""
 
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mcap.reader import make_reader
 from mcap.writer import Writer
 from msgspec import structs
 
 from perception.errors import SessionError
-from perception.messages import Header, Message
+from perception.messages import Header, Label, Message
 from perception.retrieval.search import find_sessions
 from perception.session import Session, SessionWriter, read
 from perception.session.diff import diff
 from perception.session.edit import repair, trim
 from perception.session.info import info
+from perception.training.labels import Span, from_messages, indices_at
 from perception.training.train import find_sources
 from tests import streams
 
 SECONDS = 3
+ORIGIN_NS = 10**18
 PROFILE = {"domain": "d"}
 
 
@@ -131,8 +135,76 @@ def test_trim_takes_times_and_topics(session: Path, tmp_path: Path) -> None:
     ]
 
 
+def label(start_s: float, end_s: float, name: str, told_s: float, track: str = "truth") -> Message[Header]:
+    start_ns, end_ns, told_ns = (
+        ORIGIN_NS + round(at_s * streams.SECOND_NS) for at_s in (start_s, end_s, told_s)
+    )
+    header = Label(stamp_ns=start_ns, start_ns=start_ns, end_ns=end_ns, name=name, track=track)
+    return Message("label/truth", header, b"", told_ns)
+
+
+def labelled(tmp_path: Path, *labels: Message[Header]) -> Path:
+    """A session whose seconds count from ORIGIN_NS."""
+    frames = [
+        structs.replace(streams.frame(number, at_ns), received_ns=at_ns)
+        for number in range(40)
+        for at_ns in [ORIGIN_NS + number * streams.SECOND_NS // 4]
+    ]
+    return write(tmp_path / "s.mcap", sorted([*frames, *labels], key=lambda one: one.received_ns))
+
+
+def spans_of(messages: Iterable[Message[Header]]) -> list[Span]:
+    return from_messages(one.header for one in messages if isinstance(one.header, Label))
+
+
+def test_trim_keeps_the_labels_in_force_whenever_they_were_given(tmp_path: Path) -> None:
+    path = labelled(
+        tmp_path,
+        label(1, 6, "span", told_s=1),
+        label(2, 1e9, "from here on", told_s=2, track="mode"),
+        label(0, 3, "over", told_s=0.1),
+        label(3.5, 4.5, "told later", told_s=4.6),
+        label(5, 5.5, "told ahead", told_s=2.5),
+        label(2.5, 9, "inside", told_s=5.1),
+        label(5.9, 8, "told after", told_s=8.1),
+        label(6.5, 8, "not yet", told_s=8.2),
+    )
+    trim(path, tmp_path / "t.mcap", start_s=4.0, end_s=6.0)
+    with Session(tmp_path / "t.mcap") as part:
+        zero_ns = part.zero.stamp_ns
+        spans = sorted(
+            from_messages(one.header for one in part.messages(["label/*"]) if isinstance(one.header, Label))
+        )
+        received = [one.received_ns for one in part.messages()]
+        assert part.damage == []
+    assert zero_ns == ORIGIN_NS + 4 * streams.SECOND_NS
+    assert received == sorted(set(received))
+    begin_s = [round((one.start_ns - zero_ns) / 1e9, 6) for one in spans]
+    assert dict(zip([one.name for one in spans], begin_s, strict=True)) == {
+        "span": 0, "from here on": 0, "inside": 0, "told later": 0, "told ahead": 1, "told after": 1.9
+    }  # fmt: skip
+    whole = spans_of(read(path))
+    times = np.arange(zero_ns, zero_ns + 2 * streams.SECOND_NS, streams.SECOND_NS // 10)
+    for track in ("truth", "mode"):
+        names = sorted({one.name for one in whole})
+        assert (
+            indices_at(spans, times, names, track).tolist() == indices_at(whole, times, names, track).tolist()
+        )
+
+
+@pytest.mark.parametrize(("topics", "kept"), [(["label/*"], 1), (["camera/*"], 0), (["*"], 1)])
+def test_trim_takes_labels_in_force_of_the_topics_asked_for(
+    tmp_path: Path, topics: list[str], kept: int
+) -> None:
+    path = labelled(tmp_path, label(1, 6, "span", told_s=1))
+    trim(path, tmp_path / "t.mcap", topics, start_s=3.0)
+    assert sum(isinstance(one.header, Label) for one in read(tmp_path / "t.mcap")) == kept
+
+
 def test_trim_to_nothing_says_so_and_leaves_no_file(session: Path, tmp_path: Path) -> None:
-    with pytest.raises(SessionError, match="nothing to write"):
+    with pytest.raises(
+        SessionError, match=f"nothing to write under --topics camera/other; it holds {streams.CAMERA}"
+    ):
         trim(session, tmp_path / "t.mcap", ["camera/other"])
     assert not (tmp_path / "t.mcap").exists()
 

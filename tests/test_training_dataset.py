@@ -26,6 +26,7 @@ from perception.profile import (
     MicrophoneConfig,
     ScriptConfig,
 )
+from perception.session.edit import repair, trim
 from perception.session.writer import SessionWriter
 from perception.training import dataset
 from perception.training.cache import Cache
@@ -94,6 +95,9 @@ class Playing:
     name: str = "played"
 
     def fingerprint(self) -> str:
+        return self.name
+
+    def origin(self) -> str:
         return self.name
 
     def messages(self) -> Iterator[Message[Header]]:
@@ -220,6 +224,22 @@ def test_a_copy_of_a_session_counts_once(tmp_path: Path, caplog: pytest.LogCaptu
     (tmp_path / "copy.labels.txt").write_text(f"0\t9\t{CLASSES[0]}\n")
     relabelled = build(copies[:2], config(CHEAP), tmp_path / "cache", classes=CLASSES)
     assert len(relabelled) > len(once)
+
+
+def test_a_session_and_what_was_made_of_it_stay_together(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, other = (record(tmp_path / f"{seed}.mcap", script(5.0, seed)) for seed in (3, 4))
+    trim(whole.path, tmp_path / "part.mcap", start_s=1.0)
+    trim(tmp_path / "part.mcap", tmp_path / "part of it.mcap", start_s=0.5)
+    repair(whole.path, tmp_path / "repaired.mcap")
+    made = [SessionSource(tmp_path / f"{name}.mcap") for name in ("part", "part of it", "repaired")]
+    data = build([whole, other, *made], config(CHEAP), tmp_path / "cache", classes=CLASSES)
+    for one, rest in [holdout(data, 0.5, 0), *folds(data, 2, 0)]:
+        assert {len(set(side.sources.tolist())) for side in (one, rest)} == {1, 4}
+    assert "3, part, part of it, repaired: of one recording, kept in one part of every split" in caplog.text
+    with pytest.raises(SessionError, match="1 labelled sessions cannot be split"):
+        holdout(build([whole, *made], config(CHEAP), tmp_path / "cache", classes=CLASSES), 0.5, 0)
 
 
 def test_a_split_leaves_something_on_both_sides() -> None:

@@ -3,7 +3,9 @@
 What fails a checksum is never returned: it is passed over and told in `Session.damage`.
 """
 
+import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,9 @@ from perception.session.zero import NAME as ZERO
 from perception.session.zero import Zero
 
 _LOG: Final = logging.getLogger(__name__)
+ORIGIN: Final = "origin"
+"""Of the metadata that says which session a part or a repaired copy was made of."""
+_BEGINNING_BYTES: Final = 1 << 20
 
 
 def read(
@@ -83,7 +88,17 @@ class Session(McapFile):
     @property
     def metadata(self) -> dict[str, Any]:
         """JSON values by name: `profile`, `models`, `packages`, `clock`, `devices`, whatever was given."""
-        return {name: value for name, value in super().metadata.items() if name != ZERO}
+        return {name: value for name, value in super().metadata.items() if name not in (ZERO, ORIGIN)}
+
+    @property
+    def origin(self) -> str:
+        """Which recording it is or was made of: parts and repaired copies of one session have the same.
+
+        That is a hash of the file's first MiB, which `trim` and `repair` hand on in the metadata.
+        """
+        given = super().metadata.get(ORIGIN)
+        beginning = os.pread(self._descriptor, _BEGINNING_BYTES, 0)
+        return given if isinstance(given, str) else hashlib.sha256(beginning).hexdigest()
 
     @property
     def zero(self) -> Zero:
@@ -181,9 +196,14 @@ def is_ours(channel: Channel, known: Declarations) -> bool:
     return bool(wire_fields(channel.metadata, name, data))
 
 
-def nothing_to_export(session: Session, topics: Sequence[str]) -> SessionError:
-    """Return the error of an export that would hold nothing."""
+def nothing_of(session: Session, topics: Sequence[str]) -> str:
+    """Return what an error says behind "nothing to ...": what was asked for, and what there is."""
     asked = "" if tuple(topics) == ("*",) else f" under --topics {' '.join(topics)}"
     there = ", ".join(session.counts) or "no messages at all"
     damage = "".join(f"; damage: {text}" for text in session.damage)
-    return SessionError(f"{session.path}: nothing to export{asked}; it holds {there}{damage}")
+    return f"{asked}; it holds {there}{damage}"
+
+
+def nothing_to_export(session: Session, topics: Sequence[str]) -> SessionError:
+    """Return the error of an export that would hold nothing."""
+    return SessionError(f"{session.path}: nothing to export{nothing_of(session, topics)}")

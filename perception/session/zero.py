@@ -56,6 +56,10 @@ class Zero:
         """Return the log time that many seconds after the zero."""
         return self.log_ns + round(seconds * 1e9)
 
+    def stamp_at(self, log_ns: int) -> int:
+        """Return the stamp of what happens at a log time."""
+        return log_ns - self.log_ns + self.stamp_ns
+
     def later(self, by_ns: int) -> Self:
         """Return the zero of a part that begins so much later."""
         return replace(self, stamp_ns=self.stamp_ns + by_ns, log_ns=self.log_ns + by_ns)

@@ -123,6 +123,10 @@ class Copied:
         original = self.original.fingerprint()
         return f"{original} {'; '.join(map(str, self.plan.perturbations(original)))}"
 
+    def origin(self) -> str:
+        """Return the original's."""
+        return self.original.origin()
+
     def messages(self) -> Iterator[Message[Header]]:
         """Yield the perturbed messages in order of arrival."""
         return iter(self._perturbed())
@@ -171,4 +175,6 @@ def joined(train: Examples, copies: Sequence[Examples]) -> Examples:
     own = torch.unique(train.sources)
     parts = [train, *(copy.rows(torch.isin(copy.sources, own)) for copy in copies)]
     rows = Examples.concatenate(parts)
-    return replace(rows, sources=torch.cat([part.sources for part in parts]), names=train.names)
+    return replace(
+        rows, sources=torch.cat([part.sources for part in parts]), names=train.names, origins=train.origins
+    )

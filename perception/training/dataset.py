@@ -54,6 +54,9 @@ class DataSource(Protocol):
     def fingerprint(self) -> str:
         """Return a hash of everything that decides its messages."""
 
+    def origin(self) -> str:
+        """Return what sources that must not be split apart have in common."""
+
     def messages(self) -> Iterable[Message[Header]]:
         """Yield its messages in order of arrival."""
 
@@ -81,6 +84,11 @@ class SessionSource:
     def fingerprint(self) -> str:
         """Return the hash of the file."""
         return file_hash(self.path)
+
+    def origin(self) -> str:
+        """Return which recording it is or is a part of."""
+        with Session(self.path) as session:
+            return session.origin
 
     def messages(self) -> Iterator[Message[Header]]:
         """Yield what was recorded."""
@@ -250,7 +258,7 @@ def build(
     """Return the labelled windows of all sources, encoding what is not yet in the cache.
 
     Args:
-        sources: each stays together in every split; a copy of one counts once.
+        sources: each stays together with its parts in every split; a copy of one counts once.
         config: windows and encoders; its head does not matter.
         folder: of the cache.
         classes: names in the order of the labels; without them all that occur, sorted. Windows of other
@@ -284,10 +292,21 @@ def build(
             continue
         seen.add((name, tuple(each)))
         parts.append(_examples(cache, name, source, each, chosen, track, config))
+    _say_parts(parts)
     examples = Examples.concatenate(parts if context else [part.rows(part.labelled) for part in parts])
     if not len(examples.labelled):
         raise SessionError("no window has a label; do the labels belong to these sessions?")
     return examples
+
+
+def _say_parts(parts: Sequence[Examples]) -> None:
+    """Log which sources are of one recording."""
+    together: defaultdict[str, list[str]] = defaultdict(list)
+    for part in parts:
+        together[part.origins[0]] += part.names
+    for names in together.values():
+        if len(names) > 1:
+            _LOG.warning("%s: of one recording, kept in one part of every split", _some(names))
 
 
 def _fill(
@@ -373,22 +392,23 @@ def _examples(
         tuple(classes),
         (source.name,),
         FusionCore(config).hop_ns,
+        origins=(source.origin(),),
     )
 
 
 def holdout(data: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """Split off about `share` of the sources; no source is on both sides.
+    """Split off about `share` of the sources; no source is on both sides, nor are parts of one session.
 
     Raises:
-        SessionError: there is only one source.
+        SessionError: there is only one source, or all are parts of one session.
     """
     from sklearn.model_selection import GroupShuffleSplit  # half of what this module takes to import
 
     _needs_sources(data, 2)
-    count = len(set(data.sources.tolist()))
+    count = len(set(data.groups.tolist()))
     taken = min(math.ceil(share * count), count - 1)
     splitter = GroupShuffleSplit(1, test_size=taken, random_state=seed)
-    first, second = next(splitter.split(np.zeros(len(data)), groups=data.sources.numpy()))
+    first, second = next(splitter.split(np.zeros(len(data)), groups=data.groups.numpy()))
     return data.rows(torch.from_numpy(first)), data.rows(torch.from_numpy(second))
 
 
@@ -398,12 +418,12 @@ def folds(data: Examples, count: int, seed: int) -> Iterator[tuple[Examples, Exa
 
     _needs_sources(data, count)
     splitter = GroupKFold(count, shuffle=True, random_state=seed)
-    for rest, fold in splitter.split(np.zeros(len(data)), groups=data.sources.numpy()):
+    for rest, fold in splitter.split(np.zeros(len(data)), groups=data.groups.numpy()):
         yield data.rows(torch.from_numpy(rest)), data.rows(torch.from_numpy(fold))
 
 
 def _needs_sources(data: Examples, count: int) -> None:
-    found = len(set(data.sources.tolist()))
+    found = len(set(data.groups.tolist()))
     if found < count:
         raise SessionError(
             f"{found} labelled sessions cannot be split into {count} parts; record more, "

@@ -53,6 +53,10 @@ class ScriptSource:
         devices = self.profile.model_dump_json(include={"camera", "microphone", "script"})
         return f"{self.seed} {self.seconds} {devices}"
 
+    def origin(self) -> str:
+        """Return its own."""
+        return self.fingerprint()
+
     def messages(self) -> Iterator[Message[Header]]:
         """Play the script."""
         script = ScriptConfig(seed=self.seed, noise=self.profile.script.noise)

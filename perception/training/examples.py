@@ -36,6 +36,8 @@ class Examples:
     """From one window's end to the next."""
     known: torch.Tensor | None = None
     """(N, K) bool where every row is K windows, see `context`; None where it is one."""
+    origins: tuple[str, ...] = ()
+    """Of the sources: those of one recording have the same; empty where each is independent."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,6 +46,12 @@ class Examples:
     def branches(self) -> tuple[str, ...]:
         """Branch names in the order of the presence columns."""
         return tuple(sorted(self.features))
+
+    @property
+    def groups(self) -> torch.Tensor:
+        """(N,) int64, `sources` with those of one recording as one."""
+        first = torch.tensor([self.origins.index(origin) for origin in self.origins], dtype=torch.int64)
+        return first[self.sources] if self.origins else self.sources
 
     @classmethod
     def of(
@@ -87,6 +95,7 @@ class Examples:
             parts[0].classes,
             tuple(name for part in parts for name in part.names),
             parts[0].hop_ns,
+            origins=tuple(origin for part in parts for origin in part.origins),
         )
 
     def rows(self, index: torch.Tensor | slice) -> Self:

@@ -65,6 +65,10 @@ class MediaSource:
         """Return the hash of the file and of how it is played."""
         return f"{file_hash(self.path)} {self.camera} {self.microphone} {self.lead_s}"
 
+    def origin(self) -> str:
+        """Return its own: no other file is a part of it."""
+        return self.fingerprint()
+
     def recording(self) -> Iterator[Message[Header]]:
         """Return its messages."""
         return self.messages()
