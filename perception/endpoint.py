@@ -1,5 +1,6 @@
 """The form of an endpoint, `tcp://HOST:PORT`: one rule for profiles and for the bus."""
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -7,8 +8,11 @@ from typing import Final
 from perception.errors import BusError
 
 _TCP: Final = re.compile(
-    r"tcp://(?:\[(?P<v6>[0-9A-Fa-f:%.\w]+)\]|(?P<host>\*|\w[\w.-]*)):(?P<port>\*|\d{1,5})"
+    r"tcp://(?:\[(?P<v6>[^\[\]\s]+)\]|(?P<host>\*|[\w.-]+)):(?P<port>\*|\d{1,5})", re.ASCII
 )
+_LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[\w-]{0,61}[A-Za-z0-9_])?", re.ASCII)
+"""One part of a host's name, or of an interface's (RFC 1123, and the `_` of containers' names)."""
+_LONGEST_NAME: Final = 253
 _HIGHEST_PORT: Final = 65535
 
 
@@ -24,7 +28,7 @@ class Endpoint:
     @property
     def bindable_only(self) -> bool:
         """Whether it names no single place, so that nobody can connect to it."""
-        return self.port in ("*", "0") or self.host in ("*", "0.0.0.0", "::")
+        return self.port in ("*", "0") or _is_unspecified(self.host)
 
 
 def parse(endpoint: str) -> Endpoint:
@@ -32,4 +36,31 @@ def parse(endpoint: str) -> Endpoint:
     match = _TCP.fullmatch(endpoint)
     if match is None or (match["port"] != "*" and int(match["port"]) > _HIGHEST_PORT):
         raise BusError(f"'{endpoint[:80]}' is no endpoint; expected tcp://HOST:PORT")
+    if match["v6"] and not _is_address(match["v6"], ipaddress.IPv6Address):
+        raise BusError(f"'{endpoint[:80]}' is no endpoint: [{match['v6'][:60]}] is no IPv6 address")
+    if match["host"] and not _is_host(match["host"]):
+        raise BusError(f"'{endpoint[:80]}' is no endpoint: '{match['host'][:60]}' is no host")
     return Endpoint(match["v6"] or match["host"], match["port"])
+
+
+def _is_host(host: str) -> bool:
+    """Whether it is `*`, an IPv4 address or a name; numbers alone make no name."""
+    parts = host.removesuffix(".").split(".")
+    if all(map(str.isdigit, parts)):
+        return _is_address(host, ipaddress.IPv4Address)
+    return host == "*" or (len(host) <= _LONGEST_NAME and all(map(_LABEL.fullmatch, parts)))
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return host == "*" or ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _is_address(text: str, kind: type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address]) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True

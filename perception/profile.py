@@ -391,9 +391,9 @@ def _follows(detail: Any) -> bool:
 
 
 def _explain(detail: Any, overridden: Collection[str]) -> str:
-    parts = (part for part in detail["loc"] if not str(part).startswith(("[key]", "constrained-")))
-    key = ".".join(map(_part, parts))
-    where = f"--set {key}" if key in overridden else key
+    parts = [part for part in detail["loc"] if not str(part).startswith(("[key]", "constrained-"))]
+    key, given = ".".join(map(_part, parts)), ".".join(map(str, parts))
+    where = f"--set {given}" if given in overridden else key
     if detail["type"] == "extra_forbidden":
         return f"{where}: no such key"
     message = without_credentials(detail["msg"].removeprefix("Value error, "))

@@ -1,5 +1,6 @@
 """Profiles: what ships is valid, one fusion can be taken over by another, errors name file and key."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,44 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     file = tmp_path / "windows.toml"
     file.write_bytes(b"\xef\xbb\xbf[camera.front]\nsource = 0\n")
     assert list(load(str(file)).camera) == ["front"]
+
+
+NO_HOSTS = {
+    "tcp://[:::::1]:5000": "[:::::1] is no IPv6 address",
+    "tcp://[fe80::12345]:5000": "[fe80::12345] is no IPv6 address",
+    "tcp://[10.0.0.1]:5000": "[10.0.0.1] is no IPv6 address",
+    "tcp://[::1%]:5000": "[::1%] is no IPv6 address",
+    "tcp://10.0.0.256:5000": "'10.0.0.256' is no host",
+    "tcp://10.0.1:5000": "'10.0.1' is no host",
+    "tcp://cam-.local:5000": "'cam-.local' is no host",
+    "tcp://cam..local:5000": "'cam..local' is no host",
+}
+
+
+@pytest.mark.parametrize("endpoint", NO_HOSTS)
+def test_an_endpoint_names_a_host_wherever_it_is_given(endpoint: str, tmp_path: Path) -> None:
+    says = re.escape(f"'{endpoint}' is no endpoint: {NO_HOSTS[endpoint]}")
+    for text in (f"[connect]\n'text/a' = '{endpoint}'\n", f"[text.a]\nendpoint = '{endpoint}'\n"):
+        (tmp_path / "a.toml").write_text(text)
+        with pytest.raises(ProfileError, match=says):
+            load(str(tmp_path / "a.toml"))
+    for key in ("text.say.endpoint", "connect.text/a"):
+        with pytest.raises(ProfileError, match=rf"--set {re.escape(key)}: {says}"):
+            load("demo", (f"{key}={endpoint}",))
+
+
+@pytest.mark.parametrize(
+    "host", ["[::1]", "[fe80::1%eth0]", "[::ffff:10.0.0.1]", "10.0.0.1", "cam_1", "a-b.local.", "eth0.1"]
+)
+def test_hosts_of_every_form_are_connected_to(host: str) -> None:
+    profile = parse({"connect": {"text/a": f"tcp://{host}:5000"}}, where="test")
+    assert profile.connect == {"text/a": f"tcp://{host}:5000"}
+
+
+@pytest.mark.parametrize("host", ["[::]", "[0:0::0]", "0.0.0.0", "*"])
+def test_no_place_is_connected_to(host: str) -> None:
+    with pytest.raises(ProfileError, match="names no single place"):
+        parse({"connect": {"text/a": f"tcp://{host}:5000"}}, where="test")
 
 
 def test_an_override_that_is_wrong_is_named_as_such() -> None:

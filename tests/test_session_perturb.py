@@ -209,6 +209,32 @@ def test_what_meets_no_topic_is_an_error_that_names_those_there_are(
         assert str(error.value) == f"{mistaken} changes nothing; inputs there are {there}"
 
 
+@pytest.mark.parametrize(
+    "outside",
+    [
+        without("camera", from_s=100),
+        without("camera", to_s=-1),
+        without("camera", from_s=2, to_s=1),
+        freeze("microphone", from_s=3600.0, to_s=3601),
+        stamp_leap("camera", ms=5, at_s=1e6),
+        without(CAMERA, from_s=float("nan")),
+    ],
+)
+def test_a_span_outside_the_recording_is_an_error_with_that_of_the_recording(
+    recording: Stream, outside: Perturbation
+) -> None:
+    end_s = (recording[-1].received_ns - recording[0].received_ns) / 1e9
+    with pytest.raises(SessionError) as error:
+        list(Perturbed(recording, gain(-1), outside))
+    assert str(error.value) == (f"{outside} changes nothing; the recording is from 0.000 to {end_s:.3f} s")
+
+
+def test_what_is_moved_into_a_span_is_perturbed_there(recording: Stream) -> None:
+    late = shift(100_000, topic="camera")
+    moved = of(apply(recording, late), CAMERA)
+    assert len(of(apply(recording, late, without("camera", from_s=101)), CAMERA)) < len(moved)
+
+
 def test_what_one_takes_away_another_may_still_be_for(recording: Stream) -> None:
     assert apply(recording, without("camera"), freeze("camera")) == apply(recording, without("camera"))
     assert not of(apply([*recording, TYPED], without("text"), typos(rate=1.0)), TEXT)

@@ -203,6 +203,8 @@ PROBLEMS = {
     'profile="kind.toml"': "*room.mcap: *kind.toml: fusion.encoders.motion.kind: 'smell' is no kind*",
     'profile="weights.toml"': "*room.mcap: *weights.toml: *no/such/weights*",
     'profile="head.toml"': "*room.mcap: *no/such/head*",
+    'without("camera", from_s=900), profile="room.toml"': "*room.mcap: without('camera', *) changes nothing; "
+    "the recording is from 0.000 to *",
     'without("nose"), profile="room.toml"': "*room.mcap: without('nose', *) changes nothing; inputs there "
     "are camera/front, microphone/main",
 }

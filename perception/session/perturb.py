@@ -45,11 +45,17 @@ class Perturbation:
     """What it acts on; None where that is not known."""
     modalities: tuple[str, ...] = field(default=_INPUTS, compare=False, repr=False)
     """The kinds of streams that it can change."""
+    span_s: tuple[float, float] = field(default=(-math.inf, math.inf), compare=False, repr=False)
+    """From when to when it acts, in seconds from the zero of the recording; the end is excluded."""
 
     def meets(self, topic: str) -> bool:
         """Whether it acts on a topic; always, where that is not known."""
         kind = topic.partition("/")[0]
         return self.topic is None or (kind in self.modalities and _meets(topic, self.topic))
+
+    def lasts(self, at_s: float) -> bool:
+        """Whether that second is in its span."""
+        return self.span_s[0] <= at_s < self.span_s[1]
 
     def __call__(self, messages: Messages) -> Iterator[Message[Header]]:
         """Yield the perturbed messages in order of arrival; `messages` may be gone through twice."""
@@ -80,25 +86,41 @@ class Perturbed:
         return Zero.of(next(iter(messages), None))
 
     def __iter__(self) -> Iterator[Message[Header]]:
-        """Yield the messages; SessionError if a perturbation meets none of their topics."""
+        """Yield the messages; SessionError if one meets none of their topics, or its span none of them."""
         if self._strict:
             self._check()
+            self._strict = False
         if self._perturbations:
             *before, last = self._perturbations
             return last(Perturbed(self._messages, *before, strict=False))
         return (one for one in self._messages if one.topic.partition("/")[0] not in _CONCLUDED)
 
     def _check(self) -> None:
-        waiting, inputs = list(self._perturbations), set[str]()
-        messages = iter(self._messages)
-        while waiting and (message := next(messages, None)) is not None:
+        """Raise SessionError for a perturbation that changes nothing."""
+        inputs, unmet, outside = set[str](), list(self._perturbations), list(self._perturbations)
+        ends_s = 0.0, 0.0
+        for at_s, message in _timed(self._messages):
+            if not unmet and not outside:
+                return
+            ends_s = min(ends_s[0], at_s), max(ends_s[1], at_s)
+            outside = [one for one in outside if not one.lasts(at_s)]
             if message.topic not in inputs and message.topic.partition("/")[0] in _INPUTS:
                 inputs.add(message.topic)
-                waiting = [one for one in waiting if not one.meets(message.topic)]
-        for one in waiting:
-            where = f"{self._messages.name}: " if isinstance(self._messages, Recording) else ""
+                unmet = [one for one in unmet if not one.meets(message.topic)]
+        where = f"{self._messages.name}: " if isinstance(self._messages, Recording) else ""
+        for one in unmet:
             there = ", ".join(sorted(inputs)) or "none"
             raise SessionError(f"{where}{one} changes nothing; inputs there are {there}")
+        for one in outside:
+            if not self._moved_into(one):
+                span = f"{ends_s[0]:.3f} to {ends_s[1]:.3f} s"
+                raise SessionError(f"{where}{one} changes nothing; the recording is from {span}")
+
+    def _moved_into(self, one: Perturbation) -> bool:
+        """Whether perturbations before it move anything into its span."""
+        before = self._perturbations[: self._perturbations.index(one)]
+        moved = Perturbed(self._messages, *before, strict=False)
+        return bool(before) and any(one.lasts(at_s) for at_s, _ in _timed(moved))
 
 
 def without(topic: str, from_s: float = 0.0, to_s: float = math.inf) -> Perturbation:
@@ -115,7 +137,8 @@ def without(topic: str, from_s: float = 0.0, to_s: float = math.inf) -> Perturba
             if not (_is(message, topic) and from_s <= elapsed_s < to_s):
                 yield message
 
-    return Perturbation(f"without({topic!r}, from_s={from_s}, to_s={to_s})", apply, topic)
+    name = f"without({topic!r}, from_s={from_s}, to_s={to_s})"
+    return Perturbation(name, apply, topic, span_s=(from_s, to_s))
 
 
 def delay(topic: str, ms: float) -> Perturbation:
@@ -254,7 +277,8 @@ def freeze(topic: str = "camera", from_s: float = 0.0, to_s: float = math.inf) -
             else:
                 yield message
 
-    return Perturbation(f"freeze({topic!r}, from_s={from_s}, to_s={to_s})", apply, topic, _SIGNALS)
+    name = f"freeze({topic!r}, from_s={from_s}, to_s={to_s})"
+    return Perturbation(name, apply, topic, _SIGNALS, (from_s, to_s))
 
 
 def stamp_leap(topic: str, ms: float, at_s: float = 0.0, count: int = 1) -> Perturbation:
@@ -271,7 +295,8 @@ def stamp_leap(topic: str, ms: float, at_s: float = 0.0, count: int = 1) -> Pert
             else:
                 yield message
 
-    return Perturbation(f"stamp_leap({topic!r}, ms={ms}, at_s={at_s}, count={count})", apply, topic)
+    name = f"stamp_leap({topic!r}, ms={ms}, at_s={at_s}, count={count})"
+    return Perturbation(name, apply, topic, span_s=(at_s, math.inf))
 
 
 def _is(message: Message[Header], pattern: str) -> bool:
