@@ -40,9 +40,12 @@ class Ledger:
         self._heads += uses
         self._switched |= bool(uses)
 
-    def journal(self, now_ns: int) -> Journal | None:
-        """Return what was noted since the journal before, None if nothing was."""
-        if not self.entries and not self._switched:
+    def journal(self, now_ns: int, *, last: bool = False) -> Journal | None:
+        """Return what was noted since the journal before, None if nothing was.
+
+        The `last` one is made all the same: it says that nothing was shed for the states since then.
+        """
+        if not (self.entries or self._switched or last):
             return None
         journal = Journal(
             stamp_ns=now_ns,

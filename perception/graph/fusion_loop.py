@@ -116,7 +116,7 @@ class FusionLoop:
         self._compute.stop()
         now_ns = self._clock()
         self._publish_heads(now_ns)
-        self._publish_journal(now_ns)
+        self._publish_journal(now_ns, last=True)
         self._publish_health(now_ns)
         if self._compute.failure is not None:
             raise self._compute.failure
@@ -149,10 +149,10 @@ class FusionLoop:
         for status in _drained(self._compute.swap.told):
             self._out.head.send(structs.replace(status, stamp_ns=now_ns))
 
-    def _publish_journal(self, now_ns: int) -> None:
+    def _publish_journal(self, now_ns: int, *, last: bool = False) -> None:
         self._ledger.shed(_drained(self._compute.shed))
         self._ledger.switched(_drained(self._compute.swap.uses))
-        if (journal := self._ledger.journal(now_ns)) is not None:
+        if (journal := self._ledger.journal(now_ns, last=last)) is not None:
             self._out.journal.send(journal)
 
     def _publish_health(self, now_ns: int) -> None:
