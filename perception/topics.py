@@ -1,4 +1,4 @@
-"""The one table of topics: name pattern -> message type, queue policy, recorded schema."""
+"""The one table of topics: name pattern -> message type, queue policy."""
 
 import re
 from dataclasses import dataclass
@@ -25,7 +25,6 @@ class Topic:
     policy: Policy
     depth: int
     max_payload_bytes: int
-    recorded_schema: str
     max_queued_bytes: int = 256 << 20
 
 
@@ -33,16 +32,16 @@ _MIB: Final = 1 << 20
 TOPICS: Final[dict[str, Topic]] = {
     topic.prefix: topic
     for topic in (
-        Topic("camera", messages.CameraFrame, "latest", 1, 64 * _MIB, "foxglove.CompressedImage"),
-        Topic("microphone", messages.AudioBlock, "queue", 512, 4 * _MIB, "foxglove.RawAudio"),
-        Topic("text", messages.TextCommand, "queue", 256, 0, "foxglove.Log"),
-        Topic("label", messages.Label, "queue", 1024, 0, "perception.Label"),
-        Topic("state", messages.FusedState, "latest", 8, 4 * _MIB, "perception.FusedState"),
-        Topic("health", messages.Health, "latest", 1, 0, "perception.Health"),
-        Topic("clock", messages.ClockTick, "queue", 1024, 0, "perception.ClockTick"),
-        Topic("journal", messages.Journal, "queue", 1024, 0, "perception.Journal"),
-        Topic("control", messages.SwapRequest, "queue", 64, 0, "perception.SwapRequest"),
-        Topic("head", messages.HeadStatus, "queue", 1024, 0, "perception.HeadStatus"),
+        Topic("camera", messages.CameraFrame, "latest", 1, 64 * _MIB),
+        Topic("microphone", messages.AudioBlock, "queue", 512, 4 * _MIB),
+        Topic("text", messages.TextCommand, "queue", 256, 0),
+        Topic("label", messages.Label, "queue", 1024, 0),
+        Topic("state", messages.FusedState, "latest", 8, 4 * _MIB),
+        Topic("health", messages.Health, "latest", 1, 0),
+        Topic("clock", messages.ClockTick, "queue", 1024, 0),
+        Topic("journal", messages.Journal, "queue", 1024, 0),
+        Topic("control", messages.SwapRequest, "queue", 64, 0),
+        Topic("head", messages.HeadStatus, "queue", 1024, 0),
     )
 }
 MAX_HEADER_BYTES: Final = 256 * 1024

@@ -263,16 +263,12 @@ def test_gates_are_closed_where_a_branch_is_absent() -> None:
     torch.testing.assert_close(head(features, present), gated.out(projected))
 
 
-def test_model_fusion_reports_each_branch_on_its_own_and_the_prior_where_it_is_absent() -> None:
+def test_model_fusion_of_one_branch_alone_is_the_model_of_that_branch() -> None:
     head = ModelFusion(DIMS, CLASSES).eval()
-    features, present = batch(4), torch.tensor([[True, False, True]]).expand(4, 3)
-    scores = head.branch_scores(features, present)
-    assert scores.shape == (4, 3, 3)
-    torch.testing.assert_close(scores[:, 0], head.models[0](features["faces"]).softmax(dim=1))
-    torch.testing.assert_close(scores[:, 1], torch.full((4, 3), 1 / 3))
-
-    only_voice = torch.tensor([[False, False, True]]).expand(4, 3)
-    torch.testing.assert_close(head(features, only_voice).softmax(dim=1), scores[:, 2])
+    features, only_voice = batch(4), torch.tensor([[False, False, True]]).expand(4, 3)
+    torch.testing.assert_close(
+        head(features, only_voice), head.models[2](features["voice"]).log_softmax(dim=1)
+    )
 
 
 def test_the_branches_of_model_fusion_are_trained_as_complete_models() -> None:

@@ -3,17 +3,15 @@
 import math
 from typing import Final
 
-import numpy as np
-
 from perception.features.logmel import VGGISH, Frames, StreamingLogMel
 from perception.features.resample import Resampler
 from perception.features.window import SampleHistory, Samples
 
 RATE_HZ: Final = VGGISH.rate_hz
 FRAMES: Final = 96
-"""Log-mel frames of one VGGish example; they span 15,600 samples, 0.975 s."""
-_SILENCE: Final = math.log(VGGISH.log_offset)
-"""A log-mel band without any sound."""
+"""Log-mel frames of one VGGish example."""
+_SHORTEST: Final = (FRAMES - 1) * VGGISH.hop + VGGISH.window
+"""Samples at 16 kHz that they span: 15,600, 0.975 s."""
 
 
 class AudioFrontEnd:
@@ -22,12 +20,16 @@ class AudioFrontEnd:
     Overlapping windows share their work, yet the result is bit-equal to that of a new front end which is
     given the one window alone, if the caller adds `context_ns` of sound before each window: what the
     resampler and the frames' grid reach back to.
+
+    Raises:
+        ValueError: windows of `length_ns` are shorter than a VGGish example, 0.975 s.
     """
 
     def __init__(self, rate_hz: int, length_ns: int) -> None:
         self._rate_hz = rate_hz
         self._waveform_samples = round(length_ns * RATE_HZ / 1e9)
-        self._frames = min(FRAMES, VGGISH.count(self._waveform_samples))
+        if self._waveform_samples < _SHORTEST:
+            raise ValueError(f"audio windows of {length_ns / 1e6:g} ms: expected at least 975 ms")
         self._end: int | None = None
         self._start_anew()
         reach = self._waveform_samples + VGGISH.hop
@@ -41,7 +43,6 @@ class AudioFrontEnd:
         The waveform ends as close to the window's end as the resampler can see, at most 1.6 ms before it
         (3.3 ms where the device's rate is below 16 kHz) and exactly there at 16 kHz. The frames lie on the
         hop grid of the whole stream, so the last one ends less than a hop, 10 ms, before the waveform does.
-        In windows under 0.975 s, the frames for which there is no room stand first and hold silence.
 
         Args:
             samples: float32 mono at the device's rate, exactly those of `[end_index - n, end_index)`. At
@@ -56,7 +57,7 @@ class AudioFrontEnd:
         start = end_index - samples.size
         end = self._resampler.end(end_index)
         last = (end - VGGISH.window) // VGGISH.hop + 1
-        earliest = min(end - self._waveform_samples, (last - self._frames) * VGGISH.hop)
+        earliest = min(end - self._waveform_samples, (last - FRAMES) * VGGISH.hop)
         if self._resampler.first(start) > earliest:
             raise ValueError(f"{samples.size} samples at {self._rate_hz} Hz are too few for an audio window")
         if self._end is None or not start <= self._end <= end_index:
@@ -70,10 +71,7 @@ class AudioFrontEnd:
         else:
             self._waveform.push(first, outputs)
             waveform, _ = self._waveform.read(end - self._waveform_samples, end)
-        log_mel = self._log_mel.frames(last - self._frames, last)
-        if self._frames < FRAMES:
-            silence = np.full((FRAMES - self._frames, VGGISH.bands), _SILENCE, np.float32)
-            log_mel = np.concatenate([silence, log_mel])
+        log_mel = self._log_mel.frames(last - FRAMES, last)
         if missing:
             self._start_anew()
         return waveform, log_mel

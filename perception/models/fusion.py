@@ -314,12 +314,6 @@ class ModelFusion(FusionHead):
         combined: torch.Tensor = self.head(torch.cat([said.flatten(1), present.to(x.dtype)], dim=1))
         return torch.where(present.any(dim=1, keepdim=True), combined, self.log_prior)
 
-    def branch_scores(self, features: Mapping[str, torch.Tensor], present: torch.Tensor) -> torch.Tensor:
-        """Return each branch's own class probabilities (B, M, C), calibrated; the prior where absent."""
-        x, present = self._inputs(features, present)
-        log_p = self.pool.calibrated(self._branch_logits(x))
-        return torch.where(present[:, :, None], log_p, self.log_prior).exp()
-
     def auxiliary_loss(
         self, features: Mapping[str, torch.Tensor], present: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:

@@ -172,15 +172,6 @@ def _span(file: Path, number: int, row: Sequence[str], columns: _Columns) -> Spa
     return Span(round(start_s * SECOND_NS), round(end_s * SECOND_NS), label, tier or DEFAULT_TRACK)
 
 
-def write_audacity(file: Path, spans: Iterable[Span], origin_ns: int = 0) -> None:
-    """Write an Audacity label track, one line per span, in seconds from `origin_ns`."""
-    lines = [
-        f"{(span.start_ns - origin_ns) / 1e9:.6f}\t{(span.end_ns - origin_ns) / 1e9:.6f}\t{span.name}\n"
-        for span in sorted(spans)
-    ]
-    file.write_text("".join(lines), encoding="utf-8")
-
-
 def class_of_path(path: Path, root: Path) -> str:
     """Return the class that a media file's place says: its folder under `root`, else its name's first part.
 

@@ -107,11 +107,3 @@ def calibrate(model: FusionModel, validation: Examples) -> None:
         parts.append(model.encode(batch.features, batch.present))
     features = {name: torch.cat([part[name] for part in parts]) for name in head.branches}
     head.calibrate(features, validation.present.to(device), validation.labels.to(device))
-
-
-def fit_prior(head: Head, labels: torch.Tensor) -> None:
-    """Set the class prior alone: encoders in training standardise their features themselves."""
-    labels = labels.to(head.mean.device)
-    empty = {name: head.mean.new_zeros(len(labels), dim) for name, dim in head.dims.items()}
-    nothing = torch.zeros(len(labels), len(head.dims), dtype=torch.bool, device=labels.device)
-    head.fit_statistics(empty, nothing, labels)
