@@ -309,6 +309,43 @@ def test_remedies_for_imbalance_do_what_they_say() -> None:
     assert set(REMEDIES) == {"none", "weights", "oversample", "focal", "logit-adjustment"}
 
 
+def one_in_twenty(count: int, seed: int) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(count, generator=generator) < 0.05).long()
+    features = {name: torch.randn(count, 2, generator=generator) + labels[:, None] for name in INPUTS}
+    return Examples.of(features, labels, ("common", "rare"))
+
+
+@pytest.mark.parametrize("select", ["nll", "balanced-nll"])
+@pytest.mark.parametrize("remedy", ["weights", "oversample", "logit-adjustment"])
+@pytest.mark.parametrize("level", ["feature", "pool", "head"])
+def test_a_remedy_acts_at_every_level_whatever_chooses_the_epoch(
+    level: str, remedy: str, select: str
+) -> None:
+    plan = (
+        plans.HeadPlan(head="linear") if level == "feature" else plans.HeadPlan(kind="model", combine=level)
+    )
+    settings = {"epochs": 12, "batch": 250, "learning_rate": 5e-2, "select": select, "input_dropout": 0}
+    config = TrainingConfig.model_validate({**settings, "imbalance": {"remedy": remedy}})
+    model = FusionModel(plans.new_head(plan, {"eye": 2, "ear": 2}, ("common", "rare"), 0))
+    fit(model, one_in_twenty(2000, 1), one_in_twenty(1000, 2), config)
+    test = one_in_twenty(2000, 3)
+    assert metrics(evaluate.truth_of(test), probabilities(model, test)).macro_recall > 0.78
+    nothing = test.rows(slice(0, 1)).only([])
+    assert probabilities(model, nothing)[0] == pytest.approx([0.5, 0.5], abs=1e-5)
+
+
+def test_focal_loss_is_that_of_the_branches_of_a_model_level_head_too() -> None:
+    head = ModelFusion({"eye": 2, "ear": 2}, CLASSES)
+    data = clusters(30)
+    loss = ClassificationLoss(Imbalance(remedy="focal", gamma=3), data.labels, 3)
+    own = torch.stack(
+        [model(data.features[name]) for name, model in zip(head.branches, head.models, strict=True)], 1
+    )
+    expected = loss(own.flatten(0, 1), data.labels.repeat_interleave(2))
+    torch.testing.assert_close(head.auxiliary_loss(data.features, data.present, data.labels, loss), expected)
+
+
 def test_metrics_agree_with_their_definitions() -> None:
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(3), 5000)

@@ -6,7 +6,7 @@ presence pattern; with nothing present they answer the class prior. Branches are
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self
 
@@ -21,6 +21,8 @@ from perception.models.missing import MISSING, MissingName, ModalityDropout, col
 from perception.models.pooling import LogLinearPool
 from perception.models.reduction import PrincipalComponents
 
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of logits (B, C) and labels (B,): their mean loss."""
 BranchName = Literal["linear", "mlp"]
 CombineName = Literal["head", "pool"]
 MAX_DEVIATIONS: Final = 10.0
@@ -89,7 +91,11 @@ class FusionHead(nn.Module, PyTorchModelHubMixin, library_name="perception", mod
         counts = (
             torch.bincount(labels, minlength=len(self.classes)) + 1
         )  # a class never seen is not impossible
-        self.log_prior.copy_((counts / counts.sum()).log())
+        self.set_prior((counts / counts.sum()).log())
+
+    def set_prior(self, log_prior: torch.Tensor) -> None:
+        """Set log p(y), (C,): the answer with nothing present."""
+        self.log_prior.copy_(log_prior)
 
     def _inputs(
         self, features: Mapping[str, torch.Tensor], present: torch.Tensor
@@ -252,12 +258,16 @@ class FeatureFusion(FusionHead):
         return torch.cat([x[:, -1], state], 1), context[:, -1], torch.cat([present[:, -1], always], 1)
 
     def auxiliary_loss(
-        self, features: Mapping[str, torch.Tensor], present: torch.Tensor, labels: torch.Tensor
+        self,
+        features: Mapping[str, torch.Tensor],
+        present: torch.Tensor,
+        labels: torch.Tensor,
+        loss: Loss = F.cross_entropy,
     ) -> torch.Tensor:
-        """Return what the missing-modality strategy wants minimised besides the NLL."""
+        """Return what the missing-modality strategy wants minimised besides the loss of the classes."""
         x, present = self._shown(features, present)
-        loss: torch.Tensor = self.missing.auxiliary_loss(x.flatten(0, -2), present.flatten(0, -2))
-        return loss
+        error: torch.Tensor = self.missing.auxiliary_loss(x.flatten(0, -2), present.flatten(0, -2))
+        return error
 
 
 class ModelFusion(FusionHead):
@@ -315,20 +325,23 @@ class ModelFusion(FusionHead):
         return torch.where(present.any(dim=1, keepdim=True), combined, self.log_prior)
 
     def auxiliary_loss(
-        self, features: Mapping[str, torch.Tensor], present: torch.Tensor, labels: torch.Tensor
+        self,
+        features: Mapping[str, torch.Tensor],
+        present: torch.Tensor,
+        labels: torch.Tensor,
+        loss: Loss = F.cross_entropy,
     ) -> torch.Tensor:
-        """Return the mean NLL of the branches present, so that each is a complete model of its own."""
+        """Return the mean loss of the branches present, so that each is a complete model of its own."""
         x, present = self._inputs(features, present)
-        log_p = F.log_softmax(self._branch_logits(x), dim=-1)
-        nll = -log_p.gather(2, labels[:, None, None].expand(-1, log_p.shape[1], 1)).squeeze(2)
-        return (nll * present).sum() / present.sum().clamp_min(1)
+        logits = self._branch_logits(x)
+        if not present.any():
+            return logits.sum() * 0.0
+        return loss(logits[present], labels[:, None].expand_as(present)[present])
 
-    def fit_statistics(
-        self, features: Mapping[str, torch.Tensor], present: torch.Tensor, labels: torch.Tensor
-    ) -> None:
+    def set_prior(self, log_prior: torch.Tensor) -> None:
         """See FusionHead; the pool takes the same prior."""
-        super().fit_statistics(features, present, labels)
-        self.pool.log_prior.copy_(self.log_prior)
+        super().set_prior(log_prior)
+        self.pool.log_prior.copy_(log_prior)
 
     @torch.no_grad()
     def calibrate(
@@ -337,6 +350,7 @@ class ModelFusion(FusionHead):
         present: torch.Tensor,
         labels: torch.Tensor,
         copies: int = 1,
+        balance: torch.Tensor | None = None,
     ) -> None:
         """Fit the pool's temperatures, then its weights, on validation data in evaluation mode.
 
@@ -345,13 +359,14 @@ class ModelFusion(FusionHead):
             present: (N, M) bool.
             labels: (N,) int64.
             copies: how many of the rows, on average, show one and the same observation.
+            balance: (C,) weights of the classes, under which they are as common as by the prior.
         """
         if self.training:
             raise ValueError("calibrate after head.eval(): dropout must not enter")
         x, present = self._inputs(features, present)
         logits = self._branch_logits(x)
-        self.pool.fit_temperatures(logits, present, labels, copies)
-        self.pool.fit_weights(logits, present, labels, copies)
+        self.pool.fit_temperatures(logits, present, labels, copies, balance)
+        self.pool.fit_weights(logits, present, labels, copies, balance)
 
     def _branch_logits(self, x: torch.Tensor) -> torch.Tensor:
         parts = torch.split(x, list(self.dims.values()), dim=1)

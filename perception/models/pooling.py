@@ -63,13 +63,20 @@ class LogLinearPool(nn.Module):
         return self._pool(self.calibrated(_known(logits, present)), present, self.weight)
 
     def fit_temperatures(
-        self, logits: torch.Tensor, present: torch.Tensor, labels: torch.Tensor, copies: int = 1
+        self,
+        logits: torch.Tensor,
+        present: torch.Tensor,
+        labels: torch.Tensor,
+        copies: int = 1,
+        balance: torch.Tensor | None = None,
     ) -> None:
         """Minimise each branch's own NLL on validation logits (N, M, C); labels (N,) int64.
 
         Its temperature and its doubt are fitted together. So many `copies` of an observation, as of one
-        clip under several disturbances, count as one row against the pull.
+        clip under several disturbances, count as one row against the pull. `balance` (C,) weighs the classes,
+        so that they are as common as by the prior.
         """
+        balance = None if balance is None else balance.to(logits.device).double()
         start = torch.tensor([0.0, math.log(USUAL_DOUBT / (1 - USUAL_DOUBT))], device=logits.device).double()
         for branch in range(logits.shape[1]):
             rows = present[:, branch]
@@ -79,22 +86,30 @@ class LogLinearPool(nn.Module):
 
             def nll(point: torch.Tensor, own: torch.Tensor = own, to: torch.Tensor = targets) -> torch.Tensor:
                 log_p = _calibrated(own, point[0].exp(), point[1].sigmoid(), self.log_prior.double())
-                return F.nll_loss(log_p, to) + PULL * copies / len(to) * (point - start).square().sum()
+                return (
+                    F.nll_loss(log_p, to, balance) + PULL * copies / len(to) * (point - start).square().sum()
+                )
 
             log_t, doubt = _minimise(nll, start)
             self.temperature[branch], self.doubt[branch] = log_t.exp(), doubt.sigmoid()
 
     def fit_weights(
-        self, logits: torch.Tensor, present: torch.Tensor, labels: torch.Tensor, copies: int = 1
+        self,
+        logits: torch.Tensor,
+        present: torch.Tensor,
+        labels: torch.Tensor,
+        copies: int = 1,
+        balance: torch.Tensor | None = None,
     ) -> None:
-        """Minimise the pool's NLL over non-negative weights, temperatures as they are; `copies` as there."""
+        """Minimise the pool's NLL over non-negative weights; temperatures stay, the rest is as there."""
+        balance = None if balance is None else balance.to(logits.device).double()
         log_p = self.calibrated(_known(logits, present)).double().detach()
 
         def nll(raw: torch.Tensor) -> torch.Tensor:
             weight = F.softplus(raw)
             uneven = EVEN_PULL * (weight - weight.mean()).square().sum()
             pull = copies / len(labels) * (PULL * (weight - 1).square().sum() + uneven)
-            return F.nll_loss(self._pool(log_p, present, weight), labels) + pull
+            return F.nll_loss(self._pool(log_p, present, weight), labels, balance) + pull
 
         start = log_p.new_ones(len(self.weight)).expm1().log()  # softplus of this is 1
         self.weight.copy_(F.softplus(_minimise(nll, start)))

@@ -27,6 +27,8 @@ from perception.training.imbalance import (
     balanced_weights,
     epoch_length,
     epoch_order,
+    prior_weights,
+    remedied_prior,
 )
 from perception.training.model import EVALUATION_BATCH, FusionModel, calibrate, fit_statistics, predict
 
@@ -54,7 +56,10 @@ class TrainingConfig(Section):
     patience: Annotated[int, Field(ge=1, description="epochs without a better validation loss")] = 15
     select: Annotated[
         Literal["nll", "balanced-nll", "last"],
-        Field(description="which epoch is kept: best on validation, that with classes equal, or the last"),
+        Field(
+            description="which epoch is kept: best on validation, whose classes weigh what a remedy of "
+            "imbalance makes them, that with classes equal, or the last"
+        ),
     ] = "nll"
     input_dropout: Annotated[
         float, Field(ge=0, le=1, description="share of rows that lose one or more whole inputs")
@@ -201,7 +206,9 @@ class _Objective(nn.Module):
         features = self.model.encode(batch.features, present)
         loss = self._loss(self.model.head(features, present, batch.ages_s, batch.known), batch.labels)
         if self._auxiliary:
-            loss = loss + self._auxiliary * self.model.head.auxiliary_loss(features, present, batch.labels)
+            loss = loss + self._auxiliary * self.model.head.auxiliary_loss(
+                features, present, batch.labels, self._loss
+            )
         return loss
 
 
@@ -231,15 +238,18 @@ class _Run:
         learnt = train if len(self._rows) == len(train) else train.rows(self._rows)
         self._labels = learnt.labels
         fit_statistics(model, learnt)
+        model.head.set_prior(remedied_prior(config.imbalance, model.head.log_prior))
         classes = len(train.classes)
         loss = ClassificationLoss(config.imbalance, learnt.labels, classes)
         self._objective = accelerator.prepare_model(_Objective(model, loss, config.auxiliary))
         self._one_in = thinning(len(self._rows), model.head.ticks)
         self._judged = _judged(validation, model.head.ticks)
         labels = self._judged.labels[self._judged.labelled]
-        self._weights = (
-            balanced_weights(labels, classes).to(self.device) if config.select == "balanced-nll" else None
-        )
+        if config.select == "balanced-nll":
+            weights: torch.Tensor | None = balanced_weights(labels, classes)
+        else:
+            weights = prior_weights(config.imbalance, labels, model.head.log_prior)
+        self._weights = None if weights is None else weights.to(self.device)
         self._hidden = hide_inputs(validation.present, inputs, 1.0, generator)
         self._optimiser = _optimiser(model, config)
         steps = -(-epoch_length(config.imbalance, self._labels) // (config.batch * self._one_in))
@@ -326,7 +336,9 @@ class _Run:
         self.model.load_state_dict(self._best)
         self.model.eval()
         if isinstance(self.model.head, ModelFusion) and self.model.head.head is None:
-            calibrate(self.model, self.validation)
+            labels = self.validation.labels[self.validation.labelled]
+            balance = prior_weights(self.config.imbalance, labels, self.model.head.log_prior)
+            calibrate(self.model, self.validation, balance)
             if not is_finite(self.model):
                 raise PerceptionError(
                     f"calibration on validation gave weights that are not finite; {_REMEDY}"

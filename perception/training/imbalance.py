@@ -5,6 +5,10 @@ it has as many as the largest, so an epoch is longer, and no row is left out. Fo
 "Focal Loss for Dense Object Detection") changes how much easy examples count. Logit adjustment (Menon et
 al. 2021, "Long-Tail Learning via Logit Adjustment") changes what the logits mean: trained on logits + tau
 log p(y), the plain logits are those of a world in which all classes are equally common.
+
+All but focal loss change the class prior that the logits hold for. Everything else that knows a prior takes
+the same one: what a head answers with nothing present, the pool of a model-level head and its calibration,
+the loss on validation that chooses the epoch.
 """
 
 from typing import Annotated, Final, Literal
@@ -37,6 +41,24 @@ def balanced_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
     """Return weights (C,) under which every class weighs the same in total; their mean over rows is 1."""
     counts = class_counts(labels, classes)
     return counts.sum() / (len(counts) * counts)
+
+
+def remedied_prior(config: Imbalance, log_prior: torch.Tensor) -> torch.Tensor:
+    """Return log p(y) (C,) that logits hold for after the remedy; `log_prior` is that of the training set."""
+    match config.remedy:
+        case "weights" | "oversample":
+            return torch.zeros_like(log_prior).log_softmax(0)
+        case "logit-adjustment":
+            return ((1 - config.tau) * log_prior).log_softmax(0)
+        case _:
+            return log_prior
+
+
+def prior_weights(config: Imbalance, labels: torch.Tensor, log_prior: torch.Tensor) -> torch.Tensor | None:
+    """Return weights (C,) that make classes in `labels` as common as `log_prior`; None without a need."""
+    if config.remedy in ("none", "focal"):
+        return None
+    return log_prior.exp().cpu() * balanced_weights(labels.cpu(), len(log_prior)) * len(log_prior)
 
 
 class ClassificationLoss:

@@ -96,14 +96,19 @@ def fit_statistics(model: FusionModel, learnt: Examples) -> None:
     model.head.fit_statistics(there.features, present, there.labels)
 
 
-def calibrate(model: FusionModel, validation: Examples) -> None:
-    """Fit temperatures and pooling weights of a model-level head on validation rows."""
+def calibrate(model: FusionModel, validation: Examples, balance: torch.Tensor | None = None) -> None:
+    """Fit temperatures and pooling weights of a model-level head on labelled validation rows.
+
+    `balance` (C,) weighs the classes; see `ModelFusion.calibrate`.
+    """
     head = model.head
     assert isinstance(head, ModelFusion)
     device = next(model.parameters()).device
     parts = []
+    validation = validation.rows(validation.labelled)
     for rows in torch.split(torch.arange(len(validation)), EVALUATION_BATCH):
         batch = validation.context(rows).to(device)
         parts.append(model.encode(batch.features, batch.present))
     features = {name: torch.cat([part[name] for part in parts]) for name in head.branches}
-    head.calibrate(features, validation.present.to(device), validation.labels.to(device))
+    present, labels = validation.present.to(device), validation.labels.to(device)
+    head.calibrate(features, present, labels, balance=balance)
