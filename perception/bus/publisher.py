@@ -30,6 +30,8 @@ _LOG: Final = logging.getLogger(__name__)
 _LINGER_MS: Final = 1000
 _COPY_BELOW_BYTES: Final = 64 * 1024  # handing a buffer over costs more than copying a small one
 _POLL_MS: Final = 10
+_NUMBERED: Final = 1000
+"""Readers through ZeroMQ that are told apart: any of them may subscribe as often as it likes."""
 _LOOK_S: Final = 0.05
 """So often a publisher looks who has come, at most: each time costs as much as a message does."""
 
@@ -124,7 +126,7 @@ class Publisher:
         with self._lock:
             self._audience.update()
             named = {name.decode("ascii", "replace") for name in self._audience.near}
-            return frozenset({*named, *map(str, range(1, self._audience.plain + 1))})
+            return frozenset({*named, *map(str, range(1, min(self._audience.plain, _NUMBERED) + 1))})
 
     def wait_for_subscriber(self, timeout_s: float) -> bool:
         """Wait until somebody subscribes; return whether somebody did."""
@@ -244,6 +246,9 @@ class Publisher:
     def _bind_tcp(self, endpoint: str, folder: str | Path | None) -> None:
         self._watch = Watch(self._socket)
         if folder is None:
+            # Where keys are not asked for, this alone refuses ZMTP 1 and 2: `Audience` could be deceived by
+            # their notes, which have no address. Nobody need answer for the domain.
+            self._socket.set(zmq.ZAP_DOMAIN, b"perception")
             self._bind(endpoint)
         else:
             from perception.bus import keys  # costs a process that needs none 40 ms of imports

@@ -1,0 +1,159 @@
+"""What any peer may send to a publisher, well-formed or not: nobody else is touched by it."""
+
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+import zmq
+
+from tests.bus import Bus, say, text
+from tests.waiting import LONG_S, eventually
+
+
+def _frame(data: bytes) -> bytes:
+    """One message as ZMTP frames it."""
+    return (
+        struct.pack(">BB", 0, len(data)) + data
+        if len(data) < 256
+        else struct.pack(">BQ", 2, len(data)) + data
+    )
+
+
+_UNSUBSCRIPTION = _frame(b"\0text/say")
+_PING = b"\x04\x09\x04PING\0\0me"
+_PONG = b"\x04\x07\x04PONGme"
+
+
+def _read(peer: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (more := peer.recv(size - len(data))):
+        data += more
+    return data
+
+
+@contextlib.contextmanager
+def _peer(endpoint: str | None, notes: bytes = b"") -> Iterator[socket.socket]:
+    """Connect as a subscriber of ZMTP 3.1 that sends what no library would."""
+    assert endpoint is not None
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=LONG_S) as peer:
+        peer.sendall(b"\xff" + bytes(7) + b"\x01\x7f\x03\x01NULL" + bytes(16) + bytes(32))
+        assert len(_read(peer, 64)) == 64
+        peer.sendall(b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03SUB")
+        size = _read(peer, 2)[1]
+        assert b"READY" in _read(peer, size)
+        peer.sendall(notes)
+        yield peer
+
+
+def _wait_until_taken(peer: socket.socket) -> None:
+    """Wait until ZeroMQ has what this peer has sent: it answers a ping behind it."""
+    peer.sendall(_PING)
+    assert _read(peer, len(_PONG)) == _PONG
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+@pytest.mark.parametrize(
+    "notes",
+    [
+        pytest.param(_UNSUBSCRIPTION * 5, id="never subscribed"),
+        pytest.param(_frame(b"\1text/say") + _UNSUBSCRIPTION * 5, id="subscribed once"),
+        pytest.param(_frame(b"\0text/say/and/more") + _frame(b"\0text/sayer"), id="longer"),
+        pytest.param(_frame(b"\0text/") + _frame(b"\0t") + _frame(b"\0"), id="shorter"),
+        pytest.param(_frame(b"\0~newest00000000/text/say") + _frame(b"\0~/text/say") * 3, id="of a lane"),
+        pytest.param(_frame(b"\1~newest00000000/text/say") * 3, id="to a lane that is not there"),
+        pytest.param(b"".join(_frame(b"\1t%d" % n) for n in range(10_000)), id="10000 of other topics"),
+        pytest.param(_frame(b"\1text/say") * 10_000 + _UNSUBSCRIPTION * 10_000, id="10000 of this"),
+        pytest.param(_frame(b"") + _frame(b"nonsense") * 50 + _frame(b"\2text/say"), id="no notes"),
+        pytest.param((bytes([4, 15]) + b"\x06CANCELtext/say") * 3, id="commands"),
+        pytest.param(_frame(bytes(2000)), id="too large"),
+        pytest.param(b"\xff" * 500, id="no frames"),
+    ],
+)
+def test_a_stranger_silences_nobody(bus: Bus, notes: bytes, leaves: bool) -> None:
+    with (
+        bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher,
+        bus.subscriber("text/say") as near,
+        zmq.Context() as context,
+        context.socket(zmq.SUB) as plain,
+    ):
+        plain.subscribe("text/")
+        plain.connect(publisher.endpoint or "")
+        eventually(lambda: publisher.subscribers == 2)
+        with _peer(publisher.endpoint, notes) as stranger:
+            if len(notes) < 2000:  # else ZeroMQ takes no more until some are read
+                with contextlib.suppress(OSError, AssertionError):  # some are thrown out
+                    _wait_until_taken(stranger)
+            if leaves:
+                stranger.close()
+            for _ in range(200):  # until the last note is taken in
+                publisher.wait_for_subscriber(0)
+            publisher.send(say("heard"))
+            assert text(near.receive(LONG_S)) == "heard"
+            assert plain.poll(int(LONG_S * 1000))
+            assert b"heard" in plain.recv_multipart()[1]
+            assert len(publisher.readers) < 2000
+
+
+def test_what_is_no_note_leaves_the_others_to_those_who_sent_them(bus: Bus) -> None:
+    """ZeroMQ takes the wrong peer for the sender of each note that waits behind it."""
+    with (
+        bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher,
+        _peer(publisher.endpoint, _frame(b"nonsense") * 3) as stranger,
+        contextlib.ExitStack() as stack,
+    ):
+        _wait_until_taken(stranger)
+        peers = [
+            stack.enter_context(_peer(publisher.endpoint, _frame(b"\1" + beginning)))
+            for beginning in (b"text/say", b"text/", b"text/say")
+        ]
+        for peer in peers:
+            _wait_until_taken(peer)
+        assert publisher.subscribers == 3
+        publisher.send(say("heard"))
+        for peer in peers:
+            assert _read(peer, 10) == b"\1\x08text/say"
+
+
+def test_a_flood_of_notes_holds_up_no_message(bus: Bus) -> None:
+    with (
+        bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher,
+        _peer(publisher.endpoint, _frame(b"\1text/say") * 5000),
+    ):
+        assert publisher.wait_for_subscriber(LONG_S)
+        assert publisher.subscribers < 1000
+        eventually(lambda: publisher.subscribers == 5000)
+
+
+def test_subscriptions_end_with_their_connection(bus: Bus) -> None:
+    """Of as many as one connection makes, ZeroMQ keeps one for each beginning."""
+    with bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher:
+        with _peer(publisher.endpoint, b"".join(_frame(b"\1" + b"text/say"[:n]) for n in range(9))):
+            eventually(lambda: publisher.subscribers == 9)
+        eventually(lambda: publisher.subscribers == 0)
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        pytest.param(b"\x01\0" + b"\x0a\0\0text/say" * 3, id="1.0"),
+        pytest.param(b"\xff" + bytes(7) + b"\x01\x7f\x01\x02" + b"\0\0" + b"\0\x09\0text/say" * 3, id="2.0"),
+    ],
+)
+def test_peers_whose_notes_look_like_the_end_of_a_connection_are_refused(bus: Bus, hello: bytes) -> None:
+    with (
+        bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher,
+        _peer(publisher.endpoint, _frame(b"\1text/say")) as reader,
+    ):
+        eventually(lambda: publisher.subscribers == 1)
+        port = int((publisher.endpoint or "").rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=LONG_S) as old:
+            old.sendall(hello)
+            with contextlib.suppress(ConnectionResetError):
+                while old.recv(100):
+                    pass
+        assert publisher.subscribers == 1
+        publisher.send(say("heard"))
+        assert _read(reader, 10) == b"\1\x08text/say"
