@@ -1,6 +1,8 @@
 """What people's media files are like: nothing good is lost with what is broken, and every loss is said."""
 
 import os
+import shutil
+import subprocess
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -248,7 +250,8 @@ def test_sound_that_is_cut_off_says_so(tmp_path: Path, suffix: str) -> None:
     assert len(imported(path)[0]) == 1
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    assert imported(path)[0][-1].endswith(" s: is it cut off?")
+    there = " bytes are there" if suffix in ("aiff", "au") else " s"
+    assert imported(path)[0][-1].endswith(f"{there}: is it cut off?")
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "flv"])
@@ -284,6 +287,64 @@ def test_a_file_that_is_cut_off_says_so(tmp_path: Path, suffix: str) -> None:
     there = f"{len(data) // 2} of {len(data)} bytes are there" if suffix in ("wav", "avi") else "of 4.0"
     assert there in lines[-1]
     assert lines[-1].endswith(": is it cut off?")
+
+
+CUT_SHORT = {
+    "caf": " bytes are there",
+    "w64": " bytes are there",
+    "asf": " bytes are there",
+    "wmv": " bytes are there",
+    "mp4": " bytes are there",
+    "gif": "its end is not there",
+    "ts": "its last packet is not whole",
+    "mpg": "its last packet is not whole",
+    "y4m": "its last picture is not whole",
+    "mjpeg": "its last picture is not whole",
+    "aac": "its last frame is not whole",
+    "ogg": "its last page is not whole",
+    "ogv": "its last page is not whole",
+}
+
+
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("suffix", CUT_SHORT)
+def test_a_file_that_lacks_its_last_bytes_says_so(tmp_path: Path, suffix: str) -> None:
+    path = made_by_ffmpeg(tmp_path / f"a.{suffix}")
+    assert not [line for line in imported(path)[0] if "cut off" in line]
+    data = path.read_bytes()
+    path.write_bytes(data[:-20])
+    assert imported(path)[0][-1].endswith(f"{CUT_SHORT[suffix]}: is it cut off?")
+
+
+@needs_ffmpeg
+def test_an_ogg_that_ends_between_two_pages_says_so(tmp_path: Path) -> None:
+    path = made_by_ffmpeg(tmp_path / "a.ogg")
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"OggS")])
+    assert imported(path)[0][-1] == f"{path}: its last page is not there: is it cut off?"
+
+
+def made_by_ffmpeg(path: Path) -> Path:
+    """A picture and a sound, where the format takes them."""
+    picture = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=1"]
+    sound = ["-f", "lavfi", "-i", "anoisesrc=d=2:r=16000:seed=1:a=0.3"]
+    asked = {"mp4": ["-movflags", "faststart"], "ogg": ["-f", "ogg", "-page_duration", "200000"]}
+    inputs = {
+        **dict.fromkeys(("caf", "w64", "ogg", "aac"), sound),
+        **dict.fromkeys(("asf", "wmv", "ts", "mpg", "ogv"), picture + sound),
+    }
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        *inputs.get(path.suffix[1:], picture),
+        *asked.get(path.suffix[1:], []),
+    ]
+    subprocess.run([*command, str(path)], check=True)
+    return path
 
 
 def test_holes_are_said_and_irregular_times_kept(tmp_path: Path) -> None:

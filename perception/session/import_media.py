@@ -16,6 +16,7 @@ from perception.devices import media
 from perception.errors import DeviceError, SessionError
 from perception.messages import Message
 from perception.progress import progress
+from perception.session.convert import cut_off
 from perception.session.convert.media_parts import Arrival, Part, Pictures, Sounds, Words
 from perception.session.convert.selection import EVERYTHING, Selection
 from perception.session.writer import whole
@@ -37,9 +38,6 @@ _MP3_LENGTH: Final = re.compile(rb"(?:Xing|Info)\0\0\0")
 """Begins the frame in which an MP3 file may say how long it is."""
 _MP3_HEAD: Final = 1 << 20
 """Tags and a cover picture lie before it."""
-_NO_SIZE: Final = 0
-_ANY_SIZE: Final = 0xFFFF_FFFF
-"""What the header of a RIFF file says that was written to a pipe."""
 
 
 def read(
@@ -171,14 +169,11 @@ def _subtitles(path: Path) -> tuple[BinaryIO, list[str]]:
 
 def _cut_off(source: Path, parts: Sequence[Part]) -> list[str]:
     """Return a line if the file promises more than it holds."""
-    with source.open("rb") as file:
-        head = file.read(_MP3_HEAD)
-    size, promised = source.stat().st_size, int.from_bytes(head[4:8], "little") + 8
-    if head.startswith(b"RIFF") and _NO_SIZE < promised - 8 < _ANY_SIZE and size < promised - 1:
-        return [f"{source}: {size} of {promised} bytes are there: is it cut off?"]
-    with media.open_container(str(source)) as container:
+    with media.open_container(str(source)) as container, source.open("rb") as file:
         name = container.format.name
-        known = name in _KNOW_THEIR_LENGTH or (name == "mp3" and _MP3_LENGTH.search(head))
+        if said := cut_off.missing(source, name):
+            return [f"{source}: {said}: is it cut off?"]
+        known = name in _KNOW_THEIR_LENGTH or (name == "mp3" and _MP3_LENGTH.search(file.read(_MP3_HEAD)))
         # Some count from the file's zero, some from its beginning.
         promised_s = ((container.duration or 0) - max(container.start_time or 0, 0)) / 1e6 if known else 0.0
     held_s = max(part.end_s for part in parts)
