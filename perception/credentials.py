@@ -26,10 +26,19 @@ _PARAMETER: Final = re.compile(
     r"(?=[&;,/?#][A-Za-z][\w.%\[\]-]*=|_[A-Za-z0-9]+=|[:.,;)]*(?:[\s\"'<>`]|$))"
 )
 _SECRET_FOLDER: Final = re.compile(
-    r"(/(?:access|api)?[_-]?(?:token|key|auth|secret|pass(?:word)?|pwd))/[^/?#\s\"'<>`]+", re.IGNORECASE
+    r"(/(?:(?:access|api|stream|session|client|publish|play)?[_-]?"
+    r"(?:token|key|auth(?:orization)?|secret|pass(?:word|wd|code|phrase)?|pwd|jwt|bearer|sig(?:nature)?|pin)"
+    r"|cred(?:ential)?s?))/[^/?#\s\"'<>`]+",
+    re.IGNORECASE,
 )
+_USER_FOLDER: Final = re.compile(
+    r"(?<=/)[^/?#:=&\s\"'<>`]+:[^/?#\s\"'<>`]*[^/?#\s\"'<>`.,;:)](?=[/?#\s\"'<>`.,;:)]|$)"
+)
+"""A user and a password that stand in the path, as in `http://host/user:password/live`."""
 _RANDOM_FOLDER: Final = re.compile(
-    r"/(?=[\w-]*[a-z])(?=[\w-]*[A-Z])(?=[\w-]*\d)[A-Za-z0-9_-]{16,}(?=[/?#:\s\"'<>`.,;)]|$)"
+    r"/(?:(?=[\w-]*[a-z])(?=[\w-]*[A-Z])(?=[\w-]*\d)[A-Za-z0-9_-]{16,}"
+    r"|(?=[\da-f-]*[a-f])(?=[\da-f-]*\d)(?:[\da-f]{24,}|[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}))"
+    r"(?:\.[\w-]{16,})*(?=[/?#:\s\"'<>`.,;)]|$)"
 )
 """Some recorders give every stream a secret path, such as `rtsps://host:7441/aB3dE5fG7hI9jK1l`."""
 _BARE_QUERY: Final = re.compile(r"([?#])[^\s\"'<>`=]+(?=[\s\"'<>`]|$)")
@@ -122,5 +131,6 @@ def _without_parameters(rest: str) -> str:
     token = _TOKEN.match(rest)
     assert token is not None
     url = _SECRET_FOLDER.sub(rf"\1/{HIDDEN}", _PARAMETER.sub(shown, token.group()))
-    url = _RANDOM_FOLDER.sub(f"/{HIDDEN}", url)
+    host, slash, path = url.partition("/")
+    url = host + _RANDOM_FOLDER.sub(f"/{HIDDEN}", _USER_FOLDER.sub(HIDDEN, slash + path))
     return _BARE_QUERY.sub(rf"\1{HIDDEN}", url) + rest[token.end() :]
