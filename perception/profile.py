@@ -308,7 +308,7 @@ OVERRIDES_VARIABLE: Final = "PERCEPTION_SET"
 """JSON list of overrides that a launcher gives its nodes: a command line could be read by everybody."""
 
 
-def load(name: str, overrides: tuple[str, ...] = ()) -> Profile:
+def load(name: str | Path, overrides: tuple[str, ...] = ()) -> Profile:
     """Load and validate a profile.
 
     Args:
@@ -318,7 +318,7 @@ def load(name: str, overrides: tuple[str, ...] = ()) -> Profile:
     Raises:
         ProfileError: names file, key and what was expected.
     """
-    path = find(name)
+    path = find(str(name))
     data = _read(path)
     for override in overrides:
         _override(data, override)

@@ -13,7 +13,7 @@ import click
 
 from perception.bus.domains import JOINED_DOMAIN
 from perception.errors import PerceptionError, SessionError, extras
-from perception.out_file import OutFile
+from perception.out_file import OutFile, OutFolder
 from perception.whole_help import Group
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _BAGS: Final = (".mcap", ".db3", ".bag", ".zstd")
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _above_zero: Final = click.FloatRange(min=0, min_open=True)
 _file = click.argument("file", type=click.Path(path_type=Path))
-_target = click.argument("target", type=click.Path(path_type=Path))
+_target = click.argument("target", type=OutFile(SessionError))
 _topics = click.option(
     "--topics", metavar="PATTERN", multiple=True, default=("*",), help="Such as 'camera/*'; may be repeated."
 )
@@ -44,7 +44,10 @@ def _named(prefix: str) -> Callable[[FunctionT], FunctionT]:
 @click.group(cls=Group)
 @click.pass_context
 def session(context: click.Context) -> None:
-    """Look at, cut, repair, compare and convert recorded sessions."""
+    """Look at, cut, repair, compare and convert recorded sessions.
+
+    A file is written into a folder that is there; a folder is made, with what is missing of its path.
+    """
     # Ended by whoever, a command leaves nothing half-made behind, as with Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # one that is ignored stays so, as under nohup
@@ -91,7 +94,7 @@ def cat(
     from itertools import islice
 
     from perception import echo
-    from perception.session.reader import Session
+    from perception.session.reader import Session, nothing_of
 
     with Session(file) as opened:
         messages = opened.messages(topics, opened.at_ns(start_s), opened.at_ns(end_s))
@@ -104,7 +107,7 @@ def cat(
                 click.echo(echo.as_line(message, message.received_ns, at_s))
         _tell(opened.damage)
         if message is None:
-            raise SessionError(f"{file}: no such messages; perception session info shows what it holds")
+            raise SessionError(f"{file}: no such messages{nothing_of(opened, topics)}")
 
 
 @session.command()
@@ -146,14 +149,15 @@ def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, 
 
     from perception.progress import progress
     from perception.session.diff import diff as compare
-    from perception.session.reader import Session
+    from perception.session.reader import Session, nothing_of
 
     with Session(expected) as one, Session(actual) as other:
         with progress("comparing") as advance:
             one.watch = other.watch = advance
             found = list(islice(compare(one, other, topics, measured=measured), limit + 1))
         if not found and next(one.messages(topics), None) is None:
-            raise SessionError(f"{expected}: no such messages, and none in {actual}: nothing to compare")
+            there = f"{nothing_of(one, topics)}; {actual}{nothing_of(other)}"
+            raise SessionError(f"{expected}: no such messages, nothing to compare{there}")
         for divergence in found[:limit]:
             click.echo(f"at {one.zero.seconds(divergence.stamp_ns):.3f} s: {divergence}")
         _tell([f"{opened.path}: {text}" for opened in (one, other) for text in opened.damage])
@@ -166,7 +170,7 @@ def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, 
 
 @session.command()
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
-@_target
+@click.argument("target", type=OutFolder(SessionError))
 @click.option(
     "--format",
     "kind",

@@ -8,7 +8,7 @@ import pytest
 from perception.cli import cli, run
 from perception.out_file import OutFile, OutFolder
 
-WRITES = {"json_file", "out", "sheet", "index", "cache"}
+WRITES = {"json_file", "out", "sheet", "index", "cache", "target"}
 
 
 def commands(group: click.Group) -> dict[str, click.Command]:
@@ -36,6 +36,10 @@ def test_every_option_that_names_what_is_written_is_checked_first() -> None:
         (["bench", "transport", "--json", "none/x.json"], 2),
         (["record", "demo", "--out", "none/x.mcap"], 7),
         (["search", "x.mcap", "a cup", "--sheet", "none/x.png"], 2),
+        (["session", "fuse", "x.mcap", "--out", "none/x.mcap"], 7),
+        (["session", "trim", "x.mcap", "none/y.mcap"], 7),
+        (["session", "repair", "x.mcap", "none/y.mcap"], 7),
+        (["session", "import", "x.mp4", "none/y.mcap"], 7),
     ],
 )
 def test_a_folder_that_is_not_there_is_said_at_once(

@@ -121,6 +121,29 @@ def test_a_comparison_of_nothing_is_no_agreement(path: Path) -> None:
         invoke(session, "diff", path, path, "--topics", "nope/*")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("cat", "FILE"),
+        ("trim", "FILE", "NEW"),
+        ("diff", "FILE", "FILE"),
+        *(
+            ("export", "FILE", "NEW", "--format", kind)
+            for kind in ("media", "webdataset", "lerobot", "rosbag2")
+        ),
+    ],
+)
+def test_topics_that_are_not_there_are_an_error_that_names_those_that_are(
+    path: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    places = {"FILE": path, "NEW": tmp_path / "new"}
+    asked = (*(places.get(one, one) for one in arguments), "--topics", "camera/zzz")
+    there = " under --topics camera/zzz; it holds camera/front, microphone/main, text/terminal"
+    with pytest.raises(SessionError, match=f"{path}: .*{there}"):
+        invoke(session, *asked)
+    assert not places["NEW"].exists()
+
+
 def test_topics_that_cannot_be_recorded_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"recorder\.topics\.0: 'lidar/\*' matches no topic"):
         invoke(record, "--topics", "lidar/*", "--out", tmp_path / "n.mcap")

@@ -30,6 +30,8 @@ level = { input = "microphone", kind = "level" }
 classes = ["calm", "lively"]
 """
 HEADER = """
+from pathlib import Path
+
 import pytest
 from perception.session.perturb import delay, drift, drop, freeze, noise, stamp_leap, without
 """
@@ -85,7 +87,7 @@ def test_every_perturbation_is_one_line_and_does_what_it_says(run: Run) -> None:
         def reasons(states, name):
             return {state.modalities[name].reason for state in states[15:]}
 
-        @pytest.mark.session("room.mcap", without("camera"), profile="room.toml")
+        @pytest.mark.session(Path("room.mcap"), without("camera"), profile=Path("room.toml"))
         def test_blind(states):
             assert reasons(states, "camera") == {"never"}
             assert len(states) == 29

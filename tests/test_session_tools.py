@@ -10,10 +10,11 @@ from mcap.reader import make_reader
 from mcap.writer import Writer
 from msgspec import structs
 
+from perception.bus import keys
 from perception.errors import SessionError
 from perception.messages import Header, Label, Message
 from perception.retrieval.search import find_sessions
-from perception.session import Session, SessionWriter, read
+from perception.session import Session, SessionWriter, export_media, export_webdataset, read
 from perception.session.diff import diff
 from perception.session.edit import repair, trim
 from perception.session.info import info
@@ -107,6 +108,41 @@ def test_a_killed_recording_is_read_up_to_its_last_whole_chunk(session: Path, tm
     assert not found.closed_properly
     assert "repair" in "\n".join(found.lines())
     assert found.metadata == {"profile": PROFILE}
+
+
+def test_damage_of_messages_is_found_when_they_are_read_and_info_says_that_it_did_not(
+    session: Path, tmp_path: Path
+) -> None:
+    data = bytearray(session.read_bytes())
+    data[len(data) // 2] ^= 1
+    (path := tmp_path / "d.mcap").write_bytes(data)
+    for whole_or_not in (session, path):
+        assert not info(whole_or_not).checked
+        assert "damage in messages shows when they are read: " in info(whole_or_not).lines()[-1]
+    with Session(path) as damaged:
+        assert len(list(damaged.messages())) < len(found_in(session))
+        (said,) = damaged.damage
+        assert "damaged chunk at byte" in said
+    assert repair(path, tmp_path / "r.mcap").damage == [said]
+    cut_off = info(killed(session, tmp_path / "k.mcap"))
+    assert cut_off.checked
+    assert not any("shows when they are read" in line for line in cut_off.lines())
+
+
+def test_paths_may_be_text(session: Path, tmp_path: Path) -> None:
+    text = str(tmp_path / "w.mcap")
+    with SessionWriter(text) as writer:
+        writer.write(scene()[0])
+    assert info(text).counts == {streams.CAMERA: 1}
+    assert [one.topic for one in read(text)] == [streams.CAMERA]
+    assert trim(str(session), str(tmp_path / "t.mcap"), [streams.TEXT]).messages == 1
+    assert repair(text, str(tmp_path / "r.mcap")).messages == 1
+    assert find_sessions([str(tmp_path)]) == [tmp_path / f"{name}.mcap" for name in "rtw"]
+    with Session(str(session)) as opened:
+        list(export_media.write(opened, str(tmp_path / "media")))
+        list(export_webdataset.write(opened, str(tmp_path / "web"), rate_hz=10))
+    assert keys.load(str(keys.new_keys(str(tmp_path / "keys")))).public
+    assert (tmp_path / "media").is_dir()
 
 
 def test_repair_gives_a_whole_file_of_what_is_left(session: Path, tmp_path: Path) -> None:

@@ -49,8 +49,9 @@ class Keys:
         return key == self.public
 
 
-def new_keys(directory: Path) -> Path:
+def new_keys(directory: Path | str) -> Path:
     """Make a pair in `directory`, readable by its owner only; BusError rather than replace one."""
+    directory = Path(directory)
     if (directory / f"{_NAME}.key_secret").exists():
         raise BusError(f"{directory} holds keys already; choose another folder, or remove them first")
     try:
@@ -62,9 +63,9 @@ def new_keys(directory: Path) -> Path:
     return directory
 
 
-def load(directory: Path) -> Keys:
+def load(directory: Path | str) -> Keys:
     """Read the pair in `directory`; BusError if it is missing or others may read it."""
-    path = directory / f"{_NAME}.key_secret"
+    path = Path(directory) / f"{_NAME}.key_secret"
     try:
         if path.stat().st_mode & 0o077:
             raise BusError(f"{path} is open to other users; run: chmod 600 {path}")

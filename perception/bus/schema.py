@@ -34,8 +34,9 @@ def golden_vectors() -> list[dict[str, Any]]:
     ]
 
 
-def write(directory: Path) -> list[Path]:
+def write(directory: Path | str) -> list[Path]:
     """Write `<prefix>.schema.json` for every topic and `vectors.json`; return the files."""
+    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     contents: dict[str, Any] = {f"{prefix}.schema.json": schema for prefix, schema in json_schemas().items()}
     contents["vectors.json"] = golden_vectors()

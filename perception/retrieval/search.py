@@ -186,9 +186,10 @@ class Shelf:
         return vector
 
 
-def find_sessions(paths: Sequence[Path]) -> list[Path]:
+def find_sessions(paths: Sequence[Path | str]) -> list[Path]:
     """Return session files, and all in folders; SessionError if there are none."""
-    files = [file for path in paths for file in (sessions_in(path) if path.is_dir() else [path])]
+    given = map(Path, paths)
+    files = [file for path in given for file in (sessions_in(path) if path.is_dir() else [path])]
     if not files:
         raise SessionError(f"{', '.join(map(str, paths))}: no sessions (*.mcap) there")
     return files

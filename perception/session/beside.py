@@ -13,12 +13,13 @@ from perception.errors import SessionError
 
 
 @contextmanager
-def beside(target: Path) -> Iterator[Path]:
+def beside(target: Path | str) -> Iterator[Path]:
     """Yield where to write the file or folder that becomes `target` when the context ends without an error.
 
     Raises:
         SessionError: `target` exists, or the disk does not take it, when it is full for instance.
     """
+    target = Path(target)
     refuse_existing(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,9 +52,9 @@ def written(target: Path) -> Iterator[None]:
         raise SessionError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def refuse_existing(target: Path) -> None:
+def refuse_existing(target: Path | str) -> None:
     """Raise SessionError if something is in the place already."""
-    if target.exists() or target.is_symlink():
+    if os.path.lexists(target):
         raise SessionError(f"{target} exists; remove it or choose another name")
 
 

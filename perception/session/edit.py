@@ -32,7 +32,7 @@ class Copied:
     """Second of the source that is the zero of the copy."""
 
 
-def repair(source: Path, target: Path) -> Copied:
+def repair(source: Path | str, target: Path | str) -> Copied:
     """Write what is intact in `source` to `target`, with an index.
 
     Raises:
@@ -42,8 +42,8 @@ def repair(source: Path, target: Path) -> Copied:
 
 
 def trim(
-    source: Path,
-    target: Path,
+    source: Path | str,
+    target: Path | str,
     topics: Sequence[str] = ("*",),
     start_s: float | None = None,
     end_s: float | None = None,
@@ -66,7 +66,7 @@ def trim(
 
 
 def _copy(
-    source: Path, target: Path, topics: Sequence[str], start_s: float | None, end_s: float | None
+    source: Path | str, target: Path | str, topics: Sequence[str], start_s: float | None, end_s: float | None
 ) -> Copied:
     refuse_existing(target)
     with Session(source) as session:

@@ -35,14 +35,14 @@ _SECOND_NS: Final = 1_000_000_000
 
 
 def write(
-    session: Session, target: Path, topics: Sequence[str] = ("*",), *, rate_hz: float = 10.0
+    session: Session, target: Path | str, topics: Sequence[str] = ("*",), *, rate_hz: float = 10.0
 ) -> Iterator[str]:
     """Write a session as a dataset of one episode; see `write_all`."""
     yield from write_all([session], target, topics, rate_hz=rate_hz)
 
 
 def write_all(
-    sessions: Sequence[Session], target: Path, topics: Sequence[str] = ("*",), *, rate_hz: float = 10.0
+    sessions: Sequence[Session], target: Path | str, topics: Sequence[str] = ("*",), *, rate_hz: float = 10.0
 ) -> Iterator[str]:
     """Write sessions as the episodes of the new dataset `target`; yield what came of it, in lines.
 

@@ -17,7 +17,7 @@ from perception.session.zero import Zero
 
 
 def write(
-    session: Session, target: Path, topics: Sequence[str] = ("*",), *, kind: tables.Kind = "parquet"
+    session: Session, target: Path | str, topics: Sequence[str] = ("*",), *, kind: tables.Kind = "parquet"
 ) -> Iterator[str]:
     """Write a session into the new folder `target`; yield what came of it, in lines.
 

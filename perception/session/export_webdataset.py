@@ -28,7 +28,7 @@ _SHARD_BYTES: Final = 500_000_000
 
 def write(
     session: Session,
-    target: Path,
+    target: Path | str,
     topics: Sequence[str] = ("*",),
     *,
     rate_hz: float = 10.0,

@@ -41,7 +41,10 @@ _MP3_HEAD: Final = 1 << 20
 
 
 def read(
-    source: Path, target: Path, subtitles: Path | None = None, selection: Selection = EVERYTHING
+    source: Path | str,
+    target: Path | str,
+    subtitles: Path | str | None = None,
+    selection: Selection = EVERYTHING,
 ) -> Iterator[str]:
     """Make the session `target` of a video; yield what came of it and what was left out, in lines.
 
@@ -60,9 +63,12 @@ def read(
         DeviceError: `source` or `subtitles` cannot be opened or holds nothing.
         SessionError: `target` exists, or nothing is selected.
     """
+    source = Path(source)
     if not source.is_file():
         raise DeviceError(f"{source}: no such file")
-    beside = subtitles or next(filter(Path.is_file, map(source.with_suffix, _SUFFIXES)), None)
+    beside = (
+        Path(subtitles) if subtitles else next(filter(Path.is_file, map(source.with_suffix, _SUFFIXES)), None)
+    )
     with media.open_container(str(source)) as container:
         origin_ns = _origin_ns(source, container.metadata)
         parts, notes = _parts(source, container, origin_ns, inside=beside is None)

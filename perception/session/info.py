@@ -37,6 +37,8 @@ class Info:
     damage: list[str]
     passed_over: list[str]
     """What the file holds beside messages and metadata."""
+    checked: bool
+    """Whether its messages were read, so that all damage is known; else its index says it all."""
 
     def lines(self) -> list[str]:
         """Return it as text."""
@@ -55,10 +57,12 @@ class Info:
         if self.passed_over:
             lines.append(f"beside messages: {', '.join(self.passed_over)}")
         lines += [f"{name}: {_short(value)}" for name, value in self.metadata.items()]
+        if not self.checked:
+            lines.append("from its index; damage in messages shows when they are read: cat, repair, verify")
         return lines + [f"damage: {text}" for text in self.damage]
 
 
-def look(path: Path) -> tuple[list[Info | BagInfo], list[str]]:
+def look(path: Path | str) -> tuple[list[Info | BagInfo], list[str]]:
     """Return what is in a session, in a recording of others, or in each session of a folder.
 
     Beside it stands what of a folder cannot be read, one line each.
@@ -66,6 +70,7 @@ def look(path: Path) -> tuple[list[Info | BagInfo], list[str]]:
     Raises:
         SessionError: there is nothing of the kind, or nothing that can be read.
     """
+    path = Path(path)
     if not path.is_dir():
         return [_look_at(path)], []
     found: list[Info | BagInfo] = []
@@ -89,17 +94,18 @@ def _look_at(file: Path) -> Info | BagInfo:
         return bag_info.info(file)
 
 
-def info(path: Path) -> Info:
+def info(path: Path | str) -> Info:
     """Return what a session holds; SessionError if it is none.
 
     A file that was not closed properly has no index: it is read through.
     """
     with Session(path) as session:
+        checked = session.topics is None  # then only reading everything tells the counts
         counts = session.counts
         start_ns, end_ns = session.times_ns or (None, 0)
         return Info(
             path=str(path),
-            size_bytes=path.stat().st_size,
+            size_bytes=session.path.stat().st_size,
             start_ns=start_ns,
             zero=session.zero,
             zero_is_stored=session.zero_is_stored,
@@ -109,6 +115,7 @@ def info(path: Path) -> Info:
             closed_properly=session.closed_properly,
             damage=session.damage,
             passed_over=session.passed_over,
+            checked=checked,
         )
 
 

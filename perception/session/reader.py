@@ -196,7 +196,7 @@ def is_ours(channel: Channel, known: Declarations) -> bool:
     return bool(wire_fields(channel.metadata, name, data))
 
 
-def nothing_of(session: Session, topics: Sequence[str]) -> str:
+def nothing_of(session: Session, topics: Sequence[str] = ("*",)) -> str:
     """Return what an error says behind "nothing to ...": what was asked for, and what there is."""
     asked = "" if tuple(topics) == ("*",) else f" under --topics {' '.join(topics)}"
     there = ", ".join(session.counts) or "no messages at all"

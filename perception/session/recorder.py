@@ -59,12 +59,12 @@ class Recorder:
 
     def __init__(
         self,
-        out: Path,
+        out: Path | str,
         config: RecorderConfig,
         metadata: Mapping[str, Any],
         free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
     ) -> None:
-        self._out = out
+        self._out = Path(out)
         self._config = config
         self._metadata = dict(metadata)
         self._free_bytes = free_bytes

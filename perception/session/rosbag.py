@@ -17,7 +17,7 @@ from perception.session.reader import Session, nothing_to_export
 _BAG_VERSION: Final = 9
 
 
-def write(session: Session, target: Path, topics: Sequence[str] = ("*",)) -> Iterator[str]:
+def write(session: Session, target: Path | str, topics: Sequence[str] = ("*",)) -> Iterator[str]:
     """Write a session as a rosbag2 (MCAP) into the new folder `target`; yield what came of it, in lines.
 
     The session's zero is in the bag's custom data, `perception.zero.stamp_ns` and `.log_ns`.

@@ -86,8 +86,9 @@ def states(request: pytest.FixtureRequest) -> "list[FusedState]":
     if not path.is_file():
         pytest.fail(f"{path}: no such session", pytrace=False)
     profile = mark.kwargs.get("profile")
-    if profile is not None and str(profile).endswith(".toml"):
-        profile = str(request.path.parent / profile)
+    if profile is not None:
+        beside = str(profile).endswith(".toml")
+        profile = str(request.path.parent / profile) if beside else str(profile)
     # wrong profile, missing weights, damaged session: no fault of the code under test
     wanted = _Wanted(path, path.stat().st_mtime_ns, profile, tuple(perturbations))
     found, lost = _or_fail(

@@ -56,18 +56,18 @@ class SessionWriter:
     Log times strictly increase, so that they alone keep the order in which messages were written.
     """
 
-    def __init__(self, path: Path, shown: Path | None = None) -> None:
+    def __init__(self, path: Path | str, shown: Path | str | None = None) -> None:
         """Create the file; SessionError if it exists or cannot be made.
 
         Args:
             path: the file.
             shown: how errors call it, where it is moved in the end.
         """
-        self.path = path
+        self.path = Path(path)
         self._shown = shown or path
         refuse_existing(path)
         try:
-            self._file = path.open("xb")
+            self._file = self.path.open("xb")
         except OSError as error:
             raise self._unwritten(error) from error
         self.bytes_written = 0
@@ -90,7 +90,7 @@ class SessionWriter:
         except SessionError:
             with suppress(SessionError):
                 self._close_file()
-            path.unlink()
+            self.path.unlink()
             raise
 
     def write(self, message: messages.Message[messages.Header]) -> None:
@@ -304,7 +304,7 @@ class SessionWriter:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[SessionWriter]:
+def whole(path: Path | str) -> Iterator[SessionWriter]:
     """Write a session that is there in the end whole or not at all; SessionError as of `SessionWriter`."""
     with beside(path) as part, SessionWriter(part, shown=path) as writer:
         yield writer

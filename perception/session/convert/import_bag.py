@@ -35,7 +35,10 @@ Converter = Callable[[bytes, int], Made]
 
 
 def read(
-    source: Path, target: Path, selection: Selection = EVERYTHING, audio_rate_hz: int | None = None
+    source: Path | str,
+    target: Path | str,
+    selection: Selection = EVERYTHING,
+    audio_rate_hz: int | None = None,
 ) -> Iterator[str]:
     """Make the session `target` of a recording; yield what came of it, in lines.
 
@@ -49,6 +52,7 @@ def read(
         SessionError: `source` cannot be read or nothing of it can be used, `target` exists.
     """
     counts, refused = Counter[str](), Counter[str]()
+    source = Path(source)
     with bags.opened(source) as bag, whole(target) as writer, progress("importing") as advance:
         streams = _streams(bag, source, selection, audio_rate_hz)
         begin_ns, end_ns = selection.span_ns(*bag.times_ns)

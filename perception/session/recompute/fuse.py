@@ -29,7 +29,7 @@ from perception.session.writer import SessionWriter, whole
 _SOURCE: Final = "fuse#0"
 
 
-def fuse(source: Path, target: Path, profile: Profile | None = None) -> Iterator[str]:
+def fuse(source: Path | str, target: Path | str, profile: Profile | None = None) -> Iterator[str]:
     """Make the session `target` of the states that `source` leads to; yield what came of it, in lines.
 
     The states are those of `replay`; what is no session is imported first, as `session import` does. An
@@ -46,6 +46,7 @@ def fuse(source: Path, target: Path, profile: Profile | None = None) -> Iterator
         DeviceError: a media file cannot be decoded.
         ProfileError, WeightsError: see `replay`.
     """
+    source, target = Path(source), Path(target)
     refuse_existing(target)
     with _as_session(source, target) as (path, notes):
         yield from notes
