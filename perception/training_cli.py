@@ -31,7 +31,9 @@ _workers = click.option(
     type=click.Path(exists=True, path_type=Path),
     help="Session file, folder of sessions, or folder of media with labels in names; repeat for more.",
 )
-@click.option("--out", type=OutFolder(), required=True, help="Checkpoint.")
+@click.option(
+    "--out", type=OutFolder(), required=True, help="Checkpoint; one that training wrote there is replaced."
+)
 @_cache
 @_workers
 @click.option("--resume", is_flag=True, help="Go on where an interrupted training for OUT stopped.")
@@ -51,7 +53,7 @@ def train(
 @click.argument("head", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @_paths
 @click.option("--profile", "name", required=True, help="The profile the head runs in.")
-@click.option("--out", type=OutFolder(), help="Default: HEAD itself.")
+@click.option("--out", type=OutFolder(), help="Default: evaluation in HEAD.")
 @click.option("--track", default="truth", show_default=True, help="Label track.")
 @click.option(
     "--retrieval",
@@ -82,7 +84,7 @@ def evaluate(
         head,
         sources,
         name,
-        out or head,
+        out,
         track=track,
         cache=cache,
         workers=workers,

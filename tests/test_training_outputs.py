@@ -1,7 +1,9 @@
 """What training, evaluation and search write: whole or not at all, and one line if not."""
 
+import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 from perception.__main__ import INTERRUPTED
 from perception.cli import run
 from perception.devices.scripted import messages
+from perception.models.checkpoint import own_encoders
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from perception.session import SessionWriter
 from perception.training.cache import Cache
@@ -81,21 +84,83 @@ def left_in(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize("place", ["file", "folder", "checkpoint"])
-def test_training_never_writes_over_what_is_there(
+@pytest.mark.parametrize("place", ["file", "folder", "other", "link"])
+def test_training_never_writes_over_what_is_no_head_alone(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
-    out = {"file": tmp_path / "note.txt", "folder": tmp_path / "empty", "checkpoint": folder / "head"}[place]
+    out = tmp_path / "out"
     if place == "file":
         out.write_text("mine")
+    elif place == "link":
+        out.symlink_to(folder / "head")
+    elif place == "other":
+        shutil.copytree(folder / "head", out)
+        (out / "mine.txt").write_text("mine")
     else:
-        out.mkdir(exist_ok=True)
+        out.mkdir()
     before = {file: file.stat().st_mtime_ns for file in [out, *out.glob("*")]}
     code = run(train(folder, out, "--cache", tmp_path / "cache"))
     assert code == (2 if place == "file" else 7)
     assert str(out) in error_of(capsys)
     assert {file: file.stat().st_mtime_ns for file in [out, *out.glob("*")]} == before
     assert not (tmp_path / "cache").exists(), "said before anything is encoded"
+
+
+def test_a_head_is_replaced_as_a_whole_by_the_next_training_and_stays_if_that_fails(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "head"
+    shutil.copytree(folder / "head", out)
+    (out / "encoders" / "motion").mkdir(parents=True)
+    (out / "evaluation").mkdir()
+    before = {file: file.read_bytes() for file in out.glob("*.*")}
+    with a_disk_that_takes((folder / "head" / "report.html").stat().st_size - 1):
+        assert run(train(folder, out)) == 7
+    assert {file: file.read_bytes() for file in out.glob("*.*")} == before
+    assert own_encoders(out)
+    capsys.readouterr()
+    assert run(train(folder, out, "--resume", epochs=3)) == 0
+    assert left_in(out) == left_in(folder / "head")
+    assert left_in(tmp_path) == {"head"}
+    assert json.loads((out / "plan.json").read_text())["training"]["epochs"] == 3
+    assert not own_encoders(out)
+
+
+def test_an_evaluation_lies_beside_the_report_of_the_training_never_in_its_place(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = tmp_path / "head"
+    shutil.copytree(folder / "head", head)
+    before = {file: file.read_bytes() for file in head.iterdir()}
+    options = ("--profile", str(folder / "profile.toml"), "--cache", str(tmp_path / "cache"))
+    arguments = ["evaluate", str(head), str(folder / "sessions"), *options]
+    assert run([*arguments, "--out", str(head)]) == 7
+    assert f"{head} holds the report of a training; give another folder by --out" in error_of(capsys)
+    assert not (tmp_path / "cache").exists(), "said before anything is encoded"
+    for _ in range(2):
+        assert run(arguments) == 0
+    assert left_in(head / "evaluation") == {"report.json", "report.html"}
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_one_session_alone_is_evaluated_and_the_sessions_that_chose_thresholds_are_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--profile", str(folder / "profile.toml"), "--cache", str(folder / "cache"))
+    single = folder / "sessions" / "play-1.mcap"
+    for sources, thresholds, tested in (
+        ([single], [], "play-1"),
+        ([folder / "sessions"], ["play-1"], "play-2"),
+    ):
+        arguments = ("evaluate", folder / "head", *sources, *options, "--out", tmp_path)
+        assert run([str(argument) for argument in arguments]) == 0
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert report["threshold_sessions"] == thresholds
+        assert bool(report["conformal"]) == bool(thresholds)
+        assert list(report["per_session"]) == [tested]
+        chosen_by = ", ".join(thresholds) or "none, there is only one session"
+        assert f"conformal thresholds and are not in the test: {chosen_by}\n" in capsys.readouterr().out
+        assert "Thresholds come from" in (tmp_path / "report.html").read_text()
 
 
 def test_a_full_disk_takes_no_half_features(
@@ -178,7 +243,7 @@ def test_an_evaluation_that_cannot_be_written_leaves_the_report_before_it(
     profile = ("--profile", str(folder / "profile.toml"), "--cache", str(folder / "cache"))
     with a_disk_that_takes(1000):
         assert run(["evaluate", str(head), str(folder / "sessions"), *profile]) == 7
-    assert f"cannot write {head}: " in error_of(capsys)
+    assert f"cannot write {head / 'evaluation'}: " in error_of(capsys)
     assert {name: (head / name).read_bytes() for name in left_in(head)} == before
 
 

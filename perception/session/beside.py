@@ -13,14 +13,17 @@ from perception.errors import SessionError
 
 
 @contextmanager
-def beside(target: Path | str) -> Iterator[Path]:
+def beside(target: Path | str, *, replace: bool = False) -> Iterator[Path]:
     """Yield where to write the file or folder that becomes `target` when the context ends without an error.
+
+    With `replace` it takes the place of what is there, of which nothing is left; else nothing may be there.
 
     Raises:
         SessionError: `target` exists, or the disk does not take it, when it is full for instance.
     """
     target = Path(target)
-    refuse_existing(target)
+    if not replace:
+        refuse_existing(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # A folder of its own, so that what is made has its final name: some formats keep it.
@@ -29,8 +32,11 @@ def beside(target: Path | str) -> Iterator[Path]:
         raise SessionError(f"cannot write {target}: {error.strerror or error}") from error
     try:
         yield folder / target.name
-        refuse_existing(target)
-        os.rename(folder / target.name, target)
+        if replace and target.exists():
+            _swap(folder / target.name, target, folder / f"{target.name}.before")
+        else:
+            refuse_existing(target)
+            os.rename(folder / target.name, target)
     except OSError as error:
         named = error.filename
         if named is not None and not Path(os.fsdecode(named)).is_relative_to(folder):
@@ -38,6 +44,16 @@ def beside(target: Path | str) -> Iterator[Path]:
         raise SessionError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _swap(made: Path, target: Path, before: Path) -> None:
+    """Move `target` to `before` and `made` to `target`; OSError, and `target` as it was, if that fails."""
+    os.rename(target, before)
+    try:
+        os.rename(made, target)
+    except OSError:
+        os.rename(before, target)
+        raise
 
 
 @contextmanager

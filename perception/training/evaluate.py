@@ -132,15 +132,22 @@ def by_subset(model: FusionModel, data: Examples, inputs: Mapping[str, str]) -> 
     }
 
 
+def named_sources(data: Examples) -> dict[int, str]:
+    """Return the names of the sources that labelled rows are of; one given twice has its number too."""
+    names = data.names
+    return {
+        source: names[source] if names.count(names[source]) == 1 else f"{names[source]} #{source}"
+        for source in np.unique(sources_of(data)).tolist()
+    }
+
+
 def by_source(labels: Labels, p: Probabilities, data: Examples) -> dict[str, Metrics]:
-    """Score each session or file for itself; of several with the same name, each by its number too."""
+    """Score each session or file for itself."""
     sources = sources_of(data)
-    scored = {}
-    for source in np.unique(sources).tolist():
-        name = data.names[source]
-        unique = name if data.names.count(name) == 1 else f"{name} #{source}"
-        scored[unique] = metrics(labels[sources == source], p[sources == source])
-    return scored
+    return {
+        name: metrics(labels[sources == source], p[sources == source])
+        for source, name in named_sources(data).items()
+    }
 
 
 def shuffle_drops(

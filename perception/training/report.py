@@ -4,17 +4,20 @@ import html
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from perception.errors import SessionError
 from perception.session.beside import replace_file
+from perception.textfile import read_text
 from perception.training import evaluate
 from perception.training.examples import Examples
 from perception.training.model import FusionModel
-from perception.training.train import Split
+from perception.training.train import REPORT, Split
 
 ALPHA: Final = 0.1
 _SPREAD: Final = ("accuracy", "macro_recall", "macro_f1", "nll", "ece")
@@ -22,7 +25,7 @@ _SPREAD: Final = ("accuracy", "macro_recall", "macro_f1", "nll", "ece")
 
 def assess(
     models: Sequence[FusionModel],
-    validation: Examples,
+    validation: Examples | None,
     test: Examples,
     inputs: Mapping[str, str],
     singles: Mapping[str, FusionModel] | None = None,
@@ -31,7 +34,7 @@ def assess(
 
     Args:
         models: one per seed.
-        validation: conformal thresholds come from here.
+        validation: conformal thresholds come from here; without it there are none.
         test: other sessions.
         inputs: the input each branch reads.
         singles: a head trained alone for each single input, for the paired test.
@@ -52,7 +55,10 @@ def assess(
         "shuffle_drop": evaluate.shuffle_drops(model, test, inputs),
         "noise": evaluate.noise_sweep(model, test, inputs),
         "delay": evaluate.delay_sweep(model, test, inputs),
-        "conformal": _conformal(model, validation, test, inputs),
+        "conformal": {} if validation is None else _conformal(model, validation, test, inputs),
+        "threshold_sessions": []
+        if validation is None
+        else sorted(evaluate.named_sources(validation).values()),
         "calibration": _reliability(truth, p),
         "seeds": _over_seeds(models, test),
         "single": _against_singles(p, test, inputs, singles or {}),
@@ -122,11 +128,25 @@ def _against_singles(
 
 def write(folder: Path, report: Mapping[str, Any], title: str) -> Path:
     """Write `report.json` and `report.html`; return the page. OSError if the disk does not take them."""
-    texts = {"report.json": json.dumps(report, indent=1) + "\n", "report.html": as_html(report, title)}
+    texts = (json.dumps(report, indent=1) + "\n", as_html(report, title))
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        replace_file(folder / name, text.encode())
-    return folder / "report.html"
+    try:
+        for name, text in zip(REPORT, texts, strict=True):
+            replace_file(folder / name, text.encode())
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # one without a report is of no use
+    return folder / REPORT[1]
+
+
+def refuse_training(folder: Path) -> None:
+    """Raise SessionError if the report in a folder is that of a training, which an evaluation is not."""
+    try:
+        there = json.loads(read_text(folder / REPORT[0]))
+    except (OSError, ValueError):
+        return
+    if isinstance(there, dict) and "training" in there:
+        raise SessionError(f"{folder} holds the report of a training; give another folder by --out")
 
 
 _STYLE: Final = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
@@ -155,7 +175,7 @@ def as_html(report: Mapping[str, Any], title: str) -> str:
         ("Calibration", _calibration(report["calibration"])),
         ("Noise on the features, in their standard deviations", _curves(report["noise"], "noise")),
         ("One input late, in ticks", _curves(report["delay"], "ticks late")),
-        (f"Conformal sets for {1 - ALPHA:.0%} coverage, a threshold per set", _table(report["conformal"])),
+        (f"Conformal sets for {1 - ALPHA:.0%} coverage, a threshold per set", _conformal_sets(report)),
         ("Cost of the models of a tick", _cost(report["cost"])),
         ("Search for the classes by their names", _retrieval(report.get("retrieval", {}))),
     ]
@@ -193,6 +213,11 @@ def _confusion(report: Mapping[str, Any]) -> str:
         name: dict(zip(names, row, strict=True)) for name, row in zip(names, report["confusion"], strict=True)
     }
     return _table(rows)
+
+
+def _conformal_sets(report: Mapping[str, Any]) -> str:
+    names = ", ".join(report["threshold_sessions"]) or "no session, as one alone has to be tested on"
+    return f"<p>Thresholds come from {html.escape(names)}.</p>" + _table(report["conformal"])
 
 
 def _cost(cost: Mapping[str, Any]) -> str:

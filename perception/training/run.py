@@ -14,7 +14,7 @@ from perception.home import kept_in
 from perception.models.checkpoint import check_branches, load_head, with_own_encoders
 from perception.profile import FusionConfig
 from perception.progress import Advance, nothing, progress
-from perception.session.beside import beside, refuse_existing, written
+from perception.session.beside import beside, written
 from perception.training import copies, cost, dataset, encoders, processes, report
 from perception.training import train as plans
 from perception.training.dataset import DataSource
@@ -44,7 +44,7 @@ def train(
     Without `workers`, as many encode as `cores` allow, by default those of this machine.
     """
     plan = plans.load_plan(config)
-    refuse_existing(out)
+    plans.refuse_unlike_head(out)
     here = processes.join(build.pick_device(plan.training.device))
     main = here.is_main_process
     fusion = plans.fusion_of(plan.profile)
@@ -125,7 +125,8 @@ def _train(
         found["cost"] = cost.of_tick(models[0], parts.test, sources, fusion)
     found["folds"] = folds
     found["training"] = plan.model_copy(update={"classes": data.classes}).model_dump(mode="json")
-    with beside(out) as part, written(out):
+    plans.refuse_unlike_head(out)
+    with beside(out, replace=True) as part, written(out):
         plans.save(part, models[0], parts, found, inputs, plans.encoders_config_hash(fusion), out)
         encoders.save(part, fusion, dict(models[0].encoders))
         report.write(part, found, f"Fusion head {out.name}")
@@ -156,7 +157,7 @@ def evaluate(
     folder: Path,
     paths: Sequence[Path],
     name: str,
-    out: Path,
+    out: Path | None = None,
     *,
     track: str,
     cache: Path | None,
@@ -165,10 +166,13 @@ def evaluate(
     say: Say,
     cores: int | None = None,
 ) -> None:
-    """Report on a stored head; see the command. Half of the sessions choose the conformal thresholds.
+    """Report on a stored head, in `out` or beside it; see the command.
 
+    Half of the sessions choose the conformal thresholds; of one session alone, none does.
     What search is worth in them is reported too, if that is given. Workers are those of `train`.
     """
+    out = out or folder / plans.EVALUATION
+    report.refuse_training(out)
     fusion = with_own_encoders(plans.fusion_of(name), folder)
     head = load_head(folder)
     sources = plans.find_sources(paths, fusion)
@@ -183,12 +187,16 @@ def evaluate(
             context=head.ticks > 1,
         )
     check_branches(head, {branch: data.features[branch].shape[1] for branch in data.branches})
-    calibration, test = dataset.holdout(data, 0.5, 0)
+    single = len(set(data.sources.tolist())) == 1
+    calibration, test = (None, data) if single else dataset.holdout(data, 0.5, 0)
     model = FusionModel(head)
     with progress("testing"):
         found = report.assess([model], calibration, test, plans.branch_inputs(fusion))
         found["cost"] = cost.of_tick(model, test, sources, fusion)
     found["retrieval"] = dict(retrieval)
+    chosen_by = ", ".join(found["threshold_sessions"]) or "none, there is only one session"
+    say(f"tested on {found['windows']} windows of {found['sessions']} sessions")
+    say(f"sessions that chose conformal thresholds and are not in the test: {chosen_by}")
     with written(out):
         page = report.write(out, found, f"Fusion head {folder.name}")
     _summarise(found, say)

@@ -11,13 +11,15 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 
 from perception import profile as profiles
-from perception.errors import ProfileError
+from perception.errors import ProfileError, SessionError
 from perception.fusion.build import pick_device
-from perception.models.checkpoint import Head, config_hash, head_hash
+from perception.models.checkpoint import ENCODERS, Head, config_hash, head_hash
 from perception.models.fusion import FeatureFusion, ModelFusion
+from perception.models.head_config import HEAD_WEIGHTS
 from perception.models.memory import MAX_TICKS
 from perception.profile import FusionConfig, Section
 from perception.progress import Advance, nothing
+from perception.session.beside import refuse_existing
 from perception.session.reader import sessions_in
 from perception.textfile import read_text
 from perception.training import dataset
@@ -31,6 +33,10 @@ from perception.training.model import FusionModel
 
 PLAN_FILE: Final = "plan.json"
 """In a checkpoint: the plan that was followed, every default in it."""
+EVALUATION: Final = "evaluation"
+"""Folder in a checkpoint: the latest report on it with other sessions."""
+REPORT: Final = ("report.json", "report.html")
+_WRITTEN: Final = {"config.json", HEAD_WEIGHTS, "README.md", ENCODERS, PLAN_FILE, EVALUATION, *REPORT}
 CACHE: Final = Path("~/.cache/perception/features")
 
 
@@ -263,6 +269,18 @@ def cross_validate(
         parts = Split(joined(train, copies), validation, fold)
         (model,) = train_heads(parts, plan.model_copy(update={"seeds": 1}), fusion, None, advance)
         yield parts, model
+
+
+def refuse_unlike_head(out: Path) -> None:
+    """Raise SessionError if a place holds anything but a head that training wrote, which may be replaced."""
+    if not (out / HEAD_WEIGHTS).is_file() or out.is_symlink():
+        refuse_existing(out)
+        return
+    others = sorted({entry.name for entry in out.iterdir()} - _WRITTEN)
+    if others:
+        raise SessionError(
+            f"{out} holds more than a head: {', '.join(others)}; move that or choose another name"
+        )
 
 
 CARD: Final = """---
