@@ -57,6 +57,11 @@ def checked(kind: type[ModelT], fields: Mapping[str, Any]) -> ModelT:
         raise ValueError(str(error)) from error
 
 
+def duration_ns(samples: int, rate_hz: int) -> int:
+    """Return how long so many samples last, in ns, rounded."""
+    return (samples * 1_000_000_000 + rate_hz // 2) // rate_hz
+
+
 class Header(Model):
     """What every message carries. The publisher fills `seq`, `sent_ns` and `source`."""
 
@@ -76,6 +81,10 @@ class CameraFrame(Header):
     exposure_ns: Annotated[Count | None, Meta(description="exposure time if known")] = None
 
 
+MAX_BLOCK_NS: Final = 1_000_000_000
+"""Longest block of sound that `perception.publish` sends, in ns: a fusion waits no longer for its end."""
+
+
 class AudioBlock(Header):
     """Consecutive samples; `stamp_ns` is the moment of the first. The payload interleaves channels."""
 
@@ -85,6 +94,13 @@ class AudioBlock(Header):
     channels: Annotated[int, Meta(ge=1, le=64)] = 1
     format: Annotated[Literal["s16", "f32"], Meta(description="little-endian samples")] = "s16"
     gap: Annotated[Count, Meta(description="samples lost just before this block")] = 0
+
+
+def reached_ns(header: Header) -> int:
+    """Return the event time that a message reaches; sound does so up to the end of its last sample."""
+    if isinstance(header, AudioBlock):
+        return header.stamp_ns + duration_ns(header.samples, header.rate_hz)
+    return header.stamp_ns
 
 
 class TextCommand(Header):
@@ -239,7 +255,7 @@ class InputMark(Model):
     """One input of a fusion core as it stood."""
 
     held: Many[HeldInput] = ()
-    used: Annotated[HeldInput | None, Meta(description="what the window before took")] = None
+    used: Annotated[HeldInput | None, Meta(description="rules 0: what the window before took")] = None
     samples: SampleMark | None = None
 
 
@@ -251,6 +267,7 @@ class CoreMark(Model):
     next_tick: int | None = None
     newest_of_topic: dict[str, int] = {}
     inputs: dict[str, InputMark] = {}
+    rules: Annotated[Count, Meta(description="by which it refuses and tells presence; 0 is of before")] = 0
 
 
 class HeadUse(Model):

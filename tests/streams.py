@@ -6,6 +6,7 @@ import numpy as np
 
 from perception.devices.scripted import messages
 from perception.fusion.core import FusionCore
+from perception.fusion.presence import Presence
 from perception.fusion.window import Window
 from perception.messages import AudioBlock, CameraFrame, ClockTick, Header, Message, TextCommand, checked
 from perception.profile import (
@@ -126,10 +127,11 @@ def arrivals(
 
 def run(core: FusionCore, messages: Iterable[Message[Header]]) -> list[Window]:
     """Push all, anchored by a first ClockTick as a node does."""
+    presence = Presence()
     windows = core.push(clock_tick(START_NS))
     for message in messages:
         windows += core.push(message)
-    return windows
+    return [presence.since(window) for window in windows]
 
 
 def run_live(core: FusionCore, messages: Iterable[Message[Header]], until_ns: int) -> list[Window]:

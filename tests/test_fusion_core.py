@@ -1,6 +1,7 @@
 """What the fusion core promises, as scenarios over perturbed streams. Nothing here sleeps."""
 
 import random
+import weakref
 from itertools import combinations
 
 import numpy as np
@@ -12,7 +13,7 @@ from msgspec import structs
 from perception.clock import SampleClock, device_to_host_ns
 from perception.fusion.core import MAX_CUT_AT_ONCE, FusionCore
 from perception.fusion.ledger import Backlog
-from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, Window
+from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, Window, WindowInput
 from perception.messages import AudioBlock, Header, Message
 from perception.profile import InputConfig
 from tests.streams import (
@@ -306,13 +307,28 @@ def test_the_newest_due_window_runs_and_the_older_ones_are_shed() -> None:
     windows = run(FusionCore(config()), in_order(1.0))
     backlog = Backlog()
     assert backlog.take() is None
-    backlog.offer(windows[:3], cut_ns=5)
-    backlog.offer(windows[3:5], cut_ns=7)
+    shed = backlog.offer(windows[:3], cut_ns=5)
+    shed += backlog.offer(windows[3:5], cut_ns=7)
+    assert shed == [window.tick for window in windows[:4]]
+    assert backlog.take() == (windows[4], 7, 4)
+    assert backlog.take() is None
+    assert backlog.offer(windows[5:6], cut_ns=9) == []
+    assert backlog.take() == (windows[5], 9, 0)
+
+
+def test_while_models_hang_one_window_is_kept_and_what_is_shed_is_known_at_once() -> None:
+    backlog, kept = Backlog(), []
+    for tick in range(6000):
+        window = Window(tick, tick * MS, {})
+        kept.append(weakref.ref(samples := np.zeros(1, np.float32)))
+        audio = AudioSlice(samples, 0, 16_000, 0)
+        window.inputs["microphone"] = WindowInput(MICROPHONE, "present", data=audio)
+        assert backlog.offer([window], cut_ns=tick) == ([tick - 1] if tick else [])
+    del window, samples, audio
+    assert sum(one() is not None for one in kept) == 1
     taken = backlog.take()
     assert taken is not None
-    window, cut_ns, shed = taken
-    assert (window, cut_ns, shed) == (windows[4], 7, [w.tick for w in windows[:4]])
-    assert backlog.take() is None
+    assert (taken[0].tick, taken[2]) == (5999, 5999)
 
 
 def test_only_text_may_be_a_pattern_and_only_known_kinds_can_be_fused() -> None:

@@ -14,6 +14,7 @@ from msgspec import structs
 
 from perception.errors import SessionError
 from perception.fusion.core import Counts, FusionCore
+from perception.fusion.presence import Presence
 from perception.fusion.window import Window
 from perception.messages import CameraFrame, Header, Message, TextCommand
 from perception.profile import EncoderConfig, FusionConfig, HeadConfig, InputConfig, Profile
@@ -195,7 +196,7 @@ def live(stream: Stream, fusion: FusionConfig) -> list[Window]:
         while (deadline_ns := core.deadline_ns) is not None and deadline_ns < message.received_ns:
             found += core.push(clock_tick(deadline_ns))
         found += core.push(message)
-    return found
+    return list(map(Presence().since, found))
 
 
 @pytest.mark.parametrize("hop_ms", [100.0, 250.0, 2000.0])

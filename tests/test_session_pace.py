@@ -17,12 +17,22 @@ from msgspec import structs
 
 from perception.fusion.build import build_engine
 from perception.fusion.core import FusionCore
+from perception.fusion.presence import Presence
 from perception.fusion.window import Window
-from perception.messages import AudioBlock, CameraFrame, ClockTick, Header, Label, Message, TextCommand
+from perception.messages import (
+    AudioBlock,
+    CameraFrame,
+    ClockTick,
+    Header,
+    Label,
+    Message,
+    TextCommand,
+    reached_ns,
+)
 from perception.profile import FusionConfig
 from perception.session import Session, SessionWriter
 from perception.session.keyboard import Key
-from perception.session.pace import Lap, SampleCounter, reached_ns, schedule
+from perception.session.pace import Lap, SampleCounter, schedule
 from perception.session.player import Playback, Player
 from perception.session.sound import Samples, at_tempo, samples
 from tests.streams import CAMERA, MICROPHONE, MS, SECOND_NS, START_NS, Stream, config, of, scripted_room
@@ -58,7 +68,7 @@ class Room:
         self.stopped = threading.Event()
         self.windows: list[Window] = []
         self.sent: defaultdict[str, Stream] = defaultdict(list)
-        self.core = FusionCore(fusion)
+        self.core, self._presence = FusionCore(fusion), Presence()
         self._run_s = run_s
         self._keys = list(keys)
         self._left = most
@@ -94,7 +104,7 @@ class Room:
             self._push(message)
 
     def _push(self, message: Message[Header]) -> None:
-        self.windows += self.core.push(message)
+        self.windows += map(self._presence.since, self.core.push(message))
 
     def play(self, file: Path, **playback: Any) -> Self:
         with Session(file) as session:

@@ -22,6 +22,7 @@ from perception.devices.scripted import messages
 from perception.errors import ProfileError
 from perception.fusion.build import build_engine, use_threads
 from perception.fusion.core import FusionCore
+from perception.fusion.presence import Presence
 from perception.fusion.swap import HeadSwap
 from perception.messages import FusedState, HeadStatus, Message, SwapRequest, TextCommand, checked
 from perception.models.checkpoint import ENCODERS, head_hash, load_head, weights_hash, with_own_encoders
@@ -177,6 +178,7 @@ def swap_to(folder: Path, live: FusionConfig, candidate: Path) -> tuple[list[Hea
     core = FusionCore(live)
     source = SessionSource(folder / "sessions" / "1.mcap")
     windows = [window for message in source.messages() for window in core.push(message)]
+    presence = Presence()
     for number, window in enumerate(windows):
         if number == 12:
             swap.ask(checked(SwapRequest, {"action": "shadow", **request}))
@@ -185,7 +187,7 @@ def swap_to(folder: Path, live: FusionConfig, candidate: Path) -> tuple[list[Hea
         if number == 16:
             swap.ask(checked(SwapRequest, {"action": "go", **request}))
         swap.before(window.tick)
-        state = engine.run(window)
+        state = engine.run(presence.since(window))
         swap.after(state.fused)
     return list(swap.told), state
 

@@ -21,6 +21,7 @@ from perception.features.image import decode_frame
 from perception.fusion.build import build_engine, use_threads
 from perception.fusion.core import FusionCore
 from perception.fusion.engine import Engine
+from perception.fusion.presence import Presence
 from perception.fusion.window import Window
 from perception.messages import CameraFrame, Header, Message, Payload
 from perception.models.encoder import ImageInput
@@ -116,6 +117,7 @@ class TickBench:
         engine.encoders = {name: _Timed(encoder, self._calls) for name, encoder in engine.encoders.items()}
         engine.head = _Timed(engine.head, self._calls)
         self._engine: Engine = engine
+        self._presence = Presence()
         gc.freeze()  # as the node does
 
     def ticks(self) -> Values:
@@ -188,7 +190,7 @@ class TickBench:
         self._calls.clear()
         self._times_ns.clear()
         cpu_ns = time.thread_time_ns()
-        state = self._engine.run(window)
+        state = self._engine.run(self._presence.since(window))
         concluded_ns = time.perf_counter_ns()
         codec.encode(f"state/{self._config.name}", state)
         published_ns = time.perf_counter_ns()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from perception.fusion.engine import Engine
 from perception.fusion.ledger import Backlog
+from perception.fusion.presence import Presence
 from perception.fusion.swap import HeadSwap
 from perception.fusion.window import Window
 from perception.messages import FusedState
@@ -34,8 +35,9 @@ class Compute(threading.Thread):
         """Hand over finished windows; never waits for the models."""
         if windows:
             with self._due:
-                self._backlog.offer(windows, self._clock())
+                shed = self._backlog.offer(windows, self._clock())
                 self._due.notify()
+            self._note_shed(shed)
 
     def stop(self) -> None:
         """Let the state in work be published, then end; windows still due are shed."""
@@ -44,17 +46,16 @@ class Compute(threading.Thread):
             self._due.notify()
         self.join()
         if (due := self._backlog.take()) is not None:
-            newest, _, older = due
-            self._note_shed([*older, newest.tick])
+            self._note_shed([due[0].tick])
 
     def run(self) -> None:
         """Thread body; a failure of the models ends the node, and with it its supervisor's patience."""
+        presence = Presence()
         try:
             while (due := self._take()) is not None:
                 window, cut_ns, shed = due
-                self._note_shed(shed)
                 self.swap.before(window.tick)
-                state = self.engine.run(window, cut_ns=cut_ns, shed=len(shed))
+                state = self.engine.run(presence.since(window), cut_ns=cut_ns, shed=shed)
                 started_ns = self._clock()
                 self._publish(state)
                 self.engine.note_published(self._clock() - started_ns)
@@ -66,7 +67,7 @@ class Compute(threading.Thread):
         self.shed.extend(ticks)
         self.shed_count += len(ticks)
 
-    def _take(self) -> tuple[Window, int, list[int]] | None:
+    def _take(self) -> tuple[Window, int, int] | None:
         with self._due:
             while not self._stopped:
                 due = self._backlog.take()

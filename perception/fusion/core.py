@@ -34,6 +34,7 @@ from perception.messages import (
     Header,
     HeldInput,
     Message,
+    reached_ns,
 )
 from perception.profile import FusionConfig, InputConfig
 from perception.topics import lookup
@@ -41,6 +42,16 @@ from perception.topics import lookup
 MAX_CUT_AT_ONCE: Final = 100
 """After a longer stretch without any input, older windows are skipped and counted, not cut."""
 MAX_TOPICS: Final = 64
+"""Topics of patterns such as `text/*`; for one more the one with the oldest stamp is forgotten."""
+MAX_COUNTED: Final = 4 * MAX_TOPICS
+"""Topics with refusals by name."""
+RULES: Final = 1
+"""Number of the rules in force; marks hold it, so that a recording is cut by the rules of its time.
+
+0: a leap is judged by the stamp alone, the first MAX_TOPICS topics stay, and presence compares with the
+window before, which may have been shed. 1: a leap is judged by what a message reaches, topics give up their
+place, and presence compares with the state before.
+"""
 Counts = defaultdict[str, Counter[str]]
 """Refusals, late data and repairs: topic -> reason -> count."""
 
@@ -48,13 +59,15 @@ Counts = defaultdict[str, Counter[str]]
 class FusionCore:
     """Cuts aligned windows out of messages. `push` is its only entry."""
 
-    def __init__(self, config: FusionConfig, counts: Counts | None = None) -> None:
+    def __init__(self, config: FusionConfig, counts: Counts | None = None, *, rules: int = RULES) -> None:
         """Audio windows begin CONTEXT_NS before their nominal length, for the resampler's sake.
 
         Args:
             config: the grid and the inputs.
             counts: goes on with these, where several cores cut one recording.
+            rules: those of a recording; see RULES.
         """
+        self.rules = rules
         self.hop_ns = round(config.hop_ms * MILLISECOND_NS)
         self.lateness_ns = round(config.lateness_ms * MILLISECOND_NS)
         self.config_hash = _decisive_hash(config)
@@ -75,12 +88,12 @@ class FusionCore:
     def _stream(self, name: str, config: InputConfig) -> Stream:
         kind = lookup(config.topic.replace("*", "any")).prefix
         if kind == "text":
-            return TextStream(config.topic, ttl_ns=round(config.ttl_ms * MILLISECOND_NS))
+            return TextStream(config.topic, ttl_ns=round(config.ttl_ms * MILLISECOND_NS), count=self.count)
         if "*" in config.topic:
             raise ProfileError(f"fusion.inputs.{name}: '{config.topic}': only text topics may have a '*'")
         if kind == "camera":
             max_age_ns = round(config.max_age_ms * MILLISECOND_NS)
-            return CameraStream(config.topic, hop_ns=self.hop_ns, max_age_ns=max_age_ns)
+            return CameraStream(config.topic, hop_ns=self.hop_ns, max_age_ns=max_age_ns, count=self.count)
         if kind == "microphone":
             length_ns = round(config.length_ms * MILLISECOND_NS) + CONTEXT_NS
             history_ns = length_ns + self.lateness_ns + self.hop_ns + self.max_leap_ns + SECOND_NS
@@ -119,22 +132,27 @@ class FusionCore:
     def push(self, message: Message[Header]) -> list[Window]:
         """Take one message; return the windows it completes, oldest first.
 
-        A message that must not enter (its stamp runs backwards or leaps ahead, its samples are not finite)
-        is refused and counted in `counts`; this never raises for bad data.
+        A message that must not enter (its stamp runs backwards, it reaches too far ahead, its samples are not
+        finite) is refused and counted in `counts`; this never raises for bad data.
         """
         header = message.header
         try:
-            reached_ns = header.stamp_ns if isinstance(header, ClockTick) else self._admit(message)
+            reach_ns = header.stamp_ns if isinstance(header, ClockTick) else self._admit(message)
         except RefusedError as refusal:
-            self.counts[message.topic][str(refusal)] += 1
+            self.count(message.topic, str(refusal))
             return []
         if self._newest_ns is None or self._next_tick is None:
             self._next_tick = header.stamp_ns // self.hop_ns + 1
-            self._newest_ns = reached_ns
-        elif reached_ns > self._newest_ns:
-            self._newest_ns = reached_ns
+            self._newest_ns = reach_ns
+        elif reach_ns > self._newest_ns:
+            self._newest_ns = reach_ns
         # the watermark is never beyond what has been reached
         return [] if self._newest_ns < self._next_tick * self.hop_ns else self._cut(self._next_tick)
+
+    def count(self, topic: str, reason: str) -> None:
+        """Count a message that is not taken; where there are too many topics, by the pattern of its topic."""
+        known = topic in self._routes or len(self.counts) < MAX_COUNTED
+        self.counts[topic if known else self._pattern(topic)][reason] += 1
 
     def expects(self, message: Message[Any]) -> TypeGuard[Message[CameraFrame]]:
         """Whether the frame just pushed is likely the one that the window after it takes."""
@@ -153,6 +171,7 @@ class FusionCore:
             next_tick=self._next_tick,
             newest_of_topic=dict(self._newest_of_topic),
             inputs={name: stream.mark() for name, stream in self._streams.items()},
+            rules=self.rules,
         )
 
     def resume(self, mark: CoreMark, find: Callable[[HeldInput], Message[Any]]) -> None:
@@ -160,7 +179,7 @@ class FusionCore:
 
         `find` returns the frames and commands that were held. Sound from before the mark is missing.
         """
-        if mark.config_hash != self.config_hash:
+        if (mark.config_hash, mark.rules) != (self.config_hash, self.rules):
             raise ValueError("the mark is of a core that was configured otherwise")
         self._newest_ns, self._next_tick = mark.newest_ns, mark.next_tick
         self._newest_of_topic = dict(mark.newest_of_topic)
@@ -174,30 +193,46 @@ class FusionCore:
         """Check the stamp against its stream and the newest of all, then hand it to its streams.
 
         Returns:
-            The event time that the message reaches; sound does so up to the end of its last sample.
+            The event time that the message reaches.
         """
         topic, stamp_ns = message.topic, message.header.stamp_ns
         streams = self._routes.get(topic) or self._route(topic)
         newest_ns = self._newest_of_topic.get(topic)
         if newest_ns is not None and stamp_ns <= newest_ns:
             raise RefusedError("stamp backwards")
-        if self._newest_ns is not None and stamp_ns > self._newest_ns + self.max_leap_ns:
-            raise RefusedError("stamp ahead")
-        reached_ns: int = stamp_ns
+        if self._newest_ns is not None:
+            reason = leap(message.header, self._newest_ns + self.max_leap_ns)
+            if reason and (self.rules or reason == "stamp ahead"):
+                raise RefusedError(reason)
         for stream in streams:
-            reached_ns = max(reached_ns, stream.push(message))
-        self._newest_of_topic[topic] = stamp_ns
+            stream.push(message)
+        self._newest_of_topic[topic], self._routes[topic] = stamp_ns, streams
+        if newest_ns is None and self.rules:
+            self._forget()
         # a window takes the frame or text at its very end, but sound only before it
         if stamp_ns + isinstance(message.header, AudioBlock) <= self._final_ns:
             self.counts[topic]["late"] += 1
-        return reached_ns
+        return reached_ns(message.header)
 
     def _route(self, topic: str) -> list[Stream]:
         streams = [s for s in self._streams.values() if fnmatchcase(topic, s.topic)]
-        if not streams or len(self._routes) >= MAX_TOPICS:
+        if not streams or (not self.rules and len(self._routes) >= MAX_TOPICS):
             raise RefusedError("no such input" if not streams else "too many topics")
-        self._routes[topic] = streams
         return streams
+
+    def _forget(self) -> None:
+        """Make room for the topic that has just been taken; the counts of the forgotten go to its pattern."""
+        own = self._newest_of_topic.keys() - {stream.topic for stream in self._streams.values()}
+        if len(own) > MAX_TOPICS:
+            oldest = min(own, key=lambda topic: (self._newest_of_topic[topic], topic))
+            del self._newest_of_topic[oldest]
+            self._routes.pop(oldest, None)
+            counts = self.counts[self._pattern(oldest)]
+            counts.update(self.counts.pop(oldest, Counter()))
+            counts["topics forgotten"] += 1
+
+    def _pattern(self, topic: str) -> str:
+        return next((s.topic for s in self._streams.values() if fnmatchcase(topic, s.topic)), topic)
 
     def _cut(self, next_tick: int) -> list[Window]:
         """Return the windows from `next_tick` on whose end the watermark has passed."""
@@ -216,6 +251,13 @@ class FusionCore:
     def _window(self, tick: int) -> Window:
         end_ns = tick * self.hop_ns
         return Window(tick, end_ns, {name: stream.cut(end_ns) for name, stream in self._streams.items()})
+
+
+def leap(header: Header, limit_ns: int) -> str:
+    """Return why a message reaches beyond `limit_ns`, empty if it does not."""
+    if header.stamp_ns > limit_ns:
+        return "stamp ahead"
+    return "end ahead" if reached_ns(header) > limit_ns else ""
 
 
 def _decisive_hash(config: FusionConfig) -> str:

@@ -62,19 +62,25 @@ class Ledger:
 
 
 class Backlog:
-    """Windows due but not yet computed: the newest runs, the older ones are shed. Pure."""
+    """The newest window that is due and not yet computed; the older ones are shed as it comes. Pure."""
 
     def __init__(self) -> None:
-        self._due: list[tuple[Window, int]] = []
+        self._due: tuple[Window, int] | None = None
+        self._shed = 0
 
-    def offer(self, windows: Sequence[Window], cut_ns: int) -> None:
-        """Add windows that were cut at host time `cut_ns`."""
-        self._due.extend((window, cut_ns) for window in windows)
+    def offer(self, windows: Sequence[Window], cut_ns: int) -> list[int]:
+        """Put in windows that were cut at host time `cut_ns`; return the ticks shed for them."""
+        if not windows:
+            return []
+        *older, newest = windows if self._due is None else (self._due[0], *windows)
+        self._due = newest, cut_ns
+        self._shed += len(older)
+        return [window.tick for window in older]
 
-    def take(self) -> tuple[Window, int, list[int]] | None:
-        """Return the newest due window, when it was cut, and the ticks shed for it; None if none is due."""
-        if not self._due:
+    def take(self) -> tuple[Window, int, int] | None:
+        """Return the due window, when it was cut, and how many were shed since the one before; or None."""
+        if self._due is None:
             return None
-        *older, (window, cut_ns) = self._due
-        self._due.clear()
-        return window, cut_ns, [shed.tick for shed, _ in older]
+        due, shed = self._due, self._shed
+        self._due, self._shed = None, 0
+        return *due, shed

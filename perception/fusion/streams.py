@@ -20,10 +20,13 @@ from perception.messages import (
     Message,
     SampleMark,
     TextCommand,
+    duration_ns,
 )
 
 SECOND_NS: Final = 1_000_000_000
 MILLISECOND_NS: Final = 1_000_000
+Count = Callable[[str, str], None]
+"""Counts a message of a topic, by reason."""
 DEAD_AFTER_NS: Final = SECOND_NS
 """A stream whose newest data is older than this is reported dead rather than late."""
 RESYNC_NS: Final = 50 * MILLISECOND_NS
@@ -50,19 +53,21 @@ def _held(message: Message[CameraFrame] | Message[TextCommand]) -> HeldInput:
 class CameraStream:
     """Frames of one camera."""
 
-    def __init__(self, topic: str, *, hop_ns: int, max_age_ns: int) -> None:
+    def __init__(self, topic: str, *, hop_ns: int, max_age_ns: int, count: Count) -> None:
+        """Frames older than `max_age_ns` are absent; frames that there is no room for go to `count`."""
         self.topic = topic
+        self._count = count
         self.newest_ns: int | None = None
         self._hop_ns = hop_ns
         self._max_age_ns = max_age_ns
         self._frames: deque[Message[CameraFrame]] = deque(maxlen=MAX_FRAMES)
-        self._used_ns: int | None = None
 
-    def push(self, message: Message[CameraFrame]) -> int:
-        """Take one frame, stamps rise; return its stamp."""
+    def push(self, message: Message[CameraFrame]) -> None:
+        """Take one frame, stamps rise."""
+        if len(self._frames) == MAX_FRAMES:
+            self._count(self.topic, "dropped")
         self._frames.append(message)
         self.newest_ns = message.header.stamp_ns
-        return self.newest_ns
 
     def expects(self, message: Message[CameraFrame]) -> bool:
         """Whether the next window will take this frame, as far as the rate of frames can tell."""
@@ -73,16 +78,13 @@ class CameraStream:
         return stamp_ns + (stamp_ns - before) * EARLY > -(-stamp_ns // self._hop_ns) * self._hop_ns
 
     def mark(self) -> InputMark:
-        """Return which frames are held and which was used."""
-        held = tuple(_held(frame) for frame in self._frames)
-        used = next((item for item in held if item.stamp_ns == self._used_ns), None)
-        return InputMark(held=held, used=used)
+        """Return which frames are held."""
+        return InputMark(held=tuple(_held(frame) for frame in self._frames))
 
     def resume(self, mark: InputMark, find: Callable[[HeldInput], Message[CameraFrame]]) -> None:
         """Go on from `mark`; `find` returns the frames that were held."""
         for item in mark.held:
             self.push(find(item))
-        self._used_ns = None if mark.used is None else mark.used.stamp_ns
 
     def cut(self, end_ns: int) -> WindowInput:
         """Return the newest frame at or before `end_ns`, unless it is too old."""
@@ -97,12 +99,10 @@ class CameraStream:
         if age_ns > self._max_age_ns:
             reason = "dead" if age_ns > DEAD_AFTER_NS else "late"
             return WindowInput(self.topic, "absent", reason, age_ns)
-        held = stamp_ns == self._used_ns
-        self._used_ns = stamp_ns
         return WindowInput(
             self.topic,
-            "held" if held else "present",
-            "unchanged" if held else "",
+            "present",
+            "",
             age_ns,
             (seq, seq),
             CameraSlice(frame, previous),
@@ -150,8 +150,8 @@ class AudioStream:
         self._unread: deque[tuple[int, Message[AudioBlock]]] = deque()
         """Blocks that are not decoded yet, with the index of their first sample."""
 
-    def push(self, message: Message[AudioBlock]) -> int:
-        """Take one block; return the end of its last sample.
+    def push(self, message: Message[AudioBlock]) -> None:
+        """Take one block.
 
         Raises:
             RefusedError: the samples are not finite, or overlap what is already there.
@@ -165,10 +165,9 @@ class AudioStream:
         if len(self._unread) >= MAX_UNREAD:
             self._read()
         stop = start + header.samples
-        newest_ns = self._append(_Block(start, stop, header.stamp_ns, header.seq, message.received_ns))
+        self._append(_Block(start, stop, header.stamp_ns, header.seq, message.received_ns))
         while self._blocks[0].stop < stop - self._history.capacity:
             self._blocks.popleft()
-        return newest_ns
 
     def _read(self) -> None:
         """Decode the blocks that came since the last window, those that lie end to end at once."""
@@ -184,10 +183,9 @@ class AudioStream:
             whole = structs.replace(header, samples=stop - start)
             self._history.push(start, decode_samples(whole, b"".join(payloads)))
 
-    def _append(self, block: _Block) -> int:
+    def _append(self, block: _Block) -> None:
         self._blocks.append(block)
-        self.newest_ns = block.stamp_ns + _duration_ns(block.stop - block.start, self._rate_hz)
-        return self.newest_ns
+        self.newest_ns = block.stamp_ns + duration_ns(block.stop - block.start, self._rate_hz)
 
     def _place(self, header: AudioBlock) -> int:
         """Index of the block's first sample; a counter that contradicts its stamps is re-anchored."""
@@ -199,7 +197,7 @@ class AudioStream:
         elapsed_ns = header.stamp_ns - self.newest_ns
         start = header.sample_index + self._offset
         skipped = start - last.stop
-        error_ns = elapsed_ns - (skipped and _duration_ns(skipped, self._rate_hz))
+        error_ns = elapsed_ns - (skipped and duration_ns(skipped, self._rate_hz))
         if header.source != self._source or skipped < 0 or abs(error_ns) > RESYNC_NS:
             if elapsed_ns < -RESYNC_NS:
                 raise RefusedError("overlap")
@@ -275,7 +273,7 @@ class AudioStream:
             (first.seq, last.seq),
             AudioSlice(samples, stop, self._rate_hz, missing),
             last.received_ns,
-            last.stamp_ns + _duration_ns(last.stop - last.start, self._rate_hz),
+            last.stamp_ns + duration_ns(last.stop - last.start, self._rate_hz),
         )
 
     def _index_at(self, at_ns: int) -> int | None:
@@ -297,36 +295,29 @@ def _samples(duration_ns: int, rate_hz: int) -> int:
     return (duration_ns * rate_hz + SECOND_NS // 2) // SECOND_NS
 
 
-def _duration_ns(samples: int, rate_hz: int) -> int:
-    return (samples * SECOND_NS + rate_hz // 2) // rate_hz
-
-
 class TextStream:
     """Commands, from any number of topics; sparse, so it never holds a window back."""
 
-    def __init__(self, topic: str, *, ttl_ns: int) -> None:
+    def __init__(self, topic: str, *, ttl_ns: int, count: Count) -> None:
+        """Commands are in force for `ttl_ns`; those that there is no room for go to `count`."""
         self.topic = topic
         self._ttl_ns = ttl_ns
+        self._count = count
         self._commands: list[Message[TextCommand]] = []
-        self._used: Message[TextCommand] | None = None
 
-    def push(self, message: Message[TextCommand]) -> int:
-        """Take one command; return its stamp."""
+    def push(self, message: Message[TextCommand]) -> None:
+        """Take one command."""
         insort(self._commands, message, key=lambda item: (item.header.stamp_ns, item.topic, item.header.seq))
-        del self._commands[:-MAX_TEXTS]
-        return message.header.stamp_ns
+        if len(self._commands) > MAX_TEXTS:
+            self._count(self._commands.pop(0).topic, "dropped")
 
     def mark(self) -> InputMark:
-        """Return which commands are held and which was used."""
-        used = next((_held(command) for command in self._commands if command is self._used), None)
-        return InputMark(held=tuple(_held(command) for command in self._commands), used=used)
+        """Return which commands are held."""
+        return InputMark(held=tuple(_held(command) for command in self._commands))
 
     def resume(self, mark: InputMark, find: Callable[[HeldInput], Message[TextCommand]]) -> None:
         """Go on from `mark`; `find` returns the commands that were held."""
-        for item in mark.held:
-            self._commands.append(find(item))
-            if item == mark.used:
-                self._used = self._commands[-1]
+        self._commands += [find(item) for item in mark.held]
 
     def cut(self, end_ns: int) -> WindowInput:
         """Return the newest command at or before `end_ns` while it is in force."""
@@ -338,12 +329,10 @@ class TextStream:
         age_ns, seq = end_ns - command.header.stamp_ns, command.header.seq
         if age_ns >= self._ttl_ns:
             return WindowInput(self.topic, "absent", "expired", age_ns)
-        held = command is self._used
-        self._used = command
         return WindowInput(
             command.topic,
-            "held" if held else "present",
-            "in force" if held else "",
+            "present",
+            "",
             age_ns,
             (seq, seq),
             TextSlice(command),

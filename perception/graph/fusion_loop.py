@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from msgspec import structs
 
 from perception.fusion.core import FusionCore
+from perception.fusion.early import Early
 from perception.fusion.ledger import Ledger
 from perception.messages import ClockTick, Header, Health, InputHealth, Message, SwapRequest
 from perception.units import SECOND_NS, Clock
@@ -88,6 +89,7 @@ class FusionLoop:
         self, core: FusionCore, compute: "Compute", inbox: Inbox, outputs: Outputs, clock: Clock
     ) -> None:
         self._core = core
+        self._early = Early(core)
         self._compute = compute
         self._inbox = inbox
         self._out = outputs
@@ -122,14 +124,17 @@ class FusionLoop:
             raise self._compute.failure
 
     def _step(self) -> None:
-        """Take one message, or move time when the next window is due."""
+        """Take what has come and what was early, or move time when the next window is due."""
         deadline_ns = self._core.deadline_ns or self._clock()
-        wait_s = max(0.0, (deadline_ns - self._clock()) / 1e9)
-        message = self._inbox.receive(min(IDLE_S, wait_s))
+        wake_ns = min(deadline_ns, self._early.next_ns or deadline_ns)
+        message = self._inbox.receive(min(IDLE_S, max(0.0, (wake_ns - self._clock()) / 1e9)))
+        now_ns = self._clock()
         if message is not None and isinstance(message.header, SwapRequest):
             self._compute.swap.ask(message.header)
         elif message is not None:
-            self._take(message)
+            self._early.put(message, now_ns)
+        for due in self._early.due(now_ns):
+            self._take(due)
         # what has already arrived goes first, unless it keeps coming for a whole hop
         if (now_ns := self._clock()) >= deadline_ns + (0 if message is None else self._core.hop_ns):
             self._tick(now_ns)

@@ -4,24 +4,41 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
+from perception.errors import SessionError
 from perception.features.window import CONTEXT_NS
-from perception.fusion.core import Counts, FusionCore
+from perception.fusion.core import RULES, Counts, FusionCore, leap
+from perception.fusion.early import Early
+from perception.fusion.presence import Presence
 from perception.fusion.streams import RESYNC_NS
 from perception.fusion.window import CameraSlice, TextSlice, Window
-from perception.messages import CameraFrame, ClockTick, CoreMark, Header, HeldInput, Message, TextCommand
+from perception.messages import (
+    AudioBlock,
+    CameraFrame,
+    ClockTick,
+    CoreMark,
+    Header,
+    HeldInput,
+    Message,
+    TextCommand,
+)
 from perception.profile import FusionConfig
 from perception.session.journal import Begin, End, Missed, Step
 from perception.session.recompute.arrivals import STREAM_KINDS, arrivals
+from perception.session.sound import blocks
 from perception.topics import lookup
 
 CLOCK_TOPIC: Final = "clock/replay"
 MAX_SILENCE_NS: Final = 3_600_000_000_000
 """A clock that was set makes years of silence, and a window of nothing is of use to nobody."""
+BLOCK_NS: Final = 100_000_000
+"""A block that reaches far ahead of its arrival is cut into pieces so long, which arrive at their ends."""
 _WORDS: Final = {
     "late": "too late for a window that was cut",
     "resync": "sample counter placed by its stamps",
     "skipped": "passed over in a long silence",
     "no such input": "read by no input",
+    "dropped": "no room until their window was cut",
+    "topics forgotten": "topics gave up their place to newer ones",
 }
 """What is counted and is no refusal."""
 
@@ -52,12 +69,16 @@ def cut_as_journaled(
         config: as that of the live fusion.
         shed: ticks of the windows it shed, by the source of its states.
         counts: takes what it refused and what came late.
+
+    Raises:
+        SessionError: a later version recorded it, with rules that this one does not know.
     """
     core, reach, source = FusionCore(config, counts), _Reach(config), ""
-    count = 0
+    presence, count = Presence(), 0
     for step in steps:
         if isinstance(step, Begin):
-            core, reach, count = FusionCore(config, counts), _Reach(config), 0
+            core = FusionCore(config, counts, rules=_rules(step))
+            reach, presence, count = _Reach(config), Presence(step.mark), 0
             source = step.journal.state_source
             if (mark := step.mark) is not None:
                 core.resume(mark, reach.limit(mark, step.held))
@@ -66,11 +87,24 @@ def cut_as_journaled(
             yield step
         else:
             for window in core.push(step):
-                if window.tick in shed(source):
+                is_shed = window.tick in shed(source)
+                if not core.rules or not is_shed:
+                    window = presence.since(window)
+                if is_shed:
                     count += 1
                 else:
                     yield Cut(window, count, source, reach.covers(window))
                     count = 0
+
+
+def _rules(step: Begin) -> int:
+    """Return the rules that a recorded fusion cut by; SessionError if a later version made them."""
+    rules = 0 if step.journal.before is None else step.journal.before.rules
+    if rules > RULES:
+        raise SessionError(
+            f"its windows were cut by rules {rules}; this version knows 0 to {RULES}: install a newer version"
+        )
+    return rules
 
 
 def cut_as_arrived(
@@ -92,28 +126,52 @@ def cut_as_arrived(
         counts: takes what was refused, came late or was passed over.
         on_clock: see `arrivals`.
     """
-    core = FusionCore(config, counts)
+    presence = Presence()
+    for window in _windows(messages, FusionCore(config, counts), on_clock=on_clock):
+        yield Cut(presence.since(window), 0, "", True)
+
+
+def _windows(messages: Iterable[Message[Header]], core: FusionCore, *, on_clock: bool) -> Iterator[Window]:
+    early = Early(core, count_waits=False)
     for now_ns, message in arrivals(messages, core.takes, core.max_leap_ns, on_clock=on_clock):
-        if now_ns is not None:
-            yield from _move(core, now_ns)
+        if now_ns is None:
+            yield from core.push(message) if lookup(message.topic).prefix in STREAM_KINDS else ()
+            continue
+        yield from _move(core, early, now_ns)
         if lookup(message.topic).prefix in STREAM_KINDS:
-            yield from _cut(core, message)
+            for part, arrived_ns in _parts(message, now_ns, core.max_leap_ns):
+                early.put(part, arrived_ns)
+            yield from _move(core, early, now_ns)
+    while (due_ns := early.next_ns) is not None:
+        yield from _move(core, early, due_ns)
     last_ns = (core.mark().newest_ns or 0) + core.lateness_ns
     while (deadline_ns := core.deadline_ns) is not None and deadline_ns <= last_ns:
-        yield from _cut(core, _tick(deadline_ns))
+        yield from core.push(_tick(deadline_ns))
 
 
-def _move(core: FusionCore, now_ns: int) -> Iterator[Cut]:
-    """Move time as the ticks of a live fusion do."""
+def _parts(message: Message[Any], now_ns: int, max_leap_ns: int) -> Iterator[tuple[Message[Header], int]]:
+    """Yield a message and when it arrived, a long block that nobody can have heard yet in pieces."""
+    if isinstance(message.header, AudioBlock) and leap(message.header, now_ns + max_leap_ns) == "end ahead":
+        for part in blocks(message, BLOCK_NS):
+            yield part, max(now_ns, part.header.stamp_ns)
+    else:
+        yield message, now_ns
+
+
+def _move(core: FusionCore, early: Early, now_ns: int) -> Iterator[Window]:
+    """Move time as the ticks of a live fusion do, and take what was early when its time has come."""
+    while (due_ns := early.next_ns) is not None and due_ns <= now_ns:
+        yield from _tick_to(core, due_ns)
+        for message in early.due(due_ns):
+            yield from core.push(message)
+    yield from _tick_to(core, now_ns)
+
+
+def _tick_to(core: FusionCore, now_ns: int) -> Iterator[Window]:
     if (deadline_ns := core.deadline_ns) is None or now_ns - deadline_ns > MAX_SILENCE_NS:
-        yield from _cut(core, _tick(now_ns))
+        yield from core.push(_tick(now_ns))
     while (deadline_ns := core.deadline_ns) is not None and deadline_ns < now_ns:
-        yield from _cut(core, _tick(deadline_ns))
-
-
-def _cut(core: FusionCore, message: Message[Any]) -> Iterator[Cut]:
-    for window in core.push(message):
-        yield Cut(window, 0, "", True)
+        yield from core.push(_tick(deadline_ns))
 
 
 def _tick(stamp_ns: int) -> Message[ClockTick]:

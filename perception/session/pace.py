@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from msgspec import structs
 
-from perception.messages import AudioBlock, Header, Label, Message
+from perception.messages import AudioBlock, Header, Label, Message, reached_ns
 from perception.session.sound import at_tempo, samples
 
 AHEAD_NS: Final = 250_000_000
@@ -121,13 +121,6 @@ def _sound(message: Message[AudioBlock], pace: Pace) -> Iterator[Message[AudioBl
             gap=0 if start else round(header.gap / rate),
         )
         yield structs.replace(message, header=part, payload=data[start:stop].tobytes())
-
-
-def reached_ns(header: Header) -> int:
-    """Return the time up to which a message holds data: of sound the end of its last sample."""
-    if isinstance(header, AudioBlock):
-        return header.stamp_ns + header.samples * _SECOND_NS // header.rate_hz
-    return header.stamp_ns
 
 
 class Lap:

@@ -16,10 +16,10 @@ from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import SessionError
-from perception.messages import AudioBlock, Header, Health, Label, Message
+from perception.messages import AudioBlock, Header, Health, Label, Message, reached_ns
 from perception.profile import ReplayConfig
 from perception.session.keyboard import Keyboard, NoKeyboard
-from perception.session.pace import AHEAD_NS, Due, Lap, SampleCounter, reached_ns, schedule
+from perception.session.pace import AHEAD_NS, Due, Lap, SampleCounter, schedule
 from perception.session.reader import Session, matches
 from perception.session.readers import Readers
 

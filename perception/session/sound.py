@@ -1,9 +1,12 @@
 """The samples of recorded blocks, and their tempo. Pure."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
-from perception.messages import AudioBlock, Message
+from perception.messages import AudioBlock, Message, duration_ns
 
 Samples = npt.NDArray[np.int16] | npt.NDArray[np.float32]
 
@@ -14,6 +17,21 @@ def samples(message: Message[AudioBlock]) -> Samples:
     if message.header.format == "s16":
         return np.frombuffer(message.payload, np.dtype("<i2")).reshape(shape)
     return np.frombuffer(message.payload, np.dtype("<f4")).reshape(shape)
+
+
+def blocks(message: Message[AudioBlock], most_ns: int) -> Iterator[Message[AudioBlock]]:
+    """Yield a block in pieces that last `most_ns` at most, each with its own stamp and index."""
+    header, data = message.header, samples(message)
+    size = max(1, most_ns * header.rate_hz // 1_000_000_000)
+    for start in range(0, header.samples, size):
+        part = data[start : start + size]
+        fields = {
+            "stamp_ns": header.stamp_ns + duration_ns(start, header.rate_hz),
+            "sample_index": header.sample_index + start,
+            "samples": len(part),
+            "gap": 0 if start else header.gap,
+        }
+        yield structs.replace(message, header=structs.replace(header, **fields), payload=part.tobytes())
 
 
 def at_tempo(block: Samples, count: int) -> Samples:
