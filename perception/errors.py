@@ -52,7 +52,7 @@ class BusError(PerceptionError):
     exit_code = 5
 
 
-class MalformedMessageError(PerceptionError):
+class MalformedMessageError(PerceptionError, ValueError):
     """Bytes from the wire that are not a message: oversized, undecodable or against the schema."""
 
     exit_code = 6

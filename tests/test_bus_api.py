@@ -6,12 +6,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import perception
 from perception.bus.api import SETTLE_S
-from perception.messages import TextCommand
+from perception.messages import TextCommand, reached_ns
 from tests.waiting import LONG_S
 
 READER = """
@@ -174,3 +175,21 @@ def test_all_that_is_exported_is_there() -> None:
     with pytest.raises(AttributeError, match="module 'perception' has no attribute 'nonsense'"):
         _ = perception.nonsense
     assert os.path.exists(Path(perception.__file__).with_name("py.typed"))
+
+
+def test_a_block_of_sound_that_is_too_long_is_refused_with_the_limit_and_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"11\.0 s of sound; at most 1 s is allowed: cut it into blocks"):
+        perception.publish(
+            "microphone/main", bytes(2 * 88_000), sample_index=0, samples=88_000, rate_hz=8000, channels=1
+        )
+
+
+def test_sound_published_without_a_stamp_has_been_heard_by_then() -> None:
+    domain, samples = "heard", bytes(2 * 4000)
+    fields: dict[str, Any] = {"sample_index": 0, "samples": 4000, "rate_hz": 8000, "domain": domain}
+    reader = perception.subscribe("microphone/main", domain=domain)
+    with reader:
+        perception.publish("microphone/main", samples, **fields)
+        message = reader.receive(LONG_S)
+    assert message is not None
+    assert reached_ns(message.header) == message.header.sent_ns

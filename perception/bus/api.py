@@ -16,7 +16,7 @@ from perception.bus.host import HostClock, Runtime, base_directory
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import MalformedMessageError
-from perception.messages import checked
+from perception.messages import MAX_BLOCK_NS, checked, reached_ns
 
 if TYPE_CHECKING:
     from perception.bus.codec import Data
@@ -82,19 +82,26 @@ def publish(
         topic: such as `text/say`.
         payload: pixels or samples, where the topic has them.
         domain: without it $PERCEPTION_DOMAIN, else that of the only graph that is up, else `default`.
-        stamp_ns: when it happened, host time; without it the moment at which it is sent.
+        stamp_ns: when it happened, host time; without it the moment at which it is sent. Sound: of its first
+            sample; without it the last sample is heard at the moment at which it is sent.
         fields: of the topic's message, for example `text="come here"`.
 
     Raises:
         BusError: not a topic, or another process publishes it.
         PerceptionError: no domain is named, and several graphs are up.
-        MalformedMessageError: fields or payload are not what the topic carries.
+        MalformedMessageError: fields or payload are not what the topic carries, or a block of sound lasts
+            longer than MAX_BLOCK_NS; it is a ValueError.
     """
     kind = topics.lookup(topic).message
     try:
         header = checked(kind, {"stamp_ns": clock_now_ns() if stamp_ns is None else stamp_ns, **fields})
     except ValueError as error:
         raise MalformedMessageError(f"{topic}: {error}") from error
+    if (lasts_ns := reached_ns(header) - header.stamp_ns) > MAX_BLOCK_NS:
+        raise MalformedMessageError(
+            f"{topic}: a block of {lasts_ns / 1e9:.1f} s of sound; at most {MAX_BLOCK_NS / 1e9:g} s is "
+            "allowed: cut it into blocks, and publish each when it ends"
+        )
     publisher = _publisher(topic, _runtime(domain))
     subscribers = publisher.subscribers  # before: who comes meanwhile does not get it
     publisher.send(header, payload, now=stamp_ns is None)  # not before the wait for a first subscriber

@@ -17,7 +17,7 @@ from perception.bus.audience import Audience
 from perception.bus.host import Runtime
 from perception.bus.watch import Watch
 from perception.errors import BusError
-from perception.messages import Header, Payload
+from perception.messages import Header, Payload, reached_ns
 
 if TYPE_CHECKING:
     from zmq.auth.thread import ThreadAuthenticator
@@ -156,7 +156,8 @@ class Publisher:
         """Send one message and return its header as sent, with `seq`, `sent_ns` and `source` filled.
 
         A large payload is not copied if a reader wants it inline: it must not be written to afterwards.
-        With `now`, `stamp_ns` is the moment of sending: of several threads, no later message is older.
+        With `now`, it happens at the moment of sending, and sound ends then: of several threads, no later
+        message is older.
 
         Raises:
             MalformedMessageError: header or payload is not what the topic carries; nothing is sent.
@@ -171,7 +172,7 @@ class Publisher:
                 self._look()
                 loan, data = None, codec.flat(self.topic, payload)
             at_ns = self._clock()
-            stamp_ns = at_ns if now else header.stamp_ns
+            stamp_ns = at_ns - (reached_ns(header) - header.stamp_ns) if now else header.stamp_ns
             stamped = structs.replace(
                 header, seq=self._published, stamp_ns=stamp_ns, sent_ns=at_ns, source=self.source
             )
