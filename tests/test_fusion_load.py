@@ -1,5 +1,8 @@
 """Presence is true to what was published, and event time never runs ahead of the host."""
 
+import weakref
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,11 @@ from perception.errors import SessionError
 from perception.fusion.core import MAX_TOPICS, FusionCore
 from perception.fusion.early import Early
 from perception.fusion.presence import Presence
-from perception.messages import FusedState, Header, Journal, Message, TextCommand, reached_ns
+from perception.messages import CameraFrame, FusedState, Header, Journal, Message, TextCommand, reached_ns
 from perception.profile import Profile
 from perception.session import read
 from perception.session.cutting import cut_as_arrived
+from perception.session.journal import steps
 from perception.session.verification import verify
 from tests.live import LiveRun
 from tests.streams import (
@@ -248,3 +252,35 @@ def test_frames_and_commands_without_room_are_counted() -> None:
         core.push(frame(k, START_NS + k))
         core.push(text(k, START_NS + k, "hi"))
     assert core.counts == {CAMERA: {"dropped": 300 - 256}, TEXT: {"dropped": 300 - 64}, MICROPHONE: {}}
+
+
+@pytest.mark.parametrize("form", ["s16", "f32"])
+def test_sound_of_another_size_than_its_header_says_is_refused(form: str) -> None:
+    core = FusionCore(config())
+    core.push(clock_tick(START_NS))
+    good = block(0, START_NS, np.zeros(1600), 0)
+    header = structs.replace(good.header, format=form, samples=1601)
+    core.push(structs.replace(good, header=header))
+    assert len(core.push(clock_tick(START_NS + SECOND_NS))) > 1
+    assert core.counts[MICROPHONE] == {"wrong size": 1}
+
+
+def test_inputs_of_publishers_that_have_ended_are_not_kept_while_a_recording_is_read() -> None:
+    kept: list[weakref.ref[Pixels]] = []
+
+    def restarts() -> Iterator[Message[Header]]:
+        for k in range(100):
+            now_ns = START_NS + k * SECOND_NS
+            header = CameraFrame(seq=0, stamp_ns=now_ns, source=f"c#{k}", width=2, height=1, encoding="mono8")
+            pixels = Pixels(b"12")
+            kept.append(weakref.ref(pixels))
+            yield Message(CAMERA, header, pixels, now_ns)
+
+    journal = Message("journal/fusion", Journal(stamp_ns=0, entries=()))
+    reader = steps(chain(restarts(), [journal]), lambda _: True)
+    assert next(reader)
+    assert sum(one() is not None for one in kept) < 30
+
+
+class Pixels(bytearray):
+    """A payload that can be watched."""

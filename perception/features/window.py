@@ -26,7 +26,7 @@ def decode_samples(header: AudioBlock, payload: Payload) -> Samples:
         ValueError: the payload's size contradicts the header, or a sample is NaN or infinite.
     """
     dtype = _DTYPES[header.format]
-    if len(payload) != header.samples * header.channels * dtype.itemsize:
+    if not is_whole(header, payload):
         raise ValueError(
             f"{header.format} payload does not hold {header.samples} x {header.channels} samples"
         )
@@ -41,6 +41,11 @@ def decode_samples(header: AudioBlock, payload: Payload) -> Samples:
     if not np.isfinite(samples).all():
         raise ValueError("samples are not finite")
     return samples
+
+
+def is_whole(header: AudioBlock, payload: Payload) -> bool:
+    """Return whether the payload has the size that the header says."""
+    return len(payload) == header.samples * header.channels * _DTYPES[header.format].itemsize
 
 
 def is_finite(header: AudioBlock, payload: Payload) -> bool:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from msgspec import structs
 
-from perception.features.window import SampleHistory, decode_samples, is_finite
+from perception.features.window import SampleHistory, decode_samples, is_finite, is_whole
 from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, WindowInput
 from perception.messages import (
     AudioBlock,
@@ -154,9 +154,12 @@ class AudioStream:
         """Take one block.
 
         Raises:
-            RefusedError: the samples are not finite, or overlap what is already there.
+            RefusedError: the samples are not as many as the header says, are not finite, or overlap what is
+                already there.
         """
         header = message.header
+        if not is_whole(header, message.payload):
+            raise RefusedError("wrong size")
         if header.format != "s16" and not is_finite(header, message.payload):
             raise RefusedError("not finite")
         start = self._place(header)

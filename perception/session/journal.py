@@ -162,14 +162,25 @@ class _Shelf:
     def __init__(self) -> None:
         self._rows: defaultdict[tuple[str, str], deque[Message[Header]]] = defaultdict(deque)
         self._newest: dict[tuple[str, str], int] = {}
+        self._order: deque[tuple[int, tuple[str, str]]] = deque()
+        """When each input was recorded, and its row."""
 
     def put(self, message: Message[Header]) -> None:
         key = message.topic, message.header.source
-        row = self._rows[key]
-        row.append(message)
+        self._rows[key].append(message)
+        self._order.append((message.received_ns, key))
         self._newest[key] = max(message.header.seq, self._newest.get(key, -1))
-        while row[0].received_ns < message.received_ns - _KEPT_NS:
-            row.popleft()
+        self._drop(message.received_ns - _KEPT_NS)
+
+    def _drop(self, before_ns: int) -> None:
+        """Drop what was recorded before, of publishers too that have ended."""
+        while self._order[0][0] < before_ns:
+            _, key = self._order.popleft()
+            row = self._rows.get(key)
+            if row and row[0].received_ns < before_ns:
+                row.popleft()
+            if not row:
+                self._rows.pop(key, None)
 
     def passed(self, entry: JournalEntry) -> bool:
         """Whether this input is here, or a later one is."""
@@ -177,7 +188,7 @@ class _Shelf:
 
     def take(self, entry: JournalEntry) -> Message[Header] | None:
         """Return an input; those before it were never taken and never will be."""
-        row = self._rows[entry.topic, entry.source]
+        row = self._rows.get((entry.topic, entry.source), deque())
         while row and row[0].header.seq < entry.seq:
             row.popleft()
         return row.popleft() if row and row[0].header.seq == entry.seq else None
