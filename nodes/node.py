@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-from perception.credentials import CleanFormatter
 from perception.errors import MissingPackageError, PerceptionError
+from perception.errors.credentials import CleanFormatter
 from perception.profile import OVERRIDES_VARIABLE, Profile, load
 
 
@@ -43,7 +43,7 @@ def main(kind: str, run: Callable[[Profile, str, threading.Event], None], *, nam
 
 def _explained(error: ImportError) -> str:
     """Return in one line what is wrong with a package that cannot be imported, and what to do."""
-    from perception.probes import explain
+    from perception.cli.package_checks import explain
 
     package = (error.name or "").partition(".")[0]
     problem, advice = explain(package, f"{type(error).__name__}: {error}")

@@ -2,14 +2,13 @@
 
 import sys
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+from perception.errors import INTERRUPTED
 
 
 def main() -> None:
     """Run the command; Ctrl-C ends it quietly, while its modules load as well."""
     try:
-        from perception.cli import main as command
+        from perception.cli.main import main as command
 
         command()
     except KeyboardInterrupt:

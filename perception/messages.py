@@ -11,6 +11,8 @@ from typing import Annotated, Any, Final, Generic, Literal, TypeVar, dataclass_t
 import msgspec
 from msgspec import Meta, structs
 
+from perception.units import SECOND_NS
+
 SCHEMA_VERSION: Final = 1
 
 ItemT = TypeVar("ItemT")
@@ -59,7 +61,7 @@ def checked(kind: type[ModelT], fields: Mapping[str, Any]) -> ModelT:
 
 def duration_ns(samples: int, rate_hz: int) -> int:
     """Return how long so many samples last, in ns, rounded."""
-    return (samples * 1_000_000_000 + rate_hz // 2) // rate_hz
+    return (samples * SECOND_NS + rate_hz // 2) // rate_hz
 
 
 class Header(Model):
@@ -81,7 +83,7 @@ class CameraFrame(Header):
     exposure_ns: Annotated[Count | None, Meta(description="exposure time if known")] = None
 
 
-MAX_BLOCK_NS: Final = 1_000_000_000
+MAX_BLOCK_NS: Final = SECOND_NS
 """Longest block of sound that `perception.publish` sends, in ns: a fusion waits no longer for its end."""
 
 

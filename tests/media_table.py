@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from perception.messages import AudioBlock, CameraFrame
-from perception.session import import_media, read
+from perception.session import read
+from perception.session.convert import import_media
 
 SEED = 12
 FILES = 60

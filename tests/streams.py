@@ -18,8 +18,8 @@ from perception.profile import (
     MicrophoneConfig,
     ScriptConfig,
 )
+from perception.units import SECOND_NS
 
-SECOND_NS = 1_000_000_000
 MS = 1_000_000
 START_NS = 1_700_000_000 * SECOND_NS
 CAMERA, MICROPHONE, TEXT = "camera/front", "microphone/main", "text/terminal"

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from perception.__main__ import INTERRUPTED
 from perception.bench import features, report, scale, transport
 from perception.bench.rounds import Figure, interleave
-from perception.cli import run
-from perception.errors import PerceptionError
+from perception.cli.main import run
+from perception.errors import INTERRUPTED, PerceptionError
 from tests.waiting import LONG_S, eventually
 
 

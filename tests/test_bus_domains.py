@@ -13,11 +13,11 @@ from perception.bus import domains
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
-from perception.cli import run
+from perception.cli.main import run
+from perception.cli.up import placed
 from perception.errors import PerceptionError
 from perception.messages import Health, TextCommand
 from perception.profile import load
-from perception.up import placed
 from tests.bus import text
 from tests.test_cli import command
 from tests.test_up import SCRIPTED, up

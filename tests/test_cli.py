@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from perception.__main__ import INTERRUPTED
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
-from perception.cli import run
-from perception.echo import Rates, as_json, as_line
+from perception.cli.main import run
+from perception.cli.message_text import Rates, as_json, as_line
+from perception.errors import INTERRUPTED
 from perception.messages import AudioBlock, CameraFrame, Health, Message, TextCommand
 from tests.waiting import LONG_S, eventually
 
@@ -51,7 +51,8 @@ def spoken(runtime: Runtime) -> Iterator[Publisher]:
 
 def test_help_is_fast_and_imports_neither_torch_nor_zmq() -> None:
     code = (
-        "import sys, time; begun = time.process_time(); from perception.cli import run; run(['--help']); "
+        "import sys, time; begun = time.process_time(); from perception.cli.main import run\n"
+        "run(['--help']); "
         "print(time.process_time() - begun, 'torch' in sys.modules, 'zmq' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from perception.cli import run
-from perception.credentials import CleanFormatter, without_credentials
-from perception.doctor import check_cameras
+from perception.cli.doctor import check_cameras
+from perception.cli.main import run
 from perception.errors import DeviceError, ProfileError
-from perception.launcher import plan
+from perception.errors.credentials import CleanFormatter, without_credentials
+from perception.graph.supervisor import plan
 from perception.messages import Header, Health, Message
 from perception.profile import OVERRIDES_VARIABLE, load, parse
 from perception.session import Session, SessionWriter, read

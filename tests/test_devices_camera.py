@@ -10,18 +10,18 @@ import cv2
 import numpy as np
 import pytest
 
-from perception.backoff import Backoff
+from perception.devices.backoff import Backoff
 from perception.devices.camera import DeviceSource, driver_stamp_ns, open_camera
 from perception.devices.device import CapturedFrame, Device
 from perception.devices.grabber import Grabber, RateLimit
 from perception.devices.wire import frame_message
 from perception.errors import DeviceError
 from perception.profile import CameraConfig, ScriptConfig
+from perception.units import SECOND_NS
 from tests.media import HEIGHT, WIDTH, grey, write_clip
 from tests.mjpeg import LEVELS, mjpeg_server
 from tests.waiting import LONG_S, eventually
 
-SECOND_NS = 1_000_000_000
 ORIGIN_NS = 1_700_000_000 * SECOND_NS
 
 

@@ -14,21 +14,21 @@ import numpy.typing as npt
 import pytest
 from av.packet import Packet
 
-from perception.backoff import Backoff
 from perception.devices.arrival import StreamClock
 from perception.devices.backlog import Arrived, Backlog
+from perception.devices.backoff import Backoff
 from perception.devices.camera import DeviceSource, open_camera
 from perception.devices.device import CapturedFrame, Device
 from perception.devices.grabber import Grabber
 from perception.devices.network import StreamSource
 from perception.errors import DeviceError
 from perception.profile import CameraConfig, ScriptConfig
+from perception.units import SECOND_NS
 from tests.lossy import SIZE, film, lossy, pictures_of, played
 from tests.media import HEIGHT, WIDTH, grey, write_clip
 from tests.mjpeg import DIALECTS, LEVELS, MULTIPART, camera_server, jpeg, part, raw_server
 from tests.waiting import LONG_S, eventually
 
-SECOND_NS: Final = 1_000_000_000
 OK: Final = f"HTTP/1.0 200 OK\r\nContent-Type: {MULTIPART}\r\n\r\n".encode()
 NOISE: Final = np.random.default_rng(1)
 

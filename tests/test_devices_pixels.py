@@ -19,8 +19,9 @@ from perception.messages import CameraFrame, Header, Message
 from perception.models.detectors import ArucoMarkers
 from perception.models.encoder import ImageInput
 from perception.profile import CameraConfig, Fit, ScriptConfig
-from perception.session import import_media, read
-from perception.session.tracks import image
+from perception.session import read
+from perception.session.convert import import_media
+from perception.session.convert.media_tracks import image
 from perception.training.media import MediaSource
 from tests.media import COLOURS, corners, quarters, write_turned
 

@@ -12,9 +12,9 @@ from perception.devices.device import CapturedBlock, CapturedFrame
 from perception.devices.signal import BlockCheck, FrameCheck
 from perception.devices.video import FileSource
 from perception.profile import CameraConfig
+from perception.units import SECOND_NS
 from tests.media import write_coded
 
-SECOND_NS = 1_000_000_000
 NOISE = np.random.default_rng(1)
 
 

@@ -15,11 +15,12 @@ from perception.devices.sound import Sound
 from perception.errors import DeviceError
 from perception.messages import AudioBlock, CameraFrame
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
-from perception.session import Session, import_media, read
+from perception.session import Session, read
+from perception.session.convert import import_media
 from perception.training.media import MediaSource
+from perception.units import SECOND_NS
 from tests.media import RATE_HZ, grey, tone, write_clip, write_film, write_sound
 
-SECOND_NS = 1_000_000_000
 LEVELS = [5 * number for number in range(50)]
 FILMS = [
     ("h264", "libx264", 0),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from perception.doctor import (
+from perception.cli.doctor import (
     Finding,
     build_models,
     check_cameras,
@@ -25,7 +25,7 @@ from perception.doctor import (
     drift_finding,
     print_findings,
 )
-from perception.probes import PROBES, Outcome, explain, probe, probe_all
+from perception.cli.package_checks import PROBES, Outcome, explain, probe, probe_all
 from perception.profile import Profile, parse
 
 
@@ -255,5 +255,5 @@ def test_findings_are_a_line_each_and_a_failure_is_exit_code_1() -> None:
 
 
 def test_the_doctor_itself_imports_no_model_package() -> None:
-    outcome = probe("doctor", "import sys, perception.doctor; facts = {'torch': 'torch' in sys.modules}")
+    outcome = probe("doctor", "import sys, perception.cli.doctor; facts = {'torch': 'torch' in sys.modules}")
     assert outcome.facts == {"torch": False}, sys.version

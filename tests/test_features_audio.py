@@ -1,16 +1,15 @@
 """The audio front end shares work between windows, and nobody can tell from its results."""
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from perception.features.audio import AudioFrontEnd
 from perception.features.logmel import log_mel
 from perception.features.window import CONTEXT_NS
+from perception.units.arrays import Samples
 
 LENGTH_NS = 975_000_000
 RATES = [8000, 16000, 22050, 44100, 48000]
-Samples = npt.NDArray[np.float32]
 
 
 def noise(samples: int) -> Samples:

@@ -2,7 +2,6 @@
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
@@ -11,8 +10,7 @@ from perception.messages import CameraFrame, checked
 from perception.models.cnn import CnnImageEncoder
 from perception.models.encoder import ImageInput
 from perception.profile import Fit
-
-Image = npt.NDArray[np.uint8]
+from perception.units.arrays import Image
 
 
 def frame(encoding: str, width: int = 32, height: int = 24) -> CameraFrame:

@@ -16,11 +16,11 @@ from perception.fusion.ledger import Backlog
 from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, Window, WindowInput
 from perception.messages import AudioBlock, Header, Message
 from perception.profile import InputConfig
+from perception.units import SECOND_NS
 from tests.streams import (
     CAMERA,
     MICROPHONE,
     MS,
-    SECOND_NS,
     START_NS,
     TEXT,
     arrivals,

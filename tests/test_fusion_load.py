@@ -16,15 +16,15 @@ from perception.fusion.presence import Presence
 from perception.messages import CameraFrame, FusedState, Header, Journal, Message, TextCommand, reached_ns
 from perception.profile import Profile
 from perception.session import read
-from perception.session.cutting import cut_as_arrived
-from perception.session.journal import steps
-from perception.session.verification import verify
+from perception.session.recompute.cutting import cut_as_arrived
+from perception.session.recompute.journal import steps
+from perception.session.recompute.verify import verify
+from perception.units import SECOND_NS
 from tests.live import LiveRun
 from tests.streams import (
     CAMERA,
     MICROPHONE,
     MS,
-    SECOND_NS,
     START_NS,
     TEXT,
     block,

@@ -13,14 +13,14 @@ import pytest
 import torch
 import torchvision
 
-from perception.cli import run
-from perception.doctor import check_profile
+from perception.cli.doctor import check_profile
+from perception.cli.main import run
 from perception.errors import BusError, DeviceError, PerceptionError, ProfileError, SessionError, WeightsError
 from perception.graph.check import check, require
 from perception.models.options import KINDS, MarkerOptions, torchvision_classifiers
 from perception.models.registry import encoder_class
 from perception.profile import Profile, load, parse
-from perception.session.writer import SessionWriter
+from perception.session.file.writer import SessionWriter
 from tests.streams import camera_stream, text
 
 SCRIPTED: dict[str, Any] = {"source": "scripted"}

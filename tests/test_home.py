@@ -44,8 +44,8 @@ except PerceptionError as error:
 def test_what_needs_no_home_does_without(tmp_path: Path) -> None:
     code = """
 from pathlib import Path
-from perception.doctor import check_home
-from perception.home import expanded, home
+from perception.cli.doctor import check_home
+from perception.io.home import expanded, home
 from perception.models.head_config import source_of
 print(home(), expanded("~/a"), source_of("~/a")[1])
 print(check_home().level, check_home().detail)
@@ -54,7 +54,7 @@ print(check_home().level, check_home().detail)
 
 
 def test_features_need_a_place(tmp_path: Path) -> None:
-    keep = "from perception.home import kept_in; from perception.training.train import CACHE\n    "
+    keep = "from perception.io.home import kept_in; from perception.training.plan import CACHE\n    "
     out = homeless(said(keep + "kept_in(CACHE, '--cache')"), tmp_path)
     assert out == (
         "1 ~/.cache/perception/features: this user has no home directory; set HOME, or give --cache\n"

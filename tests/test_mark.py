@@ -12,12 +12,12 @@ import pytest
 from perception.bus.api import clock_now_ns, publish
 from perception.bus.host import Runtime
 from perception.bus.subscriber import Subscriber
-from perception.cli import run
+from perception.cli.main import run
 from perception.profile import RecorderConfig
 from perception.session import Session
+from perception.session.labels import Span, of_session
 from perception.session.recorder import EVERY_MESSAGE, Recorder, describe, record
-from perception.training.dataset import SessionSource
-from perception.training.labels import SECOND_NS, Span
+from perception.units import SECOND_NS
 from tests.waiting import LONG_S, eventually
 
 DOMAIN = "marked"
@@ -45,8 +45,9 @@ def recorded(file: Path) -> Iterator[Recorder]:
 
 def spans_of(file: Path) -> list[Span]:
     """The spans of label messages, in ns from the session's zero."""
-    session = SessionSource(file)
-    return [span.at(-session.origin_ns()) for span in session.spans() if span.track == "truth"]
+    with Session(file) as session:
+        zero_ns = session.zero.stamp_ns
+    return [span.at(-zero_ns) for span in of_session(file) if span.track == "truth"]
 
 
 def test_a_class_that_is_marked_for_seconds_begins_when_the_command_does(

@@ -18,7 +18,7 @@ from perception.training.evaluate import metrics, probabilities, truth_of
 from perception.training.examples import Examples
 from perception.training.fit import TrainingConfig, fit
 from perception.training.model import FusionModel
-from perception.training.train import HeadPlan, new_head
+from perception.training.plan import HeadPlan, new_head
 from tests.test_training_dataset import CHEAP, config, record, script
 
 K = 5

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import soundfile
 import torch
@@ -27,9 +26,9 @@ from perception.models.audio import (
 from perception.models.encoder import AudioInput, Encoding
 from perception.models.silero import SileroNetwork, packaged_file
 from perception.models.vggish import VGGish, random_vggish
+from perception.units.arrays import Samples
 
 CPU = torch.device("cpu")
-Samples = npt.NDArray[np.float32]
 
 
 def noise(level: float = 0.01, samples: int = 15_600, seed: int = 1) -> Samples:

@@ -12,8 +12,9 @@ import perception
 from perception.errors import ProfileError
 from perception.models import build_encoder
 from perception.models.encoder import Encoding, ImageInput
-from perception.models.images import Image, shrunk_grey
+from perception.models.images import shrunk_grey
 from perception.profile import EncoderConfig
+from perception.units.arrays import Image
 
 CPU = torch.device("cpu")
 ASSETS = Path(perception.__file__).parent / "devices" / "assets"

@@ -25,7 +25,7 @@ from perception.profile import (
     Profile,
     ScriptConfig,
 )
-from perception.session.verification import verify
+from perception.session.recompute.verify import verify
 from tests.live import LiveRun
 
 RESNET = EncoderConfig(input="camera", kind="torchvision", weights="random", options={"size": 64})

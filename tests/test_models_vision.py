@@ -17,10 +17,10 @@ from torchvision.transforms._presets import ImageClassification
 from perception.errors import ProfileError, WeightsError
 from perception.models import build_encoder, weights_hash
 from perception.models.encoder import ImageInput
-from perception.models.images import Image
 from perception.models.vision import IMAGENET_STD, to_model_input
 from perception.models.weights import seeded
 from perception.profile import EncoderConfig
+from perception.units.arrays import Image
 from tests import tiny_models
 
 CPU = torch.device("cpu")

@@ -19,11 +19,10 @@ from perception.bus.host import HostClock, Runtime, base_directory
 from perception.bus.keys import new_keys
 from perception.bus.subscriber import Subscriber
 from perception.messages import AudioBlock, CameraFrame, Header, Health, Message, TextCommand
+from perception.units import SECOND_NS
 from tests.media import RATE_HZ, grey, noise, write_clip
 from tests.mjpeg import camera_server
 from tests.waiting import LONG_S
-
-SECOND_NS = 1_000_000_000
 
 
 class Nodes:

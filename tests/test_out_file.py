@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 import pytest
 
-from perception.cli import cli, run
-from perception.out_file import OutFile, OutFolder
+from perception.cli.main import cli, run
+from perception.io.out_path import OutFile, OutFolder
 
 WRITES = {"json_file", "out", "sheet", "index", "cache", "target"}
 

@@ -7,6 +7,10 @@ import pytest
 from msgspec import structs
 from rich.console import Console, RenderableType
 
+from perception.cli.panel import Board, node_table, panel_lines, state_line
+from perception.cli.summary import Summary
+from perception.cli.summary_tables import PLAIN_WIDTH, print_report
+from perception.cli.views import LiveView, PlainView
 from perception.messages import (
     BranchState,
     Fused,
@@ -19,10 +23,6 @@ from perception.messages import (
     ModalityState,
     ModelInfo,
 )
-from perception.panel import Board, node_table, panel_lines, state_line
-from perception.report import PLAIN_WIDTH, print_report
-from perception.summary import Summary
-from perception.views import LiveView, PlainView
 
 MS = 1_000_000
 SECOND = 1_000_000_000

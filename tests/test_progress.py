@@ -5,7 +5,7 @@ import os
 import pty
 from contextlib import suppress
 
-from perception.progress import LINE_S, progress
+from perception.io.progress import LINE_S, progress
 
 
 def test_in_a_file_a_line_comes_now_and_then() -> None:

@@ -10,7 +10,7 @@ import click
 from perception import errors
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
-from perception.cli import cli
+from perception.cli.main import cli
 from perception.messages import Fused, FusedState, ModalityState, ModelInfo
 from perception.profile import LAUNCH_DIR
 from perception.topics import TOPICS

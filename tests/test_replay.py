@@ -10,8 +10,9 @@ from perception.fusion.window import Window
 from perception.messages import CoreMark, Header, Message
 from perception.profile import FusionConfig
 from perception.session import replay
-from perception.session.cutting import cut_as_arrived
-from tests.streams import MS, SECOND_NS, START_NS, Stream, of, run, scripted_room
+from perception.session.recompute.cutting import cut_as_arrived
+from perception.units import SECOND_NS
+from tests.streams import MS, START_NS, Stream, of, run, scripted_room
 from tests.streams import config as streams_config
 from tests.test_fusion_core import content, in_order
 from tests.test_verify import PROFILE, fusion

@@ -16,8 +16,8 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
-from perception.__main__ import INTERRUPTED
-from perception.cli import run
+from perception.cli.main import run
+from perception.errors import INTERRUPTED
 from perception.models.checkpoint import load_head
 from perception.reproduce import avmnist, avmnist_data, esc10, grid
 from perception.reproduce.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured

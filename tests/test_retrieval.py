@@ -18,7 +18,7 @@ import soundfile
 from msgspec import structs
 from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score
 
-from perception.cli import run
+from perception.cli.main import run
 from perception.devices.scripted import messages
 from perception.errors import PerceptionError, SessionError, WeightsError
 from perception.messages import (
@@ -39,8 +39,8 @@ from perception.retrieval.search import LEXICAL, Hit, Query, Shelf, open_shelves
 from perception.retrieval.sheet import picture_of, sound_of
 from perception.retrieval.streams import Step
 from perception.session import SessionWriter, read, replay
-from perception.session.tracks import image
-from perception.training.labels import Span
+from perception.session.convert.media_tracks import image
+from perception.session.labels import Span
 from tests import retrieval
 from tests.streams import START_NS
 
@@ -370,7 +370,7 @@ def test_under_the_floor_nothing_is_shown(
 def test_a_search_by_words_loads_no_model_and_no_torch(fused: tuple[Path, list[FusedState]]) -> None:
     code = (
         "import sys\n"
-        "from perception.cli import run\n"
+        "from perception.cli.main import run\n"
         "session = sys.argv[1]\n"
         "ways = [], ['--in', 'commands'], ['--json']\n"
         "codes = [run(['search', session, 'speech', *more]) for more in ways]\n"

@@ -23,8 +23,8 @@ from perception.devices.wire import block_message, frame_message, text_message
 from perception.errors import MalformedMessageError
 from perception.messages import AudioBlock, CameraFrame, Label, TextCommand
 from perception.profile import CameraConfig, InputConfig, MicrophoneConfig, ScriptConfig
+from perception.units import SECOND_NS
 
-SECOND_NS = 1_000_000_000
 ORIGIN_NS = 1_700_000_000 * SECOND_NS
 CAMERA = CameraConfig(source="scripted", width=160, height=120, rate_hz=30.0)
 MICROPHONE = MicrophoneConfig(source="scripted")

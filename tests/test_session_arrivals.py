@@ -13,30 +13,24 @@ from av.video.frame import VideoFrame
 from msgspec import structs
 
 from perception.errors import SessionError
-from perception.fusion.core import Counts, FusionCore
+from perception.fusion.core import FusionCore
 from perception.fusion.presence import Presence
 from perception.fusion.window import Window
 from perception.messages import CameraFrame, Header, Message, TextCommand
 from perception.profile import EncoderConfig, FusionConfig, HeadConfig, InputConfig, Profile
 from perception.retrieval.search import open_shelves
 from perception.retrieval.streams import Step
-from perception.session import (
-    Session,
-    SessionWriter,
-    export_lerobot,
-    export_webdataset,
-    import_media,
-    read,
-    replay,
-)
-from perception.session.cutting import MAX_SILENCE_NS, account, cut_as_arrived
-from perception.session.perturb import Perturbed, stamp_leap
+from perception.session import Session, SessionWriter, read, replay
+from perception.session.convert import export_lerobot, export_webdataset, import_media
 from perception.session.recompute.arrivals import AHEAD, FIRST, LONE_NS
+from perception.session.recompute.cutting import MAX_SILENCE_NS, account, cut_as_arrived
+from perception.session.recompute.perturb import Perturbed, stamp_leap
 from perception.training import dataset
 from perception.training.dataset import SessionSource
 from perception.training.media import media_sources
+from perception.units import SECOND_NS, Counts
 from tests import retrieval
-from tests.streams import CAMERA, MS, SECOND_NS, START_NS, Stream, clock_tick, scripted_room
+from tests.streams import CAMERA, MS, START_NS, Stream, clock_tick, scripted_room
 
 JPEG = cv2.imencode(".jpg", np.full((16, 16, 3), 90, np.uint8))[1].tobytes()
 PATHS = ["lerobot", "webdataset", "replay", "training", "search"]

@@ -19,13 +19,13 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
+from perception.cli.session import session
 from perception.errors import SessionError
 from perception.messages import AudioBlock, CameraFrame, TextCommand
 from perception.session import Session, SessionWriter, read
-from perception.session import ros_messages as ros
 from perception.session.convert import import_bag, incoming
+from perception.session.convert import ros_messages as ros
 from perception.session.convert.incoming import UnusableError
-from perception.session_cli import session
 from tests import streams
 
 IMAGE: Final = np.random.default_rng(1).integers(0, 255, (12, 16, 3), dtype=np.uint8)

@@ -12,10 +12,11 @@ from click.testing import CliRunner, Result
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
+from perception.cli.session import record, session
 from perception.errors import PerceptionError, ProfileError, SessionError
 from perception.messages import TextCommand
 from perception.session import Session, SessionWriter
-from perception.session_cli import record, session
+from perception.units import SECOND_NS
 from tests import streams
 from tests.waiting import LONG_S
 
@@ -32,7 +33,7 @@ def write(path: Path, label: str = "hello") -> None:
     with SessionWriter(path) as writer:
         for message in streams.arrivals(sources, lambda message: 0):
             writer.write(message)
-        writer.write(streams.text(0, streams.START_NS + 3 * streams.SECOND_NS, label))
+        writer.write(streams.text(0, streams.START_NS + 3 * SECOND_NS, label))
 
 
 def invoke(command: click.Command, *arguments: object, code: int = 0) -> Result:
@@ -83,7 +84,7 @@ def test_several_sessions_become_one_lerobot_dataset_and_nothing_else(path: Path
 def test_a_missing_extra_is_named(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith(("rosbags", "perception.session.ros"))]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("perception.session.rosbag", raising=False)
+    monkeypatch.delattr("perception.session.convert.rosbag", raising=False)
     monkeypatch.setitem(sys.modules, "rosbags", None)
     with pytest.raises(SessionError, match=r"perception-node\[export\]"):
         invoke(session, "export", path, tmp_path / "out", "--format", "rosbag2")

@@ -21,19 +21,13 @@ from perception.devices.scripted import messages
 from perception.errors import DeviceError, SessionError
 from perception.messages import AudioBlock, CameraFrame, Header, Label, Message, TextCommand
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
-from perception.session import (
-    Session,
-    SessionWriter,
-    export_lerobot,
-    export_media,
-    export_webdataset,
-    import_media,
-    read,
-)
+from perception.session import Session, SessionWriter, read
+from perception.session.convert import export_lerobot, export_media, export_webdataset, import_media
 from perception.session.convert.film import Hearing, VideoFile
+from perception.units import SECOND_NS
 from tests import streams
 from tests.media import write_clip
-from tests.streams import MS, SECOND_NS, START_NS
+from tests.streams import MS, START_NS
 
 SECONDS, RATE_HZ, FRAME_HZ = 4, 16_000, 10
 Writer = Callable[[Session, Path], Iterator[str]]

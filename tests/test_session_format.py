@@ -28,7 +28,9 @@ from perception.messages import (
     TextCommand,
     checked,
 )
-from perception.session import Session, SessionWriter, protobuf, read, schemas
+from perception.session import Session, SessionWriter, read
+from perception.session.file import protobuf, schemas
+from perception.units import SECOND_NS
 from tests import streams
 
 STEP_NS = 7_000_000
@@ -123,10 +125,10 @@ def test_messages_of_the_same_moment_keep_their_order_across_lanes(tmp_path: Pat
 
 def test_topics_and_times_select(tmp_path: Path) -> None:
     path = write(tmp_path / "s.mcap", scene())
-    start_ns = streams.START_NS + streams.SECOND_NS
-    chosen = list(read(path, ["camera/*", streams.MICROPHONE], start_ns, start_ns + 2 * streams.SECOND_NS))
+    start_ns = streams.START_NS + SECOND_NS
+    chosen = list(read(path, ["camera/*", streams.MICROPHONE], start_ns, start_ns + 2 * SECOND_NS))
     assert {message.topic for message in chosen} == {streams.CAMERA, streams.MICROPHONE}
-    assert all(start_ns <= message.received_ns < start_ns + 2 * streams.SECOND_NS for message in chosen)
+    assert all(start_ns <= message.received_ns < start_ns + 2 * SECOND_NS for message in chosen)
     assert sum(message.topic == streams.CAMERA for message in chosen) == 60
 
 

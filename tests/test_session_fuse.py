@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from perception.cli import run
+from perception.cli.main import run
 from perception.errors import ProfileError, SessionError
 from perception.messages import FusedState
 from perception.profile import load
-from perception.session import Session, SessionWriter, import_media, read, replay, rosbag
-from perception.session.compare import concluded
-from perception.session.perturb import Perturbed, stamp_leap
-from perception.session.recompute.fuse import fuse, mapped
+from perception.session import Session, SessionWriter, read, replay
+from perception.session.convert import import_media, rosbag
+from perception.session.convert.fuse import fuse, mapped
+from perception.session.recompute.compare import concluded
+from perception.session.recompute.perturb import Perturbed, stamp_leap
 from tests.media import RATE_HZ, write_clip
 from tests.streams import Stream, scripted_room
 

@@ -10,8 +10,8 @@ import pytest
 
 from perception.messages import FusedState
 from perception.session import Session, read
-from perception.session.fusing import replay
-from perception.session.verification import verify
+from perception.session.recompute.engines import replay
+from perception.session.recompute.verify import verify
 
 SESSION = Path(__file__).parent / "golden" / "demo.mcap"
 COMPARED = 15

@@ -17,14 +17,14 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from click.testing import CliRunner
 
+from perception.cli.session import session as command
 from perception.errors import DeviceError, SessionError
 from perception.messages import AudioBlock, CameraFrame, TextCommand
-from perception.session import Session, import_media, read
+from perception.session import Session, read
+from perception.session.convert import import_media
 from perception.session.convert.selection import Selection
-from perception.session_cli import session as command
+from perception.units import SECOND_NS
 from tests.media import FRAME_HZ, RATE_HZ, grey, noise, tone, write_clip, write_film, write_wav
-
-SECOND_NS = 1_000_000_000
 
 
 def write_tracks(

@@ -18,12 +18,13 @@ from mcap.records import Header as FileHeader
 from mcap.records import Message as Recorded
 from mcap.writer import MCAP0_MAGIC, CompressionType, IndexType
 
+from perception.cli.session import session as commands
 from perception.errors import SessionError
 from perception.messages import Header, Message
-from perception.session import Session, SessionWriter, container
+from perception.session import Session, SessionWriter
 from perception.session.edit import repair, trim
+from perception.session.file import container
 from perception.session.info import info
-from perception.session_cli import session as commands
 from tests import streams
 from tests.rewriting import Triple, rewritten, taken_apart
 

@@ -34,8 +34,10 @@ from perception.session import Session, SessionWriter
 from perception.session.keyboard import Key
 from perception.session.pace import Lap, SampleCounter, schedule
 from perception.session.player import Playback, Player
-from perception.session.sound import Samples, at_tempo, samples
-from tests.streams import CAMERA, MICROPHONE, MS, SECOND_NS, START_NS, Stream, config, of, scripted_room
+from perception.session.sound import at_tempo, samples
+from perception.units import SECOND_NS
+from perception.units.arrays import RawSamples
+from tests.streams import CAMERA, MICROPHONE, MS, START_NS, Stream, config, of, scripted_room
 
 BEGIN_NS = START_NS + 77 * 86_400 * SECOND_NS + 12_345_678
 RATES = (0.3, 0.5, 1.0, 2.0, 7.0)
@@ -307,7 +309,7 @@ def test_sound_is_whole_at_any_rate_in_pieces_no_longer_than_before(rate: float,
 @pytest.mark.parametrize("rate", [0.3, 0.5, 0.8, 1.25, 2.0, 5.0])
 def test_a_tone_keeps_its_pitch_and_its_joints(rate: float, kind: type) -> None:
     loud = 10_000 if kind is np.int16 else 0.3
-    tone: Samples = (np.sin(np.arange(16_000) * 2 * np.pi * 1_000 / 16_000) * loud).astype(kind)[:, None]
+    tone: RawSamples = (np.sin(np.arange(16_000) * 2 * np.pi * 1_000 / 16_000) * loud).astype(kind)[:, None]
     blocks = [at_tempo(tone[at : at + 1600], round(1600 / rate)) for at in range(0, 16_000, 1600)]
     assert all(block.dtype == kind for block in blocks)
     assert all(block[0, 0] == tone[n * 1600, 0] for n, block in enumerate(blocks))

@@ -9,7 +9,7 @@ from msgspec import structs
 from perception.errors import SessionError
 from perception.features.window import decode_samples
 from perception.messages import AudioBlock, CameraFrame, Message, TextCommand
-from perception.session.perturb import (
+from perception.session.recompute.perturb import (
     Perturbation,
     Perturbed,
     delay,
@@ -23,19 +23,8 @@ from perception.session.perturb import (
     typos,
     without,
 )
-from tests.streams import (
-    CAMERA,
-    MICROPHONE,
-    MS,
-    SECOND_NS,
-    START_NS,
-    TEXT,
-    Stream,
-    clock_tick,
-    of,
-    scripted_room,
-    text,
-)
+from perception.units import SECOND_NS
+from tests.streams import CAMERA, MICROPHONE, MS, START_NS, TEXT, Stream, clock_tick, of, scripted_room, text
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from msgspec import structs
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
-from perception.cli import cli
+from perception.cli.main import cli
 from perception.errors import SessionError
 from perception.messages import FusedState, Health, InputHealth
 from perception.profile import Profile, load
@@ -28,16 +28,8 @@ from perception.session.keyboard import Key
 from perception.session.player import Playback, Player
 from perception.session.readers import Readers
 from perception.session.recorder import EVERY_MESSAGE
-from tests.streams import (
-    CAMERA,
-    MS,
-    SECOND_NS,
-    START_NS,
-    Stream,
-    clock_tick,
-    of,
-    scripted_room,
-)
+from perception.units import SECOND_NS
+from tests.streams import CAMERA, MS, START_NS, Stream, clock_tick, of, scripted_room
 from tests.waiting import LONG_S, eventually
 
 

@@ -33,7 +33,7 @@ HEADER = """
 from pathlib import Path
 
 import pytest
-from perception.session.perturb import delay, drift, drop, freeze, noise, stamp_leap, without
+from perception.session.recompute.perturb import delay, drift, drop, freeze, noise, stamp_leap, without
 """
 Run = Callable[..., pytest.RunResult]
 
@@ -58,7 +58,7 @@ def run(pytester: pytest.Pytester, session_file: Path, pytestconfig: pytest.Conf
     (pytester.path / "room.mcap").write_bytes(session_file.read_bytes())
     (pytester.path / "room.toml").write_text(PROFILE)
     installed = pytestconfig.pluginmanager.has_plugin("perception")
-    plugin = () if installed else ("-p", "perception.session.testing")
+    plugin = () if installed else ("-p", "perception.session.recompute.pytest_plugin")
 
     def run(source: str, *arguments: str) -> pytest.RunResult:
         pytester.makepyfile(HEADER + dedent(source))
@@ -273,14 +273,15 @@ def test_a_damaged_session_or_golden_file_and_a_fixture_that_is_not_there_are_on
 
 
 def test_the_plugin_costs_other_tests_nothing(pytester: pytest.Pytester) -> None:
-    code = "import sys, perception.session.testing; print('numpy' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys, perception.session.recompute.pytest_plugin\n"
+    code += "print('numpy' in sys.modules, 'torch' in sys.modules)"
     assert pytester.run(sys.executable, "-c", code).outlines[-1] == "False False"
 
 
 def test_what_was_refused_is_said_at_the_end_and_nothing_at_all_is_one_line(run: Run) -> None:
     result = run(
         """
-        from perception.session.perturb import stamp_leap
+        from perception.session.recompute.perturb import stamp_leap
 
         @pytest.mark.session("room.mcap", stamp_leap("camera", ms=9000, at_s=1, count=3), profile="room.toml")
         def test_leap(states):

@@ -18,8 +18,9 @@ from perception.messages import CameraFrame, Header, Health, Message
 from perception.profile import Profile, RecorderConfig
 from perception.session import Session, read
 from perception.session.recorder import Recorder, describe
+from perception.units import SECOND_NS
 from tests import streams
-from tests.streams import SECOND_NS, START_NS
+from tests.streams import START_NS
 from tests.waiting import LONG_S
 
 PLENTY = 10**12

@@ -15,10 +15,10 @@ from perception.bus import codec
 from perception.bus.schema import golden_vectors
 from perception.errors import SessionError
 from perception.messages import AudioBlock, CameraFrame, FusedState, Header, Message, TextCommand
-from perception.session import Session, SessionWriter, read, rosbag
-from perception.session import ros_messages as ros
-from perception.session.convert import import_bag
-from perception.session.convert.bags import BagStream
+from perception.session import Session, SessionWriter, read
+from perception.session.convert import import_bag, rosbag
+from perception.session.convert import ros_messages as ros
+from perception.session.convert.bag import BagStream
 from perception.session.convert.incoming import AUDIO_INFO
 
 IMAGE = np.random.default_rng(1).integers(0, 255, (12, 16, 3), dtype=np.uint8)

@@ -14,12 +14,14 @@ from perception.bus import keys
 from perception.errors import SessionError
 from perception.messages import Header, Label, Message
 from perception.retrieval.search import find_sessions
-from perception.session import Session, SessionWriter, export_media, export_webdataset, read
+from perception.session import Session, SessionWriter, read
+from perception.session.convert import export_media, export_webdataset
 from perception.session.diff import diff
 from perception.session.edit import repair, trim
 from perception.session.info import info
-from perception.training.labels import Span, from_messages, indices_at
-from perception.training.train import find_sources
+from perception.session.labels import Span, from_messages, indices_at
+from perception.training.plan import find_sources
+from perception.units import SECOND_NS
 from tests import streams
 
 SECONDS = 3
@@ -103,7 +105,7 @@ def test_a_killed_recording_is_read_up_to_its_last_whole_chunk(session: Path, tm
     path = killed(session, tmp_path / "k.mcap")
     whole, left = found_in(session), found_in(path)
     assert set(left) < set(whole)
-    assert whole[-1][3] - left[-1][3] < streams.SECOND_NS
+    assert whole[-1][3] - left[-1][3] < SECOND_NS
     found = info(path)
     assert not found.closed_properly
     assert "repair" in "\n".join(found.lines())
@@ -165,16 +167,14 @@ def test_repair_of_a_whole_file_changes_nothing_in_it(session: Path, tmp_path: P
 def test_trim_takes_times_and_topics(session: Path, tmp_path: Path) -> None:
     trim(session, tmp_path / "t.mcap", [streams.CAMERA, streams.TEXT], start_s=0.2, end_s=-1.0)
     whole = found_in(session)
-    start_ns, end_ns = whole[0][3] + 200_000_000, whole[-1][3] - streams.SECOND_NS
+    start_ns, end_ns = whole[0][3] + 200_000_000, whole[-1][3] - SECOND_NS
     assert found_in(tmp_path / "t.mcap") == [
         one for one in whole if start_ns <= one[3] < end_ns and one[0] != streams.MICROPHONE
     ]
 
 
 def label(start_s: float, end_s: float, name: str, told_s: float, track: str = "truth") -> Message[Header]:
-    start_ns, end_ns, told_ns = (
-        ORIGIN_NS + round(at_s * streams.SECOND_NS) for at_s in (start_s, end_s, told_s)
-    )
+    start_ns, end_ns, told_ns = (ORIGIN_NS + round(at_s * SECOND_NS) for at_s in (start_s, end_s, told_s))
     header = Label(stamp_ns=start_ns, start_ns=start_ns, end_ns=end_ns, name=name, track=track)
     return Message("label/truth", header, b"", told_ns)
 
@@ -184,7 +184,7 @@ def labelled(tmp_path: Path, *labels: Message[Header]) -> Path:
     frames = [
         structs.replace(streams.frame(number, at_ns), received_ns=at_ns)
         for number in range(40)
-        for at_ns in [ORIGIN_NS + number * streams.SECOND_NS // 4]
+        for at_ns in [ORIGIN_NS + number * SECOND_NS // 4]
     ]
     return write(tmp_path / "s.mcap", sorted([*frames, *labels], key=lambda one: one.received_ns))
 
@@ -213,14 +213,14 @@ def test_trim_keeps_the_labels_in_force_whenever_they_were_given(tmp_path: Path)
         )
         received = [one.received_ns for one in part.messages()]
         assert part.damage == []
-    assert zero_ns == ORIGIN_NS + 4 * streams.SECOND_NS
+    assert zero_ns == ORIGIN_NS + 4 * SECOND_NS
     assert received == sorted(set(received))
     begin_s = [round((one.start_ns - zero_ns) / 1e9, 6) for one in spans]
     assert dict(zip([one.name for one in spans], begin_s, strict=True)) == {
         "span": 0, "from here on": 0, "inside": 0, "told later": 0, "told ahead": 1, "told after": 1.9
     }  # fmt: skip
     whole = spans_of(read(path))
-    times = np.arange(zero_ns, zero_ns + 2 * streams.SECOND_NS, streams.SECOND_NS // 10)
+    times = np.arange(zero_ns, zero_ns + 2 * SECOND_NS, SECOND_NS // 10)
     for track in ("truth", "mode"):
         names = sorted({one.name for one in whole})
         assert (

@@ -12,11 +12,11 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from perception.cli import run
+from perception.cli.main import run
 from perception.errors import SessionError
+from perception.io.beside import beside
 from perception.messages import Message
 from perception.session import Session, SessionWriter
-from perception.session.beside import beside
 from tests import streams
 from tests.media import write_clip
 
@@ -153,8 +153,8 @@ def test_what_is_whole_is_there_with_the_rights_of_any_file(path: Path, folder: 
 
 SLOW: Final = """
 import signal, sys, time
-from perception.cli import run
-from perception.session.mcap_file import McapFile
+from perception.cli.main import run
+from perception.session.file.mcap_file import McapFile
 
 records = McapFile.records
 

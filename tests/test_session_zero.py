@@ -13,18 +13,20 @@ import soundfile
 from click.testing import CliRunner
 from msgspec import structs
 
-from perception.cli import cli
+from perception.cli.main import cli
 from perception.messages import AudioBlock, CameraFrame, Header, Health, Label, Message, TextCommand
 from perception.retrieval.search import LEXICAL, Query, open_shelves, search
 from perception.retrieval.streams import Step
-from perception.session import Session, SessionWriter, import_media, read
+from perception.session import Session, SessionWriter, read
+from perception.session.convert import import_media
 from perception.session.convert.selection import Selection
 from perception.session.edit import repair, trim
-from perception.session.perturb import Perturbed, without
-from perception.session.recording import Recording
+from perception.session.recompute.perturb import Perturbed, without
+from perception.session.recompute.source import Recording
 from perception.training.dataset import SessionSource
+from perception.units import SECOND_NS
 from tests.media import grey, write_clip
-from tests.streams import MS, SECOND_NS, START_NS
+from tests.streams import MS, START_NS
 
 RATE_HZ, BLOCK = 16_000, 512
 CLICK_NS = START_NS + 4_500 * MS

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perception.cli.summary import Sample, Summary
 from perception.messages import (
     Fused,
     FusedState,
@@ -20,7 +21,6 @@ from perception.messages import (
     ModelInfo,
     Presence,
 )
-from perception.summary import Sample, Summary
 
 HOP_NS = 100_000_000
 LATENESS_NS = 60_000_000

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from perception import cli
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
+from perception.cli import main as cli
 from perception.fusion.build import build_engine, use_threads
 from perception.fusion.core import FusionCore
 from perception.fusion.swap import HeadSwap, NamedHead, Trial
@@ -27,11 +27,11 @@ from perception.models.checkpoint import Head, head_hash, load_head
 from perception.models.fusion import FeatureFusion
 from perception.profile import FusionConfig, HeadConfig, Profile, RecorderConfig
 from perception.session import Session, SessionWriter, read
-from perception.session.compare import conclusion
-from perception.session.fusing import replay
 from perception.session.info import info
+from perception.session.recompute.compare import conclusion
+from perception.session.recompute.engines import replay
+from perception.session.recompute.verify import verify
 from perception.session.recorder import Recorder, describe
-from perception.session.verification import verify
 from tests.live import LiveRun
 from tests.test_verify import SPEED, fusion, scripted, states_of
 from tests.waiting import LONG_S

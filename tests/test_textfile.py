@@ -11,11 +11,11 @@ import pytest
 
 from perception.bench.report import against
 from perception.devices.text import open_text
+from perception.io.text_file import read_text
 from perception.profile import RecorderConfig, ScriptConfig, TextConfig, as_override, load
-from perception.session import Session, import_media, read
-from perception.textfile import read_text
-from perception.training import labels
-from perception.training.train import load_plan
+from perception.session import Session, labels, read
+from perception.session.convert import import_media
+from perception.training.plan import load_plan
 from tests.media import grey, noise, write_clip, write_wav
 
 MARKS = {

@@ -19,14 +19,14 @@ from perception.profile import (
     MicrophoneConfig,
     ScriptConfig,
 )
-from perception.session.writer import SessionWriter
-from perception.training import train as plans
+from perception.session.file.writer import SessionWriter
+from perception.training import plan as plans
 from perception.training.copies import CopyPlan, copied, joined
 from perception.training.dataset import SessionSource, build
 from perception.training.examples import Examples
 from perception.training.fit import TrainingConfig
 from perception.training.media import MediaSource
-from perception.training.train import Split, TrainPlan
+from perception.training.plan import Split, TrainPlan
 from tests.media import write_wav
 
 FUSION = FusionConfig(

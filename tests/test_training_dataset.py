@@ -16,6 +16,7 @@ from perception.errors import SessionError
 from perception.fusion.build import build_engine, use_threads
 from perception.fusion.core import FusionCore
 from perception.messages import Header, Label, Message, TextCommand
+from perception.models.feature_cache import Cache
 from perception.models.registry import KINDS
 from perception.profile import (
     CameraConfig,
@@ -27,12 +28,11 @@ from perception.profile import (
     ScriptConfig,
 )
 from perception.session.edit import repair, trim
-from perception.session.writer import SessionWriter
+from perception.session.file.writer import SessionWriter
+from perception.session.labels import Span, from_messages
 from perception.training import dataset
-from perception.training.cache import Cache
 from perception.training.dataset import SessionSource, build, folds, holdout
 from perception.training.examples import Examples
-from perception.training.labels import Span, from_messages
 from perception.training.media import media_sources
 from perception.training.rows import Rows
 from tests import tiny_models

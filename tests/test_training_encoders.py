@@ -17,7 +17,7 @@ from transformers import (
     WhisperModel,
 )
 
-from perception.cli import run
+from perception.cli.main import run
 from perception.devices.scripted import messages
 from perception.errors import ProfileError
 from perception.fusion.build import build_engine, use_threads
@@ -33,9 +33,9 @@ from perception.models.text import as_bytes, as_texts
 from perception.profile import CameraConfig, EncoderConfig, FusionConfig, MicrophoneConfig, ScriptConfig
 from perception.session import SessionWriter
 from perception.training import dataset
-from perception.training import train as plans
+from perception.training import plan as plans
 from perception.training.dataset import SessionSource
-from perception.training.encoders import Augmentation, save, trainable
+from perception.training.finetune import Augmentation, save, trainable
 from tests import tiny_models
 from tests.test_models_transformers_audio import clap, wav2vec2
 

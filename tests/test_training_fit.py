@@ -14,10 +14,10 @@ from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.networks import ConvEncoder
 from perception.profile import EncoderConfig
 from perception.training import augment, evaluate
-from perception.training import train as plans
-from perception.training.encoders import trainable
+from perception.training import plan as plans
 from perception.training.evaluate import metrics, probabilities
 from perception.training.examples import Examples
+from perception.training.finetune import trainable
 from perception.training.fit import TrainingConfig, draw_lags, fit, hide_inputs, thinning
 from perception.training.imbalance import (
     REMEDIES,

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from perception.errors import SessionError
 from perception.messages import Label, TextCommand
-from perception.training import labels
-from perception.training.labels import SECOND_NS, Span, from_commands
+from perception.session import labels
+from perception.session.labels import Span, from_commands
+from perception.units import SECOND_NS
 
 
 def spans(tmp_path: Path, name: str, text: str) -> list[tuple[float, float, str, str]]:

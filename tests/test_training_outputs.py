@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from perception.__main__ import INTERRUPTED
-from perception.cli import run
+from perception.cli.main import run
 from perception.devices.scripted import messages
+from perception.errors import INTERRUPTED
 from perception.models.checkpoint import own_encoders
+from perception.models.feature_cache import Cache
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from perception.session import SessionWriter
-from perception.training.cache import Cache
 from tests.waiting import LONG_S, eventually
 
 PROFILE = """

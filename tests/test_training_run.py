@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from perception.cli import run
+from perception.cli.main import run
+from perception.cli.mark import Marker
 from perception.devices.script import CLASSES
 from perception.devices.scripted import messages
 from perception.errors import PerceptionError
@@ -14,16 +15,15 @@ from perception.fusion.build import build_engine
 from perception.messages import Label, Message, TextCommand
 from perception.models.checkpoint import head_hash, load_head, weights_hash, with_own_encoders
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
-from perception.session.writer import SessionWriter
+from perception.session.file.writer import SessionWriter
+from perception.session.labels import Span
+from perception.training import commands as training
 from perception.training import dataset
-from perception.training import run as training
-from perception.training import train as plans
+from perception.training import plan as plans
 from perception.training.copies import CopyPlan
 from perception.training.dataset import SessionSource, build
-from perception.training.encoders import trainable
+from perception.training.finetune import trainable
 from perception.training.fit import TrainingConfig
-from perception.training.labels import Span
-from perception.training.mark import Marker
 
 PROFILE = """
 domain = "training-test"

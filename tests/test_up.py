@@ -16,10 +16,10 @@ import pytest
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
-from perception.cli import run
+from perception.cli.main import run
+from perception.cli.watch import Countdown
 from perception.errors import DeviceError
 from perception.messages import Health, Message, TextCommand
-from perception.watch import Countdown
 from tests.waiting import LONG_S, eventually
 
 SCRIPTED = "domain = 'test'\n[text.script]\nsource = 'scripted'\n"

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from msgspec import structs
 
+from perception.cli.replay import verify as verify_command
 from perception.devices.scripted import messages
 from perception.fusion.build import build_engine, use_threads
 from perception.messages import AudioBlock, FusedState, Header, Health, Journal, Message
@@ -22,16 +23,15 @@ from perception.profile import (
     Profile,
     ScriptConfig,
 )
-from perception.replay_cli import verify as verify_command
 from perception.session import SessionWriter
-from perception.session.compare import Difference, conclusion, first_difference
-from perception.session.fusing import replay
-from perception.session.journal import PATIENCE_NS, Missed
-from perception.session.verification import verify
+from perception.session.recompute.compare import Difference, conclusion, first_difference
+from perception.session.recompute.engines import replay
+from perception.session.recompute.journal import PATIENCE_NS, Missed
+from perception.session.recompute.verify import verify
+from perception.units import SECOND_NS
 from tests.live import LiveRun, late, restarted
 from tests.rewriting import rewritten
 
-SECOND_NS = 1_000_000_000
 START_NS = 1_700_000_000 * SECOND_NS
 CAMERA, MICROPHONE = "camera/front", "microphone/main"
 SPEED = 5.0
@@ -311,7 +311,7 @@ def test_a_gpu_that_is_not_here_is_said(recording: Recording) -> None:
 
 def test_an_input_that_never_comes_is_not_waited_for(recording: Recording) -> None:
     """Memory stays bounded: after a while it counts as missed, and the reader goes on."""
-    from perception.session.journal import steps
+    from perception.session.recompute.journal import steps
 
     quiet = left_out(recording, lambda one: one.topic == MICROPHONE)
     far_ns = quiet[-1].received_ns + PATIENCE_NS + SECOND_NS

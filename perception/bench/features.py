@@ -13,6 +13,7 @@ from perception.bench.rounds import Values
 from perception.features.audio import FRAMES, AudioFrontEnd
 from perception.features.logmel import VGGISH, StreamingLogMel
 from perception.features.resample import SincFilter
+from perception.units import SECOND_NS
 
 _BLOCKS_PER_S: Final = 10
 _BLOCK: Final = VGGISH.rate_hz // _BLOCKS_PER_S
@@ -66,7 +67,7 @@ def _log_mel(block: Any) -> Callable[[], object]:
 
 
 def _front_end(sound: Any) -> Callable[[], object]:
-    front_end = AudioFrontEnd(_DEVICE_HZ, _WINDOW * 1_000_000_000 // VGGISH.rate_hz)
+    front_end = AudioFrontEnd(_DEVICE_HZ, _WINDOW * SECOND_NS // VGGISH.rate_hz)
     index = sound.size
 
     def update() -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from perception.bench.rounds import Figure
 from perception.errors import PerceptionError
-from perception.textfile import read_text
+from perception.io.text_file import read_text
 
 _SLACK: Final = 2.0
 """Against an earlier run only a doubling counts: the machine may be busier now."""

@@ -4,8 +4,8 @@ import ipaddress
 import logging
 from typing import Final
 
-from perception.endpoint import parse
 from perception.errors import BusError
+from perception.profile.endpoint import parse
 from perception.topics import Topic
 
 _LOG: Final = logging.getLogger(__name__)

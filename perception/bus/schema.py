@@ -9,6 +9,7 @@ import msgspec
 
 from perception import messages, topics
 from perception.bus import codec
+from perception.units import SECOND_NS
 
 _STAMP_NS: Final = 1_700_000_000_123_456_789  # needs 64 bits: a reader that goes through doubles is found out
 
@@ -76,7 +77,7 @@ def _examples() -> list[tuple[str, messages.Header, bytes]]:
         ("text/say", messages.TextCommand(**common, text="Komm näher, 来て", language="de"), b""),
         (
             "label/truth",
-            messages.Label(**common, start_ns=_STAMP_NS, end_ns=_STAMP_NS + 1_000_000_000, name="clap"),
+            messages.Label(**common, start_ns=_STAMP_NS, end_ns=_STAMP_NS + SECOND_NS, name="clap"),
             b"",
         ),
         ("state/fused", _state(common), bytes.fromhex("003c00c0")),

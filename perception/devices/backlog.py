@@ -5,10 +5,12 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from perception.units import SECOND_NS
+
 if TYPE_CHECKING:
     from av.packet import Packet
 
-_LONGEST_NS: Final = 1_000_000_000
+_LONGEST_NS: Final = SECOND_NS
 """A reader that is further behind goes on with the next key frame."""
 
 

@@ -18,17 +18,17 @@ from perception.devices.device import CapturedFrame, Device, Lend, is_file_name
 from perception.devices.grabber import FrameSource, Grabber
 from perception.devices.pixels import Layout
 from perception.errors import DeviceError
-from perception.features.image import Image
 from perception.profile import CameraConfig, ScriptConfig
+from perception.units import SECOND_NS, Clock
+from perception.units.arrays import Image
 
-Clock = Callable[[], int]
 _CONVERT: Final = cv2.CAP_PROP_CONVERT_RGB
 _UNCOMPRESSED: Final = (
     *(b"YUYV", b"YUY2", b"UYVY", b"YVYU", b"NV12", b"NV21", b"YU12", b"YV12", b"422P", b"411P"),
     *(b"GREY", b"Y16 ", b"BGR3", b"RGB3", b"BA81", b"GBRG", b"GRBG", b"RGGB"),
 )
 """V4L2's names of pixel formats that no coding has smoothed."""
-_MAX_DRIVER_AGE_NS: Final = 1_000_000_000
+_MAX_DRIVER_AGE_NS: Final = SECOND_NS
 
 
 def open_camera(

@@ -13,8 +13,8 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from perception.devices.pixels import FilmPixels, Layout
-from perception.features.image import Image
 from perception.features.jpeg import check_restarts, claimed_size
+from perception.units.arrays import Image
 
 _REORDERED: Final = 64
 """More packets than any codec holds back (H.264 and HEVC: 16)."""

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perception.profile import is_file_name as is_file_name
-
-Samples = npt.NDArray[np.int16] | npt.NDArray[np.float32]
+from perception.units.arrays import RawSamples
 
 
 class Lent(Protocol):
@@ -40,7 +39,7 @@ class CapturedFrame:
 class CapturedBlock:
     """Consecutive samples and the moment of the first."""
 
-    samples: Samples
+    samples: RawSamples
     """(samples, channels)."""
     stamp_ns: int
     sample_index: int

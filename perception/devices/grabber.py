@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol, Self
 
-from perception.backoff import Backoff
+from perception.devices.backoff import Backoff
 from perception.devices.device import CapturedFrame, DeviceReport
 from perception.errors import DeviceError
 

@@ -3,19 +3,19 @@
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
 import numpy as np
 
-from perception.backoff import Backoff
 from perception.clock import LossDetector, SampleClock, device_to_host_ns
-from perception.devices.device import CapturedBlock, Device, DeviceReport, Samples, is_file_name
+from perception.devices.backoff import Backoff
+from perception.devices.device import CapturedBlock, Device, DeviceReport, is_file_name
 from perception.errors import DeviceError, MissingPackageError
 from perception.profile import MicrophoneConfig, ScriptConfig
+from perception.units import SECOND_NS, Clock
+from perception.units.arrays import RawSamples
 
-Clock = Callable[[], int]
 # The first callbacks are heard but not given out: they place the clock. Some backends start with half a
 # second of ADC times that stand still, so eight blocks in a row must agree; but we do not wait for ever.
 _SETTLE_BLOCKS: Final = 8
@@ -97,7 +97,7 @@ class BlockStamper:
         self._index += lost
         self.counts.update(gaps=gap > 0, samples_lost=gap, overflows=callback.overflow)
         self.clock.observe(self._index, callback.adc_ns)
-        samples: Samples = np.frombuffer(callback.data, self._dtype).reshape(-1, self._channels)
+        samples: RawSamples = np.frombuffer(callback.data, self._dtype).reshape(-1, self._channels)
         block = CapturedBlock(samples, self.clock.stamp_ns(self._index), self._index, gap)
         self._index += callback.frames
         return block
@@ -256,7 +256,7 @@ class FileMicrophone:
         self._clock = clock
         self._origin_ns = origin_ns
         self._closed = threading.Event()
-        self._index = max(clock() - origin_ns, 0) * config.rate_hz // 1_000_000_000
+        self._index = max(clock() - origin_ns, 0) * config.rate_hz // SECOND_NS
         self._sound = Sound(
             str(config.source),
             rate_hz=config.rate_hz,
@@ -267,7 +267,7 @@ class FileMicrophone:
         )
         self._blocks = self._sound.blocks(round(config.block_ms * config.rate_hz / 1000))
         # Decoded already here, so that a damaged file is refused at the start.
-        self._ahead: Samples | None = next(self._blocks, None)
+        self._ahead: RawSamples | None = next(self._blocks, None)
 
     def read(self, timeout_s: float) -> CapturedBlock | None:
         """Return the next block once its last sample is due, None if not in time; EOFError at the end."""
@@ -301,4 +301,4 @@ class FileMicrophone:
         self.close()
 
     def _stamp_ns(self, sample_index: int) -> int:
-        return self._origin_ns + sample_index * 1_000_000_000 // self._config.rate_hz
+        return self._origin_ns + sample_index * SECOND_NS // self._config.rate_hz

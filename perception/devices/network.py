@@ -5,7 +5,7 @@ import re
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Final, Protocol
 
@@ -17,7 +17,6 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from perception.credentials import standard_url, without_credentials
 from perception.devices.arrival import StreamClock
 from perception.devices.backlog import Arrived, Backlog
 from perception.devices.damage import Damage, expose_damage
@@ -26,10 +25,11 @@ from perception.devices.grabber import RateLimit
 from perception.devices.media import cause, open_container, streams_of
 from perception.devices.pixels import FilmPixels, Layout
 from perception.errors import DeviceError
+from perception.errors.credentials import standard_url, without_credentials
 from perception.features.jpeg import JpegSplitter, check_restarts, claimed_size
 from perception.profile import CameraConfig
+from perception.units import SECOND_NS, Clock
 
-Clock = Callable[[], int]
 STALL_S: Final = 5.0
 """A camera that sends no whole picture for so long is lost; at night some send one in three seconds."""
 _POLL_S: Final = 0.1
@@ -146,7 +146,7 @@ class PacketFeed:
 
     def packets(self, stopped: threading.Event) -> "Iterator[tuple[Packet[Any], int | None]]":
         """Yield packets as they come."""
-        base_ns = self._stream.time_base * 1_000_000_000 if self._stream.time_base else 0
+        base_ns = self._stream.time_base * SECOND_NS if self._stream.time_base else 0
         for packet in self._container.demux(self._stream):
             if packet.size:
                 yield packet, None if packet.dts is None else round(packet.dts * base_ns)

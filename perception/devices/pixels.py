@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from perception.features.image import Image, fitted, inner_size
+from perception.features.image import fitted, inner_size
 from perception.profile import CameraConfig, Fit
+from perception.units.arrays import Image
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from perception.devices.script import ASSETS, ROOMS, Card, Person, Script, Segment, Thing
 from perception.errors import DeviceError
-
-Image = npt.NDArray[np.uint8]
+from perception.units.arrays import Image
 
 # People and cards move in and out around the segment's border, half before it and half after.
 BORDER_NS: Final = 150_000_000

@@ -29,12 +29,11 @@ from perception.devices.soundtrack import Soundtrack
 from perception.devices.wire import block_message, frame_message, label_message, text_message
 from perception.messages import Header, Message, Payload
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
+from perception.units import SECOND_NS, Clock
 
-Clock = Callable[[], int]
 Wait = Callable[[float], None]
 Item = TypeVar("Item", covariant=True)
 
-_SECOND_NS: Final = 1_000_000_000
 # A second of sound waits for a slow reader, as in a sound card's driver.
 _SOUND_BACKLOG_S: Final = 1.0
 _TEXT_BACKLOG: Final = 64
@@ -76,10 +75,10 @@ class _Frames:
         }
 
     def due_ns(self, number: int) -> int:
-        return round(number * _SECOND_NS / self._rate_hz)
+        return round(number * SECOND_NS / self._rate_hz)
 
     def newest(self, t_ns: int) -> int:
-        number = math.ceil(t_ns * self._rate_hz / _SECOND_NS)
+        number = math.ceil(t_ns * self._rate_hz / SECOND_NS)
         while number >= 0 and self.due_ns(number) > t_ns:
             number -= 1
         return max(number, -1)
@@ -106,17 +105,17 @@ class _Blocks:
         }
 
     def due_ns(self, number: int) -> int:
-        return -(-(number + 1) * self._size * _SECOND_NS // self._rate_hz)
+        return -(-(number + 1) * self._size * SECOND_NS // self._rate_hz)
 
     def newest(self, t_ns: int) -> int:
-        return max(t_ns * self._rate_hz // (_SECOND_NS * self._size) - 1, -1)
+        return max(t_ns * self._rate_hz // (SECOND_NS * self._size) - 1, -1)
 
     def item(self, number: int, origin_ns: int, missed: int) -> CapturedBlock:
         first = number * self._size
         mono = self._track.samples(first, self._size)[:, None]
         return CapturedBlock(
             samples=mono.repeat(self._channels, axis=1),
-            stamp_ns=origin_ns + first * _SECOND_NS // self._rate_hz,
+            stamp_ns=origin_ns + first * SECOND_NS // self._rate_hz,
             sample_index=first,
             gap=missed * self._size,
         )
@@ -166,7 +165,7 @@ class _Player(Device[Captured]):
         self._counts: Counter[str] = Counter(skipped=0)
 
     def read(self, timeout_s: float) -> Captured | None:
-        deadline_ns = self._clock() + round(timeout_s * _SECOND_NS)
+        deadline_ns = self._clock() + round(timeout_s * SECOND_NS)
         while True:
             now_ns = self._clock()
             if (item := self._due(now_ns - self._origin_ns)) is not None:
@@ -174,7 +173,7 @@ class _Player(Device[Captured]):
             if now_ns >= deadline_ns:
                 return None
             due_ns = self._origin_ns + self._reel.due_ns(self._next)
-            self._wait((min(due_ns, deadline_ns) - now_ns) / _SECOND_NS)
+            self._wait((min(due_ns, deadline_ns) - now_ns) / SECOND_NS)
 
     def _due(self, t_ns: int) -> Captured | None:
         newest = self._reel.newest(t_ns)
@@ -270,7 +269,7 @@ def messages(
             return "label/truth", label_message(line), b""
         return topics[2], text_message(line, "en"), b""
 
-    span_ns = (round(start_s * _SECOND_NS), round((start_s + seconds) * _SECOND_NS))
+    span_ns = (round(start_s * SECOND_NS), round((start_s + seconds) * SECOND_NS))
     arrivals = heapq.merge(
         _arrivals(lines, span_ns, origin_ns, worded),
         _arrivals(_Frames(play, camera), span_ns, origin_ns, framed),

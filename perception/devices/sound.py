@@ -7,9 +7,9 @@ import av
 import numpy as np
 from av.audio.frame import AudioFrame
 
-from perception.devices.device import Samples
 from perception.devices.media import Track, cause, sounding_s
 from perception.errors import DeviceError
+from perception.units.arrays import RawSamples
 
 # Stamps of consecutive packets are rounded to the container's tick; only more than this is a hole.
 _HOLE_S: Final = 0.02
@@ -59,7 +59,7 @@ class Sound:
         """Packets that could not be decoded so far."""
         return self._track.corrupt
 
-    def blocks(self, size: int) -> Generator[Samples, None, None]:
+    def blocks(self, size: int) -> Generator[RawSamples, None, None]:
         """Yield blocks of `size` samples, shape (size, channels); only the last may be shorter."""
         rest = self._silence(0)
         for samples in self._unbroken():
@@ -70,7 +70,7 @@ class Sound:
         if len(rest):
             yield rest
 
-    def _unbroken(self) -> Iterator[Samples]:
+    def _unbroken(self) -> Iterator[RawSamples]:
         for lap_s, frames in self._track.laps():
             end = round((lap_s + self._track.lap_s) * self._rate_hz) if self._loop else None
             for at, samples in self._runs(lap_s, frames):
@@ -84,7 +84,7 @@ class Sound:
 
     def _runs(
         self, lap_s: float, frames: Iterator[tuple[float, AudioFrame]]
-    ) -> Iterator[tuple[int, Samples]]:
+    ) -> Iterator[tuple[int, RawSamples]]:
         """Yield each piece of resampled sound with the number of its first sample."""
         resampler: av.AudioResampler | None = None
         at, next_s, kind = 0, 0.0, ("", "", 0)
@@ -123,7 +123,9 @@ class Sound:
             raise DeviceError(f"{self._path}: its {there} channels cannot become {self._channels}") from error
         return av.AudioResampler(self._format, layout, self._rate_hz)
 
-    def _resampled(self, resampler: av.AudioResampler | None, frame: AudioFrame | None) -> Iterator[Samples]:
+    def _resampled(
+        self, resampler: av.AudioResampler | None, frame: AudioFrame | None
+    ) -> Iterator[RawSamples]:
         if resampler is None:
             return
         if frame is not None:
@@ -138,11 +140,11 @@ class Sound:
         for out in resampled:
             yield out.to_ndarray().reshape(-1, self._channels)
 
-    def _silences(self, samples: int) -> Iterator[Samples]:
+    def _silences(self, samples: int) -> Iterator[RawSamples]:
         """Yield so much silence in pieces that need little memory."""
         for done in range(0, samples, self._rate_hz):
             yield self._silence(min(samples - done, self._rate_hz))
 
-    def _silence(self, samples: int) -> Samples:
+    def _silence(self, samples: int) -> RawSamples:
         shape = (max(samples, 0), self._channels)
         return np.zeros(shape, np.int16) if self._format == "s16" else np.zeros(shape, np.float32)

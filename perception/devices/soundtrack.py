@@ -8,13 +8,12 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 
 from perception.devices.script import ASSETS, VOICES, Script, Sound
 from perception.errors import DeviceError
-
-Samples = npt.NDArray[np.float32]
+from perception.units import SECOND_NS
+from perception.units.arrays import Samples
 
 # Segments are faded in and out, so that their borders do not click.
 _FADE_S: Final = 0.01
@@ -35,7 +34,7 @@ class Soundtrack:
     def samples(self, start: int, count: int) -> Samples:
         """Return `count` mono samples in [-1, 1] from sample `start` of the script, a fresh array."""
         pieces, position, end = [], start, start + count
-        index = self.script.at(start * 1_000_000_000 // self.rate_hz).index
+        index = self.script.at(start * SECOND_NS // self.rate_hz).index
         while position < end:
             first, sound = self._segment(index)
             piece = sound[position - first : end - first]
@@ -46,7 +45,7 @@ class Soundtrack:
 
     def first_sample(self, t_ns: int) -> int:
         """Return the first sample at or after `t_ns` of script time."""
-        return -(-t_ns * self.rate_hz // 1_000_000_000)
+        return -(-t_ns * self.rate_hz // SECOND_NS)
 
     def _synthesise(self, index: int) -> tuple[int, Samples]:
         segment = self.script.segment(index)

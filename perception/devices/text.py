@@ -7,16 +7,15 @@ import select
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
 from perception.devices.device import CapturedLabel, CapturedText, Device, DeviceReport
 from perception.errors import DeviceError
+from perception.io.text_file import read_text
 from perception.profile import ScriptConfig, TextConfig
-from perception.textfile import read_text
+from perception.units import Clock
 
-Clock = Callable[[], int]
 MAX_LENGTH: Final = 4096
 _READ_BYTES: Final = 65536
 

@@ -1,7 +1,7 @@
 """Video files as cameras, through PyAV."""
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 
 from av.video.frame import VideoFrame
 
@@ -9,8 +9,7 @@ from perception.devices.device import CapturedFrame
 from perception.devices.media import Track
 from perception.devices.pixels import FilmPixels, Layout
 from perception.profile import CameraConfig
-
-Clock = Callable[[], int]
+from perception.units import Clock
 
 
 class FileSource:

@@ -5,7 +5,8 @@ from typing import Final
 
 from perception.features.logmel import VGGISH, Frames, StreamingLogMel
 from perception.features.resample import Resampler
-from perception.features.window import SampleHistory, Samples
+from perception.features.window import SampleHistory
+from perception.units.arrays import Samples
 
 RATE_HZ: Final = VGGISH.rate_hz
 FRAMES: Final = 96

@@ -4,13 +4,11 @@ from typing import Final
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from perception.features.jpeg import claimed_size
 from perception.messages import CameraFrame, Payload
 from perception.profile import Fit
-
-Image = npt.NDArray[np.uint8]
+from perception.units.arrays import Image
 
 _END_OF_IMAGE: Final = b"\xff\xd9"
 _PADDING: Final = 4096

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from perception.features.window import Samples
+from perception.units.arrays import Samples
 
 _FEW_PHASES: Final = 8
 _ROWS: Final = 256

@@ -8,13 +8,12 @@ from collections import deque
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from perception.messages import AudioBlock, Payload
+from perception.units.arrays import Samples
 
 CONTEXT_NS: Final = 20_000_000
 """Sound before an audio window that covers `AudioFrontEnd.context_ns` at any device rate from 8 kHz up."""
-Samples = npt.NDArray[np.float32]
 _DTYPES: Final[dict[str, np.dtype[Any]]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}
 _S16_SCALE: Final = np.float32(1 / 32768)
 

@@ -16,15 +16,7 @@ from typing import Any, Final, TypeGuard
 
 from perception.errors import ProfileError
 from perception.features.window import CONTEXT_NS
-from perception.fusion.streams import (
-    MILLISECOND_NS,
-    SECOND_NS,
-    AudioStream,
-    CameraStream,
-    RefusedError,
-    Stream,
-    TextStream,
-)
+from perception.fusion.streams import AudioStream, CameraStream, RefusedError, Stream, TextStream
 from perception.fusion.window import Window
 from perception.messages import (
     AudioBlock,
@@ -38,6 +30,7 @@ from perception.messages import (
 )
 from perception.profile import FusionConfig, InputConfig
 from perception.topics import lookup
+from perception.units import MILLISECOND_NS, SECOND_NS, Counts
 
 MAX_CUT_AT_ONCE: Final = 100
 """After a longer stretch without any input, older windows are skipped and counted, not cut."""
@@ -52,8 +45,6 @@ RULES: Final = 1
 window before, which may have been shed. 1: a leap is judged by what a message reaches, topics give up their
 place, and presence compares with the state before.
 """
-Counts = defaultdict[str, Counter[str]]
-"""Refusals, late data and repairs: topic -> reason -> count."""
 
 
 class FusionCore:

@@ -9,8 +9,9 @@ from typing import Final
 
 import msgspec
 
-from perception.features.image import Image, decode_frame
+from perception.features.image import decode_frame
 from perception.messages import CameraFrame, Message
+from perception.units.arrays import Image
 
 _HELD: Final = 4
 """Frames decoded and not yet asked for: more than windows can be due before they are shed."""

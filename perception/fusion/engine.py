@@ -11,7 +11,6 @@ import torch
 
 from perception.fusion.reader import InputReader, Reading
 from perception.fusion.recent import Recent, Shown
-from perception.fusion.streams import MILLISECOND_NS
 from perception.fusion.window import Window
 from perception.messages import (
     BranchState,
@@ -30,6 +29,7 @@ from perception.models.precision import noise
 from perception.models.registry import RegisteredEncoder
 from perception.models.weights import weights_hash
 from perception.profile import FusionConfig
+from perception.units import MILLISECOND_NS
 
 NO_BRANCH: Final = BranchState()
 

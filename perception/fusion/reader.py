@@ -5,12 +5,12 @@ from collections.abc import Hashable
 import msgspec
 
 from perception.features.audio import AudioFrontEnd
-from perception.features.image import Image
 from perception.fusion.decoder import FrameDecoder, identity
 from perception.fusion.window import AudioSlice, CameraSlice, Slice, TextSlice
 from perception.messages import CameraFrame, Message
 from perception.models.encoder import AudioInput, EncoderInput, ImageInput, TextInput
 from perception.profile import InputConfig
+from perception.units.arrays import Image
 
 
 class Reading(msgspec.Struct, frozen=True):

@@ -22,9 +22,8 @@ from perception.messages import (
     TextCommand,
     duration_ns,
 )
+from perception.units import MILLISECOND_NS, SECOND_NS
 
-SECOND_NS: Final = 1_000_000_000
-MILLISECOND_NS: Final = 1_000_000
 Count = Callable[[str, str], None]
 """Counts a message of a topic, by reason."""
 DEAD_AFTER_NS: Final = SECOND_NS

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Conversion, Publisher
-from perception.credentials import cleaned, without_credentials
 from perception.errors import MalformedMessageError, ProfileError
+from perception.errors.credentials import cleaned, without_credentials
 from perception.messages import Health
 from perception.profile import Profile
+from perception.units import SECOND_NS
 
 if TYPE_CHECKING:
     from perception.devices.device import Device, DeviceReport
 
-_HEALTH_NS: Final = 1_000_000_000
+_HEALTH_NS: Final = SECOND_NS
 _QUIET_NS: Final = 3_000_000_000
 _READ_S: Final = 0.1
 _DAMAGED: Final = ("corrupt", "after_damage")

@@ -15,8 +15,6 @@ from urllib.parse import urlsplit
 
 from perception import topics
 from perception.bus import endpoints
-from perception.credentials import without_credentials
-from perception.endpoint import parse
 from perception.errors import (
     BusError,
     DeviceError,
@@ -25,6 +23,8 @@ from perception.errors import (
     SessionError,
     WeightsError,
 )
+from perception.errors.credentials import without_credentials
+from perception.io.out_path import unusable
 from perception.models.head_config import (
     HEAD_WEIGHTS,
     check_random_head,
@@ -34,8 +34,8 @@ from perception.models.head_config import (
     source_of,
 )
 from perception.models.options import options_of
-from perception.out_file import unusable
 from perception.profile import FusionConfig, Profile, RecorderConfig, is_file_name
+from perception.profile.endpoint import parse
 
 _ANYWHERE: Final = ("*", "0.0.0.0", "::")
 _MIB: Final = 1 << 20
@@ -190,7 +190,7 @@ def _replay(profile: Profile, recorded: list[str]) -> Iterator[Problem]:
     config = profile.replay
     if config is None:
         return
-    from perception.session.reader import Session, matches  # loads numpy
+    from perception.session.file.reader import Session, matches  # loads numpy
 
     try:
         with Session(config.file) as session:

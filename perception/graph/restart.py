@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from perception.backoff import Backoff
+from perception.devices.backoff import Backoff
 from perception.errors import MissingPackageError, ProfileError, SessionError, WeightsError
 
 LASTING: Final = frozenset(

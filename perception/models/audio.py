@@ -11,7 +11,7 @@ from torch import nn
 
 from perception.errors import ProfileError
 from perception.features.mfcc import mfcc
-from perception.home import expanded
+from perception.io.home import expanded
 from perception.messages import BranchState
 from perception.models.device import Forward, upload
 from perception.models.encoder import AudioInput, Encoding
@@ -19,8 +19,8 @@ from perception.models.options import LevelOptions, MfccOptions, SileroOptions, 
 from perception.models.silero import SileroNetwork, load_silero, packaged_file
 from perception.models.vggish import EMBEDDING, PRETRAINED_URL, Pca, load_pca, load_vggish, random_vggish
 from perception.models.weights import State, local_state, seeded, source_of, url_state
+from perception.units.arrays import Samples
 
-Samples = npt.NDArray[np.float32]
 SAMPLE_RATE_HZ: Final = 16_000
 _RECENT: Final = 3
 """A short sound shows in the last third of a window before it moves the statistics of the whole."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from perception.errors import ProfileError, WeightsError
-from perception.home import expanded
+from perception.io.home import expanded
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.head_config import (
     HEAD_WEIGHTS,

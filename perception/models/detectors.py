@@ -14,8 +14,9 @@ import torch
 
 from perception.messages import Box, BranchState
 from perception.models.encoder import Encoding, ImageInput
-from perception.models.images import Image, check_bgr, shrunk_grey
+from perception.models.images import check_bgr, shrunk_grey
 from perception.models.options import FacesOptions, MarkerOptions, MotionOptions
+from perception.units.arrays import Image
 
 Grey = np.typing.NDArray[np.float32]
 MAX_OVERLAP: Final = 0.3

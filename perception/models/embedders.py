@@ -14,13 +14,14 @@ import numpy.typing as npt
 import torch
 
 from perception.errors import WeightsError
-from perception.home import expanded
+from perception.io.home import expanded
 from perception.models.encoder import TextInput
-from perception.models.images import Image, check_bgr
+from perception.models.images import check_bgr
 from perception.models.text import TransformersTextEncoder, load_tokenizer
 from perception.models.transformers_audio import TransformersAudioEncoder
 from perception.models.vision import load_image_processor
 from perception.models.weights import hub_folder, load_transformer, weights_hash
+from perception.units.arrays import Image
 
 Vectors = npt.NDArray[np.float32]
 _TOKENS: Final = 64

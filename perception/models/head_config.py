@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from perception.errors import ProfileError, WeightsError
-from perception.home import expanded
+from perception.io.home import expanded
+from perception.io.text_file import read_text
 from perception.profile import LAUNCH_DIR, HeadConfig
-from perception.textfile import read_text
 
 HEAD_KINDS: Final = ("feature", "model")
 HEAD_WEIGHTS: Final = "model.safetensors"

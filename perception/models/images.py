@@ -4,11 +4,9 @@ import math
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from perception.models.encoder import ImageInput
-
-Image = npt.NDArray[np.uint8]
+from perception.units.arrays import Image
 
 
 def check_bgr(image: Image) -> Image:

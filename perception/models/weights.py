@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from perception.errors import WeightsError
-from perception.home import home
+from perception.io.home import home
 from perception.models.head_config import source_of as source_of
 
 OFFLINE_TIMEOUT_S: Final = 5.0

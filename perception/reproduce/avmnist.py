@@ -19,9 +19,9 @@ from scipy.special import softmax
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_sample_weight
 
+from perception.io.progress import Advance, nothing
 from perception.models.checkpoint import config_hash
 from perception.models.fusion import FeatureFusion, ModelFusion
-from perception.progress import Advance, nothing
 from perception.reproduce.avmnist_data import CLASSES, Pairs, load, noises, split, thinned
 from perception.reproduce.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured
 from perception.reproduce.results import Figures

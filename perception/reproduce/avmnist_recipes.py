@@ -21,10 +21,10 @@ from torchaudio.transforms import MFCC
 
 from perception.features.logmel import log_mel
 from perception.features.resample import resample
+from perception.io.beside import replace_file
 from perception.models.fusion import FeatureFusion
 from perception.models.networks import ConvEncoder
 from perception.reproduce.avmnist_data import CLASSES, RATE_HZ, Pairs
-from perception.session.beside import replace_file
 from perception.training import augment
 from perception.training.augment import Disturbance
 from perception.training.examples import Examples

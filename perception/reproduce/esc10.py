@@ -23,9 +23,9 @@ from sklearn.svm import SVC
 from perception.devices.sound import Sound
 from perception.errors import PerceptionError
 from perception.features.logmel import LogMelConfig, log_mel
+from perception.io.progress import Advance, nothing
 from perception.models.fusion import FeatureFusion
 from perception.models.networks import ConvEncoder
-from perception.progress import Advance, nothing
 from perception.reproduce.results import Figures
 from perception.training import augment
 from perception.training.evaluate import metrics, probabilities

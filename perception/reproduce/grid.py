@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from scipy.special import log_softmax
 from sklearn.model_selection import StratifiedKFold
 
+from perception.io.progress import Advance, nothing
 from perception.models.checkpoint import Head
 from perception.models.fusion import ModelFusion
-from perception.progress import Advance, nothing
 from perception.reproduce.grid_data import load
 from perception.reproduce.grid_experts import BRANCHES, SINGLES, Condition, Experts
 from perception.reproduce.grid_features import OFFSETS_S, SNRS_DB, Course, Material, features

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from perception.errors import PerceptionError
-from perception.progress import progress
-from perception.textfile import read_text
+from perception.io.progress import progress
+from perception.io.text_file import read_text
 from perception.training.workers import Step, spread
 
 TICKS_PER_S: Final = 25_000

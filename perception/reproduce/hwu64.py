@@ -23,9 +23,9 @@ from sklearn.svm import LinearSVC
 from torch import nn
 
 from perception.errors import PerceptionError
-from perception.progress import Advance, nothing
+from perception.io.progress import Advance, nothing
+from perception.io.text_file import read_text
 from perception.reproduce.results import Figures
-from perception.textfile import read_text
 from perception.training.evaluate import metrics, subsets
 
 INNER_FOLDS: Final = 5

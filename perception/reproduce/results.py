@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from perception.session.beside import replace_file
+from perception.io.beside import replace_file
 from perception.training.evaluate import spread
 from perception.training.report import page, svg
 

@@ -10,8 +10,7 @@ from perception.retrieval import APART_S
 from perception.retrieval.ranking import RECALL_AT, Worth, best, mean, worth
 from perception.retrieval.search import Query, Say, Shelf, find_sessions, open_shelves
 from perception.retrieval.streams import Step
-from perception.training.dataset import SessionSource
-from perception.training.labels import Span
+from perception.session.labels import Span, of_session
 
 
 def evaluate(shelf: Shelf, spans: Mapping[Path, Sequence[Span]], *, apart_s: float) -> dict[str, Worth]:
@@ -37,7 +36,7 @@ def evaluate(shelf: Shelf, spans: Mapping[Path, Sequence[Span]], *, apart_s: flo
 
 def labelled(sessions: Sequence[Path], track: str) -> dict[Path, list[Span]]:
     """Return the labels of one track by session; SessionError if there are none."""
-    spans = {path: [one for one in SessionSource(path).spans() if one.track == track] for path in sessions}
+    spans = {path: [one for one in of_session(path) if one.track == track] for path in sessions}
     if not any(spans.values()):
         raise SessionError(f"no labels of track '{track}' in these sessions or beside them")
     return spans

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from perception.errors import SessionError
-from perception.fusion.core import Counts
 from perception.models.embedders import PictureEmbedder, SentenceEmbedder, SoundEmbedder, Vectors
+from perception.models.feature_cache import Cache, key
 from perception.retrieval.streams import Step, Stream, text_stream, topics
-from perception.session.cutting import account
-from perception.session.moments import Moments
-from perception.session.reader import Session
-from perception.training.cache import Cache, key
+from perception.session.convert.samples import Moments
+from perception.session.file.reader import Session
+from perception.session.recompute.cutting import account
+from perception.units import Counts
 
 Embedder = PictureEmbedder | SoundEmbedder | SentenceEmbedder
 _BATCH: Final = 16

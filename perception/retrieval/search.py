@@ -12,16 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from perception.errors import DeviceError, ProfileError, SessionError, WeightsError
-from perception.home import expanded
+from perception.io.home import expanded
+from perception.io.progress import progress
 from perception.models.lexical import lexical_similarity, shares_word
-from perception.progress import progress
 from perception.retrieval.ranking import Scores, best
 from perception.retrieval.streams import KINDS, Step, Stream, has, text_streams
-from perception.session.reader import sessions_in
+from perception.session.file.reader import sessions_in
+from perception.units.arrays import Image
 
 if TYPE_CHECKING:
     from perception.retrieval.index import Embedder
-    from perception.training.labels import Span
+    from perception.session.labels import Span
 
 LEXICAL: Final = "lexical"
 """Instead of a model: texts are compared by their words."""
@@ -36,7 +37,6 @@ MODELLED: Final = ("frames", "sounds", "commands")
 FLOORS: Final = {"openai/clip-vit-base-patch32": 0.2, "laion/clap-htsat-unfused": 0.1, LEXICAL: 0.3}
 """Cosine of a text, by model, under which what is found has nothing to do with it: CLIP gives about 0.3 to
 pictures that do, 0.15 to others. Other models have other scales, known to those who choose them."""
-Image = npt.NDArray[np.uint8]
 Vector = npt.NDArray[np.float32]
 Say = Callable[[str], Any]
 

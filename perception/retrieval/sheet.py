@@ -14,12 +14,14 @@ from matplotlib.figure import Figure
 from perception.errors import PerceptionError
 from perception.features.logmel import VGGISH, log_mel
 from perception.features.resample import resample
-from perception.features.window import Samples, decode_samples
+from perception.features.window import decode_samples
+from perception.io.beside import replace_file, written
 from perception.messages import AudioBlock, CameraFrame
-from perception.retrieval.search import Hit, Image, Shelf, clock
-from perception.session.beside import replace_file, written
-from perception.session.reader import Session
-from perception.session.tracks import image
+from perception.retrieval.search import Hit, Shelf, clock
+from perception.session.convert.media_tracks import image
+from perception.session.file.reader import Session
+from perception.units import SECOND_NS
+from perception.units.arrays import Image, Samples
 
 COLUMNS: Final = 5
 _WIDTH_INCHES: Final = 3.0
@@ -30,7 +32,7 @@ _WIDEST: Final = 480
 _DPI: Final = 100
 _LEVELS: Final = (-4.6, 2.0)
 """Log-mel values drawn darkest and brightest, silence and loud speech: the same in every tile."""
-_SLACK_NS: Final = 1_000_000_000
+_SLACK_NS: Final = SECOND_NS
 
 
 def write(file: Path, title: str, results: Mapping[Shelf, Sequence[Hit]], sound_s: float) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from perception.messages import FusedState, Label, TextCommand
-from perception.session.reader import Session
+from perception.session.file.reader import Session
+from perception.units import SECOND_NS
 
 Times = npt.NDArray[np.int64]
 KINDS: Final = {
@@ -25,7 +26,7 @@ KINDS: Final = {
 """What can be found, and the prefixes of its topics."""
 SEEN: Final = 0.3
 """What an encoder scores lower than this it has not seen or heard."""
-_PAUSE_NS: Final = 1_000_000_000
+_PAUSE_NS: Final = SECOND_NS
 """A name that no state has for so long is another thing when it comes back."""
 
 

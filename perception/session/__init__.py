@@ -7,18 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perception.session.fusing import replay as replay
-    from perception.session.reader import Session as Session
-    from perception.session.reader import read as read
-    from perception.session.verification import verify as verify
-    from perception.session.writer import SessionWriter as SessionWriter
+    from perception.session.file.reader import Session as Session
+    from perception.session.file.reader import read as read
+    from perception.session.file.writer import SessionWriter as SessionWriter
+    from perception.session.recompute.engines import replay as replay
+    from perception.session.recompute.verify import verify as verify
 
 _EXPORTS = {
-    "Session": "perception.session.reader",
-    "SessionWriter": "perception.session.writer",
-    "read": "perception.session.reader",
-    "replay": "perception.session.fusing",
-    "verify": "perception.session.verification",
+    "Session": "perception.session.file.reader",
+    "SessionWriter": "perception.session.file.writer",
+    "read": "perception.session.file.reader",
+    "replay": "perception.session.recompute.engines",
+    "verify": "perception.session.recompute.verify",
 }
 
 

@@ -7,8 +7,8 @@ from typing import Final
 from msgspec import to_builtins
 
 from perception.messages import Header, Message
-from perception.session.compare import Difference, conclusion, first_difference
-from perception.session.reader import Session, matches
+from perception.session.file.reader import Session, matches
+from perception.session.recompute.compare import Difference, conclusion, first_difference
 
 _PAYLOAD_BYTES: Final = 8
 

@@ -9,13 +9,13 @@ from typing import cast
 from msgspec import structs
 
 from perception.errors import MalformedMessageError, SessionError
+from perception.io.beside import refuse_existing
+from perception.io.progress import progress
 from perception.messages import Label, Message
-from perception.progress import progress
-from perception.session.beside import refuse_existing
-from perception.session.container import Record
-from perception.session.mcap_file import matches
-from perception.session.reader import ORIGIN, Session, message, nothing_of
-from perception.session.writer import SessionWriter, whole
+from perception.session.file.container import Record
+from perception.session.file.mcap_file import matches
+from perception.session.file.reader import ORIGIN, Session, message, nothing_of
+from perception.session.file.writer import SessionWriter, whole
 
 
 @dataclass(frozen=True, slots=True)

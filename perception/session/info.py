@@ -10,8 +10,8 @@ from perception.errors import SessionError
 from perception.session.convert import bag_info
 from perception.session.convert.bag_info import BagInfo
 from perception.session.convert.bags import SUFFIXES
-from perception.session.reader import Session
-from perception.session.zero import Zero
+from perception.session.file.reader import Session
+from perception.session.file.zero import Zero
 
 _LONG_VALUE: Final = 80
 _HASH: Final = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b")

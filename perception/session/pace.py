@@ -16,10 +16,10 @@ from msgspec import structs
 
 from perception.messages import AudioBlock, Header, Label, Message, reached_ns
 from perception.session.sound import at_tempo, samples
+from perception.units import SECOND_NS
 
 AHEAD_NS: Final = 250_000_000
 """An older message is due as much earlier or later as the recording passes faster or slower."""
-_SECOND_NS: Final = 1_000_000_000
 _SHORT_STEP_NS: Final = 1_000_000
 """From the last message of a lap to the next lap, where another step would tear the sound apart."""
 _LONG_STEP_NS: Final = 100_000_000
@@ -115,7 +115,7 @@ def _sound(message: Message[AudioBlock], pace: Pace) -> Iterator[Message[AudioBl
     for start, stop in pairwise(round(total * piece / pieces) for piece in range(pieces + 1)):
         part = structs.replace(
             header,
-            stamp_ns=pace.at_stamp(header.stamp_ns) + start * _SECOND_NS // header.rate_hz,
+            stamp_ns=pace.at_stamp(header.stamp_ns) + start * SECOND_NS // header.rate_hz,
             sample_index=first + start,
             samples=stop - start,
             gap=0 if start else round(header.gap / rate),
@@ -163,7 +163,7 @@ class SampleCounter:
     def counted(self, header: AudioBlock, origin_ns: int) -> AudioBlock:
         """Return the header, whose stamp is host time already, with its index; `origin_ns` is play time 0."""
         if self._origin_ns not in (None, origin_ns):
-            missed = round((header.stamp_ns - self._next_ns) * header.rate_hz / _SECOND_NS)
+            missed = round((header.stamp_ns - self._next_ns) * header.rate_hz / SECOND_NS)
             self._offset = self._next + max(missed, 0) - header.sample_index
         self._origin_ns = origin_ns
         self._next = header.sample_index + self._offset + header.samples

@@ -18,10 +18,11 @@ from perception.bus.subscriber import Subscriber
 from perception.errors import SessionError
 from perception.messages import AudioBlock, Header, Health, Label, Message, reached_ns
 from perception.profile import ReplayConfig
+from perception.session.file.reader import Session, matches
 from perception.session.keyboard import Keyboard, NoKeyboard
 from perception.session.pace import AHEAD_NS, Due, Lap, SampleCounter, schedule
-from perception.session.reader import Session, matches
 from perception.session.readers import Readers
+from perception.units import SECOND_NS
 
 RAW_TOPICS: Final[tuple[str, ...]] = ReplayConfig.model_fields["topics"].default
 """What no fusion makes itself, and so cannot clash with one that listens."""
@@ -31,7 +32,6 @@ SETTLE_S: Final = 0.3
 """Subscribers find new topics within 0.1 s, and connect."""
 _LOOK_S: Final = 0.1
 _AHEAD: Final = 256
-_SECOND_NS: Final = 1_000_000_000
 HeaderT = TypeVar("HeaderT", bound=Header)
 Awaited = Callable[[Mapping[str, Publisher]], str]
 """Says who of the readers of these publishers, by topic, is not there yet; empty if all are."""
@@ -148,7 +148,7 @@ class Player:
             if awaited != said:
                 self._say(f"waits for {awaited}")
                 said = awaited
-            if self._clock() - self._reported_ns >= _SECOND_NS:
+            if self._clock() - self._reported_ns >= SECOND_NS:
                 self._report(f"waits for {awaited}")
             if self._keys.wait(_LOOK_S) == "quit":
                 self._stopped.set()
@@ -164,7 +164,7 @@ class Player:
                     return False
                 self._publish(publishers[due.message.topic], due.message)
                 lap.add(due.message.topic, due.message.header)
-                if self._clock() - self._reported_ns >= _SECOND_NS:
+                if self._clock() - self._reported_ns >= SECOND_NS:
                     self._report("")
         # a player that cannot keep up begins the next lap now, rather than further and further behind
         self._origin_ns = max(self._origin_ns + lap.length_ns, self._clock() - AHEAD_NS)

@@ -16,11 +16,12 @@ from msgspec import structs
 
 from perception import topics
 from perception.bus.subscriber import Subscriber
-from perception.credentials import cleaned
 from perception.errors import DISTRIBUTION, MalformedMessageError
+from perception.errors.credentials import cleaned
 from perception.messages import FusedState, Header, Health, Message, ModelInfo
 from perception.profile import Profile, RecorderConfig
-from perception.session.writer import SessionWriter
+from perception.session.file.writer import SessionWriter
+from perception.units import SECOND_NS
 
 _LOG: Final = logging.getLogger(__name__)
 # What may wait while the disk stalls, of topics that are otherwise not queued: a second or more.
@@ -40,7 +41,6 @@ _MAX_DEVICES: Final = 16
 _RECEIVE_S: Final = 0.1
 _QUIET_S: Final = 0.3
 _QUEUED_S: Final = 0.2
-_SECOND_NS: Final = 1_000_000_000
 _MB: Final = 1_000_000
 
 
@@ -100,7 +100,7 @@ class Recorder:
         """Write what is due, and look at the disk once a second."""
         self._writer.flush(now_ns)
         if now_ns >= self._next_look_ns:
-            self._next_look_ns = now_ns + _SECOND_NS
+            self._next_look_ns = now_ns + SECOND_NS
             free = self._free_bytes(self._out.absolute().parent)
             if free < self._config.min_free_mb * _MB:
                 self.full = f"only {free / _MB:.0f} MB are free on the disk of {self.path}"
@@ -134,7 +134,7 @@ class Recorder:
     def _is_split_due(self, now_ns: int) -> bool:
         minutes, megabytes = self._config.split_minutes, self._config.split_mb
         if self._split_ns is None and minutes is not None:
-            self._split_ns = now_ns + round(minutes * 60 * _SECOND_NS)
+            self._split_ns = now_ns + round(minutes * 60 * SECOND_NS)
         late = self._split_ns is not None and now_ns >= self._split_ns
         return late or (megabytes is not None and self._writer.bytes_written >= megabytes * _MB)
 
@@ -225,7 +225,7 @@ def record(
             recorder.write(message, now_ns)
         recorder.tick(now_ns)
         if now_ns >= next_report_ns:
-            next_report_ns = now_ns + _SECOND_NS
+            next_report_ns = now_ns + SECOND_NS
             report()
         return message is not None
 

@@ -7,11 +7,11 @@ import numpy.typing as npt
 from msgspec import structs
 
 from perception.messages import AudioBlock, Message, duration_ns
+from perception.units import SECOND_NS
+from perception.units.arrays import RawSamples
 
-Samples = npt.NDArray[np.int16] | npt.NDArray[np.float32]
 
-
-def samples(message: Message[AudioBlock]) -> Samples:
+def samples(message: Message[AudioBlock]) -> RawSamples:
     """Return a block as (samples, channels)."""
     shape = (-1, message.header.channels)
     if message.header.format == "s16":
@@ -22,7 +22,7 @@ def samples(message: Message[AudioBlock]) -> Samples:
 def blocks(message: Message[AudioBlock], most_ns: int) -> Iterator[Message[AudioBlock]]:
     """Yield a block in pieces that last `most_ns` at most, each with its own stamp and index."""
     header, data = message.header, samples(message)
-    size = max(1, most_ns * header.rate_hz // 1_000_000_000)
+    size = max(1, most_ns * header.rate_hz // SECOND_NS)
     for start in range(0, header.samples, size):
         part = data[start : start + size]
         fields = {
@@ -34,7 +34,7 @@ def blocks(message: Message[AudioBlock], most_ns: int) -> Iterator[Message[Audio
         yield structs.replace(message, header=structs.replace(header, **fields), payload=part.tobytes())
 
 
-def at_tempo(block: Samples, count: int) -> Samples:
+def at_tempo(block: RawSamples, count: int) -> RawSamples:
     """Return a block made longer or shorter at its own pitch; it joins its neighbours without a click.
 
     It begins with the block's first sample and ends with its last; in between, copies or parts of it fade
@@ -53,12 +53,12 @@ def at_tempo(block: Samples, count: int) -> Samples:
     return found.astype(np.float32)
 
 
-def _shorter(block: Samples, count: int) -> npt.NDArray[np.float64]:
+def _shorter(block: RawSamples, count: int) -> npt.NDArray[np.float64]:
     fade = np.linspace(0.0, 1.0, count)[:, None]
     return block[:count] * (1 - fade) + block[len(block) - count :] * fade
 
 
-def _longer(block: Samples, count: int) -> npt.NDArray[np.float64]:
+def _longer(block: RawSamples, count: int) -> npt.NDArray[np.float64]:
     size, more = len(block), count - len(block)
     weight = np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1))[:, None]
     total, weights = np.zeros((count, block.shape[1])), np.zeros((count, 1))

@@ -18,11 +18,11 @@ from pydantic import AfterValidator, Field, model_validator
 from perception.errors import ProfileError
 from perception.messages import Header, Message
 from perception.profile import FusionConfig, Section
-from perception.session import perturb
-from perception.session.perturb import Perturbation, Perturbed
+from perception.session.labels import Span
+from perception.session.recompute import perturb
+from perception.session.recompute.perturb import Perturbation, Perturbed
 from perception.training.dataset import DataSource
 from perception.training.examples import Examples
-from perception.training.labels import Span
 
 _ABOUT: Final = {
     "noise_snr_db": "microphone",

@@ -19,26 +19,26 @@ import torch
 
 from perception.errors import SessionError
 from perception.fusion.build import build_engine, pick_device, use_threads
-from perception.fusion.core import Counts, FusionCore
+from perception.fusion.core import FusionCore
 from perception.fusion.engine import Engine
 from perception.fusion.window import Window
-from perception.messages import Header, Label, Message, TextCommand
+from perception.io.progress import Advance, nothing
+from perception.messages import Header, Message
 from perception.models.device import model_name
+from perception.models.feature_cache import Cache, file_hash, key
 from perception.profile import FusionConfig, HeadConfig
-from perception.progress import Advance, nothing
-from perception.session.cutting import Cut, account, cut_as_arrived
-from perception.session.fusing import cuts, survey_of
-from perception.session.reader import Session, read
-from perception.session.recording import Recording
-from perception.training import labels as label_files
-from perception.training.cache import Cache, file_hash, key
-from perception.training.encoders import Prepared
+from perception.session import labels as label_files
+from perception.session.file.reader import Session, read
+from perception.session.labels import Span
+from perception.session.recompute.cutting import Cut, account, cut_as_arrived
+from perception.session.recompute.engines import cuts, survey_of
+from perception.session.recompute.source import Recording
 from perception.training.examples import Examples
-from perception.training.labels import Span
+from perception.training.finetune import Prepared
 from perception.training.rows import Rows
 from perception.training.workers import Step, spread
+from perception.units import Counts
 
-LABEL_SUFFIXES: Final = (".labels.txt", ".labels.csv", ".labels.tsv", ".txt", ".csv", ".tsv")
 _UNDECISIVE: Final = {"head", "device", "threads", "endpoint", "name"}
 _NAMED: Final = 5
 _LOG: Final = logging.getLogger(__name__)
@@ -100,25 +100,7 @@ class SessionSource:
 
     def spans(self) -> list[Span]:
         """Return the labels; times in a file count from the session's zero."""
-        recorded = [m.header for m in read(self.path, ["label/*", "text/*"])]
-        said = [header for header in recorded if isinstance(header, TextCommand)]
-        commands = label_files.from_commands(said, self._end_ns()) if said else []
-        file = next((f for s in LABEL_SUFFIXES if (f := self.path.with_suffix(s)).exists()), None)
-        if file is None:
-            marked = label_files.from_messages(header for header in recorded if isinstance(header, Label))
-            return marked + commands
-        origin_ns = self.origin_ns()
-        return [span.at(origin_ns) for span in label_files.read(file)] + commands
-
-    def _end_ns(self) -> int:
-        with Session(self.path) as session:
-            times_ns = session.times_ns
-        return 0 if times_ns is None else times_ns[1]
-
-    def origin_ns(self) -> int:
-        """Return the stamp from which times in a label file count: the session's zero."""
-        with Session(self.path) as session:
-            return session.zero.stamp_ns
+        return label_files.of_session(self.path)
 
 
 def encode(

@@ -15,17 +15,17 @@ import torch
 
 from perception.devices.script import CLASSES
 from perception.devices.scripted import messages
-from perception.home import kept_in
+from perception.io.home import kept_in
 from perception.messages import Header, Label, Message
 from perception.models.fusion import FeatureFusion
 from perception.profile import LAUNCH_DIR, Profile, ScriptConfig, load
+from perception.session.labels import Span, from_messages
 from perception.training import dataset
 from perception.training.evaluate import by_subset
 from perception.training.examples import Examples
 from perception.training.fit import TrainingConfig, fit
-from perception.training.labels import Span, from_messages
 from perception.training.model import FusionModel
-from perception.training.train import CACHE, branch_inputs, input_columns
+from perception.training.plan import CACHE, branch_inputs, input_columns
 
 TRAIN_SEEDS: Final = tuple(range(1, 25))
 VALIDATION_SEEDS: Final = tuple(range(51, 57))

@@ -9,7 +9,6 @@ from typing import Final
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from av.video.frame import VideoFrame
 from msgspec import structs
 
@@ -20,15 +19,15 @@ from perception.devices.sound import Sound
 from perception.devices.wire import block_message, frame_message
 from perception.errors import DeviceError, SessionError
 from perception.messages import Header, Message, Payload
+from perception.models.feature_cache import file_hash
 from perception.profile import CameraConfig, FusionConfig, MicrophoneConfig
-from perception.training import labels as label_files
-from perception.training.cache import file_hash
-from perception.training.labels import Span
+from perception.session import labels as label_files
+from perception.session.labels import Span
+from perception.units import SECOND_NS
+from perception.units.arrays import Image
 
-Image = npt.NDArray[np.uint8]
-ORIGIN_NS: Final = 1_000_000_000
+ORIGIN_NS: Final = SECOND_NS
 """When every file begins; any time does, as long as it is the same in every run."""
-SECOND_NS: Final = 1_000_000_000
 STILL_S: Final = 0.2
 """How long a still picture is shown."""
 MEDIA: Final = frozenset(
@@ -90,8 +89,7 @@ class MediaSource:
 
     def spans(self) -> list[Span]:
         """Return the labels of the file beside it, else one over all of it."""
-        beside = next((f for s in _BESIDE if (f := self.path.with_suffix(s)).exists()), None)
-        if beside is not None:
+        if (beside := label_files.file_beside(self.path)) is not None:
             return [span.at(ORIGIN_NS) for span in label_files.read(beside)]
         name = label_files.class_of_path(self.path, self.root)
         return [Span(0, 1 << 62, name)]
@@ -116,9 +114,6 @@ class MediaSource:
             header, payload = block_message(CapturedBlock(samples, stamp_ns, index - first), config)
             index += len(samples)
             yield _message(topic, header, payload, seq, ORIGIN_NS + index * SECOND_NS // _RATE_HZ)
-
-
-_BESIDE: Final = (".labels.txt", ".labels.csv", ".labels.tsv")
 
 
 def _message(topic: str, header: Header, payload: Payload, seq: int, due_ns: int) -> Message[Header]:

@@ -12,12 +12,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from perception.errors import SessionError
-from perception.session.beside import replace_file
-from perception.textfile import read_text
+from perception.io.beside import replace_file
+from perception.io.text_file import read_text
 from perception.training import evaluate
 from perception.training.examples import Examples
 from perception.training.model import FusionModel
-from perception.training.train import REPORT, Split
+from perception.training.plan import REPORT, Split
 
 ALPHA: Final = 0.1
 _SPREAD: Final = ("accuracy", "macro_recall", "macro_f1", "nll", "ece")

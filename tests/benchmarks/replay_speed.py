@@ -22,8 +22,9 @@ from perception.bench.rounds import Values, interleave
 from perception.devices.scripted import messages
 from perception.fusion.engine import Engine
 from perception.profile import load
-from perception.session import SessionWriter, fusing
-from perception.session.recording import Recording
+from perception.session import SessionWriter
+from perception.session.recompute import engines as fusing
+from perception.session.recompute.source import Recording
 
 
 def scripted(file: Path, seconds: float) -> Path:

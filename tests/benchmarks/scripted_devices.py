@@ -18,8 +18,8 @@ from perception.devices.scene import BORDER_NS, Scene
 from perception.devices.script import CLASSES, Script, Segment
 from perception.devices.soundtrack import Soundtrack
 from perception.profile import ScriptConfig
+from perception.units import SECOND_NS
 
-SECOND_NS = 1_000_000_000
 HOP_NS = 100_000_000
 CASCADE = Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_default.xml"
 

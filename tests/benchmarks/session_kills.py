@@ -27,11 +27,11 @@ import click
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
-from perception.launcher import Node, Supervisor, plan
+from perception.graph.supervisor import Node, Supervisor, plan
 from perception.profile import load
 from perception.session import Session, read
 from perception.session.edit import repair
-from perception.session.verification import Verdict, verify
+from perception.session.recompute.verify import Verdict, verify
 from tests.benchmarks.session_recorder import Source, sources
 
 _LOST_S: Final = 1.0

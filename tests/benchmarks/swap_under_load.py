@@ -19,14 +19,14 @@ import click
 import numpy as np
 import torch
 
-from perception import cli
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
+from perception.cli import main as cli
 from perception.messages import FusedState, HeadStatus
 from perception.models.checkpoint import load_head
 from perception.profile import LAUNCH_DIR
 from perception.session import read
-from perception.session.verification import verify
+from perception.session.recompute.verify import verify
 
 DOMAIN = "swap-bench"
 

@@ -21,10 +21,10 @@ from perception.fusion.build import build_engine, use_threads
 from perception.profile import FusionConfig, Profile, ScriptConfig, load
 from perception.session import SessionWriter
 from perception.training import dataset
-from perception.training import train as plans
+from perception.training import plan as plans
 from perception.training.dataset import SessionSource
 from perception.training.examples import Examples
-from perception.training.train import HeadPlan, Split, TrainPlan
+from perception.training.plan import HeadPlan, Split, TrainPlan
 
 HOUR: int = 36_000
 

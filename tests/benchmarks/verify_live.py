@@ -25,13 +25,14 @@ import click
 from msgspec import msgpack
 
 from perception.bus.host import HostClock, Runtime
-from perception.launcher import Supervisor, plan
+from perception.graph.supervisor import Supervisor, plan
 from perception.messages import FusedState, Health
 from perception.profile import load
 from perception.reproduce.grid_data import TICKS_PER_S
-from perception.session import Session, fusing
-from perception.session.recording import Recording
-from perception.session.verification import verify
+from perception.session import Session
+from perception.session.recompute import engines as fusing
+from perception.session.recompute.source import Recording
+from perception.session.recompute.verify import verify
 
 SLOW = (
     'fusion.encoders.slow={ input="camera", kind="torchvision", weights="random", '

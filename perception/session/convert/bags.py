@@ -10,17 +10,17 @@ import sqlite3
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import zstandard
 from mcap.records import Channel, Schema
 
 from perception.errors import SessionError
-from perception.session.mcap_file import McapFile
-from perception.session.reader import is_ours
+from perception.session.convert.bag import Bag, BagStream, Raw
+from perception.session.file.mcap_file import McapFile
+from perception.session.file.reader import is_ours
 
 SUFFIXES: Final = (".mcap", ".db3", ".bag")
 _PACKED: Final = ".zstd"
@@ -28,41 +28,6 @@ _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 """A message that begins so is packed: CDR begins with the number of its representation."""
 _LISTED: Final = re.compile(r"^\s*-\s+(\S+\.(?:mcap|db3)(?:\.zstd)?)\s*$", re.MULTILINE)
 _BLOCK: Final = 1 << 20
-
-Raw = tuple[int, "BagStream", bytes]
-"""When it was received, in ns, and what."""
-
-
-@dataclass(frozen=True, slots=True)
-class BagStream:
-    """The messages of one topic and type."""
-
-    topic: str
-    type: str
-    encoding: str
-    """Of the messages: cdr, ros1, protobuf, json."""
-    definition: str = ""
-    """Of the type, where the bag has one."""
-    definition_encoding: str = ""
-
-
-class Bag(Protocol):
-    """An open bag."""
-
-    @property
-    def damage(self) -> list[str]:
-        """What could not be read so far."""
-
-    @property
-    def streams(self) -> list[BagStream]:
-        """All there are."""
-
-    @property
-    def times_ns(self) -> tuple[int, int]:
-        """First and last time of receipt."""
-
-    def messages(self, streams: Collection[BagStream]) -> Iterator[Raw]:
-        """Yield the messages of these in the order of receipt."""
 
 
 @contextmanager

@@ -17,11 +17,10 @@ from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
 from perception.devices.pixels import Layout
-from perception.session.pcm import as_s16
-from perception.session.sound import Samples
-from perception.session.tracks import Image
+from perception.session.file.pcm import as_s16
+from perception.units import SECOND_NS
+from perception.units.arrays import Image, RawSamples
 
-_SECOND_NS: Final = 1_000_000_000
 _TICKS_HZ: Final = 90_000
 # ISO/IEC 14496-3, table 1.18.
 _AAC_RATES: Final = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
@@ -82,7 +81,7 @@ class VideoFile:
 
     def write(self, picture: Image, time_ns: int) -> bool:
         """Append a frame shown from `time_ns` after the start; return False if that is not after the last."""
-        ticks = round(time_ns * _TICKS_HZ / _SECOND_NS)
+        ticks = round(time_ns * _TICKS_HZ / SECOND_NS)
         if ticks <= self._last_ticks:
             return False
         self._last_ticks = ticks
@@ -95,7 +94,7 @@ class VideoFile:
             self._container.mux(self._stream.encode(frame))
         return True
 
-    def hear(self, samples: Samples) -> None:
+    def hear(self, samples: RawSamples) -> None:
         """Append sound, shape (samples, channels) of what `sound` said; it begins at the start."""
         if self._audio is None or self._sound is None or not len(samples):
             return
@@ -157,7 +156,7 @@ def _layout(channels: int) -> str:
     return "stereo" if channels == 2 else "mono"
 
 
-def _interleaved(samples: Samples) -> npt.NDArray[np.int16]:
+def _interleaved(samples: RawSamples) -> npt.NDArray[np.int16]:
     """Return (1, samples * channels) of one or two channels: more of them are mixed to one."""
     if samples.shape[1] > 2:
         samples = samples.mean(axis=1, keepdims=True).astype(samples.dtype)

@@ -11,11 +11,11 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from perception.session import protobuf, schemas
 from perception.session.convert import incoming
 from perception.session.convert.incoming import Made, Sound, UnusableError
+from perception.session.file import protobuf, schemas
+from perception.units import SECOND_NS
 
-_SECOND_NS: Final = 1_000_000_000
 _SCHEMAS: Final = {
     schema.full_name: schema
     for schema in (schemas.COMPRESSED_IMAGE, schemas.RAW_IMAGE, schemas.RAW_AUDIO, schemas.LOG)
@@ -83,4 +83,4 @@ def _stamp_ns(timestamp: Any) -> int:
         return 0
     seconds = timestamp.get("seconds", timestamp.get("sec", 0))
     nanos = timestamp.get("nanos", timestamp.get("nsec", 0))
-    return int(seconds) * _SECOND_NS + int(nanos)
+    return int(seconds) * SECOND_NS + int(nanos)

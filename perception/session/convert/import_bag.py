@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from perception.errors import SessionError
-from perception.progress import progress
+from perception.io.progress import progress
 from perception.session.convert import bags, foxglove
-from perception.session.convert.bags import Bag, BagStream
+from perception.session.convert.bag import Bag, BagStream
 from perception.session.convert.incoming import (
     AUDIO_INFO,
     ROS_PREFIXES,
@@ -21,8 +21,8 @@ from perception.session.convert.incoming import (
     our_topic,
 )
 from perception.session.convert.selection import EVERYTHING, Selection
-from perception.session.writer import whole
-from perception.session.zero import NAME, Zero
+from perception.session.file.writer import whole
+from perception.session.file.zero import NAME, Zero
 
 _SOURCE: Final = "rosbag#import"
 _REASONS: Final = 20
@@ -134,7 +134,7 @@ def _ros_converters(
 ) -> dict[BagStream, Converter]:
     if not any(stream.encoding in _ROS for stream in wanted):
         return {}
-    from perception.session import ros_messages as ros
+    from perception.session.convert import ros_messages as ros
 
     infos: dict[str, Any] = {}
     described = [one for one in bag.streams if _type(one) == AUDIO_INFO]

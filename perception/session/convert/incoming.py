@@ -24,11 +24,11 @@ from perception.errors import BusError, MalformedMessageError
 from perception.features.image import is_whole_jpeg
 from perception.features.jpeg import claimed_size
 from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand, checked
+from perception.units import SECOND_NS
+from perception.units.arrays import Image
 
 Made = tuple[Header, bytes]
-Image = npt.NDArray[np.uint8]
 
-_SECOND_NS: Final = 1_000_000_000
 _JITTER_S: Final = 0.05
 _SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
 _NAME_SHOWN: Final = 40
@@ -154,7 +154,7 @@ class Sound:
         samples = len(data) // (_SAMPLE_BYTES[kind] * channels)
         if self._first_ns is None:
             self._first_ns = stamp_ns
-        due = round((stamp_ns - self._first_ns) * rate_hz / _SECOND_NS)
+        due = round((stamp_ns - self._first_ns) * rate_hz / SECOND_NS)
         # Stamps jitter; a whole piece missing does not.
         gap = due - self._samples if due - self._samples > _JITTER_S * rate_hz else 0
         fields = {
@@ -191,7 +191,7 @@ class Numbered:
         try:
             header, payload = self._convert(data, received_ns)
             if header.stamp_ns < 0:
-                raise UnusableError(f"a stamp of {header.stamp_ns / _SECOND_NS:.0f} s, before 1970")
+                raise UnusableError(f"a stamp of {header.stamp_ns / SECOND_NS:.0f} s, before 1970")
             made = structs.replace(header, seq=self._seq, sent_ns=received_ns, source=self._source)
             codec.encode(self.topic, made, payload)
         except (MalformedMessageError, ValueError) as error:

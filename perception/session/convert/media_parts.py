@@ -22,10 +22,10 @@ from perception.devices.wire import block_message, frame_message, text_message
 from perception.errors import DeviceError, MalformedMessageError
 from perception.messages import Header, Payload
 from perception.profile import CameraConfig, MicrophoneConfig
+from perception.units import SECOND_NS
 
 Arrival = tuple[int, str, Header, Payload]
 """When it is there, topic, header, payload."""
-_SECOND_NS: Final = 1_000_000_000
 _BLOCK_S: Final = 0.032
 _RATES_HZ: Final = (1000, 768_000)
 _MOST_CHANNELS: Final = 64
@@ -72,7 +72,7 @@ class Pictures:
     def arrivals(self, begin_ns: int) -> Iterator[Arrival]:
         """Yield its frames."""
         config = CameraConfig(source="import", jpeg_quality=90)
-        start_s = max((begin_ns - self._origin_ns) / _SECOND_NS, 0.0)
+        start_s = max((begin_ns - self._origin_ns) / SECOND_NS, 0.0)
         track = media.Track[VideoFrame](
             self._source, "video", loop=False, start_s=start_s, number=self._number
         )
@@ -84,7 +84,7 @@ class Pictures:
                 gap_s = seconds - self._times_s[-1] if self._times_s else 0.0
                 self.end_s = max(self.end_s, seconds + max(media.lasting_s(frame), gap_s))
                 self._times_s.append(seconds)
-                stamp_ns = self._origin_ns + round(seconds * _SECOND_NS)
+                stamp_ns = self._origin_ns + round(seconds * SECOND_NS)
                 try:
                     message = frame_message(CapturedFrame(pixels(frame), stamp_ns), config)
                 except MalformedMessageError as error:
@@ -127,7 +127,7 @@ class Sounds:
         """Yield its blocks."""
         rate_hz = self._rate_hz
         config = MicrophoneConfig(rate_hz=rate_hz)
-        start = max(begin_ns - self._origin_ns, 0) * rate_hz // _SECOND_NS
+        start = max(begin_ns - self._origin_ns, 0) * rate_hz // SECOND_NS
         sound = self._sound = Sound(
             self._source,
             rate_hz=rate_hz,
@@ -140,9 +140,9 @@ class Sounds:
         size = round(rate_hz * _BLOCK_S)
         for number, samples in enumerate(sound.blocks(size)):
             index = start + number * size
-            stamp_ns = self._origin_ns + index * _SECOND_NS // rate_hz
+            stamp_ns = self._origin_ns + index * SECOND_NS // rate_hz
             # A block is there once its last sample has been heard.
-            due_ns = stamp_ns + len(samples) * _SECOND_NS // rate_hz
+            due_ns = stamp_ns + len(samples) * SECOND_NS // rate_hz
             self.end_s = (index + len(samples)) / rate_hz
             yield due_ns, self.topic, *block_message(CapturedBlock(samples, stamp_ns, index), config)
 
@@ -189,7 +189,7 @@ class Words:
             for packet in container.demux(stream):
                 if packet.pts is None or packet.time_base is None:
                     continue
-                stamp_ns = self._origin_ns + round((packet.pts * packet.time_base - origin_s) * _SECOND_NS)
+                stamp_ns = self._origin_ns + round((packet.pts * packet.time_base - origin_s) * SECOND_NS)
                 words = self._words(packet)
                 if not words:
                     continue

@@ -6,7 +6,7 @@ from pathlib import Path
 from rosbags.rosbag1 import Reader, ReaderError
 
 from perception.errors import SessionError
-from perception.session.convert.bags import BagStream, Raw
+from perception.session.convert.bag import BagStream, Raw
 
 
 class Ros1Bag:

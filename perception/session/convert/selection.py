@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from perception.errors import BusError, SessionError
-from perception.session.reader import matches
+from perception.session.file.reader import matches
 from perception.topics import lookup
-
-_SECOND_NS: Final = 1_000_000_000
+from perception.units import SECOND_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class Selection:
         def at_ns(seconds: float | None, default_ns: int) -> int:
             if seconds is None:
                 return default_ns
-            return (last_ns if seconds < 0 else first_ns) + round(seconds * _SECOND_NS)
+            return (last_ns if seconds < 0 else first_ns) + round(seconds * SECOND_NS)
 
         begin_ns, end_ns = at_ns(self.start_s, -(1 << 63)), at_ns(self.end_s, 1 << 63)
         if begin_ns >= end_ns:

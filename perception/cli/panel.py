@@ -1,0 +1,285 @@
+"""What a person watches while a graph runs, as lines: a panel, a state, a table of nodes. No terminal."""
+
+import re
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from perception.cli.summary import stages
+from perception.messages import FusedState, Header, Health, Message, ModalityState
+
+_RECENT_STATES: Final = 32
+_CLASSES_SHOWN: Final = 10
+_NAME_CELLS: Final = 26
+_SECONDS_FROM_MS: Final = 100_000
+_NOTICED: Final = 0.005
+"""A score below it would read as 0.00: nothing was detected."""
+_WAITING: Final = "waiting for the first state"
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MEASURE: Final = Console(color_system=None)
+_PRESENCE_STYLE: Final = {"present": "green", "held": "yellow", "absent": "red"}
+_STATUS_STYLE: Final = {"ok": "green", "degraded": "yellow", "lost": "red"}
+
+
+@dataclass(slots=True)
+class _Output:
+    """A published topic, from two successive accounts of its node."""
+
+    count: int
+    stamp_ns: int
+    rate_hz: float | None = None
+
+
+class Board:
+    """The newest of everything: what the graph says of itself, from its states and health messages."""
+
+    def __init__(self) -> None:
+        self.states: deque[FusedState] = deque(maxlen=_RECENT_STATES)
+        self.state_topic = ""
+        self.nodes: dict[str, Health] = {}
+        self._outputs: dict[str, _Output] = {}
+
+    def add(self, message: Message[Header]) -> None:
+        """Take one message; kinds that are not shown are ignored."""
+        match message.header:
+            case FusedState() as state:
+                self.states.append(state)
+                self.state_topic = message.topic
+            case Health() as health:
+                self._add_health(health)
+
+    def _add_health(self, health: Health) -> None:
+        self.nodes[health.node] = health
+        for topic, count in health.outputs.items():
+            before = self._outputs.get(topic)
+            rate_hz = None
+            if before and health.stamp_ns > before.stamp_ns and count >= before.count:
+                rate_hz = (count - before.count) * 1e9 / (health.stamp_ns - before.stamp_ns)
+            self._outputs[topic] = _Output(count, health.stamp_ns, rate_hz)
+
+    def rate_hz(self, topic: str) -> float | None:
+        """Return messages per second on a topic; None before its node accounted for it twice."""
+        output = self._outputs.get(topic)
+        return output.rate_hz if output else None
+
+    def rates_hz(self) -> dict[str, float | None]:
+        """Return the rate of every topic that a node accounts for."""
+        return {topic: output.rate_hz for topic, output in sorted(self._outputs.items())}
+
+    def state_rate_hz(self) -> float:
+        """Return states per second of event time, over the newest few."""
+        if len(self.states) < 2:
+            return 0.0
+        span_ns = self.states[-1].stamp_ns - self.states[0].stamp_ns
+        return (len(self.states) - 1) * 1e9 / span_ns if span_ns > 0 else 0.0
+
+    @property
+    def newest(self) -> FusedState | None:
+        """The newest state, None before the first."""
+        return self.states[-1] if self.states else None
+
+    def label_changed(self) -> bool:
+        """Return whether the newest state says something else than the one before."""
+        newest = [state.fused.label for state in list(self.states)[-2:]]
+        return any(before != after for before, after in pairwise(newest))
+
+    def losses(self) -> dict[str, str]:
+        """Return what each node lost or dropped of each topic, in words: `node <- topic` -> reasons."""
+        return {
+            f"{node} <- {topic}": words
+            for node, health in self.nodes.items()
+            for topic, account in health.inputs.items()
+            if (words := _words({**account.dropped, "lost": account.lost}))
+        }
+
+
+def waiting_line(nodes: Mapping[str, str]) -> str:
+    """Return what keeps the first state: each supervised node that is not simply running, in words."""
+    return ", ".join(f"{name}: {words}" for name, words in nodes.items() if words != "running")
+
+
+def state_line(board: Board, nodes: Mapping[str, str]) -> str:
+    """Return the newest state as one plain line; without states, what keeps it and what is published."""
+    state = board.newest
+    if state is None:
+        rates = (f"{topic} {_rate(rate_hz)}" for topic, rate_hz in board.rates_hz().items())
+        return "  ".join((waiting_line(nodes) or "no state yet", *rates))
+    inputs = " ".join(f"{name}={_presence(modality)}" for name, modality in state.modalities.items())
+    return (
+        f"{board.state_rate_hz():4.1f} Hz  {state.fused.label} {state.fused.confidence:.2f}  {inputs}  "
+        f"latency {(state.sent_ns - state.stamp_ns) / 1e6:.0f} ms"
+    )
+
+
+def panel_lines(board: Board, nodes: Mapping[str, str], title: str, *, width: int, height: int) -> list[Text]:
+    """Return the whole panel, `width` cells wide and at most `height` lines high.
+
+    Where room is short, first blank lines go, then latencies, classes, streams and losses; nodes stay.
+
+    Args:
+        board: what is known.
+        nodes: each supervised node's status in words.
+        title: shown first.
+        width: of the terminal, in cells.
+        height: lines that the panel may take, at least 4.
+    """
+    state = board.newest
+    head = [Text(title, "bold")]
+    streams = _streams(board, state) if state else [Text(waiting_line(nodes) or _WAITING, "dim")]
+    losses = [Text(f"{where}: {what}", "yellow") for where, what in board.losses().items()]
+    living = _folded(_node_line(board, nodes), width)[: height - 3]
+    room = height - len(head) - len(living)
+    losses = _at_most(losses, max(1, room - len(streams)), "losses")
+    streams = _at_most(streams, max(1, room - len(losses)), "streams")
+    room -= len(streams) + len(losses)
+    classes = _at_most(_classes(state, width), min(room, _CLASSES_SHOWN), "classes") if state else []
+    latency = _folded(_latency(board), width) if state else []
+    if len(latency) > room - len(classes):
+        latency = []
+    sections = [part for part in ([*head, *streams], classes, latency, losses, living) if part]
+    blanks = room - len(classes) - len(latency)
+    shown: list[Text] = sections[0]
+    for number, section in enumerate(sections[1:]):
+        shown = [*shown, *([Text()] if number < blanks else []), *section]
+    return [_fitted(line, width) for line in shown]
+
+
+def _at_most(lines: list[Text], room: int, what: str) -> list[Text]:
+    if len(lines) <= room:
+        return lines
+    return [*lines[: room - 1], Text(f"… {len(lines) - room + 1} more {what}", "dim")][: max(room, 0)]
+
+
+def _folded(line: Text, width: int) -> list[Text]:
+    return list(line.wrap(_MEASURE, width, overflow="fold"))
+
+
+def clean(line: Text) -> Text:
+    """Return the line with a mark instead of each character that a terminal would obey."""
+    return Text(_CONTROL.sub("\ufffd", line.plain), line.style, spans=line.spans, end="")
+
+
+def _fitted(line: Text, width: int) -> Text:
+    fitted = clean(line)
+    fitted.truncate(width, overflow="ellipsis", pad=True)
+    return fitted
+
+
+def node_table(board: Board, width: int | None = None) -> Table:
+    """Return one row per live node: status, rates of its outputs, drops, device."""
+    table = Table(box=None, pad_edge=False, width=width)
+    for column in ("node", "status", "publishes", "drops and refusals", "device"):
+        table.add_column(column, overflow="fold")
+    for name, health in sorted(board.nodes.items()):
+        rates = (f"{topic} {_rate(board.rate_hz(topic))}" for topic in sorted(health.outputs))
+        losses = Counter(health.counts)
+        for account in health.inputs.values():
+            losses.update(account.dropped)
+            losses["lost"] += account.lost
+        device = " ".join(f"{key}={_short(value)}" for key, value in health.device.items())
+        status = f"{health.status}: {health.reason}" if health.reason else health.status
+        style = _STATUS_STYLE[health.status]
+        table.add_row(
+            name, Text(status, style), "\n".join(rates) or "-", _words(losses) or "-", device or "-"
+        )
+    return table
+
+
+def _streams(board: Board, state: FusedState) -> list[Text]:
+    """Return a line per input and one for the states; what is longest stands last, where it may be cut."""
+    names = [*(modality.topic for modality in state.modalities.values()), board.state_topic]
+    name_cells = min(max(map(len, names)), _NAME_CELLS)
+    lines = [Text(f"{'stream':<{name_cells}}{'rate':>10}{'age':>9}  presence", "dim")]
+    for modality in state.modalities.values():
+        line = _stream(
+            modality.topic, name_cells, _rate(board.rate_hz(modality.topic)), _age(modality.age_ms)
+        )
+        line.append(f"{modality.presence:<8}", _PRESENCE_STYLE[modality.presence])
+        line.append(f" {modality.reason}" if modality.reason else "", "dim")
+        lines.append(line.append(f" {_says(modality)}"))
+    return [*lines, _stream(board.state_topic, name_cells, _hz(board.state_rate_hz()), "")]
+
+
+def _stream(topic: str, cells: int, rate: str, age: str) -> Text:
+    name = topic if len(topic) <= cells else f"{topic[: cells - 1]}…"
+    return Text(f"{name:<{cells}}{rate:>10}{age:>9}  ")
+
+
+def _age(age_ms: float | None) -> str:
+    if age_ms is None:
+        return "-"
+    return f"{age_ms:.0f} ms" if age_ms < _SECONDS_FROM_MS else f"{age_ms / 1e3:.0f} s"
+
+
+def _says(modality: ModalityState) -> str:
+    words = []
+    for name, branch in modality.branches.items():
+        if branch.scores:
+            score, label = max(zip(branch.scores, branch.labels, strict=False))
+            words.append(f"{name}: {label} {score:.2f}" if score >= _NOTICED else f"{name}: -")
+        elif branch.boxes:
+            words.append(f"{name}: {len(branch.boxes)} box{'es' * (len(branch.boxes) > 1)}")
+    return "  ".join(words)
+
+
+def _classes(state: FusedState, width: int) -> list[Text]:
+    """Return a line per class, always in the order of the head's classes."""
+    fused = state.fused
+    name_cells = min(max(map(len, fused.classes), default=0), _NAME_CELLS)
+    bar_cells = max(0, min(40, width - name_cells - 7))
+    lines = []
+    for name, probability in zip(fused.classes, fused.probabilities, strict=True):
+        style = "bold green" if name == fused.label else ""
+        full = round(probability * bar_cells)
+        bar = Text.assemble(("━" * full, "green"), ("─" * (bar_cells - full), "dim"))
+        short = name if len(name) <= name_cells else f"{name[: name_cells - 1]}…"
+        lines.append(Text.assemble((f"{short:<{name_cells}} ", style), bar, (f" {probability:.2f}", style)))
+    return lines
+
+
+def _latency(board: Board) -> Text:
+    by_stage: dict[str, list[float]] = {}
+    for state in board.states:
+        for stage, milliseconds in stages(state):
+            by_stage.setdefault(stage, []).append(milliseconds)
+    cells = (f"{stage} {median(values):.1f}/{max(values):.1f}" for stage, values in by_stage.items())
+    return Text(f"latency ms, median/max of the last {len(board.states)}: {' · '.join(cells)}")
+
+
+def _node_line(board: Board, nodes: Mapping[str, str]) -> Text:
+    line = Text("nodes: ")
+    for name, process in nodes.items():
+        health = board.nodes.get(name)
+        trouble = health.reason or health.status if health and health.status != "ok" else ""
+        style = _STATUS_STYLE[health.status] if health else "dim"
+        line.append(f"{name} ", "red" if process.startswith("ended") else style)
+        line.append(f"{trouble or process}  ", "dim")
+    return line
+
+
+def _presence(modality: ModalityState) -> str:
+    age = "" if modality.age_ms is None else f"({modality.age_ms:.0f}ms)"
+    return f"{modality.presence}{age}"
+
+
+def _rate(rate_hz: float | None) -> str:
+    return "-" if rate_hz is None else _hz(rate_hz)
+
+
+def _hz(rate_hz: float) -> str:
+    return f"{rate_hz:.1f} Hz"
+
+
+def _short(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in counts.items() if count)

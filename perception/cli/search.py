@@ -1,0 +1,154 @@
+"""`perception search`; heavy imports happen when it runs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from perception.io.out_path import OutFile, OutFolder
+from perception.retrieval import APART_S
+
+if TYPE_CHECKING:
+    from perception.retrieval.ranking import Worth
+    from perception.retrieval.search import Hit, Query, Shelf
+
+KINDS = ("frames", "sounds", "commands", "states")
+_existing = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("words", nargs=-1, required=True, metavar="SESSION... [QUERY]")
+@click.option("--in", "kinds", type=click.Choice([*KINDS, "all"]), default="all", show_default=True)
+@click.option("--image", type=_existing, help="Instead of QUERY: frames like this picture.")
+@click.option("--sound", type=_existing, help="Instead of QUERY: sounds like this file's.")
+@click.option("--evaluate", metavar="TRACK", help="Instead of QUERY: every class of this label track is one.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Results of each kind."
+)
+@click.option(
+    "--floor",
+    type=click.FloatRange(-1, 1),
+    help="Score under which nothing is shown; default: words 0.3, CLIP 0.2, CLAP 0.1, other models none.",
+)
+@click.option(
+    "--apart",
+    type=click.FloatRange(min=0),
+    default=APART_S,
+    show_default=True,
+    help="Seconds between results.",
+)
+@click.option(
+    "--every", type=click.FloatRange(0.02, 60), default=0.5, show_default=True, help="Seconds between frames."
+)
+@click.option(
+    "--length", type=click.FloatRange(1, 60), default=2.0, show_default=True, help="Seconds of each sound."
+)
+@click.option(
+    "--model",
+    "models",
+    metavar="KIND=MODEL",
+    multiple=True,
+    help="Local folder or Hub name: frames=CLIP, sounds=CLAP, commands=a sentence model, or 'lexical'.",
+)
+@click.option("--index", type=OutFolder(), help="Default: beside each session.")
+@click.option("--sheet", type=OutFile(), help="Contact sheet: .png, .svg, .pdf.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def search(
+    words: tuple[str, ...],
+    kinds: str,
+    image: Path | None,
+    sound: Path | None,
+    evaluate: str | None,
+    top: int,
+    floor: float | None,
+    apart: float,
+    every: float,
+    length: float,
+    models: tuple[str, ...],
+    index: Path | None,
+    sheet: Path | None,
+    as_json: bool,
+) -> None:
+    """Find when something was seen, heard or said: perception search kitchen.mcap "a red cup".
+
+    SESSIONs are files or folders. Commands, labels and what states name (fused classes, faces, speech, ...)
+    are found by their words. Frames and sounds need a model, and are embedded once, into an index beside
+    each session. Results come by kind, as a score is comparable within its kind and model only.
+    """
+    from perception.retrieval import search as engine
+    from perception.retrieval.streams import Step
+
+    instead = [option for option in (image, sound, evaluate) if option is not None]
+    if len(instead) > 1 or (not instead and len(words) < 2):
+        raise click.UsageError("give sessions and one of: QUERY, --image, --sound, --evaluate")
+    if not instead and (Path(words[-1]).exists() or words[-1].endswith(".mcap")):
+        raise click.UsageError(f"'{words[-1]}' is a session or file; the QUERY comes last")
+    sessions = engine.find_sessions([Path(word) for word in (words if instead else words[:-1])])
+    query = _query(words[-1], image, sound)
+    shelves = engine.open_shelves(
+        sessions,
+        [kind for kind in query.kinds if kinds in (kind, "all")],
+        engine.chosen(models),
+        Step(every, length),
+        folder=index,
+        say=lambda text: click.echo(f"perception: {text}", err=True),
+    )
+    if evaluate is not None:
+        from perception.retrieval import evaluation
+
+        spans = evaluation.labelled(sessions, evaluate)
+        _show_worth([(shelf, evaluation.evaluate(shelf, spans, apart_s=apart)) for shelf in shelves], as_json)
+        return
+    floors = [engine.floor_of(shelf, query) if floor is None else floor for shelf in shelves]
+    found = [
+        (shelf, engine.search(shelf, query, top=top, apart_s=apart, floor=least))
+        for shelf, least in zip(shelves, floors, strict=True)
+    ]
+    _show_hits(found, floors, as_json)
+    if sheet is not None:
+        from perception.retrieval import sheet as contact
+
+        contact.write(sheet, str(image or sound or words[-1]), dict(found), length)
+        click.echo(f"perception: {sheet} written", err=True)
+
+
+def _query(text: str, image: Path | None, sound: Path | None) -> "Query":
+    from perception.retrieval.search import Query, picture_query, sound_query
+
+    if image is not None:
+        return picture_query(image)
+    return Query(text) if sound is None else sound_query(sound)
+
+
+def _show_hits(
+    found: "Sequence[tuple[Shelf, Sequence[Hit]]]", floors: "Sequence[float | None]", as_json: bool
+) -> None:
+    if as_json:
+        rows = {shelf.kind: {"model": shelf.model, "hits": list(map(asdict, hits))} for shelf, hits in found}
+        click.echo(json.dumps(rows, ensure_ascii=False, default=str))
+        return
+    for (shelf, hits), floor in zip(found, floors, strict=True):
+        least = "" if floor is None else f", score {floor:g} or more"
+        click.echo(f"{shelf}: {len(hits)} of {len(shelf)}{least}")
+        for rank, hit in enumerate(hits, 1):
+            click.echo(f"{rank:4}  {hit}")
+
+
+def _show_worth(found: "Sequence[tuple[Shelf, Mapping[str, Worth]]]", plain: bool) -> None:
+    from perception.retrieval.evaluation import as_json
+    from perception.retrieval.ranking import RECALL_AT, mean
+
+    if plain:
+        click.echo(json.dumps(as_json(found), ensure_ascii=False))
+        return
+    for shelf, judged in found:
+        click.echo(
+            f"{shelf}: mean of {len(judged)} queries: "
+            + ", ".join(f"{name} {value:.3f}" for name, value in mean(judged).items())
+        )
+        for name, worth in judged.items():
+            at = next((f"among the best {k}" for k in RECALL_AT if worth.found_at[k]), "not found")
+            click.echo(f"  {name:24}  AP {worth.average_precision:.3f}  chance {worth.chance:.3f}  {at}")

@@ -1,0 +1,187 @@
+"""Commands for labels, training and evaluation; heavy imports happen when they run."""
+
+from pathlib import Path
+
+import click
+
+from perception.bus.domains import JOINED_DOMAIN
+from perception.errors import PerceptionError
+from perception.io.out_path import OutFolder
+
+_paths = click.argument("sources", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+_cache = click.option(
+    "--cache",
+    type=OutFolder(),
+    help="Where features are kept; default ~/.cache/perception/features.",
+)
+_workers = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes that encode; default: as many as the cores allow, at most 4.",
+)
+
+
+@click.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--sessions",
+    "sources",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Session file, folder of sessions, or folder of media with labels in names; repeat for more.",
+)
+@click.option(
+    "--out", type=OutFolder(), required=True, help="Checkpoint; one that training wrote there is replaced."
+)
+@_cache
+@_workers
+@click.option("--resume", is_flag=True, help="Go on where an interrupted training for OUT stopped.")
+def train(
+    config: Path, sources: tuple[Path, ...], out: Path, cache: Path | None, workers: int | None, resume: bool
+) -> None:
+    """Train the head that CONFIG describes, report on sessions it never saw, store a checkpoint.
+
+    On two GPUs: torchrun --nproc-per-node 2 -m perception train CONFIG ...; without any, in two processes.
+    """
+    from perception.training import commands as run
+
+    run.train(config, sources, out, cache=cache, workers=workers, resume=resume, say=click.echo)
+
+
+@click.command()
+@click.argument("head", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@_paths
+@click.option("--profile", "name", required=True, help="The profile the head runs in.")
+@click.option("--out", type=OutFolder(), help="Default: evaluation in HEAD.")
+@click.option("--track", default="truth", show_default=True, help="Label track.")
+@click.option(
+    "--retrieval",
+    "models",
+    metavar="KIND=MODEL",
+    multiple=True,
+    help="Also report recall@k and mAP of `perception search` for the names of the classes: "
+    "frames=CLIP, sounds=CLAP, commands=a sentence model or 'lexical'; repeat for more.",
+)
+@_cache
+@_workers
+def evaluate(
+    head: Path,
+    sources: tuple[Path, ...],
+    name: str,
+    out: Path | None,
+    track: str,
+    models: tuple[str, ...],
+    cache: Path | None,
+    workers: int | None,
+) -> None:
+    """Report on the checkpoint HEAD with SOURCES that it was not trained on."""
+    from perception.retrieval import evaluation, search
+    from perception.training import commands as run
+
+    found = evaluation.judge(sources, track, search.chosen(models), say=click.echo) if models else {}
+    run.evaluate(
+        head,
+        sources,
+        name,
+        out,
+        track=track,
+        cache=cache,
+        workers=workers,
+        retrieval=found,
+        say=click.echo,
+    )
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--track", help="Only this track; `commands` are the text commands of a session.")
+def labels(file: Path, track: str | None) -> int:
+    """List the labels of FILE (session, Audacity track, CSV or ELAN table); check overlaps and balance.
+
+    Exit code 1 if something is wrong with them.
+    """
+    from perception.session import labels as spans_of
+    from perception.session.file.reader import Session
+
+    if file.suffix == ".mcap":
+        with Session(file) as session:
+            zero_ns = session.zero.stamp_ns
+        spans = [span.at(-zero_ns) for span in spans_of.of_session(file)]
+    else:
+        spans = spans_of.read(file)
+    wanted = {track} if track else {span.track for span in spans} - {spans_of.COMMAND_TRACK}
+    chosen = [span for span in spans if span.track in wanted]
+    if not chosen:
+        raise PerceptionError(f"{file}: no labels{f' in track {track}' if track else ''}")
+    for span in chosen:
+        click.echo(f"{span.start_ns / 1e9:10.3f} {span.end_ns / 1e9:10.3f}  {span.track}  {span.name}")
+    found = spans_of.check(chosen)
+    for name, classes in found.seconds.items():
+        total = sum(classes.values())
+        for label, duration_s in sorted(classes.items(), key=lambda item: -item[1]):
+            count = found.counts[name][label]
+            click.echo(f"{name}: {label}: {count} spans, {duration_s:.1f} s, {duration_s / total:.0%}")
+    for problem in found.problems:
+        click.echo(f"perception: {file}: {problem}", err=True)
+    return 1 if found.problems else 0
+
+
+@click.command()
+@click.argument("classes", nargs=-1, required=True)
+@click.option("--track", default="truth", show_default=True)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0, min_open=True), help="Mark CLASS for so long, then end."
+)
+@click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
+def mark(classes: tuple[str, ...], track: str, seconds: float | None, domain: str | None) -> None:
+    """Label what happens now, on label/TRACK, so that the recorder writes it into the session.
+
+    With --seconds, one CLASS is marked from now on for that long. Without, keys in this terminal mark:
+    1 the first of CLASSES, 2 the second, ...; space ends a mark, q ends.
+    """
+    from perception.bus.domains import joined
+    from perception.cli import mark as marking
+
+    domain = joined(domain).domain
+    if seconds is not None:
+        if len(classes) != 1:
+            raise click.UsageError("--seconds marks one class")
+        marking.mark_for(classes[0], seconds, track=track, domain=domain)
+    else:
+        marking.mark_by_keys(classes, track=track, domain=domain, say=click.echo)
+
+
+@click.command()
+@click.argument("name", type=click.Choice(["avmnist", "hwu64", "esc10", "grid"]))
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--out", type=OutFolder(), default=Path("benchmarks"))
+@click.option("--seeds", type=click.IntRange(min=1), help="Default: 5 for avmnist, 1 for the others.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+def reproduce(name: str, data: Path, out: Path, seeds: int | None, threads: int) -> None:
+    """Run a published or own benchmark on the data in --data; write tables to --out."""
+    import logging
+
+    from perception.fusion.build import use_threads
+    from perception.io.beside import written
+    from perception.io.progress import progress
+
+    use_threads(threads)
+    with progress(f"reproduce {name}") as advance, written(out):
+        from perception.reproduce import avmnist, esc10, grid, hwu64
+
+        benchmarks = {"avmnist": avmnist.run, "hwu64": hwu64.run, "esc10": esc10.run, "grid": grid.run}
+        logging.basicConfig(format="%(message)s", level=logging.INFO)  # above the bar, so not before it
+        figures = benchmarks[name](data, out, seeds or (5 if name == "avmnist" else 1), advance)
+    click.echo(figures.markdown())
+
+
+@click.command(hidden=True, params=reproduce.params)
+@click.pass_context
+def benchmark(context: click.Context, /, **arguments: object) -> None:
+    """Run `perception reproduce`, which has this name too."""
+    click.echo("perception: `perception benchmark` is called `perception reproduce` now", err=True)
+    context.invoke(reproduce, **arguments)
+
+
+COMMANDS = (train, evaluate, labels, mark, reproduce, benchmark)

@@ -1,0 +1,103 @@
+"""`perception up`: launch a profile, show it while it runs, sum it up when it ends."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from perception.bus.host import DOMAIN_VARIABLE, HostClock, Runtime
+from perception.bus.subscriber import Subscriber
+from perception.cli.standard_streams import enduring
+from perception.errors import NoStateError
+from perception.errors.credentials import without_credentials
+from perception.graph.check import require
+from perception.graph.supervisor import DomainLock, Supervisor, plan
+from perception.profile import Profile, as_override, load
+from perception.topics import TOPICS
+
+_EVERY_MESSAGE: Final = {
+    prefix: replace(TOPICS[prefix], policy="queue", depth=1024) for prefix in ("state", "health")
+}
+
+
+def placed(overrides: tuple[str, ...], domain: str | None) -> tuple[str, ...]:
+    """Return overrides that also place the graph: as named, as they say already, else $PERCEPTION_DOMAIN."""
+    usual = os.environ.get(DOMAIN_VARIABLE) or None
+    before, after = (() if name is None else (as_override("domain", name),) for name in (usual, domain))
+    return (*before, *overrides, *after)
+
+
+def run(
+    profile_name: str, overrides: tuple[str, ...], *, seconds: float | None, json_file: Path | None
+) -> int:
+    """Run a profile until it ends, `seconds` have passed or a signal says stop; return the exit code.
+
+    0 after a run, 130 after Ctrl-C, 141 if the reader of its output went; the code of a node that was
+    failing, whatever moment the run ended.
+
+    Raises:
+        NoStateError: there is a fusion, and it published no state.
+        PerceptionError: the profile is wrong, or its domain is already up.
+    """
+    profile = load(profile_name, overrides)
+    runtime, clock = Runtime(profile.domain), HostClock()
+    for warning in require(profile, profile_name, runtime.topics()):
+        sys.stderr.write(f"perception: {without_credentials(str(warning))}\n")
+    started_ns = clock.now_ns()
+    nodes = plan(profile, profile_name, overrides, origin_ns=started_ns)
+    with (
+        DomainLock(runtime.base / f".{profile.domain}.up.lock", profile.domain) as lock,
+        runtime.keeper.keeping(lock.restore, clock.restore),
+        stop_requests() as requests,
+        enduring(lambda: requests.append(signal.SIGPIPE)),
+    ):
+        runtime.sweep()
+        with (
+            Subscriber(
+                *_topics(profile), runtime=runtime, clock=clock.now_ns, policies=_EVERY_MESSAGE
+            ) as subscriber,
+            Supervisor(nodes, inherit=[lock.fileno()]) as supervisor,
+        ):
+            supervisor.poll()
+            # numpy and rich load while the nodes do
+            from perception.cli.watch import Watch
+
+            with Watch(profile, supervisor, subscriber, f"perception · {profile_name}", started_ns) as watch:
+                watch.until(requests, seconds)
+                end_ns = clock.now_ns()
+                fusion_was = supervisor.status().get("fusion", "")
+        runtime.sweep()
+        watch.sum_up(end_ns, json_file)
+    code = supervisor.exit_code or supervisor.failing()
+    if profile.fusion is not None and not watch.states and not code:
+        waited_s = (end_ns - started_ns) / 1e9
+        raise NoStateError(f"the fusion published no state in {waited_s:.0f} s: it was {fusion_was}")
+    ended_by = next((number for number in requests if number in (signal.SIGINT, signal.SIGPIPE)), None)
+    return code or (128 + ended_by if ended_by and signal.SIGHUP not in requests else 0)
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Collect SIGINT, SIGTERM and SIGHUP instead of dying from them, so that the nodes are stopped first.
+
+    A hang-up that is ignored, as under nohup, stays so.
+    """
+    requests: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: requests.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _topics(profile: Profile) -> tuple[str, ...]:
+    return (f"state/{profile.fusion.name}", "label/*", "health/*") if profile.fusion else ("*",)

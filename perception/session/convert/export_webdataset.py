@@ -1,0 +1,138 @@
+"""A session as WebDataset shards: one sample per tick, its files side by side in a tar.
+
+A sample KEY has `KEY.front.jpg` for a camera of that name (PNG if its frames are not JPEG),
+`KEY.main.wav` for a microphone, `KEY.txt` for the command in force and `KEY.json` for all that is known;
+its `at_s` is the second of the session at which the sample ends.
+"""
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import soundfile
+
+from perception.io.beside import beside
+from perception.messages import CameraFrame
+from perception.session.convert.samples import Moment, Moments, inputs_of
+from perception.session.file.reader import Session
+from perception.session.recompute.compare import conclusion
+
+_SHARD_BYTES: Final = 500_000_000
+
+
+def write(
+    session: Session,
+    target: Path | str,
+    topics: Sequence[str] = ("*",),
+    *,
+    rate_hz: float = 10.0,
+    sound_ms: float = 1000.0,
+    shard_bytes: int = _SHARD_BYTES,
+) -> Iterator[str]:
+    """Write a session into the new folder `target`; yield what came of it, in lines.
+
+    Args:
+        session: to be exported.
+        target: folder of the shards, `shard-000000.tar` and so on.
+        topics: names or patterns of what to export.
+        rate_hz: samples per second.
+        sound_ms: of sound before the end of each.
+        shard_bytes: begin another shard after this.
+
+    Raises:
+        SessionError: there is nothing to export, `target` exists or cannot be written.
+    """
+    cameras = inputs_of(session, topics, "camera")
+    microphones = inputs_of(session, topics, "microphone")
+    zero, count = session.zero, 0
+    with beside(target) as folder, closing(_Shards(folder, shard_bytes)) as shards:
+        cut = Moments(session, topics, rate_hz=rate_hz, sound_ms=sound_ms)
+        for moment in cut:
+            files = [*_pictures(moment, cameras), *_sounds(moment, microphones, sound_ms)]
+            if moment.text:
+                files.append(("txt", moment.text.encode()))
+            facts = {"at_s": zero.seconds(moment.window.end_ns), **_facts(moment)}
+            files.append(("json", json.dumps(facts, ensure_ascii=False).encode()))
+            shards.add(f"{moment.window.end_ns:020d}", files)
+            count += 1
+        said = cut.said()
+    yield f"{count} samples in {shards.number} shards"
+    yield from said
+
+
+class _Shards:
+    """Tar files, one after the other."""
+
+    def __init__(self, target: Path, shard_bytes: int) -> None:
+        self._target = target
+        self._shard_bytes = shard_bytes
+        self._tar: tarfile.TarFile | None = None
+        self.number = 0
+
+    def add(self, key: str, files: list[tuple[str, bytes]]) -> None:
+        if self._tar is not None and self._tar.offset >= self._shard_bytes:
+            self.close()
+        if self._tar is None:
+            self._target.mkdir(parents=True, exist_ok=True)
+            self._tar = tarfile.TarFile(self._target / f"shard-{self.number:06d}.tar", "x")
+            self.number += 1
+        for name, data in files:
+            entry = tarfile.TarInfo(f"{key}.{name}")
+            entry.size = len(data)
+            self._tar.addfile(entry, io.BytesIO(data))
+
+    def close(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+            self._tar = None
+
+
+def _pictures(moment: Moment, cameras: list[str]) -> Iterator[tuple[str, bytes]]:
+    for topic in cameras:
+        frame = moment.frame(topic)
+        if frame is None or not isinstance(frame.header, CameraFrame):
+            continue
+        name = _name(topic)
+        if frame.header.encoding == "jpeg":
+            yield f"{name}.jpg", bytes(frame.payload)
+        elif (picture := moment.picture(topic)) is not None:
+            yield f"{name}.png", cv2.imencode(".png", picture)[1].tobytes()
+
+
+def _sounds(moment: Moment, microphones: list[str], sound_ms: float) -> Iterator[tuple[str, bytes]]:
+    for topic in microphones:
+        sound = moment.sound(topic)
+        if sound is not None:
+            file = io.BytesIO()
+            samples = sound.samples[-round(sound_ms * sound.rate_hz / 1000) :]
+            soundfile.write(file, samples, sound.rate_hz, format="WAV", subtype="FLOAT")
+            yield f"{_name(topic)}.wav", file.getvalue()
+
+
+def _name(topic: str) -> str:
+    # Readers split the key from the rest at the first dot, and folders belong to the key.
+    return re.sub(r"[./]", "_", topic.partition("/")[2])
+
+
+def _facts(moment: Moment) -> dict[str, Any]:
+    window = moment.window
+    inputs = {
+        topic: {
+            "presence": item.presence,
+            "reason": item.reason,
+            "age_ms": None if item.age_ns is None else item.age_ns / 1e6,
+        }
+        for topic, item in window.inputs.items()
+    }
+    return {
+        "stamp_ns": window.end_ns,
+        "inputs": inputs,
+        "labels": {label.track: label.name for label in moment.labels},
+        "state": None if moment.state is None else conclusion(moment.state),
+    }

@@ -1,0 +1,183 @@
+"""A film, a bag or a session becomes a session of the states that a profile's fusion computes of it."""
+
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import structs
+
+from perception.errors import SessionError
+from perception.io.beside import refuse_existing
+from perception.io.progress import progress
+from perception.messages import Message
+from perception.profile import FusionConfig, Profile
+from perception.session.convert.bags import SUFFIXES
+from perception.session.file import container
+from perception.session.file.reader import Session
+from perception.session.file.writer import SessionWriter, whole
+from perception.session.recompute.arrivals import STREAM_KINDS
+from perception.session.recompute.cutting import account
+from perception.session.recompute.engines import fusion_of, states, survey_of
+from perception.session.recompute.source import Recording
+from perception.session.recorder import describe, model_note
+from perception.units import Counts
+
+_SOURCE: Final = "fuse#0"
+
+
+def fuse(source: Path | str, target: Path | str, profile: Profile | None = None) -> Iterator[str]:
+    """Make the session `target` of the states that `source` leads to; yield what came of it, in lines.
+
+    The states are those of `replay`; what is no session is imported first, as `session import` does. An
+    input whose topic the source lacks reads its next stream of that modality instead.
+
+    Args:
+        source: a session, a media file, or what ROS or Foxglove recorded.
+        target: file to write, there in the end whole or not at all.
+        profile: the one to fuse with; without it the one that a session was recorded with.
+
+    Raises:
+        SessionError: `source` cannot be read, does not say its profile, or no state comes of it; `target`
+            exists or cannot be written.
+        DeviceError: a media file cannot be decoded.
+        ProfileError, WeightsError: see `replay`.
+    """
+    source, target = Path(source), Path(target)
+    refuse_existing(target)
+    with _as_session(source, target) as (path, notes):
+        yield from notes
+        with Recording(path) as recording, Session(path) as session:
+            known = profile or recording.profile
+            config = fusion_of(known)
+            if not survey_of(recording, config).runs:
+                topics = [name for name, count in session.counts.items() if count]
+                config, lines = mapped(config, topics)
+                if not _readers(config, topics):
+                    raise SessionError(f"{source}: nothing in it is for an input: {'; '.join(lines)}")
+                yield from lines
+            known = known.model_copy(update={"fusion": config})
+            with whole(target) as writer:
+                lines = _write(writer, source, recording, session, known, swapped=profile is None)
+            yield from lines
+
+
+def mapped(config: FusionConfig, topics: Sequence[str]) -> tuple[FusionConfig, list[str]]:
+    """Let inputs whose topic is missing read what there is of their modality, one stream each.
+
+    Args:
+        config: of a profile that was made for other names.
+        topics: that there are.
+
+    Returns:
+        The configuration that fits, and a line on every input that reads another topic or none, and on
+        every stream that none reads.
+    """
+    lines = []
+    inputs = dict(config.inputs)
+    streams = [topic for topic in topics if topic.partition("/")[0] in STREAM_KINDS]
+    free = [topic for topic in streams if not _readers(config, [topic])]
+    for name, one in inputs.items():
+        kind = one.topic.partition("/")[0]
+        if any(fnmatchcase(topic, one.topic) for topic in streams):
+            continue
+        instead = next((topic for topic in free if topic.startswith(f"{kind}/")), None)
+        if instead is None:
+            lines.append(f"{name}: absent, no {kind} is there for it")
+        else:
+            free.remove(instead)
+            inputs[name] = one.model_copy(update={"topic": instead})
+            lines.append(f"{name}: reads {instead}")
+    lines += [f"{topic}: read by no input" for topic in free]
+    return config.model_copy(update={"inputs": inputs}), lines
+
+
+def _readers(config: FusionConfig, topics: Iterable[str]) -> bool:
+    """Whether an input reads one of the topics."""
+    return any(fnmatchcase(topic, one.topic) for one in config.inputs.values() for topic in topics)
+
+
+@contextmanager
+def _as_session(source: Path, target: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield a session of what `source` holds, and what its import says; an import is removed at the end."""
+    if _is_session(source):
+        yield source, []
+        return
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".perception-", dir=target.parent)
+    except OSError as error:
+        raise SessionError(f"cannot write {target}: {error.strerror}") from error
+    with folder as name:
+        path = Path(name) / "imported.mcap"
+        try:
+            notes = list(_import(source, path))
+        except SessionError as error:
+            raise SessionError(str(error).replace(str(path), str(target))) from error
+        yield path, notes
+
+
+def _import(source: Path, path: Path) -> Iterator[str]:
+    if source.is_dir() or source.suffix.lower() in SUFFIXES:
+        from perception.session.convert import import_bag
+
+        return import_bag.read(source, path)
+    from perception.session.convert import import_media
+
+    return import_media.read(source, path)
+
+
+def _is_session(source: Path) -> bool:
+    try:
+        with source.open("rb") as file:
+            if file.read(len(container.MAGIC)) != container.MAGIC:
+                return False
+        with Session(source):
+            return True
+    except (OSError, SessionError):
+        return False
+
+
+def _write(
+    writer: SessionWriter,
+    source: Path,
+    recording: Recording,
+    session: Session,
+    profile: Profile,
+    *,
+    swapped: bool,
+) -> list[str]:
+    """Write the states and what is to be known of them; return lines."""
+    config = fusion_of(profile)
+    counts: Counts = defaultdict(Counter)
+    notes: dict[str, Any] = {name: value for name, value in describe(profile, 0).items() if name != "clock"}
+    presences: dict[str, Counter[str]] = {name: Counter() for name in config.inputs}
+    labels: Counter[str] = Counter()
+    topic = f"state/{config.name}"
+    writer.set_zero(session.zero)
+    start_ns, end_ns = session.times_ns or (0, 0)
+    with progress("fusing", round((end_ns - start_ns) / (config.hop_ms * 1e6)) or None) as advance:
+        for state in states(recording, config, counts, swapped=swapped):
+            header = structs.replace(state, source=_SOURCE, sent_ns=state.stamp_ns)
+            writer.write(Message(topic, header, b"", state.stamp_ns))
+            notes |= dict([model_note(state, notes)])
+            labels[state.fused.label] += 1
+            for name, item in state.modalities.items():
+                presences[name][item.presence] += 1
+            advance()
+    lost = account(counts)
+    fused = {"from": str(source), "inputs": {name: one.topic for name, one in config.inputs.items()}}
+    for name, value in (notes | {"fused": fused | {"notes": lost + recording.damage}}).items():
+        writer.add_metadata(name, value)
+    return [
+        f"{topic}: {labels.total()} states: {_listed(labels)}",
+        *(f"{name} ({config.inputs[name].topic}): {_listed(found)}" for name, found in presences.items()),
+        *lost,
+        *(f"damage: {text}" for text in recording.damage),
+    ]
+
+
+def _listed(counted: Mapping[str, int]) -> str:
+    return ", ".join(f"{name or 'no class'} {count}" for name, count in Counter(counted).most_common())

@@ -1,0 +1,272 @@
+"""Our messages and ROS messages: what becomes what. No files."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+
+from perception import topics
+from perception.messages import (
+    AudioBlock,
+    Box,
+    CameraFrame,
+    FusedState,
+    Header,
+    Journal,
+    Message,
+    TextCommand,
+)
+from perception.session.convert import incoming
+from perception.session.convert.bag import BagStream
+from perception.session.convert.incoming import AUDIO_INFO, Made, Sound, UnusableError
+from perception.units import SECOND_NS
+
+COMPRESSED: Final = "sensor_msgs/msg/CompressedImage"
+IMAGE: Final = "sensor_msgs/msg/Image"
+AUDIO: Final = "audio_common_msgs/msg/AudioData"
+AUDIO_STAMPED: Final = "audio_common_msgs/msg/AudioDataStamped"
+STRING: Final = "std_msgs/msg/String"
+DETECTIONS: Final = "vision_msgs/msg/Detection2DArray"
+
+_LOG: Final = logging.getLogger(__name__)
+# https://github.com/ros-drivers/audio_common/tree/ros2/audio_common_msgs/msg
+_AUDIO_TYPES: Final = {
+    AUDIO: "uint8[] data",
+    AUDIO_STAMPED: "std_msgs/Header header\naudio_common_msgs/AudioData audio",
+    AUDIO_INFO: (
+        "uint8 channels\nuint32 sample_rate\nstring sample_format\nuint32 bitrate\nstring coding_format"
+    ),
+}
+# https://github.com/ros-perception/vision_msgs/tree/ros2/vision_msgs/msg
+_VISION_TYPES: Final = {
+    "vision_msgs/msg/Point2D": "float64 x\nfloat64 y",
+    "vision_msgs/msg/Pose2D": "vision_msgs/Point2D position\nfloat64 theta",
+    "vision_msgs/msg/BoundingBox2D": "vision_msgs/Pose2D center\nfloat64 size_x\nfloat64 size_y",
+    "vision_msgs/msg/ObjectHypothesis": "string class_id\nfloat64 score",
+    "vision_msgs/msg/ObjectHypothesisWithPose": (
+        "vision_msgs/ObjectHypothesis hypothesis\ngeometry_msgs/PoseWithCovariance pose"
+    ),
+    "vision_msgs/msg/Detection2D": (
+        "std_msgs/Header header\nvision_msgs/ObjectHypothesisWithPose[] results\n"
+        "vision_msgs/BoundingBox2D bbox\nstring id"
+    ),
+    DETECTIONS: "std_msgs/Header header\nvision_msgs/Detection2D[] detections",
+}
+_SAMPLE_FORMATS: Final = {"s16": "S16LE", "f32": "F32LE"}
+_FORMATS: Final = {name: ours for ours, name in _SAMPLE_FORMATS.items()}
+_SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A ROS message to write."""
+
+    topic: str
+    type: str
+    message: Any
+
+
+def types() -> Typestore:
+    """Return the message types of ROS 2, audio_common and vision_msgs."""
+    store = get_typestore(Stores.ROS2_JAZZY)
+    for name, text in (_AUDIO_TYPES | _VISION_TYPES).items():
+        store.register(get_types_from_msg(text, name))
+    return store
+
+
+def encode(store: Typestore, message: Message[Header]) -> Outgoing:
+    """Return the ROS message for one of ours; UnusableError if its stamp does not fit."""
+    header, topic = message.header, f"/{message.topic}"
+    data = np.frombuffer(message.payload, np.uint8)
+    if isinstance(header, CameraFrame):
+        stamped = _header(store, message)
+        if header.encoding == "jpeg":
+            made = store.types[COMPRESSED](header=stamped, format="jpeg", data=data)
+            return Outgoing(f"{topic}/image_raw/compressed", COMPRESSED, made)
+        made = store.types[IMAGE](
+            header=stamped,
+            height=header.height,
+            width=header.width,
+            encoding=header.encoding,
+            is_bigendian=0,
+            step=len(data) // header.height,
+            data=data,
+        )
+        return Outgoing(f"{topic}/image_raw", IMAGE, made)
+    if isinstance(header, AudioBlock):
+        audio = store.types[AUDIO](data=data)
+        made = store.types[AUDIO_STAMPED](header=_header(store, message), audio=audio)
+        return Outgoing(f"{topic}/audio", AUDIO_STAMPED, made)
+    text = header.text if isinstance(header, TextCommand) else msgspec.json.encode(header).decode()
+    return Outgoing(topic, STRING, store.types[STRING](data=text))
+
+
+def sound_info(store: Typestore, topic: str, header: AudioBlock) -> Outgoing:
+    """Return what readers must know of a microphone."""
+    bits = 8 * _SAMPLE_BYTES[header.format]
+    made = store.types[AUDIO_INFO](
+        channels=header.channels,
+        sample_rate=header.rate_hz,
+        sample_format=_SAMPLE_FORMATS[header.format],
+        bitrate=header.rate_hz * header.channels * bits,
+        coding_format="wave",
+    )
+    return Outgoing(f"/{topic}/audio_info", AUDIO_INFO, made)
+
+
+def detections(store: Typestore, topic: str, state: FusedState) -> Iterator[Outgoing]:
+    """Yield what a state of `topic` says of each camera, one that has no boxes included.
+
+    Raises:
+        UnusableError: its stamp does not fit.
+    """
+    for modality in state.modalities.values():
+        if modality.topic.startswith("camera/"):
+            name = modality.topic.partition("/")[2]
+            seen_ns = state.stamp_ns - round((modality.age_ms or 0.0) * 1e6)
+            header = _stamped(store, seen_ns, name)
+            boxes = [box for branch in modality.branches.values() for box in branch.boxes]
+            made = store.types[DETECTIONS](
+                header=header, detections=[_detection(store, header, box) for box in boxes]
+            )
+            yield Outgoing(f"/{topic}/detections/{name}", DETECTIONS, made)
+
+
+def _detection(store: Typestore, header: Any, box: Box) -> Any:
+    kinds = store.types
+    nowhere = kinds["geometry_msgs/msg/PoseWithCovariance"](
+        pose=kinds["geometry_msgs/msg/Pose"](
+            position=kinds["geometry_msgs/msg/Point"](x=0.0, y=0.0, z=0.0),
+            orientation=kinds["geometry_msgs/msg/Quaternion"](x=0.0, y=0.0, z=0.0, w=1.0),
+        ),
+        covariance=np.zeros(36),
+    )
+    middle = kinds["vision_msgs/msg/Point2D"](x=box.x + box.width / 2, y=box.y + box.height / 2)
+    return kinds["vision_msgs/msg/Detection2D"](
+        header=header,
+        results=[
+            kinds["vision_msgs/msg/ObjectHypothesisWithPose"](
+                hypothesis=kinds["vision_msgs/msg/ObjectHypothesis"](class_id=box.label, score=box.score),
+                pose=nowhere,
+            )
+        ],
+        bbox=kinds["vision_msgs/msg/BoundingBox2D"](
+            center=kinds["vision_msgs/msg/Pose2D"](position=middle, theta=0.0),
+            size_x=box.width,
+            size_y=box.height,
+        ),
+        id="",
+    )
+
+
+def _header(store: Typestore, message: Message[Header]) -> Any:
+    return _stamped(store, message.header.stamp_ns, message.topic.partition("/")[2])
+
+
+def _stamped(store: Typestore, stamp_ns: int, frame_id: str) -> Any:
+    seconds, nanos = divmod(stamp_ns, SECOND_NS)
+    if not -(1 << 31) <= seconds < 1 << 31:
+        raise UnusableError(f"stamp {stamp_ns} does not fit a ROS time")
+    stamp = store.types["builtin_interfaces/msg/Time"](sec=seconds, nanosec=nanos)
+    return store.types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
+
+
+def deserializer(stream: BagStream) -> Callable[[bytes], Any]:
+    """Return what makes a message of the bytes of one; it raises UnusableError if they are none.
+
+    A bag brings the definition of its types. Where that cannot be parsed, the published one counts.
+    """
+    package, _, name = stream.type.rpartition("/")
+    kind = stream.type if package.count("/") else f"{package}/msg/{name}"
+    store = types()
+    try:
+        if stream.definition_encoding in ("ros2msg", "ros1msg"):
+            own = get_typestore(Stores.EMPTY)
+            own.register(get_types_from_msg(stream.definition, kind))
+            store = own
+    except Exception as error:  # a parser of what somebody else wrote
+        _LOG.info("%s: its definition cannot be parsed: %s", stream.topic, error)
+    reads = store.deserialize_ros1 if stream.encoding == "ros1" else store.deserialize_cdr
+
+    def deserialize(data: bytes) -> Any:
+        try:
+            return reads(data, kind)
+        except Exception as error:  # whatever the library trips over: these bytes are somebody else's
+            raise UnusableError(f"not a {kind}: {error}") from error
+
+    return deserialize
+
+
+class Converter:
+    """Makes ours of the ROS messages of one topic.
+
+    Args:
+        topic: of ours.
+        kind: ROS type of the messages.
+        deserialize: makes a message of bytes.
+        info: the topic's `AudioInfo`, if there is one.
+        audio_rate_hz: of plain `AudioData` without it, then taken as S16LE of one channel.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        kind: str,
+        deserialize: Callable[[bytes], Any],
+        info: Any = None,
+        audio_rate_hz: int | None = None,
+    ) -> None:
+        self._topic = topic
+        self._kind = kind
+        self._deserialize = deserialize
+        self._info = info
+        self._audio_rate_hz = audio_rate_hz
+        self._sound = Sound()
+
+    def __call__(self, data: bytes, received_ns: int) -> Made:
+        """Return ours for a message received at that time; UnusableError if there is none."""
+        message = self._deserialize(data)
+        stamp_ns = _stamp_ns(message, received_ns)
+        match self._kind:
+            case "sensor_msgs/msg/CompressedImage":
+                return incoming.compressed(message.data.tobytes(), message.format, stamp_ns)
+            case "sensor_msgs/msg/Image":
+                size = message.width, message.height
+                return incoming.raw(message.data, message.encoding, size, message.step, stamp_ns)
+            case "audio_common_msgs/msg/AudioData":
+                return self._block(message.data.tobytes(), stamp_ns)
+            case "audio_common_msgs/msg/AudioDataStamped":
+                return self._block(message.audio.data.tobytes(), stamp_ns)
+        kind = topics.lookup(self._topic).message
+        if kind is Journal:
+            raise UnusableError("it tells of publishers, and a bag keeps none")
+        if kind is TextCommand:
+            return incoming.text(message.data, stamp_ns)
+        return msgspec.json.decode(message.data, type=kind), b""
+
+    def _block(self, data: bytes, stamp_ns: int) -> Made:
+        info = self._info
+        if info is None:
+            if self._audio_rate_hz is None:
+                raise UnusableError(
+                    "no AudioInfo beside it says what its samples are; --audio-rate takes them as S16LE, mono"
+                )
+            return self._sound.block(data, "s16", self._audio_rate_hz, 1, stamp_ns)
+        if info.coding_format not in ("wave", "") or info.sample_format not in _FORMATS:
+            raise UnusableError(
+                f"{info.coding_format} {info.sample_format} is not plain S16LE or F32LE sound"
+            )
+        return self._sound.block(
+            data, _FORMATS[info.sample_format], info.sample_rate, info.channels, stamp_ns
+        )
+
+
+def _stamp_ns(message: Any, received_ns: int) -> int:
+    header = getattr(message, "header", None)
+    stamp_ns = 0 if header is None else header.stamp.sec * SECOND_NS + header.stamp.nanosec
+    return stamp_ns or received_ns

@@ -1,0 +1,52 @@
+"""Find sound chunks anywhere in a file, where its records can no longer be followed."""
+
+import os
+import re
+from typing import Final
+
+from perception.session.file import container
+from perception.session.file.container import DamageError
+
+HEAD_BYTES: Final = 64
+"""Enough for the head of any record that is looked at."""
+_WINDOW_BYTES: Final = 1 << 20
+# A chunk's head: sizes below 2^32, then one of the compressions; a lookahead, so that matches may overlap.
+_CHUNK_HEAD: Final = re.compile(
+    rb"(?=\x06.{4}\0{4}.{20}\0{4}.{4}(?:\0{4}|\x03\0{3}lz4|\x04\0{3}zstd))", re.DOTALL
+)
+
+
+class ChunkSearch:
+    """Looks for sound chunks anywhere in a file.
+
+    However many false heads a file may hold, no more than some times its size is read to tell them from
+    true ones.
+    """
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._descriptor = descriptor
+        self._size = size
+        self._budget = 4 * size + container.MAX_CHUNK_BYTES
+
+    def next(self, start: int) -> int | None:
+        """Return where the first sound chunk at or after `start` begins, None if there is none."""
+        for window in range(start, self._size, _WINDOW_BYTES):
+            data = os.pread(self._descriptor, _WINDOW_BYTES + HEAD_BYTES, window)
+            self._budget -= len(data)
+            for match in _CHUNK_HEAD.finditer(data):
+                place = match.start()
+                if place < _WINDOW_BYTES and self.is_sound(window + place, data[place : place + HEAD_BYTES]):
+                    return window + place
+                if self._budget < 0:
+                    return None
+        return None
+
+    def is_sound(self, offset: int, head: bytes) -> bool:
+        """Return whether a chunk with that head stands there."""
+        try:
+            span = container.span(offset, head)
+            self._budget -= span.length
+            container.declarations(span, os.pread(self._descriptor, span.length, offset))
+        except DamageError:
+            return False
+        return True

@@ -1,0 +1,296 @@
+"""How each message is recorded: a view that Foxglove and Rerun open, and beside it the exact wire bytes.
+
+Camera, sound and text go under Foxglove's published schemas, all else under a protobuf message made from
+the declaration in `messages`. Every record has two fields more, which viewers pass over: `header`, the
+msgpack header byte for byte, and `payload` where the view has no place for it. So floats of a microphone
+stand there beside the 16 bit samples that are all that Foxglove plays. Boxes in a state are also written as
+image annotations, a view only: reading passes over them.
+"""
+
+import types
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+
+import numpy as np
+from msgspec import structs, to_builtins
+
+from perception import topics
+from perception.messages import (
+    AudioBlock,
+    CameraFrame,
+    FusedState,
+    Header,
+    ModalityState,
+    Model,
+    Payload,
+    TextCommand,
+)
+from perception.session.file.pcm import as_s16
+from perception.session.file.protobuf import Enum, Field, Schema, encode
+from perception.units import SECOND_NS
+
+HEADER_FIELD: Final = 1000
+PAYLOAD_FIELD: Final = 1001
+_TIMESTAMP_FIELD: Final = 1002
+"""Of messages whose declaration is ours: viewers plot by a field `timestamp`."""
+ANNOTATIONS: Final = "annotations"
+"""Prefix of the channels that only viewers need."""
+
+_HEADER: Final = Field("header", HEADER_FIELD, "bytes")
+_PAYLOAD: Final = Field("payload", PAYLOAD_FIELD, "bytes")
+_TIMESTAMP: Final = Schema(
+    "google.protobuf", "Timestamp", (Field("seconds", 1, "int64"), Field("nanos", 2, "int32"))
+)
+
+
+def _foxglove(name: str, *fields: Field) -> Schema:
+    return Schema("foxglove", name, fields)
+
+
+# https://github.com/foxglove/foxglove-sdk/tree/main/schemas/proto/foxglove
+COMPRESSED_IMAGE: Final = _foxglove(
+    "CompressedImage",
+    Field("timestamp", 1, _TIMESTAMP),
+    Field("frame_id", 4, "string"),
+    Field("data", 2, "bytes"),
+    Field("format", 3, "string"),
+    _HEADER,
+)
+RAW_IMAGE: Final = _foxglove(
+    "RawImage",
+    Field("timestamp", 1, _TIMESTAMP),
+    Field("frame_id", 7, "string"),
+    Field("width", 2, "fixed32"),
+    Field("height", 3, "fixed32"),
+    Field("encoding", 4, "string"),
+    Field("step", 5, "fixed32"),
+    Field("data", 6, "bytes"),
+    _HEADER,
+)
+RAW_AUDIO: Final = _foxglove(
+    "RawAudio",
+    Field("timestamp", 1, _TIMESTAMP),
+    Field("data", 2, "bytes"),
+    Field("format", 3, "string"),
+    Field("sample_rate", 4, "fixed32"),
+    Field("number_of_channels", 5, "fixed32"),
+    _HEADER,
+    _PAYLOAD,
+)
+LOG: Final = _foxglove(
+    "Log",
+    Field("timestamp", 1, _TIMESTAMP),
+    Field("level", 2, Enum("Level", ("UNKNOWN", "DEBUG", "INFO", "WARNING", "ERROR", "FATAL"))),
+    Field("message", 3, "string"),
+    Field("name", 4, "string"),
+    Field("file", 5, "string"),
+    Field("line", 6, "fixed32"),
+    _HEADER,
+)
+_POINT: Final = _foxglove("Point2", Field("x", 1, "double"), Field("y", 2, "double"))
+_COLOUR: Final = _foxglove(
+    "Color",
+    Field("r", 1, "double"),
+    Field("g", 2, "double"),
+    Field("b", 3, "double"),
+    Field("a", 4, "double"),
+)
+_OUTLINE: Final = _foxglove(
+    "PointsAnnotation",
+    Field("timestamp", 1, _TIMESTAMP),
+    Field("type", 2, Enum("Type", ("UNKNOWN", "POINTS", "LINE_LOOP", "LINE_STRIP", "LINE_LIST"))),
+    Field("points", 3, _POINT, repeated=True),
+    Field("outline_color", 4, _COLOUR),
+    Field("thickness", 7, "double"),
+)
+_CAPTION: Final = _foxglove(
+    "TextAnnotation",
+    Field("timestamp", 1, _TIMESTAMP),
+    Field("position", 2, _POINT),
+    Field("text", 3, "string"),
+    Field("font_size", 4, "double"),
+    Field("text_color", 5, _COLOUR),
+)
+IMAGE_ANNOTATIONS: Final = _foxglove(
+    "ImageAnnotations",
+    Field("points", 2, _OUTLINE, repeated=True),
+    Field("texts", 3, _CAPTION, repeated=True),
+    Field("timestamp", 5, _TIMESTAMP),
+)
+_HEADER_DECLARATION: Final = b"\n\x06header" + b"\x18\xe8\x07"
+"""Name and number 1000 of a field, as a FileDescriptorSet has them."""
+_PAYLOADS: Final = {"foxglove.CompressedImage": "2", "foxglove.RawImage": "6", "foxglove.RawAudio": "2"}
+_INFO: Final = 2
+_LINE_LOOP: Final = 2
+_GREEN: Final = {"r": 0.2, "g": 0.9, "b": 0.3, "a": 1.0}
+_SCALARS: Final = {int: "int64", float: "double", bool: "bool", str: "string"}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What viewers see of one message, the payload aside: that goes under `payload_field`."""
+
+    schema: Schema
+    values: Mapping[str, Any]
+    payload_field: int = PAYLOAD_FIELD
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether these are annotations that draw something."""
+        return bool(self.values.get("points"))
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Where the wire bytes are, for the channel's metadata; empty if this is a view only."""
+        if self.schema == IMAGE_ANNOTATIONS:
+            return {}
+        return {"header_field": str(HEADER_FIELD), "payload_field": str(self.payload_field)}
+
+    def encode(self, wire: bytes | None = None) -> bytes:
+        """Return the record's bytes but for the payload field, `wire` being the header as it travelled."""
+        return encode(self.schema, {**self.values, "header": wire})
+
+
+def wire_fields(metadata: Mapping[str, str], name: str, declaration: bytes) -> Mapping[str, str]:
+    """Return where the wire bytes are in the records of a channel; empty if they are none of ours.
+
+    Args:
+        metadata: of the channel, which says so, unless a program that copied the file dropped it.
+        name: of the schema.
+        declaration: the schema itself: only ours has our field.
+    """
+    if "header_field" in metadata:
+        return metadata
+    if _HEADER_DECLARATION not in declaration:
+        return {}
+    return {"header_field": str(HEADER_FIELD), "payload_field": _PAYLOADS.get(name, str(PAYLOAD_FIELD))}
+
+
+def view(topic: str, header: Header, payload: Payload = b"") -> View:
+    """Return how a message of `topic` is shown."""
+    common = {"timestamp": _timestamp(header.stamp_ns), "frame_id": topic.partition("/")[2]}
+    match header:
+        case CameraFrame(encoding="jpeg"):
+            return View(COMPRESSED_IMAGE, common | {"format": "jpeg"}, payload_field=2)
+        case CameraFrame():
+            size = {"width": header.width, "height": header.height}
+            step = header.width * (3 if header.encoding == "bgr8" else 1)
+            return View(
+                RAW_IMAGE, common | size | {"encoding": header.encoding, "step": step}, payload_field=6
+            )
+        case AudioBlock():
+            kind = {
+                "format": "pcm-s16",
+                "sample_rate": header.rate_hz,
+                "number_of_channels": header.channels,
+            }
+            if header.format == "s16":
+                return View(RAW_AUDIO, common | kind, payload_field=2)
+            return View(RAW_AUDIO, common | kind | {"data": as_s16(np.frombuffer(payload, "<f4")).tobytes()})
+        case TextCommand():
+            return View(LOG, common | {"level": _INFO, "message": header.text, "name": topic})
+        case _:
+            values = to_builtins(header) | {"timestamp": common["timestamp"]}
+            return View(_of_topic(topics.lookup(topic).message), values)
+
+
+def annotations(state: FusedState, drawn: Collection[str] = ()) -> dict[str, View]:
+    """Return the boxes a state names, by camera topic.
+
+    Args:
+        state: that names them.
+        drawn: cameras on which boxes of earlier states are still to be seen; where there are none any more,
+            empty annotations clear them.
+    """
+    found = {topic: View(IMAGE_ANNOTATIONS, {"timestamp": _timestamp(state.stamp_ns)}) for topic in drawn}
+    for modality in state.modalities.values():
+        if any(branch.boxes for branch in modality.branches.values()):
+            found[modality.topic] = View(IMAGE_ANNOTATIONS, _boxes(modality, state.stamp_ns))
+    return found
+
+
+def _boxes(modality: ModalityState, end_ns: int) -> dict[str, Any]:
+    stamp = _timestamp(end_ns - round((modality.age_ms or 0.0) * 1e6))
+    boxes = [box for branch in modality.branches.values() for box in branch.boxes]
+    return {
+        "timestamp": stamp,
+        "points": [
+            {
+                "timestamp": stamp,
+                "type": _LINE_LOOP,
+                "points": [
+                    {"x": x, "y": y}
+                    for x, y in (
+                        (box.x, box.y),
+                        (box.x + box.width, box.y),
+                        (box.x + box.width, box.y + box.height),
+                        (box.x, box.y + box.height),
+                    )
+                ],
+                "outline_color": _GREEN,
+                "thickness": 2.0,
+            }
+            for box in boxes
+        ],
+        "texts": [
+            {
+                "timestamp": stamp,
+                "position": {"x": box.x, "y": box.y},
+                "text": f"{box.label} {box.score:.2f}",
+                "font_size": 14.0,
+                "text_color": _GREEN,
+            }
+            for box in boxes
+        ],
+    }
+
+
+def _timestamp(stamp_ns: int) -> dict[str, int]:
+    seconds, nanos = divmod(stamp_ns, SECOND_NS)
+    return {"seconds": seconds, "nanos": nanos}
+
+
+@cache
+def _of_topic(message: type[Header]) -> Schema:
+    made = _of_model(message)
+    # proto2, because only there does a number that is not known differ from a zero.
+    stamp = Field("timestamp", _TIMESTAMP_FIELD, _TIMESTAMP)
+    return Schema(made.package, made.name, (*made.fields, _HEADER, _PAYLOAD, stamp), "proto2")
+
+
+@cache
+def _of_model(model: type[Model]) -> Schema:
+    fields = tuple(
+        _field(declared.name, number, declared.type, model.__name__)
+        for number, declared in enumerate(structs.fields(model), start=1)
+    )
+    return Schema("perception", model.__name__, fields, "proto2")
+
+
+def _field(name: str, number: int, annotation: Any, owner: str) -> Field:
+    if get_origin(annotation) is Annotated:
+        return _field(name, number, get_args(annotation)[0], owner)
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not types.NoneType]
+        # Text or number: as text.
+        return _field(name, number, kinds[0] if len(kinds) == 1 else str, owner)
+    if get_origin(annotation) is tuple:
+        return Field(name, number, _type(get_args(annotation)[0]), repeated=True)
+    if get_origin(annotation) is dict:
+        # What a protobuf map is on the wire; declared so, because viewers cannot pick from maps.
+        value = _field("value", 2, get_args(annotation)[1], owner)
+        entry = Schema(
+            "perception", f"{owner}{name.title()}Entry", (Field("name", 1, "string"), value), "proto2"
+        )
+        return Field(name, number, entry, repeated=True)
+    return Field(name, number, _type(annotation))
+
+
+def _type(annotation: Any) -> str | Schema:
+    if get_origin(annotation) is Annotated:
+        return _type(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return "string"
+    return _SCALARS.get(annotation) or _of_model(annotation)

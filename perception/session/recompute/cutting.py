@@ -1,0 +1,246 @@
+"""The windows of a recording, cut by the fusion core itself: as the journals tell, or as messages came."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from typing import Any, Final
+
+from perception.errors import SessionError
+from perception.features.window import CONTEXT_NS
+from perception.fusion.core import RULES, FusionCore, leap
+from perception.fusion.early import Early
+from perception.fusion.presence import Presence
+from perception.fusion.streams import RESYNC_NS
+from perception.fusion.window import CameraSlice, TextSlice, Window
+from perception.messages import (
+    AudioBlock,
+    CameraFrame,
+    ClockTick,
+    CoreMark,
+    Header,
+    HeldInput,
+    Message,
+    TextCommand,
+)
+from perception.profile import FusionConfig
+from perception.session.recompute.arrivals import STREAM_KINDS, arrivals
+from perception.session.recompute.journal import Begin, End, Missed, Step
+from perception.session.sound import blocks
+from perception.topics import lookup
+from perception.units import SECOND_NS, Counts
+
+CLOCK_TOPIC: Final = "clock/replay"
+MAX_SILENCE_NS: Final = 3_600_000_000_000
+"""A clock that was set makes years of silence, and a window of nothing is of use to nobody."""
+BLOCK_NS: Final = 100_000_000
+"""A block that reaches far ahead of its arrival is cut into pieces so long, which arrive at their ends."""
+_WORDS: Final = {
+    "late": "too late for a window that was cut",
+    "resync": "sample counter placed by its stamps",
+    "skipped": "passed over in a long silence",
+    "no such input": "read by no input",
+    "dropped": "no room until their window was cut",
+    "topics forgotten": "topics gave up their place to newer ones",
+}
+"""What is counted and is no refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A window that was not shed."""
+
+    window: Window
+    shed: int
+    """Windows shed since the one before."""
+    source: str
+    """Publisher of the live states, empty if there was none."""
+    whole: bool
+    """Whether the recording holds all that decided its state."""
+
+
+def cut_as_journaled(
+    steps: Iterable[Step],
+    config: FusionConfig,
+    shed: Callable[[str], Set[int]],
+    counts: Counts | None = None,
+) -> Iterator[Cut | Begin | Missed | End]:
+    """Cut windows as a live fusion did; what is said of the recording comes in between.
+
+    Args:
+        steps: what the fusion took in.
+        config: as that of the live fusion.
+        shed: ticks of the windows it shed, by the source of its states.
+        counts: takes what it refused and what came late.
+
+    Raises:
+        SessionError: a later version recorded it, with rules that this one does not know.
+    """
+    core, reach, source = FusionCore(config, counts), _Reach(config), ""
+    presence, count = Presence(), 0
+    for step in steps:
+        if isinstance(step, Begin):
+            core = FusionCore(config, counts, rules=_rules(step))
+            reach, presence, count = _Reach(config), Presence(step.mark), 0
+            source = step.journal.state_source
+            if (mark := step.mark) is not None:
+                core.resume(mark, reach.limit(mark, step.held))
+            yield step
+        elif isinstance(step, Missed | End):
+            yield step
+        else:
+            for window in core.push(step):
+                is_shed = window.tick in shed(source)
+                if not core.rules or not is_shed:
+                    window = presence.since(window)
+                if is_shed:
+                    count += 1
+                else:
+                    yield Cut(window, count, source, reach.covers(window))
+                    count = 0
+
+
+def _rules(step: Begin) -> int:
+    """Return the rules that a recorded fusion cut by; SessionError if a later version made them."""
+    rules = 0 if step.journal.before is None else step.journal.before.rules
+    if rules > RULES:
+        raise SessionError(
+            f"its windows were cut by rules {rules}; this version knows 0 to {RULES}: install a newer version"
+        )
+    return rules
+
+
+def cut_as_arrived(
+    messages: Iterable[Message[Header]],
+    config: FusionConfig,
+    counts: Counts | None = None,
+    *,
+    on_clock: bool = False,
+) -> Iterator[Cut]:
+    """Cut all windows of a recording in its own order, and those that its last data completes.
+
+    Time goes on by arrivals, as it would have for a live fusion by the ticks of its clock, even while nothing
+    it fuses arrives; the ticks of a recorded clock, made for another fusion, are left out. It begins with the
+    first data. A silence of more than an hour is passed over, but for its last windows.
+
+    Args:
+        messages: in order of arrival.
+        config: any.
+        counts: takes what was refused, came late or was passed over.
+        on_clock: see `arrivals`.
+    """
+    presence = Presence()
+    for window in _windows(messages, FusionCore(config, counts), on_clock=on_clock):
+        yield Cut(presence.since(window), 0, "", True)
+
+
+def _windows(messages: Iterable[Message[Header]], core: FusionCore, *, on_clock: bool) -> Iterator[Window]:
+    early = Early(core, count_waits=False)
+    for now_ns, message in arrivals(messages, core.takes, core.max_leap_ns, on_clock=on_clock):
+        if now_ns is None:
+            yield from core.push(message) if lookup(message.topic).prefix in STREAM_KINDS else ()
+            continue
+        yield from _move(core, early, now_ns)
+        if lookup(message.topic).prefix in STREAM_KINDS:
+            for part, arrived_ns in _parts(message, now_ns, core.max_leap_ns):
+                early.put(part, arrived_ns)
+            yield from _move(core, early, now_ns)
+    while (due_ns := early.next_ns) is not None:
+        yield from _move(core, early, due_ns)
+    last_ns = (core.mark().newest_ns or 0) + core.lateness_ns
+    while (deadline_ns := core.deadline_ns) is not None and deadline_ns <= last_ns:
+        yield from core.push(_tick(deadline_ns))
+
+
+def _parts(message: Message[Any], now_ns: int, max_leap_ns: int) -> Iterator[tuple[Message[Header], int]]:
+    """Yield a message and when it arrived, a long block that nobody can have heard yet in pieces."""
+    if isinstance(message.header, AudioBlock) and leap(message.header, now_ns + max_leap_ns) == "end ahead":
+        for part in blocks(message, BLOCK_NS):
+            yield part, max(now_ns, part.header.stamp_ns)
+    else:
+        yield message, now_ns
+
+
+def _move(core: FusionCore, early: Early, now_ns: int) -> Iterator[Window]:
+    """Move time as the ticks of a live fusion do, and take what was early when its time has come."""
+    while (due_ns := early.next_ns) is not None and due_ns <= now_ns:
+        yield from _tick_to(core, due_ns)
+        for message in early.due(due_ns):
+            yield from core.push(message)
+    yield from _tick_to(core, now_ns)
+
+
+def _tick_to(core: FusionCore, now_ns: int) -> Iterator[Window]:
+    if (deadline_ns := core.deadline_ns) is None or now_ns - deadline_ns > MAX_SILENCE_NS:
+        yield from core.push(_tick(now_ns))
+    while (deadline_ns := core.deadline_ns) is not None and deadline_ns < now_ns:
+        yield from core.push(_tick(deadline_ns))
+
+
+def _tick(stamp_ns: int) -> Message[ClockTick]:
+    return Message(CLOCK_TOPIC, ClockTick(stamp_ns=stamp_ns))
+
+
+def account(counts: Counts, *, unread: bool = False) -> list[str]:
+    """Return in lines what did not enter the windows, or not as it came.
+
+    Args:
+        counts: as the core counted.
+        unread: also what belongs to no input of the fusion.
+    """
+    return [
+        f"{topic}: {_WORDS.get(reason) or f'refused: {reason}'} ({count} times)"
+        for topic, reasons in sorted(counts.items())
+        for reason, count in sorted(reasons.items())
+        if unread or reason != "no such input"
+    ]
+
+
+class _Reach:
+    """Which windows of a core that was taken up in the middle depend on nothing from before."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        self._config = config
+        self._unknown: set[tuple[str, str, int]] = set()
+        self._sound_ns: dict[str, int] = {}
+        self._shed_known = True
+
+    def limit(
+        self, mark: CoreMark, held: Mapping[HeldInput, Message[Any]]
+    ) -> Callable[[HeldInput], Message[Any]]:
+        """Take note that what came before `mark` is not known, but for `held`; return what finds the rest."""
+        # some of the windows shed for the first state may have been due before the mark
+        self._shed_known = False
+        for name, item in mark.inputs.items():
+            if item.samples is not None:
+                length_ns = round(self._config.inputs[name].length_ms * 1e6) + CONTEXT_NS + RESYNC_NS
+                samples = item.samples.stop - item.samples.start
+                end_ns = item.samples.stamp_ns + samples * SECOND_NS // item.samples.rate_hz
+                self._sound_ns[name] = end_ns + length_ns
+        return lambda item: held.get(item) or self._unknown_input(item)
+
+    def covers(self, window: Window) -> bool:
+        """Tell whether a window holds nothing unknown."""
+        if not self._shed_known:
+            self._shed_known = True
+            return False
+        for name, item in window.inputs.items():
+            if window.end_ns < self._sound_ns.get(name, 0) and item.reason not in ("late", "dead"):
+                return False
+            used: tuple[Message[Any] | None, ...] = ()
+            if isinstance(item.data, CameraSlice):
+                used = (item.data.frame, item.data.previous)
+            elif isinstance(item.data, TextSlice):
+                used = (item.data.command,)
+            if any(
+                one is not None and (one.topic, one.header.source, one.header.seq) in self._unknown
+                for one in used
+            ):
+                return False
+        return True
+
+    def _unknown_input(self, item: HeldInput) -> Message[Any]:
+        """Return what stands for a frame or command that was held and is not recorded."""
+        self._unknown.add((item.topic, item.source, item.seq))
+        fields: dict[str, Any] = {"seq": item.seq, "stamp_ns": item.stamp_ns, "source": item.source}
+        if lookup(item.topic).message is TextCommand:
+            return Message(item.topic, TextCommand(text="", **fields))
+        return Message(item.topic, CameraFrame(width=1, height=1, encoding="jpeg", **fields))

@@ -1,0 +1,275 @@
+"""Fuse a recording again, without process, socket or clock: `replay`."""
+
+import logging
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+from msgspec import structs
+
+from perception.errors import ProfileError, SessionError, WeightsError, located
+from perception.fusion.build import build_engine, cores, use_threads
+from perception.fusion.core import FusionCore
+from perception.fusion.engine import Encoded, Engine
+from perception.messages import FusedState, Journal
+from perception.models.checkpoint import Head, head_hash, load_head
+from perception.models.device import exists
+from perception.models.precision import as_published
+from perception.profile import FusionConfig, Profile, load
+from perception.session.recompute.arrivals import near
+from perception.session.recompute.compare import concluded
+from perception.session.recompute.cutting import Cut, account, cut_as_arrived, cut_as_journaled
+from perception.session.recompute.journal import INPUT_KINDS, Begin, End, Missed, Survey, steps, survey
+from perception.session.recompute.source import Recording, Source
+from perception.units import MILLISECOND_NS, Counts
+
+_LOG: Final = logging.getLogger(__name__)
+Told = Cut | Begin | Missed | End
+INPUTS: Final = tuple(f"{kind}/*" for kind in INPUT_KINDS)
+_MAX_WORKERS: Final = 2
+_BATCH: Final = 8
+"""Windows in a row for one worker: each begins with a second of sound that another has just transformed."""
+
+
+def replay(
+    source: Source,
+    profile: Profile | str | None = None,
+    *,
+    workers: int | None = None,
+    counts: Counts | None = None,
+) -> Iterator[FusedState]:
+    """Yield the states that a recording leads to, their measured fields at the defaults.
+
+    Where the recording holds the journals of a fusion that was configured alike, its inputs are taken in
+    the order of the live run, and what it shed is shed again: the states are those of the live run, byte
+    for byte. States which the recording does not hold everything for are left out, such as the first
+    second of a recording that began in the middle, or whose head is not at hand any more. Without journals
+    every window is concluded.
+
+    Args:
+        source: a session file, or messages in recorded order.
+        profile: the one to fuse with, or its name, with its own head for every window; without it the one it
+            was recorded with, and the heads that were swapped in.
+        workers: how many engines share the work, each in a thread of its own; the states do not depend on it.
+        counts: takes what did not enter the windows, or came late; else that is logged at the end.
+
+    Raises:
+        SessionError: the file cannot be read, or not one state comes of it.
+        ProfileError: the profile has no [fusion] table, or its models cannot be built.
+        WeightsError: weights are missing.
+    """
+    with located(profile if isinstance(profile, str) else None), Recording(source) as recording:
+        config = fusion_of(load(profile) if isinstance(profile, str) else profile or recording.profile)
+        counted: Counts = defaultdict(Counter) if counts is None else counts
+        yield from states(recording, config, counted, workers=workers, swapped=profile is None)
+        for line in account(counted) if counts is None else ():
+            _LOG.warning("%s: %s", recording.name, line)
+
+
+def states(
+    recording: Recording,
+    config: FusionConfig,
+    counts: Counts,
+    *,
+    workers: int | None = None,
+    swapped: bool = False,
+) -> Iterator[FusedState]:
+    """Yield the states that a recording leads to, as `replay` does.
+
+    Args:
+        recording: opened.
+        config: the fusion.
+        counts: takes what did not enter the windows, or came late.
+        workers: as those of `replay`.
+        swapped: whether heads that were swapped in while it was recorded are used.
+
+    Raises:
+        SessionError: there is not one state.
+        ProfileError, WeightsError: see `replay`.
+    """
+    known = survey_of(recording, config)
+    with Crew(config, known, workers, heads=() if swapped else None) as crew:
+        seq = number = 0
+        for step, state in crew.conclude(cuts(recording, config, known, counts)):
+            if isinstance(step, Begin):
+                seq = 0
+            elif isinstance(step, Cut):
+                if state is not None:
+                    number += 1
+                    yield structs.replace(state, seq=seq)
+                seq += 1
+    if not number:
+        raise SessionError(f"{recording.name}: no state comes of it: {_why_none(config, known, counts)}")
+
+
+def _why_none(config: FusionConfig, known: Survey, counts: Counts) -> str:
+    if lines := account(counts, unread=True):
+        return "; ".join(lines)
+    if known.runs:
+        return "it does not hold all that any state was made of"
+    topics = ", ".join(item.topic for item in config.inputs.values())
+    return f"what it holds of {topics} is shorter than a tick of {config.hop_ms:g} ms"
+
+
+def fusion_of(profile: Profile) -> FusionConfig:
+    """Return the `[fusion]` table; ProfileError if there is none."""
+    if profile.fusion is None:
+        raise ProfileError("the profile has no [fusion] table, so there is nothing to replay")
+    return profile.fusion
+
+
+def journals_of(config: FusionConfig) -> Callable[[Journal], bool]:
+    """Return what tells the journals of a fusion that cuts and publishes as this one."""
+    topic, config_hash = f"state/{config.name}", FusionCore(config).config_hash
+    return lambda journal: (
+        journal.state_topic == topic
+        and journal.before is not None
+        and journal.before.config_hash == config_hash
+    )
+
+
+def survey_of(recording: Recording, config: FusionConfig) -> Survey:
+    """Go through the journals of the fusion in question."""
+    return survey(recording.messages("journal/*", "health/*"), journals_of(config))
+
+
+def cuts(
+    recording: Recording, config: FusionConfig, known: Survey, counts: Counts | None = None
+) -> Iterator[Told]:
+    """Cut the windows of a recording: as journaled where it was, else as they came; count what is refused."""
+    if known.runs:
+        told = steps(recording.messages(*INPUTS, "journal/*"), journals_of(config))
+        return cut_as_journaled(told, config, lambda source: known.shed[source], counts)
+    tick = next(recording.messages("clock/*"), None)
+    live = tick is not None and near(tick, round(config.max_leap_ms * MILLISECOND_NS))
+    return cut_as_arrived(recording.messages("*"), config, counts, on_clock=live)
+
+
+class Heads:
+    """The heads that a recording says concluded it, as far as they are at hand."""
+
+    def __init__(self, own: Head, known: Survey, folders: Iterable[Path | str] = ()) -> None:
+        """Look for them where the recording says they lay, and in `folders`; `own` is that of the profile."""
+        self._known = known
+        self._at_hand = {head_hash(own): own}
+        self._own = own
+        swapped = [use for uses in known.heads.values() for use in uses if use.from_tick is not None]
+        for folder in [*folders, *(use.folder for use in swapped if use.folder)]:
+            with suppress(WeightsError):
+                head = load_head(folder).requires_grad_(False)
+                self._at_hand.setdefault(head_hash(head), head)
+        self.missing = [use for use in swapped if use.head_hash not in self._at_hand]
+        """Heads swapped in while it was recorded that are nowhere now."""
+
+    def at(self, source: str, tick: int) -> Head | None:
+        """Return the head that concluded a window, None if it is not at hand.
+
+        The one that a fusion began with is the profile's, whatever its weights are now.
+        """
+        use = self._known.head_at(source, tick)
+        begun = use is None or use.from_tick is None
+        return self._at_hand.get(use.head_hash, self._own if begun else None) if use else self._own
+
+
+class Crew:
+    """Engines that share the windows of a recording; what they encode depends on the windows alone."""
+
+    def __init__(
+        self,
+        config: FusionConfig,
+        known: Survey,
+        workers: int | None = None,
+        *,
+        heads: Iterable[Path | str] | None = (),
+    ) -> None:
+        """Build the engines, with the live run's device and threads where this machine has them.
+
+        Args:
+            config: the fusion.
+            known: what the journals tell.
+            workers: how many engines.
+            heads: folders of heads that were swapped in, besides where the recording says they lay. None: the
+                profile's head concludes every window.
+
+        Raises:
+            ProfileError, WeightsError: see `build_engine`.
+        """
+        threads = int(known.facts.get("threads", config.threads))
+        device = str(known.facts.get("device", config.device))
+        if not exists(device):
+            device = config.device
+        use_threads(threads)
+        like = as_published(config, known.facts).model_copy(update={"device": device})
+        self.engines = [build_engine(like, clock=lambda: 0)]
+        if workers is None:
+            spare = cores() // torch.get_num_threads()
+            workers = 1 if self.engines[0].device.type != "cpu" else max(1, min(_MAX_WORKERS, spare))
+        like = self.engines[0].config  # what was measured there holds for all
+        self.engines += [build_engine(like, clock=lambda: 0) for _ in range(workers - 1)]
+        if self.engines[0].device.type == "cuda":
+            self.engines[0].warm_up()  # so that it computes by graphs as the live one did
+        # torch keeps its number of threads by thread
+        self._pools = [ThreadPoolExecutor(1, "engine", use_threads, (threads,)) for _ in self.engines]
+        self._threads = threads
+        self._last_tick: int | None = None
+        self._unknown_tick: int | None = None
+        """The last tick that the live run concluded and the recording does not hold everything for."""
+        engine = self.engines[0]
+        self.heads = Heads(engine.head, known if heads is not None else Survey(), heads or ())
+
+    def conclude(self, told: Iterable[Told]) -> Iterator[tuple[Told, FusedState | None]]:
+        """Yield everything in its order, each window that can be concluded with its state, seq 0."""
+        use_threads(self._threads)
+        iterator = iter(told)
+        at_work: deque[Future[list[tuple[Told, Encoded | None]]]] = deque()
+        for engine, pool in cycle(zip(self.engines, self._pools, strict=True)):
+            batch = list(islice(iterator, _BATCH))
+            if batch:
+                at_work.append(pool.submit(_encode, engine, batch))
+            if not batch or len(at_work) > 2 * len(self.engines):
+                if not at_work:
+                    return
+                for one, encoded in at_work.popleft().result():
+                    yield one, self._concluded(one, encoded)
+
+    def _concluded(self, one: Told, encoded: Encoded | None) -> FusedState | None:
+        """Heads conclude here, in the order of the windows; encoders, which cost more, ran in any."""
+        engine = self.engines[0]
+        if isinstance(one, Begin):
+            engine.recent.clear()
+            self._unknown_tick = self._last_tick = None
+        if not isinstance(one, Cut):
+            return None
+        tick, last = one.window.tick, self._last_tick
+        self._last_tick = tick
+        if last is None or tick > last + 1:
+            self._unknown_tick = None  # a memory does not reach back over a gap
+        if encoded is None:
+            self._unknown_tick = tick
+            return None
+        head = self.heads.at(one.source, tick)
+        if head is not None and head is not engine.head:
+            engine.use(head.to(engine.device))
+        state = concluded(engine.conclude(one.window, encoded, shed=one.shed))
+        blind = self._unknown_tick is not None and self._unknown_tick > tick - engine.head.ticks
+        return None if head is None or blind else state
+
+    def close(self) -> None:
+        """End the threads."""
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _encode(engine: Engine, batch: list[Told]) -> list[tuple[Told, Encoded | None]]:
+    return [(one, engine.encode(one.window) if isinstance(one, Cut) and one.whole else None) for one in batch]

@@ -1,0 +1,400 @@
+"""What can go wrong with the inputs, as functions over recorded messages.
+
+Each perturbation acts on what the messages mean: a delay moves arrivals, not stamps; a drift moves the
+stamps that a sample counter stands for; noise is added to the sound itself. All are deterministic.
+"""
+
+import heapq
+import math
+import random
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from string import ascii_lowercase
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import structs
+
+from perception.errors import SessionError
+from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand
+from perception.session.file.zero import Zero
+from perception.session.recompute.source import Recording
+
+Messages = Iterable[Message[Header]]
+Apply = Callable[[Messages], Iterator[Message[Header]]]
+_INPUTS: Final = ("camera", "microphone", "text")
+_SOUND: Final = ("microphone",)
+_TEXT: Final = ("text",)
+_SIGNALS: Final = ("camera", "microphone")
+_CONCLUDED: Final = ("journal", "state", "head")
+_FULL_SCALE: Final = {"s16": 32768.0, "f32": 1.0}
+_SAMPLE: Final = {"s16": "<i2", "f32": "<f4"}
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """One thing that goes wrong; call it with messages. Two of the same arguments are equal."""
+
+    name: str
+    apply: Apply = field(compare=False, repr=False)
+    topic: str | None = field(default=None, compare=False, repr=False)
+    """What it acts on; None where that is not known."""
+    modalities: tuple[str, ...] = field(default=_INPUTS, compare=False, repr=False)
+    """The kinds of streams that it can change."""
+    span_s: tuple[float, float] = field(default=(-math.inf, math.inf), compare=False, repr=False)
+    """From when to when it acts, in seconds from the zero of the recording; the end is excluded."""
+
+    def meets(self, topic: str) -> bool:
+        """Whether it acts on a topic; always, where that is not known."""
+        kind = topic.partition("/")[0]
+        return self.topic is None or (kind in self.modalities and _meets(topic, self.topic))
+
+    def lasts(self, at_s: float) -> bool:
+        """Whether that second is in its span."""
+        return self.span_s[0] <= at_s < self.span_s[1]
+
+    def __call__(self, messages: Messages) -> Iterator[Message[Header]]:
+        """Yield the perturbed messages in order of arrival; `messages` may be gone through twice."""
+        return self.apply(messages)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Perturbed:
+    """A recording seen through perturbations, applied anew each time it is gone through.
+
+    What a fusion concluded and journaled of the recording as it was is left out.
+    """
+
+    def __init__(self, messages: Messages, *perturbations: Perturbation, strict: bool = True) -> None:
+        """Apply them in their order; `strict` makes one that meets no topic of the recording an error."""
+        self._messages = messages
+        self._perturbations = perturbations
+        self._strict = strict
+
+    @property
+    def zero(self) -> Zero:
+        """From where its seconds count: that of the recording as it was."""
+        messages = self._messages
+        if isinstance(messages, Perturbed | Recording):
+            return messages.zero
+        return Zero.of(next(iter(messages), None))
+
+    def __iter__(self) -> Iterator[Message[Header]]:
+        """Yield the messages; SessionError if one meets none of their topics, or its span none of them."""
+        if self._strict:
+            self._check()
+            self._strict = False
+        if self._perturbations:
+            *before, last = self._perturbations
+            return last(Perturbed(self._messages, *before, strict=False))
+        return (one for one in self._messages if one.topic.partition("/")[0] not in _CONCLUDED)
+
+    def _check(self) -> None:
+        """Raise SessionError for a perturbation that changes nothing."""
+        inputs, unmet, outside = set[str](), list(self._perturbations), list(self._perturbations)
+        ends_s = 0.0, 0.0
+        for at_s, message in _timed(self._messages):
+            if not unmet and not outside:
+                return
+            ends_s = min(ends_s[0], at_s), max(ends_s[1], at_s)
+            outside = [one for one in outside if not one.lasts(at_s)]
+            if message.topic not in inputs and message.topic.partition("/")[0] in _INPUTS:
+                inputs.add(message.topic)
+                unmet = [one for one in unmet if not one.meets(message.topic)]
+        where = f"{self._messages.name}: " if isinstance(self._messages, Recording) else ""
+        for one in unmet:
+            there = ", ".join(sorted(inputs)) or "none"
+            raise SessionError(f"{where}{one} changes nothing; inputs there are {there}")
+        for one in outside:
+            if not self._moved_into(one):
+                span = f"{ends_s[0]:.3f} to {ends_s[1]:.3f} s"
+                raise SessionError(f"{where}{one} changes nothing; the recording is from {span}")
+
+    def _moved_into(self, one: Perturbation) -> bool:
+        """Whether perturbations before it move anything into its span."""
+        before = self._perturbations[: self._perturbations.index(one)]
+        moved = Perturbed(self._messages, *before, strict=False)
+        return bool(before) and any(one.lasts(at_s) for at_s, _ in _timed(moved))
+
+
+def without(topic: str, from_s: float = 0.0, to_s: float = math.inf) -> Perturbation:
+    """Lose a stream, for good or for a while.
+
+    Args:
+        topic: such as `camera/front`, or `camera` for all of a kind.
+        from_s: seconds from the zero of the recording.
+        to_s: likewise.
+    """
+
+    def apply(messages: Messages) -> Iterator[Message[Header]]:
+        for elapsed_s, message in _timed(messages):
+            if not (_is(message, topic) and from_s <= elapsed_s < to_s):
+                yield message
+
+    name = f"without({topic!r}, from_s={from_s}, to_s={to_s})"
+    return Perturbation(name, apply, topic, span_s=(from_s, to_s))
+
+
+def delay(topic: str, ms: float) -> Perturbation:
+    """Let a stream arrive later; its stamps still tell when it happened."""
+    late_ns = round(ms * 1e6)
+    if late_ns < 0:
+        raise ValueError(f"delay: {ms} ms; nothing arrives before it is sent")
+
+    def later(message: Message[Header]) -> Message[Header]:
+        return (
+            structs.replace(message, received_ns=message.received_ns + late_ns)
+            if _is(message, topic)
+            else message
+        )
+
+    def apply(messages: Messages) -> Iterator[Message[Header]]:
+        return _in_order(messages, later, lambda arrival_ns: arrival_ns)
+
+    return Perturbation(f"delay({topic!r}, ms={ms})", apply, topic)
+
+
+def drop(rate: float, seed: int, topic: str = "*") -> Perturbation:
+    """Lose single messages at random; their numbers are gone with them."""
+
+    def apply(messages: Messages) -> Iterator[Message[Header]]:
+        # one generator per topic, so that what one loses does not depend on the others
+        dice: defaultdict[str, random.Random] = defaultdict(random.Random)
+        for message in messages:
+            if message.topic not in dice:
+                dice[message.topic].seed(f"{seed} {message.topic}")
+            if not (_is(message, topic) and dice[message.topic].random() < rate):
+                yield message
+
+    return Perturbation(f"drop(rate={rate}, seed={seed}, topic={topic!r})", apply, topic)
+
+
+def drift(ppm: float, topic: str = "microphone") -> Perturbation:
+    """Let the sample clock of a microphone run fast, or slow if negative: the same samples take less time."""
+
+    def apply(messages: Messages) -> Iterator[Message[Header]]:
+        first_ns: dict[str, int] = {}
+
+        def moved(topic: str, at_ns: int) -> int:
+            origin_ns = first_ns[topic]
+            return origin_ns + round((at_ns - origin_ns) / (1 + ppm * 1e-6))
+
+        def drifted(message: Message[Header]) -> Message[Header]:
+            if not (_is(message, topic) and isinstance(message.header, AudioBlock)):
+                return message
+            stamp_ns = message.header.stamp_ns
+            first_ns.setdefault(message.topic, stamp_ns)
+            shift_ns = moved(message.topic, stamp_ns) - stamp_ns
+            header = structs.replace(message.header, stamp_ns=stamp_ns + shift_ns)
+            return structs.replace(message, header=header, received_ns=message.received_ns + shift_ns)
+
+        def earliest(arrival_ns: int) -> int:
+            return min([arrival_ns, *(moved(name, arrival_ns) for name in first_ns)])
+
+        return _in_order(messages, drifted, earliest)
+
+    return Perturbation(f"drift(ppm={ppm}, topic={topic!r})", apply, topic, _SOUND)
+
+
+def noise(snr_db: float, seed: int = 0, topic: str = "microphone") -> Perturbation:
+    """Add white noise to the sound, so far below the mean power of the whole recording; it may clip."""
+
+    def apply(messages: Messages) -> Iterator[Message[Header]]:
+        deviations = {
+            name: math.sqrt(power) * 10 ** (-snr_db / 20) for name, power in _powers(messages, topic).items()
+        }
+        for message in messages:
+            if isinstance(message.header, AudioBlock) and message.topic in deviations:
+                yield _with_noise(message, message.header, deviations[message.topic], seed)
+            else:
+                yield message
+
+    return Perturbation(f"noise(snr_db={snr_db}, seed={seed}, topic={topic!r})", apply, topic, _SOUND)
+
+
+def gain(db: float, topic: str = "microphone") -> Perturbation:
+    """Make the sound louder, or softer if negative; it may clip."""
+
+    def apply(messages: Messages) -> Iterator[Message[Header]]:
+        for message in messages:
+            if isinstance(message.header, AudioBlock) and _is(message, topic):
+                samples = _samples(message, message.header) * 10 ** (db / 20)
+                yield _with_samples(message, message.header, samples)
+            else:
+                yield message
+
+    return Perturbation(f"gain(db={db}, topic={topic!r})", apply, topic, _SOUND)
+
+
+def shift(ms: float, topic: str = "microphone") -> Perturbation:
+    """Let a stream happen later, or earlier if negative: both its stamps and its arrivals move."""
+    shift_ns = round(ms * 1e6)
+
+    def moved(message: Message[Header]) -> Message[Header]:
+        if not _is(message, topic):
+            return message
+        header = structs.replace(message.header, stamp_ns=message.header.stamp_ns + shift_ns)
+        return structs.replace(message, header=header, received_ns=message.received_ns + shift_ns)
+
+    def apply(messages: Messages) -> Iterator[Message[Header]]:
+        return _in_order(messages, moved, lambda arrival_ns: arrival_ns + min(shift_ns, 0))
+
+    return Perturbation(f"shift(ms={ms}, topic={topic!r})", apply, topic)
+
+
+def typos(rate: float, seed: int = 0, drops: float = 0.0, topic: str = "text") -> Perturbation:
+    """Misspell text: replace, swap or lose letters with probability `rate`, and lose words with `drops`."""
+
+    def apply(messages: Messages) -> Iterator[Message[Header]]:
+        for message in messages:
+            if isinstance(message.header, TextCommand) and _is(message, topic):
+                # seeded by place, as noise is
+                rng = random.Random(f"{seed} {message.topic} {message.header.stamp_ns}")
+                text = typed_badly(message.header.text, rng, rate, drops)
+                yield structs.replace(message, header=structs.replace(message.header, text=text))
+            else:
+                yield message
+
+    return Perturbation(
+        f"typos(rate={rate}, seed={seed}, drops={drops}, topic={topic!r})", apply, topic, _TEXT
+    )
+
+
+def freeze(topic: str = "camera", from_s: float = 0.0, to_s: float = math.inf) -> Perturbation:
+    """Let a device repeat what it saw or heard last; its stamps and counters go on."""
+
+    def apply(messages: Messages) -> Iterator[Message[Header]]:
+        held: dict[str, Message[Header]] = {}
+        for elapsed_s, message in _timed(messages):
+            if _is(message, topic) and from_s <= elapsed_s < to_s:
+                yield _repeat(held.setdefault(message.topic, message), message)
+            else:
+                yield message
+
+    name = f"freeze({topic!r}, from_s={from_s}, to_s={to_s})"
+    return Perturbation(name, apply, topic, _SIGNALS, (from_s, to_s))
+
+
+def stamp_leap(topic: str, ms: float, at_s: float = 0.0, count: int = 1) -> Perturbation:
+    """Let the stamps of `count` messages in a row leap ahead, or back if negative."""
+
+    def apply(messages: Messages) -> Iterator[Message[Header]]:
+        leapt: dict[str, int] = defaultdict(int)
+        for elapsed_s, message in _timed(messages):
+            if _is(message, topic) and elapsed_s >= at_s and leapt[message.topic] < count:
+                leapt[message.topic] += 1
+                stamp_ns = message.header.stamp_ns + round(ms * 1e6)
+                header = structs.replace(message.header, stamp_ns=stamp_ns)
+                yield structs.replace(message, header=header)
+            else:
+                yield message
+
+    name = f"stamp_leap({topic!r}, ms={ms}, at_s={at_s}, count={count})"
+    return Perturbation(name, apply, topic, span_s=(at_s, math.inf))
+
+
+def _is(message: Message[Header], pattern: str) -> bool:
+    return _meets(message.topic, pattern)
+
+
+def _meets(topic: str, pattern: str) -> bool:
+    """Whether an input's topic matches; `camera` and `*` stand for all topics of a kind, and all kinds."""
+    kind = topic.partition("/")[0]
+    return kind in _INPUTS and (kind == pattern or fnmatchcase(topic, pattern))
+
+
+def _timed(messages: Messages) -> Iterator[tuple[float, Message[Header]]]:
+    """Add the seconds from the zero of the recording to each arrival."""
+    zero = messages.zero if isinstance(messages, Perturbed | Recording) else None
+    for message in messages:
+        zero = zero or Zero.of(message)
+        yield (message.received_ns - zero.log_ns) / 1e9, message
+
+
+def _in_order(
+    messages: Messages,
+    change: Callable[[Message[Header]], Message[Header]],
+    earliest: Callable[[int], int],
+) -> Iterator[Message[Header]]:
+    """Change messages and put them in order of arrival again.
+
+    `earliest` tells how early a message may arrive whose unchanged arrival was at a time or after.
+    """
+    heap: list[tuple[int, int, Message[Header]]] = []
+    for number, message in enumerate(messages):
+        changed = change(message)
+        heapq.heappush(heap, (changed.received_ns, number, changed))
+        limit_ns = earliest(message.received_ns)
+        while heap and heap[0][0] <= limit_ns:
+            yield heapq.heappop(heap)[2]
+    while heap:
+        yield heapq.heappop(heap)[2]
+
+
+def _samples(message: Message[Header], header: AudioBlock) -> npt.NDArray[np.float64]:
+    """Return all samples, channels interleaved, in [-1, 1]."""
+    raw = np.frombuffer(message.payload, _SAMPLE[header.format])
+    return raw.astype(np.float64) / _FULL_SCALE[header.format]
+
+
+def _powers(messages: Messages, topic: str) -> dict[str, float]:
+    """Return the mean power of every matching microphone."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for message in messages:
+        if isinstance(message.header, AudioBlock) and _is(message, topic):
+            samples = _samples(message, message.header)
+            sums[message.topic][0] += float(np.square(samples).sum())
+            sums[message.topic][1] += samples.size
+    return {name: energy / max(count, 1) for name, (energy, count) in sums.items()}
+
+
+def _with_noise(message: Message[Header], header: AudioBlock, deviation: float, seed: int) -> Message[Header]:
+    # seeded by place: what is added to a block does not depend on which others are there
+    rng = np.random.default_rng([seed, zlib.crc32(message.topic.encode()), header.sample_index])
+    samples = _samples(message, header)
+    return _with_samples(message, header, samples + deviation * rng.standard_normal(samples.size))
+
+
+def _with_samples(
+    message: Message[Header], header: AudioBlock, samples: npt.NDArray[np.float64]
+) -> Message[Header]:
+    scaled = samples * _FULL_SCALE[header.format]
+    if header.format == "s16":
+        scaled = np.rint(scaled).clip(-32768, 32767)
+    return structs.replace(message, payload=scaled.astype(_SAMPLE[header.format]).tobytes())
+
+
+def typed_badly(text: str, rng: random.Random, typos: float, drops: float) -> str:
+    """Return a text with letters replaced, swapped or lost, and words lost, with these probabilities."""
+    words = [word for word in text.split() if rng.random() >= drops] or text.split()[:1]
+    return " ".join("".join(_typo(word, rng, typos)) for word in words)
+
+
+def _typo(word: str, rng: random.Random, p: float) -> list[str]:
+    letters = list(word)
+    for at in range(len(letters)):
+        if rng.random() >= p:
+            continue
+        kind = rng.choice(("replace", "swap", "lose"))
+        if kind == "swap" and at + 1 < len(letters):
+            letters[at], letters[at + 1] = letters[at + 1], letters[at]
+        else:
+            letters[at] = rng.choice(ascii_lowercase) if kind == "replace" else ""
+    return letters
+
+
+def _repeat(held: Message[Header], message: Message[Header]) -> Message[Header]:
+    """Return `message` with what `held` shows or says, where it fits."""
+    content: dict[str, Any] = {}
+    if isinstance(held.header, CameraFrame):
+        content = {name: getattr(held.header, name) for name in ("width", "height", "encoding")}
+    elif isinstance(held.header, AudioBlock) and len(held.payload) != len(message.payload):
+        return message
+    header = structs.replace(message.header, **content)
+    return structs.replace(message, header=header, payload=held.payload)

@@ -1,0 +1,323 @@
+"""Does a recording follow from itself? Its states are computed again and compared, every byte: `verify`."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import structs
+
+from perception.errors import PerceptionError
+from perception.fusion.engine import Engine
+from perception.io.progress import progress
+from perception.messages import FusedState, ModelInfo
+from perception.models.device import exists
+from perception.profile import FusionConfig, Profile
+from perception.session.file.reader import matches
+from perception.session.recompute.compare import MISSING, Difference, conclusion, first_difference
+from perception.session.recompute.cutting import Cut
+from perception.session.recompute.engines import Crew, Heads, Told, cuts, fusion_of, survey_of
+from perception.session.recompute.journal import Begin, End, Missed, Survey
+from perception.session.recompute.source import Recording, Source
+from perception.session.recorder import MODEL
+
+SAME: Final = 0
+DIFFERENT: Final = 1
+CANNOT_VERIFY: Final = 2
+_MAX_NAMED: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """A state that does not come out as it was recorded."""
+
+    topic: str
+    seq: int
+    tick: int
+    difference: Difference
+
+    def __str__(self) -> str:
+        return f"{self.topic} seq {self.seq} (tick {self.tick}): {self.difference}"
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a verification found."""
+
+    states: int = 0
+    """States in the recording."""
+    equal: int = 0
+    different: int = 0
+    first: Divergence | None = None
+    models: Counter[str] = field(default_factory=Counter)
+    """States in the recording by the hash of the weights that concluded them."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """States that could not be compared, by reason."""
+    missed: list[Missed] = field(default_factory=list)
+    """What the recorder missed, the first of it."""
+    obstacles: list[str] = field(default_factory=list)
+    """Why it cannot be verified, or not wholly."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 the same, 1 different, 2 cannot verify."""
+        if self.different:
+            return DIFFERENT
+        return CANNOT_VERIFY if self.obstacles else SAME
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        first = None if self.first is None else {**asdict(self.first), "text": str(self.first)}
+        counts = {"models": dict(self.models), "skipped": dict(self.skipped)}  # asdict spoils a Counter
+        return {**asdict(self), **counts, "first": first, "exit_code": self.exit_code}
+
+    def lines(self) -> Iterator[str]:
+        """Yield the verdict for people."""
+        word = ("same", "different", "cannot verify")[self.exit_code]
+        compared = self.equal + self.different
+        yield f"{word}: {self.equal} of {compared} states compared are equal, {self.states} recorded"
+        if self.first is not None:
+            yield f"first divergence: {self.first}"
+        for reason, count in self.skipped.items():
+            yield f"not compared: {count} states: {reason}"
+        yield from self.obstacles
+        for missed in self.missed:
+            last = f"..{missed.seq + missed.count - 1}" if missed.count > 1 else ""
+            yield f"the recorder missed {missed.topic} seq {missed.seq}{last} of {missed.source}"
+        yield from self.notes
+
+
+def verify(
+    source: Source,
+    profile: Profile | None = None,
+    *,
+    workers: int | None = None,
+    heads: Iterable[Path | str] = (),
+) -> Verdict:
+    """Compute the states of a recording again and compare them with the recorded ones.
+
+    Args:
+        source: a session file, or messages in recorded order.
+        profile: the one it was recorded with, if the file does not say.
+        workers: as those of `replay`.
+        heads: folders of heads that were swapped in, besides where the recording says they lay.
+
+    Raises:
+        SessionError: the file cannot be read, or does not say its profile.
+        ProfileError: the profile has no [fusion] table, or its models cannot be built.
+        WeightsError: weights are missing.
+    """
+    with Recording(source) as recording:
+        config = fusion_of(profile or recording.profile)
+        known = survey_of(recording, config)
+        verdict = Verdict()
+        if not known.runs:
+            verdict.obstacles.append(_no_journal(recording, config))
+        elif (problem := _foreign_device(known)) is not None:
+            verdict.obstacles.append(problem)
+        else:
+            with Crew(config, known, workers, heads=heads) as crew:
+                verdict.obstacles += [
+                    f"cannot verify from tick {use.from_tick}: head {use.head_hash[:12]} is not at hand, "
+                    f"neither in {use.folder} nor in a folder given by --head"
+                    for use in crew.heads.missing
+                ]
+                comparison = _Comparison(recording, config, known, crew.heads, verdict)
+                with progress("verifying states") as advance:
+                    for step, state in crew.conclude(cuts(recording, config, known)):
+                        comparison.take(step, state)
+                        advance()
+                comparison.finish()
+                verdict.notes += _strangeness(known, crew.engines[0]) if verdict.different else []
+        if not (verdict.equal or verdict.different or verdict.obstacles):
+            verdict.obstacles.append(f"it holds no state/{config.name} that could be compared")
+        verdict.notes += _models(recording, verdict)
+        verdict.notes += recording.damage
+        return verdict
+
+
+class _Comparison:
+    """Lays cuts beside recorded states; both come in the order of ticks, one live run after the other."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        config: FusionConfig,
+        known: Survey,
+        heads: Heads,
+        verdict: Verdict,
+    ) -> None:
+        self._topic = f"state/{config.name}"
+        self._known = known
+        self._heads = heads
+        self._verdict = verdict
+        self._states = recording.messages(self._topic)
+        self._next = self._read()
+        self._source = ""
+        self._sources: set[str] = set()
+        self._reason = "the beginning of the fusion is not recorded"
+        self._from_tick: int | None = None
+        """First tick of the stretch that is told without a break; None outside of one."""
+        self._settled_ns = 0
+        self._concluded = 0
+        self._first_seq: int | None = None
+
+    def take(self, step: Told, state: FusedState | None) -> None:
+        """Take one cut and what comes of it, or news of the recording."""
+        if isinstance(step, Begin):
+            self._begin(step)
+        elif isinstance(step, Missed):
+            self._miss(step)
+        elif isinstance(step, End):
+            self._from_tick, self._reason = None, "the recording ends before all of their inputs"
+        else:
+            self._compare(step, state)
+
+    def finish(self) -> None:
+        """Account for the states that are left."""
+        if self._from_tick is not None:
+            self._reason = "the recording ends before all of their inputs"
+        while self._next is not None:
+            self._skip(self._reason)
+
+    def _begin(self, step: Begin) -> None:
+        source = step.journal.state_source
+        if source != self._source:
+            while self._next is not None and self._next.source in self._sources:
+                self._skip("the fusion ended before it journaled their inputs")
+        self._source = source
+        self._sources.add(source)
+        mark = step.mark
+        self._reason = step.reason
+        self._from_tick = 0 if mark is None else mark.next_tick
+        self._settled_ns = self._known.settled_ns(step.journal)
+        self._concluded, self._first_seq = 0, None
+
+    def _miss(self, step: Missed) -> None:
+        if not self._verdict.obstacles:
+            self._verdict.obstacles.append("not all that decided the states was recorded")
+        if len(self._verdict.missed) < _MAX_NAMED:
+            self._verdict.missed.append(step)
+        self._from_tick, self._reason = None, "they follow on something that was not recorded"
+
+    def _compare(self, cut: Cut, actual: FusedState | None) -> None:
+        tick = cut.window.tick
+        while (state := self._state_of(cut.source)) is not None and state.tick < tick:
+            if self._from_tick is not None and state.tick >= self._from_tick:
+                self._differ(state, Difference("tick", state.tick, MISSING))
+                self._next = self._read()
+            else:
+                self._skip(self._reason)
+        if state is not None and state.tick == tick:
+            if self._first_seq is None:
+                self._first_seq = 0 if self._from_tick == 0 else state.seq - self._concluded
+            if actual is None:
+                absent = cut.whole and not self._heads.at(cut.source, tick)
+                self._skip("their head is not at hand" if absent else self._reason)
+            elif (reason := self._obstacle(state, actual.model)) is not None:
+                self._skip(reason)
+            else:
+                self._judge(state, structs.replace(actual, seq=self._first_seq + self._concluded))
+                self._next = self._read()
+        # what was concluded and not recorded counts too: the numbers tell
+        self._concluded += 1
+
+    def _obstacle(self, state: FusedState, model: ModelInfo) -> str | None:
+        """Why a recorded state cannot be compared, None if it can."""
+        if state.sent_ns > self._settled_ns:
+            return "no journal tells what was shed for them"
+        return None if self._is_comparable(state.model, model) else "another model made them"
+
+    def _judge(self, state: FusedState, actual: FusedState) -> None:
+        difference = first_difference(conclusion(state), conclusion(actual))
+        if difference is None:
+            self._verdict.equal += 1
+        else:
+            self._differ(state, difference)
+
+    def _differ(self, state: FusedState, difference: Difference) -> None:
+        self._verdict.different += 1
+        if self._verdict.first is None:
+            self._verdict.first = Divergence(self._topic, state.seq, state.tick, difference)
+
+    def _is_comparable(self, recorded: ModelInfo, model: ModelInfo) -> bool:
+        if recorded == model:
+            return True
+        for name in ModelInfo.__struct_fields__:
+            was, here = getattr(recorded, name), getattr(model, name)
+            text = f"the model's {name.replace('_', ' ')} was {was[:12]}…, here it is {here[:12]}…"
+            if was != here and text not in self._verdict.obstacles:
+                self._verdict.obstacles.append(text)
+        return False
+
+    def _state_of(self, source: str) -> FusedState | None:
+        while self._next is not None and self._next.source not in self._known.runs:
+            self._skip("no journal tells of their inputs")
+        return self._next if self._next is not None and self._next.source == source else None
+
+    def _skip(self, reason: str) -> None:
+        self._verdict.skipped[reason] += 1
+        self._next = self._read()
+
+    def _read(self) -> FusedState | None:
+        message = next(self._states, None)
+        if message is None or not isinstance(message.header, FusedState):
+            return None
+        self._verdict.states += 1
+        self._verdict.models[message.header.model.weights_hash] += 1
+        return message.header
+
+
+def _no_journal(recording: Recording, config: FusionConfig) -> str:
+    topics = sorted({message.topic for message in recording.messages("journal/*")})
+    if topics:
+        return (
+            f"no journal in it is of a fusion with this grid, these inputs and the name '{config.name}': "
+            f"give the profile that {', '.join(topics)} had"
+        )
+    if _was_to_be_recorded(recording, ("journal/fusion", "clock/fusion")) and not any(
+        recording.messages(f"state/{config.name}")
+    ):
+        return (
+            f"no state/{config.name} in it: the fusion published none while it was recorded, it may still "
+            "have been loading its models; record again, --seconds counts from the first state"
+        )
+    return "no journal: record journal/* and clock/* too, then it can be verified"
+
+
+def _models(recording: Recording, verdict: Verdict) -> Iterator[str]:
+    """Say which weights concluded, where there were several, and which of them the metadata does not name."""
+    noted = [value for name, value in recording.metadata.items() if name.startswith(f"{MODEL} ")]
+    named = {value.get("weights_hash") for value in noted if isinstance(value, dict)}
+    for weights, count in verdict.models.items() if named else ():
+        unnamed = "" if weights in named else ", which the metadata does not name"
+        if unnamed or len(verdict.models) > 1:
+            yield f"{count} states are of weights {weights[:12]}{unnamed}"
+
+
+def _was_to_be_recorded(recording: Recording, topics: Iterable[str]) -> bool:
+    """Return whether the recorder was asked for all of these topics, as far as the file says."""
+    try:
+        asked = recording.profile.recording
+    except PerceptionError:
+        return False
+    return asked is not None and all(matches(topic, asked.topics) for topic in topics)
+
+
+def _foreign_device(known: Survey) -> str | None:
+    device = str(known.facts.get("device", "cpu"))
+    if not exists(device):
+        return f"it was computed on {device}, and there is none here"
+    return None
+
+
+def _strangeness(known: Survey, engine: Engine) -> list[str]:
+    """What differs here from the live run, besides the code."""
+    here = engine.facts()
+    return [
+        f"{name} was {was}, here it is {here[name]}"
+        for name, was in known.facts.items()
+        if name in here and was != here[name]
+    ]

@@ -1,0 +1,234 @@
+"""What `perception train` and `perception evaluate` do, from paths to files."""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from perception.errors import PerceptionError, SessionError, located
+from perception.fusion import build
+from perception.io.beside import beside, written
+from perception.io.home import kept_in
+from perception.io.progress import Advance, nothing, progress
+from perception.models.checkpoint import check_branches, load_head, with_own_encoders
+from perception.profile import FusionConfig
+from perception.training import copies, cost, dataset, processes, report
+from perception.training import finetune as encoders
+from perception.training import plan as plans
+from perception.training.dataset import DataSource
+from perception.training.examples import Examples
+from perception.training.fit import fit
+from perception.training.model import FusionModel
+from perception.training.plan import CACHE, Split, TrainPlan
+from perception.training.workers import workers_for
+
+Say = Callable[[str], Any]
+_LOG: Final = logging.getLogger(__name__)
+
+
+def train(
+    config: Path,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    cache: Path | None,
+    workers: int | None,
+    resume: bool,
+    say: Say,
+    cores: int | None = None,
+) -> None:
+    """Train, report and store; see the command. Of several processes, the main one speaks and writes.
+
+    Without `workers`, as many encode as `cores` allow, by default those of this machine.
+    """
+    plan = plans.load_plan(config)
+    plans.refuse_unlike_head(out)
+    here = processes.join(build.pick_device(plan.training.device))
+    main = here.is_main_process
+    fusion = plans.fusion_of(plan.profile)
+    encoded = partial(
+        _build,
+        fusion=fusion,
+        track=plan.track,
+        cache=cache,
+        workers=_workers(workers, cores, fusion),
+        hidden=not main,
+        context=plan.head.gru > 0,
+        prepared=plan.train_encoders,
+    )
+    copies.check(config, plan.copies, fusion)
+    encoders.check(config, plan.augment, fusion, plan.train_encoders)
+    sources = plans.find_sources(paths, fusion)
+    with located(plan.profile), _unfinished(out, resume, main) as states:
+        with here.main_process_first():
+            data = encoded(sources, classes=plan.classes)
+            perturbed = [encoded(copies.copied(sources, one), classes=data.classes) for one in plan.copies]
+        _train(out, states, plan, fusion, sources, data, perturbed, main, say)
+
+
+@contextmanager
+def _unfinished(out: Path, resume: bool, main: bool) -> Iterator[Path]:
+    """Yield the folder, beside that of the checkpoint, of the states that a training is resumed from.
+
+    It is there only while a training is, or after one that was interrupted or found the disk full.
+    """
+    folder = out.with_name(f"{out.name}.unfinished")
+    if any(folder.glob("*.state")) and not resume:
+        raise PerceptionError(f"{folder} holds an interrupted training; go on with --resume or remove it")
+    try:
+        yield folder
+    except KeyboardInterrupt:
+        if main and folder.exists():
+            _LOG.warning("interrupted; the same command with --resume goes on from %s", folder)
+        raise
+    except PerceptionError as error:
+        if main and not isinstance(error, SessionError):  # it would fail again
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
+        if main:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # one without a state is of no use
+
+
+def _train(
+    out: Path,
+    states: Path,
+    plan: TrainPlan,
+    fusion: FusionConfig,
+    sources: Sequence[DataSource],
+    data: Examples,
+    perturbed: Sequence[Examples],
+    main: bool,
+    say: Say,
+) -> None:
+    """Train on examples, report and store; only the main process speaks and writes."""
+    parts = plans.split(data, plan, perturbed)
+    inputs = plans.branch_inputs(fusion)
+    if main:
+        counts = [len(part.labelled) for part in (parts.train, parts.validation, parts.test)]
+        say("{} windows to train on, {} to choose by, {} to test on".format(*counts))
+    fits = plan.seeds + len(set(inputs.values())) + plan.folds
+    with progress("training heads", fits, hidden=not main) as advance:
+        models = plans.train_heads(parts, plan, fusion, states, advance)
+        singles = train_singles(parts, plan, fusion, advance)
+        tested = plans.cross_validate(data, plan, fusion, perturbed, advance) if plan.folds else ()
+        folds = report.over_folds(tested) if plan.folds else {}
+    if not main:
+        return
+    with progress("testing"):
+        found = report.assess(models, parts.validation, parts.test, inputs, singles)
+        found["cost"] = cost.of_tick(models[0], parts.test, sources, fusion)
+    found["folds"] = folds
+    found["training"] = plan.model_copy(update={"classes": data.classes}).model_dump(mode="json")
+    plans.refuse_unlike_head(out)
+    with beside(out, replace=True) as part, written(out):
+        plans.save(part, models[0], parts, found, inputs, plans.encoders_config_hash(fusion), out)
+        encoders.save(part, fusion, dict(models[0].encoders))
+        report.write(part, found, f"Fusion head {out.name}")
+    _summarise(found, say)
+    say(f"stored {out}; report: {out / 'report.html'}")
+
+
+def train_singles(
+    parts: Split, plan: TrainPlan, fusion: FusionConfig, advance: Advance = nothing
+) -> dict[str, FusionModel]:
+    """Train the same kind of head on each input alone: what fusion has to beat."""
+    inputs = plans.branch_inputs(fusion)
+    head = plan.head.model_copy(update={"modality_dropout": 0.0})
+    config = plan.training.model_copy(update={"input_dropout": 0.0})
+    alone = plan.model_copy(update={"head": head, "training": config})
+    singles: dict[str, FusionModel] = {}
+    for name in sorted(set(inputs.values())):
+        branches = [branch for branch in parts.train.branches if inputs[branch] == name]
+        own = Split(*(part.select(branches) for part in (parts.train, parts.validation, parts.test)))
+        model, augment = plans.new_model(alone, own.train, config.seed, fusion)
+        fit(model, own.train, own.validation, config, augment=augment, on_epoch=plans.noted(advance))
+        advance()
+        singles[name] = model.cpu()
+    return singles
+
+
+def evaluate(
+    folder: Path,
+    paths: Sequence[Path],
+    name: str,
+    out: Path | None = None,
+    *,
+    track: str,
+    cache: Path | None,
+    workers: int | None,
+    retrieval: Mapping[str, Any],
+    say: Say,
+    cores: int | None = None,
+) -> None:
+    """Report on a stored head, in `out` or beside it; see the command.
+
+    Half of the sessions choose the conformal thresholds; of one session alone, none does.
+    What search is worth in them is reported too, if that is given. Workers are those of `train`.
+    """
+    out = out or folder / plans.EVALUATION
+    report.refuse_training(out)
+    fusion = with_own_encoders(plans.fusion_of(name), folder)
+    head = load_head(folder)
+    sources = plans.find_sources(paths, fusion)
+    with located(name):
+        data = _build(
+            sources,
+            fusion=fusion,
+            classes=head.classes,
+            track=track,
+            cache=cache,
+            workers=_workers(workers, cores, fusion),
+            context=head.ticks > 1,
+        )
+    check_branches(head, {branch: data.features[branch].shape[1] for branch in data.branches})
+    single = len(set(data.sources.tolist())) == 1
+    calibration, test = (None, data) if single else dataset.holdout(data, 0.5, 0)
+    model = FusionModel(head)
+    with progress("testing"):
+        found = report.assess([model], calibration, test, plans.branch_inputs(fusion))
+        found["cost"] = cost.of_tick(model, test, sources, fusion)
+    found["retrieval"] = dict(retrieval)
+    chosen_by = ", ".join(found["threshold_sessions"]) or "none, there is only one session"
+    say(f"tested on {found['windows']} windows of {found['sessions']} sessions")
+    say(f"sessions that chose conformal thresholds and are not in the test: {chosen_by}")
+    with written(out):
+        page = report.write(out, found, f"Fusion head {folder.name}")
+    _summarise(found, say)
+    say(f"report: {page}")
+
+
+def _workers(asked: int | None, cores: int | None, fusion: FusionConfig) -> int:
+    here = cores or build.cores()
+    return asked or workers_for(here, build.threads_for(fusion.threads, here))
+
+
+def _build(
+    sources: Sequence[DataSource],
+    *,
+    fusion: FusionConfig,
+    cache: Path | None,
+    hidden: bool = False,
+    **options: Any,
+) -> Examples:
+    folder = kept_in(cache or CACHE, "--cache")
+    with progress("encoding", len(sources), hidden=hidden) as advance:
+        examples = dataset.build(sources, fusion, folder, advance=advance, **options)
+    build.use_threads(0)  # encoding leaves each process those of the fusion
+    return examples
+
+
+def _summarise(found: Mapping[str, Any], say: Say) -> None:
+    for name, scored in found["subsets"].items():
+        accuracy, recall, nll = scored["accuracy"], scored["macro_recall"], scored["nll"]
+        say(f"{name:40} accuracy {accuracy:.3f}  macro recall {recall:.3f}  NLL {nll:.3f}")
+    for name, worth in found.get("retrieval", {}).items():
+        say(f"search, {name}: {', '.join(f'{key} {value:.3f}' for key, value in worth['mean'].items())}")
+    drops = ", ".join(f"{name} {drop:.3f}" for name, drop in found["shuffle_drop"].items())
+    say(f"accuracy lost when shuffled: {drops}")

@@ -1,0 +1,13 @@
+"""Arrays that every part of the package shares."""
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Image: TypeAlias = npt.NDArray[np.uint8]
+"""Pixels, (height, width, 3) BGR or (height, width) grey."""
+Samples: TypeAlias = npt.NDArray[np.float32]
+"""One channel of sound, (count,), within [-1, 1]."""
+RawSamples: TypeAlias = npt.NDArray[np.int16] | npt.NDArray[np.float32]
+"""Sound as it is published, (count,) or (count, channels): 16-bit whole numbers, or as `Samples`."""
