@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from perception.errors import MissingPackageError, PerceptionError
-from perception.errors.credentials import CleanFormatter
+from perception.errors.credentials import CleanFormatter, harmless
 from perception.profile import OVERRIDES_VARIABLE, Profile, load
 
 
@@ -34,10 +34,10 @@ def main(kind: str, run: Callable[[Profile, str, threading.Event], None], *, nam
     try:
         run(load(arguments.profile, overrides), arguments.name, stopped)
     except PerceptionError as error:
-        sys.stderr.write(f"perception: {error}\n")
+        sys.stderr.write(f"perception: {harmless(str(error))}\n")
         sys.exit(error.exit_code)
     except ImportError as error:
-        sys.stderr.write(f"perception: {_explained(error)}\n")
+        sys.stderr.write(f"perception: {harmless(_explained(error))}\n")
         sys.exit(MissingPackageError.exit_code)
 
 

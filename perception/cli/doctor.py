@@ -21,7 +21,7 @@ from perception import profile as profiles
 from perception.bus.host import HostClock, Runtime, base_directory
 from perception.cli.package_checks import Outcome, probe, probe_all
 from perception.errors import DISTRIBUTION, INSTALL, BusError, PerceptionError
-from perception.errors.credentials import without_credentials
+from perception.errors.credentials import harmless, without_credentials
 from perception.graph.check import check, served
 from perception.io.home import home
 from perception.io.progress import progress
@@ -75,7 +75,7 @@ def print_findings(findings: Iterable[Finding], file: TextIO) -> int:
         failed |= finding.level == "fail"
         advice = f" -> {finding.advice}" if finding.advice else ""
         line = (f"{finding.level:<5}", _STYLE[finding.level])
-        said = without_credentials(f"{finding.check}: {finding.detail}{advice}")
+        said = harmless(without_credentials(f"{finding.check}: {finding.detail}{advice}"))
         console.print(Text.assemble(line, said))
     return int(failed)
 

@@ -1,6 +1,7 @@
 """The `perception` command. Each subcommand imports what it needs when it runs, so that all start fast."""
 
 import io
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,11 +15,11 @@ from perception.cli.help import Group
 from perception.cli.replay import fuse, replay, verify
 from perception.cli.search import search
 from perception.cli.session import record, session
-from perception.cli.standard_streams import open_closed_streams
+from perception.cli.standard_streams import open_closed_streams, show
 from perception.cli.swap import swap
 from perception.cli.training import COMMANDS as TRAINING_COMMANDS
 from perception.errors import DISTRIBUTION, INTERRUPTED, PerceptionError
-from perception.errors.credentials import without_credentials
+from perception.errors.credentials import CleanFormatter, without_credentials
 from perception.io.out_path import OutFile, OutFolder
 
 _QUIET_S: Final = 2.0
@@ -86,16 +87,16 @@ def echo(topic: str, count: int | None, as_json: bool, hz: bool, domain: str | N
         if not (message := subscriber.receive(_QUIET_S)):
             where = f"published in domain '{runtime.domain}'" if runtime else domains.NONE_UP
             published = f": {', '.join(runtime.topics()) or 'nothing'}" if runtime else ""
-            click.echo(f"perception: waiting for {topic}; {where}{published}", err=True)
+            show(f"perception: waiting for {topic}; {where}{published}", err=True)
             message = subscriber.receive()
         received = 0
         while message:
             received += 1
             if hz:
                 for line in rates.add(message):
-                    click.echo(line)
+                    show(line)
             else:
-                click.echo(form.as_json(message) if as_json else form.as_line(message, clock.now_ns()))
+                click.echo(form.as_json(message)) if as_json else show(form.as_line(message, clock.now_ns()))
             if received == count:
                 return
             message = subscriber.receive()
@@ -166,7 +167,7 @@ def schema(out: Path | None) -> None:
         click.echo(json.dumps(json_schemas(), indent=1))
     else:
         for file in write(out):
-            click.echo(file)
+            show(str(file))
 
 
 @cli.group()
@@ -180,7 +181,7 @@ def new(folder: Path) -> None:
     """Make a new pair of keys in FOLDER (default: keys); copy that folder to every host of the graph."""
     from perception.bus.keys import new_keys
 
-    click.echo(f"{new_keys(folder)}: keys made; every host needs a copy, nobody else may have one")
+    show(f"{new_keys(folder)}: keys made; every host needs a copy, nobody else may have one")
 
 
 @cli.command()
@@ -231,17 +232,17 @@ def bench(
         cases = scale.cases(seconds=seconds)
     else:
         cases = startup.cases()
-    figures = interleave(cases, rounds, lambda text: click.echo(text, err=True))
-    click.echo(report.as_text(figures))
+    figures = interleave(cases, rounds, lambda text: show(text, err=True))
+    show(*report.as_text(figures).split("\n"))
     for line in report.straight_lines(kind, figures):
-        click.echo(line)
+        show(line)
     if json_file is not None:
         json_file.write_text(json.dumps(report.as_json(kind, figures), indent=1) + "\n", encoding="utf-8")
     complaints = report.over_budget(kind, figures)
     if baseline is not None:
         complaints += report.against(kind, figures, baseline)
     for line in complaints:
-        click.echo(f"over budget: {line}", err=True)
+        show(f"over budget: {line}", err=True)
     return 1 if complaints else 0
 
 
@@ -257,11 +258,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         result: Any = cli.main(arguments, prog_name="perception", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except PerceptionError as error:
-        click.echo(f"perception: {error}", err=True)
+        show(f"perception: {error}", err=True)
         return error.exit_code
     except click.ClickException as error:
         error.show(file=(shown := io.StringIO()))
-        click.echo(without_credentials(shown.getvalue()), nl=False, err=True)
+        show(*without_credentials(shown.getvalue()).rstrip("\n").split("\n"), err=True)
         return error.exit_code
     except click.Abort:
         return INTERRUPTED
@@ -270,11 +271,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             raise  # nothing of the user's: a fault of ours
-        click.echo(f"perception: {without_credentials(str(error.filename))}: {error.strerror}", err=True)
+        show(f"perception: {without_credentials(str(error.filename))}: {error.strerror}", err=True)
         return 1
 
 
 def main() -> None:
     """Run as the installed command."""
     open_closed_streams()
+    if logging.lastResort is not None:  # what a command does not set up itself goes there
+        logging.lastResort.setFormatter(CleanFormatter())
     sys.exit(run())

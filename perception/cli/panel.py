@@ -1,6 +1,5 @@
 """What a person watches while a graph runs, as lines: a panel, a state, a table of nodes. No terminal."""
 
-import re
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perception.cli.summary import stages
+from perception.errors.credentials import harmless
 from perception.messages import FusedState, Header, Health, Message, ModalityState
 
 _RECENT_STATES: Final = 32
@@ -22,7 +22,6 @@ _SECONDS_FROM_MS: Final = 100_000
 _NOTICED: Final = 0.005
 """A score below it would read as 0.00: nothing was detected."""
 _WAITING: Final = "waiting for the first state"
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MEASURE: Final = Console(color_system=None)
 _PRESENCE_STYLE: Final = {"present": "green", "held": "yellow", "absent": "red"}
 _STATUS_STYLE: Final = {"ok": "green", "degraded": "yellow", "lost": "red"}
@@ -163,7 +162,7 @@ def _folded(line: Text, width: int) -> list[Text]:
 
 def clean(line: Text) -> Text:
     """Return the line with a mark instead of each character that a terminal would obey."""
-    return Text(_CONTROL.sub("\ufffd", line.plain), line.style, spans=line.spans, end="")
+    return Text(harmless(line.plain), line.style, spans=line.spans, end="")
 
 
 def _fitted(line: Text, width: int) -> Text:
@@ -186,9 +185,9 @@ def node_table(board: Board, width: int | None = None) -> Table:
         device = " ".join(f"{key}={_short(value)}" for key, value in health.device.items())
         status = f"{health.status}: {health.reason}" if health.reason else health.status
         style = _STATUS_STYLE[health.status]
-        table.add_row(
-            name, Text(status, style), "\n".join(rates) or "-", _words(losses) or "-", device or "-"
-        )
+        row = (Text(cell) for cell in (harmless(_words(losses)) or "-", harmless(device) or "-"))
+        published = Text("\n".join(map(harmless, rates)) or "-")
+        table.add_row(Text(harmless(name)), Text(harmless(status), style), published, *row)
     return table
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from perception.cli.standard_streams import show
 from perception.errors import SessionError
 from perception.io.out_path import OutFile
 
@@ -69,10 +70,10 @@ def replay(
             domain=domain,
             keys=keys,
             wait=0 if no_wait else wait,
-            say=lambda text: click.echo(f"perception: {text}", err=True),
+            say=lambda text: show(f"perception: {text}", err=True),
         )
     counts = ", ".join(f"{count} {topic}" for topic, count in sorted(published.items()))
-    click.echo(f"published {counts or 'nothing'}")
+    show(f"published {counts or 'nothing'}")
 
 
 @click.command()
@@ -102,9 +103,12 @@ def verify(file: Path, profile: str | None, heads: tuple[Path, ...], as_json: bo
         with located(profile):
             verdict = run(file, load(profile) if profile else None, heads=heads)
     except PerceptionError as error:
-        click.echo(f"cannot verify: {error}", err=True)
+        show(f"cannot verify: {error}", err=True)
         return CANNOT_VERIFY
-    click.echo(json.dumps(verdict.as_dict(), indent=1) if as_json else "\n".join(verdict.lines()))
+    if as_json:
+        click.echo(json.dumps(verdict.as_dict(), indent=1))
+    else:
+        show(*verdict.lines())
     return verdict.exit_code
 
 
@@ -126,8 +130,8 @@ def fuse(file: Path, profile: str | None, out: Path, overrides: tuple[str, ...])
         raise ProfileError("--set changes a profile: give one, or leave --set out")
     with extras(), located(profile):
         for line in run(file, out, load(profile, overrides) if profile else None):
-            click.echo(line)
-    click.echo(f"{out}: written")
+            show(line)
+    show(f"{out}: written")
 
 
 def _rate(text: str) -> float | None:

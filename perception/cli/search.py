@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from perception.cli.standard_streams import show
 from perception.io.out_path import OutFile, OutFolder
 from perception.retrieval import APART_S
 
@@ -94,7 +95,7 @@ def search(
         engine.chosen(models),
         Step(every, length),
         folder=index,
-        say=lambda text: click.echo(f"perception: {text}", err=True),
+        say=lambda text: show(f"perception: {text}", err=True),
     )
     if evaluate is not None:
         from perception.retrieval import evaluation
@@ -112,7 +113,7 @@ def search(
         from perception.retrieval import sheet as contact
 
         contact.write(sheet, str(image or sound or words[-1]), dict(found), length)
-        click.echo(f"perception: {sheet} written", err=True)
+        show(f"perception: {sheet} written", err=True)
 
 
 def _query(text: str, image: Path | None, sound: Path | None) -> "Query":
@@ -128,13 +129,13 @@ def _show_hits(
 ) -> None:
     if as_json:
         rows = {shelf.kind: {"model": shelf.model, "hits": list(map(asdict, hits))} for shelf, hits in found}
-        click.echo(json.dumps(rows, ensure_ascii=False, default=str))
+        click.echo(json.dumps(rows, default=str))
         return
     for (shelf, hits), floor in zip(found, floors, strict=True):
         least = "" if floor is None else f", score {floor:g} or more"
-        click.echo(f"{shelf}: {len(hits)} of {len(shelf)}{least}")
+        show(f"{shelf}: {len(hits)} of {len(shelf)}{least}")
         for rank, hit in enumerate(hits, 1):
-            click.echo(f"{rank:4}  {hit}")
+            show(f"{rank:4}  {hit}")
 
 
 def _show_worth(found: "Sequence[tuple[Shelf, Mapping[str, Worth]]]", plain: bool) -> None:
@@ -142,13 +143,13 @@ def _show_worth(found: "Sequence[tuple[Shelf, Mapping[str, Worth]]]", plain: boo
     from perception.retrieval.ranking import RECALL_AT, mean
 
     if plain:
-        click.echo(json.dumps(as_json(found), ensure_ascii=False))
+        click.echo(json.dumps(as_json(found)))
         return
     for shelf, judged in found:
-        click.echo(
+        show(
             f"{shelf}: mean of {len(judged)} queries: "
             + ", ".join(f"{name} {value:.3f}" for name, value in mean(judged).items())
         )
         for name, worth in judged.items():
             at = next((f"among the best {k}" for k in RECALL_AT if worth.found_at[k]), "not found")
-            click.echo(f"  {name:24}  AP {worth.average_precision:.3f}  chance {worth.chance:.3f}  {at}")
+            show(f"  {name:24}  AP {worth.average_precision:.3f}  chance {worth.chance:.3f}  {at}")

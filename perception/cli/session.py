@@ -13,6 +13,7 @@ import click
 
 from perception.bus.domains import JOINED_DOMAIN
 from perception.cli.help import Group
+from perception.cli.standard_streams import show
 from perception.errors import PerceptionError, SessionError, extras
 from perception.io.out_path import OutFile, OutFolder
 
@@ -69,9 +70,9 @@ def info(file: Path, as_json: bool) -> int:
         values = [asdict(one) for one in found]
         click.echo(json.dumps(values if file.is_dir() else values[0]))
     else:
-        click.echo("\n".join(line for one in found for line in one.lines()))
+        show(*(line for one in found for line in one.lines()))
     for text in problems:
-        click.echo(f"perception: {text}", err=True)
+        show(f"perception: {text}", err=True)
     return SessionError.exit_code if problems else 0
 
 
@@ -104,7 +105,7 @@ def cat(
             if as_json:
                 click.echo(echo.as_json(message, at_s))
             else:
-                click.echo(echo.as_line(message, message.received_ns, at_s))
+                show(echo.as_line(message, message.received_ns, at_s))
         _tell(opened.damage)
         if message is None:
             raise SessionError(f"{file}: no such messages{nothing_of(opened, topics)}")
@@ -159,12 +160,12 @@ def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, 
             there = f"{nothing_of(one, topics)}; {actual}{nothing_of(other)}"
             raise SessionError(f"{expected}: no such messages, nothing to compare{there}")
         for divergence in found[:limit]:
-            click.echo(f"at {one.zero.seconds(divergence.stamp_ns):.3f} s: {divergence}")
+            show(f"at {one.zero.seconds(divergence.stamp_ns):.3f} s: {divergence}")
         _tell([f"{opened.path}: {text}" for opened in (one, other) for text in opened.damage])
     if len(found) > limit:
-        click.echo("... and more; --limit shows them")
+        show("... and more; --limit shows them")
     if not found:
-        click.echo("no difference")
+        show("no difference")
     return DIFFERENT if found else 0
 
 
@@ -212,7 +213,7 @@ def export(
                 one.watch = advance
             lines = list(_exported(opened, target, kind, tables, rate_hz, topics))
         for line in lines:
-            click.echo(line)
+            show(line)
         _tell([f"{one.path}: {text}" for one in opened for text in one.damage])
 
 
@@ -283,7 +284,7 @@ def import_(
 
         lines = import_media.read(source, target, subtitles, selection)
     for line in lines:
-        click.echo(line)
+        show(line)
 
 
 @click.command()
@@ -357,9 +358,9 @@ def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: st
         Recorder(out, config, describe(None, clock.to_host_ns(0))) as recorder,
         Subscriber(*config.topics, runtime=runtime, clock=clock.now_ns, policies=EVERY_MESSAGE) as subscriber,
     ):
-        click.echo(f"recording {', '.join(config.topics)} to {recorder.path}; Ctrl-C ends it", err=True)
+        show(f"recording {', '.join(config.topics)} to {recorder.path}; Ctrl-C ends it", err=True)
         if runtime is None:
-            click.echo(f"perception: {domains.NONE_UP}; waiting for one", err=True)
+            show(f"perception: {domains.NONE_UP}; waiting for one", err=True)
         with progress("recording") as advance:
             said = Counter[str]()
 
@@ -382,9 +383,7 @@ def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: st
             raise PerceptionError(f"{nobody}: {domains.NONE_UP}")
         raise PerceptionError(f"{nobody} in domain '{runtime.domain}'; perception nodes shows who is alive")
     lost = sum(account.lost + sum(account.dropped.values()) for account in accounts.values())
-    click.echo(
-        f"{recorder.path}: {recorder.counts['messages']} messages of {len(accounts)} topics, {lost} lost"
-    )
+    show(f"{recorder.path}: {recorder.counts['messages']} messages of {len(accounts)} topics, {lost} lost")
     if recorder.full:
         raise SessionError(f"recording stopped: {recorder.full}")
     return 0
@@ -393,9 +392,9 @@ def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: st
 def _say_copied(target: Path, copied: "Copied", more: str = "") -> None:
     _tell(copied.damage)
     left_out = f"; left out: {', '.join(copied.left_out)}" if copied.left_out else ""
-    click.echo(f"{target}: {copied.messages} messages, {copied.bytes_written / 1e6:.1f} MB{left_out}{more}")
+    show(f"{target}: {copied.messages} messages, {copied.bytes_written / 1e6:.1f} MB{left_out}{more}")
 
 
 def _tell(damage: list[str]) -> None:
     for text in damage:
-        click.echo(f"perception: damage: {text}", err=True)
+        show(f"perception: damage: {text}", err=True)

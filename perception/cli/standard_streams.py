@@ -1,10 +1,23 @@
-"""Standard streams that are closed, or that lose their reader while a program still has something to end."""
+"""Standard streams that are closed, or that lose their reader while a program still has something to end.
+
+And what is said there to people.
+"""
 
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
+
+import click
+
+from perception.errors.credentials import harmless
+
+
+def show(*lines: str, err: bool = False) -> None:
+    """Write lines for people. Whatever they quote, each stays one line, and a terminal obeys none of it."""
+    for line in lines:
+        click.echo(harmless(line), err=err)
 
 
 def open_closed_streams() -> None:

@@ -6,8 +6,10 @@ from typing import Final, TextIO
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from perception.cli.summary import Accuracy, Report
+from perception.errors.credentials import harmless
 
 PLAIN_WIDTH: Final = 100_000  # in a pipe nothing is cut or folded
 
@@ -17,7 +19,7 @@ def print_report(report: Report, file: TextIO) -> None:
     terminal = file.isatty()
     console = Console(file=file, width=None if terminal else PLAIN_WIDTH, highlight=False)
     for line in headlines(report):
-        console.print(line, soft_wrap=True)
+        console.print(Text(harmless(line)), soft_wrap=True)
     for title, table in _tables(report):
         table.box = box.SIMPLE_HEAD if terminal else None
         console.print(f"\n{title}:" if table.rows else f"\n{title}: none", style="bold", soft_wrap=True)
@@ -51,12 +53,12 @@ def _tables(report: Report) -> Iterator[tuple[str, Table]]:
     if report.latency_ms:
         table = _table("stage", "p50", "p95", "p99", "n")
         for stage, row in report.latency_ms.items():
-            table.add_row(stage, f"{row.p50:.2f}", f"{row.p95:.2f}", f"{row.p99:.2f}", str(row.count))
+            _add(table, stage, f"{row.p50:.2f}", f"{row.p95:.2f}", f"{row.p99:.2f}", str(row.count))
         yield "latency, ms", table
     if report.presence:
         table = _table("modality", "present", "held", "absent")
         for modality, shares in report.presence.items():
-            table.add_row(modality, *(f"{shares[key]:.1%}" for key in ("present", "held", "absent")))
+            _add(table, modality, *(f"{shares[key]:.1%}" for key in ("present", "held", "absent")))
         yield "presence, share of states", table
     yield "dropped or lost, by reason", _reasons(report.drops)
     if report.counts:
@@ -67,7 +69,7 @@ def _confusion(accuracy: Accuracy) -> Table:
     table = _table("", *accuracy.classes, "recall")
     for name, row in zip(accuracy.classes, accuracy.confusion, strict=True):
         right, total = row[accuracy.classes.index(name)], sum(row)
-        table.add_row(name, *map(str, row), f"{right / total:.1%}" if total else "-")
+        _add(table, name, *map(str, row), f"{right / total:.1%}" if total else "-")
     return table
 
 
@@ -75,7 +77,7 @@ def _reasons(counts: Mapping[str, Mapping[str, int]]) -> Table:
     table = _table("where", "reasons")
     table.columns[1].justify, table.columns[1].no_wrap = "left", False
     for where, reasons in counts.items():
-        table.add_row(where, ", ".join(f"{reason} {count}" for reason, count in reasons.items()))
+        _add(table, where, ", ".join(f"{reason} {count}" for reason, count in reasons.items()))
     return table
 
 
@@ -83,5 +85,9 @@ def _table(first: str, *columns: str) -> Table:
     table = Table(pad_edge=False)
     table.add_column(first, overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(Text(harmless(column)), justify="right", no_wrap=True)
     return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*(Text(harmless(cell)) for cell in cells))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Self
 import click
 
 from perception.bus.domains import JOINED_DOMAIN
+from perception.cli.standard_streams import show
 from perception.errors import PerceptionError
 
 if TYPE_CHECKING:
@@ -60,14 +61,14 @@ def swap(
         found = _hash(head, expected)
         compared = _try_out(line, head, found, ticks)
         share = compared.agreement.equal
-        click.echo(
+        show(
             f"shadow: {share:.1%} of {compared.agreement.ticks} labels equal, "
             f"mean total-variation distance {compared.agreement.variation:.4f}"
         )
         if min_agreement is not None and share < min_agreement:
             raise PerceptionError(f"not switched: agreement {share:.3f} is below {min_agreement}")
         if not (go or min_agreement is not None or _confirmed()):
-            click.echo("not switched; --go switches after the comparison")
+            show("not switched; --go switches after the comparison")
             return 0
         _say_live(line.ask_once(action="go", head_hash=found))
     return 0
@@ -102,7 +103,7 @@ def _confirmed() -> bool:
 
 def _say_live(status: "HeadStatus") -> None:
     use = status.in_force
-    click.echo(f"live from tick {use.from_tick} on: head {use.head_hash[:12]} {use.folder}".rstrip())
+    show(f"live from tick {use.from_tick} on: head {use.head_hash[:12]} {use.folder}".rstrip())
 
 
 class _Line:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from perception.bus.domains import JOINED_DOMAIN
+from perception.cli.standard_streams import show
 from perception.errors import PerceptionError
 from perception.io.out_path import OutFolder
 
@@ -46,7 +47,7 @@ def train(
     """
     from perception.training import commands as run
 
-    run.train(config, sources, out, cache=cache, workers=workers, resume=resume, say=click.echo)
+    run.train(config, sources, out, cache=cache, workers=workers, resume=resume, say=show)
 
 
 @click.command()
@@ -79,7 +80,7 @@ def evaluate(
     from perception.retrieval import evaluation, search
     from perception.training import commands as run
 
-    found = evaluation.judge(sources, track, search.chosen(models), say=click.echo) if models else {}
+    found = evaluation.judge(sources, track, search.chosen(models), say=show) if models else {}
     run.evaluate(
         head,
         sources,
@@ -89,7 +90,7 @@ def evaluate(
         cache=cache,
         workers=workers,
         retrieval=found,
-        say=click.echo,
+        say=show,
     )
 
 
@@ -115,15 +116,15 @@ def labels(file: Path, track: str | None) -> int:
     if not chosen:
         raise PerceptionError(f"{file}: no labels{f' in track {track}' if track else ''}")
     for span in chosen:
-        click.echo(f"{span.start_ns / 1e9:10.3f} {span.end_ns / 1e9:10.3f}  {span.track}  {span.name}")
+        show(f"{span.start_ns / 1e9:10.3f} {span.end_ns / 1e9:10.3f}  {span.track}  {span.name}")
     found = spans_of.check(chosen)
     for name, classes in found.seconds.items():
         total = sum(classes.values())
         for label, duration_s in sorted(classes.items(), key=lambda item: -item[1]):
             count = found.counts[name][label]
-            click.echo(f"{name}: {label}: {count} spans, {duration_s:.1f} s, {duration_s / total:.0%}")
+            show(f"{name}: {label}: {count} spans, {duration_s:.1f} s, {duration_s / total:.0%}")
     for problem in found.problems:
-        click.echo(f"perception: {file}: {problem}", err=True)
+        show(f"perception: {file}: {problem}", err=True)
     return 1 if found.problems else 0
 
 
@@ -149,7 +150,7 @@ def mark(classes: tuple[str, ...], track: str, seconds: float | None, domain: st
             raise click.UsageError("--seconds marks one class")
         marking.mark_for(classes[0], seconds, track=track, domain=domain)
     else:
-        marking.mark_by_keys(classes, track=track, domain=domain, say=click.echo)
+        marking.mark_by_keys(classes, track=track, domain=domain, say=show)
 
 
 @click.command()
@@ -173,14 +174,14 @@ def reproduce(name: str, data: Path, out: Path, seeds: int | None, threads: int)
         benchmarks = {"avmnist": avmnist.run, "hwu64": hwu64.run, "esc10": esc10.run, "grid": grid.run}
         logging.basicConfig(format="%(message)s", level=logging.INFO)  # above the bar, so not before it
         figures = benchmarks[name](data, out, seeds or (5 if name == "avmnist" else 1), advance)
-    click.echo(figures.markdown())
+    show(*figures.markdown().split("\n"))
 
 
 @click.command(hidden=True, params=reproduce.params)
 @click.pass_context
 def benchmark(context: click.Context, /, **arguments: object) -> None:
     """Run `perception reproduce`, which has this name too."""
-    click.echo("perception: `perception benchmark` is called `perception reproduce` now", err=True)
+    show("perception: `perception benchmark` is called `perception reproduce` now", err=True)
     context.invoke(reproduce, **arguments)
 
 

@@ -13,7 +13,7 @@ from perception.bus.host import DOMAIN_VARIABLE, HostClock, Runtime
 from perception.bus.subscriber import Subscriber
 from perception.cli.standard_streams import enduring
 from perception.errors import NoStateError
-from perception.errors.credentials import without_credentials
+from perception.errors.credentials import harmless, without_credentials
 from perception.graph.check import require
 from perception.graph.supervisor import DomainLock, Supervisor, plan
 from perception.profile import Profile, as_override, load
@@ -46,7 +46,7 @@ def run(
     profile = load(profile_name, overrides)
     runtime, clock = Runtime(profile.domain), HostClock()
     for warning in require(profile, profile_name, runtime.topics()):
-        sys.stderr.write(f"perception: {without_credentials(str(warning))}\n")
+        sys.stderr.write(f"perception: {harmless(without_credentials(str(warning)))}\n")
     started_ns = clock.now_ns()
     nodes = plan(profile, profile_name, overrides, origin_ns=started_ns)
     with (

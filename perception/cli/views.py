@@ -7,6 +7,7 @@ from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
 from perception.cli.panel import Board, clean, panel_lines, state_line
+from perception.errors.credentials import harmless
 
 _REFRESH_S: Final = 0.25
 _LINE_EVERY_S: Final = 1.0
@@ -56,7 +57,7 @@ class PlainView:
         stalled = state is not None and newest == self._shown
         self._shown = newest
         line = "no new state" if stalled else state_line(self._board, nodes)
-        print(line, file=self._out, flush=True)
+        print(harmless(line), file=self._out, flush=True)
 
     def close(self) -> None:
         """Leave nothing to undo."""
@@ -178,4 +179,4 @@ class NodeStyles:
     def line(self, node: str, line: str) -> Text:
         """Return a node's line under its name."""
         style = self._styles.setdefault(node, _NODE_STYLES[len(self._styles) % len(_NODE_STYLES)])
-        return Text.assemble((f"{node} | ", style), line)
+        return clean(Text.assemble((f"{node} | ", style), line))

@@ -89,12 +89,28 @@ def cleaned(value: Any) -> Any:
     return value
 
 
+_OBEYED: Final = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Controls, ends of lines, changes of direction, and halves of characters, which no terminal can be sent."""
+
+
+def harmless(line: str) -> str:
+    """Return one line with a mark instead of each character that a terminal would obey rather than show."""
+    return _OBEYED.sub("\ufffd", line)
+
+
 class CleanFormatter(logging.Formatter):
-    """Formats log lines, those of other libraries and tracebacks included, without credentials."""
+    """Formats log lines, those of other libraries and tracebacks included, harmlessly, without credentials.
+
+    A message is one line, whatever it quotes; only a traceback has several.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line as it may be shown."""
-        return without_credentials(super().format(record))
+        return without_credentials("\n".join(map(harmless, super().format(record).split("\n"))))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Return the message in one line."""
+        return harmless(super().formatMessage(record))
 
 
 def _without_user(rest: str) -> str:
@@ -125,8 +141,8 @@ def _query(before: str) -> str:
 
 def _without_parameters(rest: str) -> str:
     def shown(found: re.Match[str]) -> str:
-        harmless = _HARMLESS.fullmatch(found["name"]) and _HARMLESS_VALUE.fullmatch(found["value"])
-        return found.group() if harmless else f"{found['name']}={HIDDEN}"
+        shown = _HARMLESS.fullmatch(found["name"]) and _HARMLESS_VALUE.fullmatch(found["value"])
+        return found.group() if shown else f"{found['name']}={HIDDEN}"
 
     token = _TOKEN.match(rest)
     assert token is not None

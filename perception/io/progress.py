@@ -8,6 +8,8 @@ from typing import Final, Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from perception.errors.credentials import harmless
+
 LINE_S: Final = 10.0
 """Between two lines where stderr is a file or a pipe; shorter work is silent there."""
 
@@ -37,16 +39,17 @@ def progress(
         stream: to show it on; default stderr.
         clock: seconds, for the lines.
     """
+    title = harmless(title)
     console = Console(file=stream, stderr=stream is None)
     if hidden or not console.is_terminal:
         yield _lines(title, total, console, clock) if not hidden else nothing
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task(title, total=total, note="")
@@ -54,7 +57,7 @@ def progress(
         def advance(count: int = 1, note: str = "") -> None:
             shown.update(task, advance=count)
             if note:
-                shown.update(task, note=note)
+                shown.update(task, note=harmless(note))
 
         yield advance
 
@@ -75,7 +78,7 @@ def _lines(title: str, total: int | None, console: Console, clock: Callable[[], 
         if now_s - said_s >= LINE_S:
             said_s = now_s
             of = "" if total is None else f" of {total}"
-            behind = f", {last}" if last else ""
+            behind = f", {harmless(last)}" if last else ""
             console.file.write(f"perception: {title}: {done}{of}, {now_s - begun_s:.0f} s{behind}\n")
             console.file.flush()
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from perception.errors.credentials import harmless
 from perception.session.convert import bags
-from perception.session.convert.import_bag import default_topic, harmless, kind_of, prefix_of
+from perception.session.convert.import_bag import default_topic, kind_of, prefix_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from perception.errors import SessionError
+from perception.errors.credentials import harmless
 from perception.io.progress import progress
 from perception.session.convert import bags, foxglove
 from perception.session.convert.bag import Bag, BagStream
@@ -27,7 +28,6 @@ from perception.session.file.zero import NAME, Zero
 _SOURCE: Final = "rosbag#import"
 _REASONS: Final = 20
 """So many are named; damaged bytes give a different one each."""
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ROS: Final = ("cdr", "ros1")
 _ZERO: Final = re.compile(r"perception\.zero\.(\w+): '?(-?\d+)")
 _ENDINGS: Final = ("/compressed", "/image_raw", "/image", "/audio_stamped", "/audio")
@@ -91,11 +91,6 @@ def _notes(bag: Bag, refused: Counter[str]) -> list[str]:
         if prefix_of(one) is None and _type(one) != AUDIO_INFO
     ]
     return [harmless(line) for line in lines]
-
-
-def harmless(line: str) -> str:
-    """Return a line without the control characters that foreign names may hold."""
-    return _CONTROL.sub("\ufffd", line)
 
 
 def _exported_zero(source: Path) -> Zero | None:
