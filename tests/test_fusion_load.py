@@ -13,9 +13,19 @@ from perception.errors import SessionError
 from perception.fusion.core import MAX_TOPICS, FusionCore
 from perception.fusion.early import Early
 from perception.fusion.presence import Presence
-from perception.messages import CameraFrame, FusedState, Header, Journal, Message, TextCommand, reached_ns
+from perception.messages import (
+    AudioBlock,
+    CameraFrame,
+    FusedState,
+    Header,
+    Journal,
+    Message,
+    TextCommand,
+    reached_ns,
+)
 from perception.profile import Profile
 from perception.session import read
+from perception.session.pace import schedule
 from perception.session.recompute.cutting import cut_as_arrived
 from perception.session.recompute.journal import steps
 from perception.session.recompute.verify import verify
@@ -197,6 +207,16 @@ def test_a_long_block_of_a_recording_that_came_at_its_beginning_is_heard_as_it_p
     heard = [w.inputs["microphone"] for w in windows if w.end_ns >= START_NS + 1100 * MS]
     assert len(heard) > 95
     assert {item.presence for item in heard} == {"present"}
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_a_replay_publishes_such_a_block_as_it_plays(rate: float) -> None:
+    came = structs.replace(sound(11.0, START_NS), received_ns=START_NS)
+    parts = list(schedule([came], rate))
+    assert len(parts) > 100
+    assert all(due.due_ns >= reached_ns(due.message.header) - 1 for due in parts)
+    headers = [due.message.header for due in parts]
+    assert sum(one.samples for one in headers if isinstance(one, AudioBlock)) == 11 * 16_000 / rate
 
 
 # --- topics ---

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from msgspec import structs
 
-from perception.messages import AudioBlock, Header, Label, Message, reached_ns
-from perception.session.sound import at_tempo, samples
+from perception.messages import MAX_BLOCK_NS, AudioBlock, Header, Label, Message, reached_ns
+from perception.session.sound import as_heard, at_tempo, samples
 from perception.units import SECOND_NS
 
 AHEAD_NS: Final = 250_000_000
@@ -73,7 +73,7 @@ def schedule(
     numbers = count()
     for message in messages:
         pace = pace or Pace(message.received_ns, rate, skew_ns)
-        parts = [(pace.at(message.received_ns), message)] if keep else _timed(message, pace)
+        parts = [(pace.at(message.received_ns), message)] if keep else _as_heard(message, pace)
         for due_ns, part in parts:
             due_ns = latest[message.topic] = max(due_ns, latest.get(message.topic, due_ns))
             heappush(waiting, Due(due_ns, next(numbers), part))
@@ -82,6 +82,11 @@ def schedule(
             yield heappop(waiting)
     while waiting:
         yield heappop(waiting)
+
+
+def _as_heard(message: Message[Header], pace: Pace) -> Iterator[tuple[int, Message[Header]]]:
+    for part, arrived_ns in as_heard(message, message.received_ns - pace.skew_ns, MAX_BLOCK_NS):
+        yield from _timed(structs.replace(part, received_ns=arrived_ns + pace.skew_ns), pace)
 
 
 def _timed(message: Message[Header], pace: Pace) -> Iterator[tuple[int, Message[Header]]]:

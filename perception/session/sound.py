@@ -1,14 +1,18 @@
 """The samples of recorded blocks, and their tempo. Pure."""
 
 from collections.abc import Iterator
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import structs
 
-from perception.messages import AudioBlock, Message, duration_ns
+from perception.messages import AudioBlock, Message, duration_ns, reached_ns
 from perception.units import SECOND_NS
 from perception.units.arrays import RawSamples
+
+BLOCK_NS: Final = 100_000_000
+"""Length of the blocks that long sound is cut into."""
 
 
 def samples(message: Message[AudioBlock]) -> RawSamples:
@@ -19,10 +23,25 @@ def samples(message: Message[AudioBlock]) -> RawSamples:
     return np.frombuffer(message.payload, np.dtype("<f4")).reshape(shape)
 
 
-def blocks(message: Message[AudioBlock], most_ns: int) -> Iterator[Message[AudioBlock]]:
-    """Yield a block in pieces that last `most_ns` at most, each with its own stamp and index."""
+def as_heard(message: Message[Any], arrived_ns: int, most_ns: int) -> Iterator[tuple[Message[Any], int]]:
+    """Yield a message and when it arrived; long sound that came too early in blocks, each at its end.
+
+    Args:
+        message: of any topic.
+        arrived_ns: on the clock of stamps.
+        most_ns: sound that ends later than so long after its arrival came too early; it begins by then.
+    """
+    header, latest_ns = message.header, arrived_ns + most_ns
+    if isinstance(header, AudioBlock) and header.stamp_ns <= latest_ns < reached_ns(header):
+        for part in _blocks(message):
+            yield part, max(arrived_ns, reached_ns(part.header))
+    else:
+        yield message, arrived_ns
+
+
+def _blocks(message: Message[AudioBlock]) -> Iterator[Message[AudioBlock]]:
     header, data = message.header, samples(message)
-    size = max(1, most_ns * header.rate_hz // SECOND_NS)
+    size = BLOCK_NS * header.rate_hz // SECOND_NS
     for start in range(0, header.samples, size):
         part = data[start : start + size]
         fields = {

@@ -6,13 +6,12 @@ from typing import Any, Final
 
 from perception.errors import SessionError
 from perception.features.window import CONTEXT_NS
-from perception.fusion.core import RULES, FusionCore, leap
+from perception.fusion.core import RULES, FusionCore
 from perception.fusion.early import Early
 from perception.fusion.presence import Presence
 from perception.fusion.streams import RESYNC_NS
 from perception.fusion.window import CameraSlice, TextSlice, Window
 from perception.messages import (
-    AudioBlock,
     CameraFrame,
     ClockTick,
     CoreMark,
@@ -24,15 +23,13 @@ from perception.messages import (
 from perception.profile import FusionConfig
 from perception.session.recompute.arrivals import STREAM_KINDS, arrivals
 from perception.session.recompute.journal import Begin, End, Missed, Step
-from perception.session.sound import blocks
+from perception.session.sound import as_heard
 from perception.topics import lookup
 from perception.units import SECOND_NS, Counts
 
 CLOCK_TOPIC: Final = "clock/replay"
 MAX_SILENCE_NS: Final = 3_600_000_000_000
 """A clock that was set makes years of silence, and a window of nothing is of use to nobody."""
-BLOCK_NS: Final = 100_000_000
-"""A block that reaches far ahead of its arrival is cut into pieces so long, which arrive at their ends."""
 _WORDS: Final = {
     "late": "too late for a window that was cut",
     "resync": "sample counter placed by its stamps",
@@ -140,7 +137,7 @@ def _windows(messages: Iterable[Message[Header]], core: FusionCore, *, on_clock:
             continue
         yield from _move(core, early, now_ns)
         if lookup(message.topic).prefix in STREAM_KINDS:
-            for part, arrived_ns in _parts(message, now_ns, core.max_leap_ns):
+            for part, arrived_ns in as_heard(message, now_ns, core.max_leap_ns):
                 early.put(part, arrived_ns)
             yield from _move(core, early, now_ns)
     while (due_ns := early.next_ns) is not None:
@@ -148,15 +145,6 @@ def _windows(messages: Iterable[Message[Header]], core: FusionCore, *, on_clock:
     last_ns = (core.mark().newest_ns or 0) + core.lateness_ns
     while (deadline_ns := core.deadline_ns) is not None and deadline_ns <= last_ns:
         yield from core.push(_tick(deadline_ns))
-
-
-def _parts(message: Message[Any], now_ns: int, max_leap_ns: int) -> Iterator[tuple[Message[Header], int]]:
-    """Yield a message and when it arrived, a long block that nobody can have heard yet in pieces."""
-    if isinstance(message.header, AudioBlock) and leap(message.header, now_ns + max_leap_ns) == "end ahead":
-        for part in blocks(message, BLOCK_NS):
-            yield part, max(now_ns, part.header.stamp_ns)
-    else:
-        yield message, now_ns
 
 
 def _move(core: FusionCore, early: Early, now_ns: int) -> Iterator[Window]:
