@@ -232,6 +232,21 @@ def test_modality_dropout_hides_at_its_rate_but_never_everything() -> None:
     assert torch.equal(dropout.eval()(present), present)
 
 
+def test_modality_dropout_hides_whole_inputs_and_spares_one_that_is_there() -> None:
+    dropout, present = ModalityDropout(0.5), PATTERNS[:-1].repeat(2000, 1)
+    dropout.inputs = torch.tensor([1, 0, 1])
+    with seeded(0):
+        kept = dropout(present)
+    assert kept.any(dim=1).all()
+    both = present[:, 0] & present[:, 2]
+    assert torch.equal(kept[both, 0], kept[both, 2])
+    full = present.all(dim=1)
+    # Expected: 1 - 0.5 per input, plus the one spared in the 1/4 of the rows that would lose both.
+    assert kept[full].float().mean().item() == pytest.approx(0.5 + 1 / 8, abs=0.02)
+    ticks = dropout(PATTERNS[:1].expand(500, 4, 3))
+    assert torch.equal(ticks, ticks[:, :1].expand_as(ticks))
+
+
 def test_modality_dropout_in_training_makes_a_head_that_stands_a_missing_branch() -> None:
     features, everything = batch(600), torch.ones(600, 3, dtype=torch.bool)
     features["faces"] = features["voice"][:, :3].clone()  # either branch suffices

@@ -227,6 +227,35 @@ def test_modality_dropout_makes_each_input_enough_alone() -> None:
         assert metrics(truth, probabilities(model, test.only([kept]))).accuracy > 0.8
 
 
+def test_a_lost_input_is_predicted_from_the_other_inputs_as_least_squares_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ear = torch.randn(2000, 2, generator=generator)
+    eye = ear @ torch.tensor([[1.0, 0.5], [0.0, 1.0]]) + torch.randn(2000, 2, generator=generator)
+    features = {"ear": ear, "edges": eye + 0.01 * torch.randn(2000, 2, generator=generator), "eye": eye}
+    data = Examples.of(features, (ear[:, 0] > 0).long(), ("low", "high"))
+    model = FusionModel(FeatureFusion(dict.fromkeys(features, 2), data.classes, missing="predict"))
+    config = QUICK.model_copy(update={"epochs": 20, "select": "last", "input_dropout": 0.3})
+    fit(model, data, data, config, inputs=torch.tensor([0, 1, 1]))
+    head = model.head
+    assert isinstance(head, FeatureFusion)
+    x, present = head._inputs(data.features, data.present)
+    for lost in ([1, 2], [0]):
+        there = present.clone()
+        there[:, lost] = False
+        columns = torch.isin(head.columns, torch.tensor(lost))
+        known = torch.where(columns, 0.0, x)
+        error = (head.missing(known, there) - x)[:, columns].square().mean()
+        matrix = torch.cat([known, torch.ones(2000, 1)], dim=1).double()
+        best = matrix @ torch.linalg.lstsq(matrix, x.double(), driver="gelsd").solution - x
+        assert error < 1.02 * best[:, columns].square().mean() < 0.9
+    # a head that was loaded knows nothing of inputs and fills alike
+    alone = present.clone()
+    alone[:, 1] = False
+    before = head(data.features, alone)
+    head.set_inputs(torch.arange(3))
+    torch.testing.assert_close(head(data.features, alone), before)
+
+
 def test_encoders_are_trained_with_the_head_and_never_see_what_is_absent() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(96) % 2

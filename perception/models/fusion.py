@@ -97,6 +97,10 @@ class FusionHead(nn.Module, PyTorchModelHubMixin, library_name="perception", mod
         """Set log p(y), (C,): the answer with nothing present."""
         self.log_prior.copy_(log_prior)
 
+    def set_inputs(self, inputs: torch.Tensor) -> None:
+        """Set the input that each branch reads, (M,) int64, for training; by default each has its own."""
+        self.modality_dropout.inputs = inputs
+
     def _inputs(
         self, features: Mapping[str, torch.Tensor], present: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,7 +151,7 @@ class FeatureFusion(FusionHead):
         hidden: width inside `mlp` and `gated`.
         dropout: inside the head, in training.
         missing: what stands in for an absent branch.
-        modality_dropout: probability with which training hides a branch.
+        modality_dropout: probability with which training hides an input, all its branches.
         use_ages: also show the head how old each branch's data is.
         gru: hidden units of a GRU over ticks, whose state joins the features; 0 for none.
         ticks: how many it runs over.
@@ -244,6 +248,11 @@ class FeatureFusion(FusionHead):
             self.reduction.fit(*self.eval()._inputs(features, present))
             self.train(training)
 
+    def set_inputs(self, inputs: torch.Tensor) -> None:
+        """See FusionHead; what stands in for absent branches is learned by input too."""
+        super().set_inputs(inputs)
+        self.missing.inputs = inputs
+
     def _remembering(
         self, x: torch.Tensor, context: torch.Tensor, present: torch.Tensor, known: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -280,7 +289,7 @@ class ModelFusion(FusionHead):
         combine: `pool`, the calibrated log-linear pool, or `head`, a learned linear layer.
         hidden: width inside `mlp`.
         dropout: inside `mlp`, in training.
-        modality_dropout: probability with which training hides a branch.
+        modality_dropout: probability with which training hides an input, all its branches.
     """
 
     kind = "model"

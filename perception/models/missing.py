@@ -30,6 +30,8 @@ class Missing(nn.Module):
     def __init__(self, dims: Sequence[int]) -> None:
         super().__init__()
         self.register_buffer("columns", columns(dims), persistent=False)
+        self.inputs = torch.arange(len(dims))
+        """(M,) int64, the input that each branch reads; training tells."""
 
     def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Fill the gaps of x (B, D), zero where absent, by presence (B, M) bool."""
@@ -79,29 +81,36 @@ class Mean(Missing):
 
 
 class Predict(Missing):
-    """An absent branch is regressed linearly from the present ones."""
+    """An absent branch is regressed linearly from the present ones of other inputs.
+
+    A camera that is lost takes all its branches with it, so none of them is learned from another of the same
+    camera. The regressors start as the mean of their branch.
+    """
 
     def __init__(self, dims: Sequence[int]) -> None:
         super().__init__(dims)
         width = sum(dims) + len(dims)
         self.regressors = nn.ModuleList(nn.Linear(width, dim) for dim in dims)
+        for weight in self.parameters():
+            nn.init.zeros_(weight)  # those from the same input are never learned, and have to stay zero
 
     def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """See Missing."""
-        return torch.where(present.index_select(1, self.columns), x, self._predict(x, present))
+        """See Missing; the regressors learn to predict alone, not what suits the head."""
+        predicted = self._predict(x, present).detach()
+        return torch.where(present.index_select(1, self.columns), x, predicted)
 
     def auxiliary_loss(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of each present branch as predicted from the others."""
+        """Mean squared error of each present branch as predicted from the other inputs."""
         mask = present.index_select(1, self.columns)
         error = ((self._predict(x, present) - x).square() * mask).sum()
         return error / mask.sum().clamp_min(1)
 
     def _predict(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """Predict every branch from all but itself: (B, D)."""
+        """Predict every branch from those of other inputs: (B, D)."""
         predictions = []
+        inputs = self.inputs.to(present.device)
         for index, regressor in enumerate(self.regressors):
-            others = present.clone()
-            others[:, index] = False
+            others = present & (inputs != inputs[index])
             known = torch.where(others.index_select(1, self.columns), x, 0.0)
             predictions.append(regressor(torch.cat([known, others.to(x.dtype)], dim=1)))
         return torch.cat(predictions, dim=1)
@@ -129,9 +138,9 @@ MISSING: Final[dict[MissingName, type[Missing]]] = {
 
 
 class ModalityDropout(nn.Module):
-    """Hide each present branch with probability `p` while training, but never all of them.
+    """Hide each present input, all its branches, with probability `p` while training, but never all of them.
 
-    Over several ticks (B, K, M) a branch is hidden in all of them; those of the last one decide.
+    Over several ticks (B, K, M) an input is hidden in all of them; those of the last one decide.
     """
 
     def __init__(self, p: float) -> None:
@@ -139,13 +148,18 @@ class ModalityDropout(nn.Module):
         if not 0 <= p < 1:
             raise ValueError(f"modality dropout of {p}: expected 0 <= p < 1")
         self.p = p
+        self.inputs: torch.Tensor | None = None
+        """(M,) int64, the input that each branch reads; without it each has its own."""
 
     def forward(self, present: torch.Tensor) -> torch.Tensor:
-        """Return a presence mask (B, M) with some branches hidden; unchanged outside training."""
+        """Return a presence mask (B, M) with some inputs hidden; unchanged outside training."""
         if not self.training or self.p == 0:
             return present
         now = present if present.ndim == 2 else present[:, -1]
-        draw = torch.rand(now.shape, device=present.device)
-        best = torch.where(now, draw, -1.0).argmax(dim=1, keepdim=True)
-        kept = (draw >= self.p).scatter(1, best, True)
+        inputs = torch.arange(now.shape[1]) if self.inputs is None else self.inputs
+        of_input = nn.functional.one_hot(inputs.to(now.device)).bool()  # (M, inputs)
+        there = (now[:, :, None] & of_input).any(dim=1)
+        draw = torch.rand(there.shape, device=present.device)
+        best = torch.where(there, draw, -1.0).argmax(dim=1, keepdim=True)
+        kept = (draw >= self.p).scatter(1, best, True)[:, inputs]
         return present & (kept if present.ndim == 2 else kept[:, None])

@@ -234,6 +234,7 @@ class _Run:
         self.waited = 0
         self._best_loss = float("inf")
         self._best = copy.deepcopy(model.state_dict())
+        model.head.set_inputs(inputs)
         self._rows = train.labelled
         learnt = train if len(self._rows) == len(train) else train.rows(self._rows)
         self._labels = learnt.labels

@@ -48,7 +48,9 @@ class HeadPlan(Section):
     hidden: Annotated[int, Field(ge=1)] = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     missing: Literal["drop", "zero", "mean", "predict", "token"] = "token"
-    modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    modality_dropout: Annotated[
+        float, Field(ge=0, lt=1, description="how often an input is hidden, with all its branches")
+    ] = 0.0
     use_ages: bool = False
     branch: Annotated[Literal["linear", "mlp"], Field(description="model level")] = "linear"
     combine: Literal["pool", "head"] = "pool"
