@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from perception.training import dataset
 from perception.training import plan as plans
 from perception.training.copies import CopyPlan
 from perception.training.dataset import SessionSource, build
+from perception.training.examples import Examples
 from perception.training.finetune import trainable
 from perception.training.fit import TrainingConfig
 
@@ -225,6 +227,28 @@ def test_the_plan_that_a_run_followed_lies_beside_the_head_with_every_default(
     assert written["classes"] == list(head.classes)
     assert command("train", tmp_path / "head" / plans.PLAN_FILE, *options, "--out", tmp_path / "again") == 0
     assert head_hash(load_head(tmp_path / "again")) == head_hash(head)
+
+
+def test_wide_branches_of_frozen_encoders_are_reduced_by_default_and_no_others() -> None:
+    fusion = plans.fusion_of("demo")
+    wide = Examples.of(
+        {"mfcc": torch.randn(40, 120), "motion": torch.randn(40, 4)}, torch.arange(40) % 2, "ab"
+    )
+
+    def widths(**plan: Any) -> tuple[int, ...]:
+        model, _ = plans.new_model(plans.TrainPlan(profile="demo", **plan), wide, 0, fusion)
+        reduction = getattr(model.head, "reduction", None)
+        return tuple(model.head.dims.values()) if reduction is None else reduction.widths
+
+    assert widths() == (12, 4)
+    assert widths(head={"pca": 0}) == widths(head={"kind": "model"}) == (120, 4)
+    trained = plans.TrainPlan(profile="demo", train_encoders=("resnet",))
+    assert trained.used.head.pca == 0
+    assert trained.model_copy(update={"train_encoders": ()}).used.head.pca == 12
+    with pytest.raises(ValueError, match=r"fitted to frozen encoders; with train_encoders give pca = 0"):
+        plans.TrainPlan.model_validate({"profile": "demo", "train_encoders": ["a"], "head": {"pca": 8}})
+    with pytest.raises(ValueError, match="need kind = 'feature'"):
+        plans.TrainPlan.model_validate({"profile": "demo", "head": {"pca": 8, "kind": "model"}})
 
 
 def test_keys_mark_spans() -> None:

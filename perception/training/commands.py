@@ -125,7 +125,7 @@ def _train(
         found = report.assess(models, parts.validation, parts.test, inputs, singles)
         found["cost"] = cost.of_tick(models[0], parts.test, sources, fusion)
     found["folds"] = folds
-    found["training"] = plan.model_copy(update={"classes": data.classes}).model_dump(mode="json")
+    found["training"] = plan.used.model_copy(update={"classes": data.classes}).model_dump(mode="json")
     plans.refuse_unlike_head(out)
     with beside(out, replace=True) as part, written(out):
         plans.save(part, models[0], parts, found, inputs, plans.encoders_config_hash(fusion), out)

@@ -55,12 +55,16 @@ class HeadPlan(Section):
     branch: Annotated[Literal["linear", "mlp"], Field(description="model level")] = "linear"
     combine: Literal["pool", "head"] = "pool"
     gru: Annotated[int, Field(ge=0, description="feature level: hidden units over ticks, 0 for none")] = 0
-    pca: Annotated[int, Field(ge=0, description="feature level: components kept per branch, 0 for all")] = 0
+    pca: Annotated[
+        int,
+        Field(ge=0, description="feature level: components kept per branch of a frozen encoder, 0 for all"),
+    ] = 12
     ticks: Annotated[int, Field(ge=2, le=MAX_TICKS, description="how many the GRU looks at")] = 20
 
     @model_validator(mode="after")
     def _memory_is_of_features(self) -> "HeadPlan":
-        if (self.gru or self.pca) and self.kind == "model":
+        asked = self.gru or ("pca" in self.changed() and self.pca)
+        if asked and self.kind == "model":
             raise ValueError("gru and pca need kind = 'feature'")
         return self
 
@@ -95,7 +99,15 @@ class TrainPlan(Section):
     def _leaves_something_to_learn_from(self) -> "TrainPlan":
         if self.validation + self.test >= 1:
             raise ValueError("validation and test together leave no sessions to train on")
+        if self.train_encoders and "pca" in self.head.changed() and self.head.pca:
+            raise ValueError("head.pca is fitted to frozen encoders; with train_encoders give pca = 0")
         return self
+
+    @property
+    def used(self) -> "TrainPlan":
+        """The plan as it is followed: without what does not apply to such a head."""
+        unfit = self.train_encoders or self.head.kind == "model"
+        return self.model_copy(update={"head": self.head.model_copy(update={"pca": 0})}) if unfit else self
 
 
 def load_plan(path: Path) -> TrainPlan:
@@ -206,7 +218,7 @@ def new_model(
         name: encoders[name].dim if name in encoders else train.features[name].shape[1]
         for name in train.branches
     }
-    head = new_head(plan.head, dims, train.classes, seed)
+    head = new_head(plan.used.head, dims, train.classes, seed)
     model = FusionModel(head, {name: encoder.network for name, encoder in encoders.items()})
     return model.to(pick_device(plan.training.device)), plan.augment.of(encoders)
 
