@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +18,12 @@ from sklearn.decomposition import PCA
 
 from perception.cli.main import run
 from perception.errors import INTERRUPTED
+from perception.io.progress import nothing
 from perception.models.checkpoint import load_head
-from perception.reproduce import avmnist, avmnist_data, esc10, grid
-from perception.reproduce.avmnist_recipes import DIM, OURS, SMIL, Recipe, featured
+from perception.reproduce import avmnist, avmnist_data, avmnist_heads, esc10, grid, grid_results
+from perception.reproduce.avmnist_recipes import DIM, INPUTS, OURS, SMIL, Recipe, featured
 from perception.reproduce.grid_data import FRAME_RATE_HZ, Clip
-from perception.reproduce.grid_experts import Listener, Synchroniser, aligned
+from perception.reproduce.grid_experts import SINGLES, Experts, SoundExpert, Synchroniser, aligned
 from perception.reproduce.grid_features import (
     LAGS_S,
     MOVED_S,
@@ -32,11 +33,15 @@ from perception.reproduce.grid_features import (
     TEST_NOISE,
     TRAINING_NOISE,
     Course,
-    heard,
+    Material,
     interpolated,
+    word_sound,
 )
+from perception.reproduce.grid_results import Hits
 from perception.reproduce.results import Figures
-from perception.training.imbalance import Imbalance
+from perception.training.evaluate import gained
+from perception.training.examples import Examples
+from perception.training.imbalance import REMEDIES, Imbalance
 from tests.test_training_outputs import a_disk_that_takes
 from tests.waiting import LONG_S
 
@@ -45,7 +50,8 @@ def pairs(per_class: int = 12) -> avmnist_data.Pairs:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(10).repeat_interleave(per_class)
     images = torch.rand(len(labels), 1, 28, 28, generator=generator)
-    return avmnist_data.Pairs(images, torch.randn(len(labels), avmnist_data.SAMPLES) / 10, labels)
+    waveforms = torch.randn(len(labels), avmnist_data.SAMPLES, generator=generator) / 10
+    return avmnist_data.Pairs(images, waveforms, labels)
 
 
 def test_figures_tell_mean_and_deviation_over_runs(tmp_path: Path) -> None:
@@ -78,8 +84,8 @@ def test_a_recipe_trains_encoders_once_and_finds_them_again(recipe: Recipe, tmp_
     examples = recipe.examples(pairs(2))
     quick = recipe.training.model_copy(update={"epochs": 1})
     short = Recipe(recipe.name, recipe.pictures_of_sound, recipe.encoder, quick, recipe.disturbances)
-    first = {branch: short.trained(tmp_path, "all", branch, examples, 0) for branch in avmnist.INPUTS}
-    again = {branch: short.trained(tmp_path, "all", branch, examples, 0) for branch in avmnist.INPUTS}
+    first = {branch: short.trained(tmp_path, "all", branch, examples, 0) for branch in INPUTS}
+    again = {branch: short.trained(tmp_path, "all", branch, examples, 0) for branch in INPUTS}
     assert len(list(tmp_path.iterdir())) == 2
     features, same = featured(first, examples).features, featured(again, examples).features
     assert {name: x.shape for name, x in features.items()} == {"audio": (20, DIM), "image": (20, DIM)}
@@ -98,13 +104,74 @@ def test_parts_are_even_and_sound_is_kept_for_the_share_asked_for() -> None:
     assert torch.bincount(validation.labels).tolist() == [10] * 10
 
 
-@pytest.mark.parametrize("strategy", avmnist.STRATEGIES)
-def test_every_strategy_of_the_table_makes_a_head(strategy: str) -> None:
-    head = avmnist.head_of(strategy).eval()
-    told = head(
+@pytest.mark.parametrize("strategy", avmnist_heads.STRATEGIES)
+def test_every_strategy_of_the_table_has_a_head(strategy: str) -> None:
+    head = avmnist_heads.head_of(strategy).eval()
+    logits = head(
         {"audio": torch.zeros(2, DIM), "image": torch.zeros(2, DIM)}, torch.tensor([[True, False]] * 2)
     )
-    assert told.shape == (2, 10)
+    assert logits.shape == (2, 10)
+
+
+def test_a_strategy_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="no strategy 'luck': expected one of drop rows"):
+        avmnist_heads.head_of("luck")
+
+
+def trial(folder: Path) -> avmnist.Trial:
+    """All of avMNIST, but one epoch long, with few pairs, strategies and remedies."""
+    training = OURS.training.model_copy(update={"epochs": 1})
+    plan = avmnist.Plan(
+        settings=(),
+        head=avmnist_heads.HEAD.model_copy(update={"epochs": 1}),
+        strategies=("token + modality dropout", "model-level pool"),
+        remedied={name: avmnist_heads.REMEDIED[name] for name in ("oversample", avmnist_heads.AS_LONG)},
+    )
+    return avmnist.Trial(plan, replace(OURS, training=training), pairs(20), pairs(1), 0, folder)
+
+
+def test_every_setting_of_avmnist_fills_its_tables(tmp_path: Path) -> None:
+    figures = Figures()
+    for setting in (avmnist.setting_b, avmnist.setting_a, avmnist.imbalance):
+        setting(figures, trial(tmp_path))
+    tables = figures.as_json()
+    noise, recall = tables["noise (ours)"], tables["imbalance 1:50, macro recall"]
+    assert set(noise) == {"token + modality dropout", "model-level pool", "product of experts"}
+    assert len(noise["model-level pool"]) == 9
+    assert set(tables["setting A, image only (ours)"]["model-level pool"]) == {"5%", "10%", "15%", "20%"}
+    assert recall["chosen on validation"] == recall["oversample"], "what only trains longer is not chosen"
+
+
+def test_avmnist_has_the_same_figures_on_every_run(tmp_path: Path) -> None:
+    runs = []
+    for folder in (tmp_path / "trained", tmp_path / "again"):
+        figures = Figures()
+        avmnist.setting_b(figures, trial(folder))
+        tables = figures.as_json()
+        del tables["cost (ours)"]  # how long a head takes
+        runs.append(tables)
+    assert runs[0] == runs[1]
+
+
+def test_every_kind_of_head_of_esc10_infers_probabilities_of_every_clip() -> None:
+    labels = torch.arange(40) % 2
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn(40, esc10.FRAMES, 64, generator=generator) + 2 * labels[:, None, None]
+    clips = esc10.Clips(Examples.of({"audio": pictures}, labels, ("a", "b")), np.arange(40) // 8 + 1)
+    train, test = clips.without([1, 2]), clips.only(1)
+    assert (len(train), len(test)) == (24, 8)
+    plan = esc10.Plan(
+        esc10.NETWORK.model_copy(update={"epochs": 1}), esc10.HEAD.model_copy(update={"epochs": 3})
+    )
+    for kind, predict in esc10.train_all(train, 0, plan).items():
+        p = predict(test)
+        assert p.shape == (8, 2), kind
+        assert p.sum(axis=1) == pytest.approx(np.ones(8)), kind
+        if "network" not in kind:  # one epoch is too little for that
+            assert (p.argmax(axis=1) == test.labels.numpy()).all(), kind
+    figures = Figures()
+    esc10.imbalance(figures, clips.described(), 1, plan, nothing)
+    assert set(figures.as_json()["imbalance 1:50"]) == set(REMEDIES)
 
 
 def test_values_between_moments_are_interpolated_and_the_ends_go_on() -> None:
@@ -156,7 +223,7 @@ def test_sound_is_told_by_the_noise_level_that_explains_it() -> None:
         for means, floor in told_at.values()
     ]
     components = PCA(2).fit(np.concatenate(heard))
-    listener = Listener().fit([x[:200] for x in heard], labels[:200], components)
+    listener = SoundExpert().fit([x[:200] for x in heard], labels[:200], components)
     for x in heard:
         everywhere = np.repeat(x[200:, None], len(MOVED_S), axis=1)
         assert (listener(everywhere).argmax(axis=1) == labels[200:]).mean() > 0.98
@@ -165,7 +232,7 @@ def test_sound_is_told_by_the_noise_level_that_explains_it() -> None:
 def test_a_word_is_looked_at_around_its_given_time() -> None:
     words = ((0.0, 1.0, "sil"), (1.0, 1.5, "bin"))
     clip = Clip("ramp", words, np.zeros(0, np.uint8), np.zeros(0, np.float32))
-    looks = heard(np.arange(300.0)[:, None], clip, 0)[:, :-1]
+    looks = word_sound(np.arange(300.0)[:, None], clip, 0)[:, :-1]
     later_by = np.repeat(100 * np.array(MOVED_S)[:, None], STEPS, axis=1)
     assert looks - looks[0] == pytest.approx(later_by, abs=1e-3)
 
@@ -173,7 +240,7 @@ def test_a_word_is_looked_at_around_its_given_time() -> None:
 def test_a_word_is_heard_at_the_time_at_which_it_sounds_like_one() -> None:
     rng, labels = np.random.default_rng(0), np.arange(400) % 3
     words = 6.0 * np.eye(3)[labels] + rng.normal(size=(400, 3))
-    listener = Listener().fit([words[:200]], labels[:200], PCA(3).fit(words[:200]))
+    listener = SoundExpert().fit([words[:200]], labels[:200], PCA(3).fit(words[:200]))
     for place in range(len(MOVED_S)):
         heard = rng.normal(size=(200, len(MOVED_S), 3)) - 9.0
         heard[:, place] = words[200:]
@@ -186,22 +253,61 @@ def test_the_benchmarks_pool_is_a_head_that_a_node_loads(tmp_path: Path) -> None
     logits = {
         name: 30 * truth + noise * rng.normal(size=(300, 3)) for name, noise in {"a": 5, "b": 40}.items()
     }
-    told = grid.told_by(logits, ("a", "b"))
-    head = grid.fit_head(told, ("x", "y", "z"), labels)
+    branches = grid.as_features(logits, ("a", "b"))
+    head = grid.fit_head(branches, ("x", "y", "z"), labels)
     head.save_pretrained(tmp_path)
-    np.testing.assert_array_equal(grid.answers(load_head(tmp_path), told), grid.answers(head, told))
+    np.testing.assert_array_equal(grid.infer(load_head(tmp_path), branches), grid.infer(head, branches))
     np.testing.assert_allclose(
-        grid.answers(head, told),
-        head.pool(torch.stack([*told.values()], dim=1), torch.ones(300, 2, dtype=torch.bool)),
+        grid.infer(head, branches),
+        head.pool(torch.stack([*branches.values()], dim=1), torch.ones(300, 2, dtype=torch.bool)),
         atol=1e-4,
     )
     assert head.pool.temperature[1] > head.pool.temperature[0]
 
 
+def spoken(count: int) -> tuple[Course, dict[str, Material]]:
+    """Return clips whose classes sound and look unlike each other, and whose sound follows the mouth."""
+    rng = np.random.default_rng(0)
+    at_s = np.arange(0.9, 2.0, 1 / FRAME_RATE_HZ)
+    motions = [np.cumsum(rng.normal(size=(75, 8)), axis=0).astype(np.float32) for _ in range(count)]
+    follows = [interpolated(motion, at_s * FRAME_RATE_HZ - 0.5).astype(np.float32) for motion in motions]
+    conditions = [(snr_db, seed) for snr_db in SNRS_DB for seed in (*TRAINING_NOISE, TEST_NOISE)]
+    course = Course(dict.fromkeys(conditions, follows), motions, [at_s] * count)
+    materials = {}
+    for slot in grid.SCORED:
+        labels = np.arange(count) % 3
+        sounds = np.repeat(3 * rng.normal(size=(3, 90))[labels][:, None], len(MOVED_S), axis=1)
+        audio = {key: (sounds + rng.normal(size=sounds.shape)).astype(np.float32) for key in conditions}
+        faces = [(np.eye(3)[label] * 4 + rng.normal(size=(75, 3))).astype(np.float32) for label in labels]
+        times_s = [np.linspace(1.2, 1.5, STEPS)] * count
+        materials[slot] = Material(audio, labels, ("x", "y", "z"), faces, times_s)
+    return course, materials
+
+
+def test_grid_is_scored_under_every_condition_and_fusion_is_compared() -> None:
+    course, materials = spoken(36)
+    experts = Experts(course, materials, np.arange(18), grid.SCORED)
+    heads = grid.fit_heads([(experts, np.arange(18, 27))], materials)
+    conditions = [(snr_db, offset_s) for snr_db in SNRS_DB for offset_s in OFFSETS_S]
+    hits: dict[str, Hits] = {slot: {condition: {} for condition in conditions} for slot in grid.SCORED}
+    test = np.arange(27, 36)
+    grid.score(hits, materials, experts, heads, test)
+    figures = Figures()
+    for slot, kinds in hits.items():
+        grid_results.add(figures, slot, kinds)
+        for kind in (*SINGLES, *grid_results.PRODUCTS, grid_results.FIXED, grid_results.FUSED):
+            assert kinds[np.inf, 0.0][kind][test].all(), kind
+            assert not kinds[np.inf, 0.0][kind][:27].any(), "only the test fold is scored"
+    tables = figures.as_json()
+    assert tables["digit, offset +0.0 s"][grid_results.FUSED]["clean"]["mean"] == 9 / 36
+    assert set(tables[f"digit, gain of {grid_results.FUSED}"]) == {f"{at_s:+.1f} s" for at_s in OFFSETS_S}
+    assert len(grid_results.plot(figures, grid.SCORED).axes) == 4
+
+
 def test_a_gain_comes_with_its_interval_over_clips() -> None:
-    better = np.array([True] * 9 + [False])
-    assert grid.paired_gain(better, better) == (0, 0, 0)
-    gain, low, high = grid.paired_gain(better, np.array([False] * 5 + [True] * 5))
+    better, clips = np.array([True] * 9 + [False]), np.arange(10)
+    assert gained(better, better, clips) == (0, 0, 0)
+    gain, low, high = gained(better, np.array([False] * 5 + [True] * 5), clips)
     assert gain == pytest.approx(0.4)
     assert low < 0.4 < high
 
@@ -221,13 +327,13 @@ def write_hwu64(folder: Path, copies: int = 1) -> None:
     phrases = {"lights": "turn the {} light on", "music": "play some {} music", "alarm": "wake me at {}"}
     fillers = ("red", "blue", "kitchen", "loud", "seven", "noon", "bedroom", "soft", "nine", "old")
     for part, count in (("train", 10), ("test", 3)):
-        examples: list[dict[str, Any]] = [
+        examples = [
             {"text": phrase.format(filler), "intent": intent}
             for intent, phrase in phrases.items()
             for filler in fillers[:count] * (copies if part == "train" else 1)
         ]
-        told = json.dumps({"rasa_nlu_data": {"common_examples": examples}})
-        (folder / f"{part}_fold1.json").write_text(told)
+        text = json.dumps({"rasa_nlu_data": {"common_examples": examples}})
+        (folder / f"{part}_fold1.json").write_text(text)
 
 
 def test_hwu64_is_a_command_that_writes_its_tables(tmp_path: Path) -> None:
@@ -253,6 +359,8 @@ def test_the_old_name_runs_the_same_and_says_the_new_one(
     assert texts["benchmark"].out == texts["reproduce"].out
     assert "perception reproduce" in texts["benchmark"].err
     assert "perception reproduce" not in texts["reproduce"].err
+    made = [(tmp_path / name / "hwu64.json").read_bytes() for name in code]
+    assert made[0] == made[1], "the same data give the same figures, to the last bit"
     assert (
         run(["benchmark", "hwu64", "--data", str(tmp_path / "reproduce"), "--out", str(tmp_path / "x")]) == 1
     )

@@ -169,9 +169,14 @@ def reproduce(name: str, data: Path, out: Path, seeds: int | None, threads: int)
 
     use_threads(threads)
     with progress(f"reproduce {name}") as advance, written(out):
-        from perception.reproduce import avmnist, esc10, grid, hwu64
+        from perception.reproduce import avmnist, esc10, grid, hwu64, results
 
-        benchmarks = {"avmnist": avmnist.run, "hwu64": hwu64.run, "esc10": esc10.run, "grid": grid.run}
+        benchmarks: dict[str, results.Benchmark] = {
+            "avmnist": avmnist.run,
+            "hwu64": hwu64.run,
+            "esc10": esc10.run,
+            "grid": grid.run,
+        }
         logging.basicConfig(format="%(message)s", level=logging.INFO)  # above the bar, so not before it
         figures = benchmarks[name](data, out, seeds or (5 if name == "avmnist" else 1), advance)
     show(*figures.markdown().split("\n"))

@@ -4,11 +4,13 @@
 pictures come out of MNIST's training part, disjoint.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from perception.errors import PerceptionError
 from perception.training import augment
 from perception.training.examples import Examples
+from perception.units.arrays import Samples
 
 CLASSES: Final = tuple(str(digit) for digit in range(10))
 SPEAKERS: Final = ("jackson", "nicolas", "theo")
@@ -35,10 +38,11 @@ class Pairs:
     waveforms: torch.Tensor
     """(N, SAMPLES) at 8 kHz."""
     labels: torch.Tensor
+    """(N,) int64, the digit."""
 
 
 def load(data: Path, seed: int) -> tuple[Pairs, Pairs]:
-    """Return training and test pairs; the seed decides who is paired with whom.
+    """Return training and test pairs; the seed decides which picture goes with which sound.
 
     Args:
         data: holds `mnist/mnist-train.npz` and `fsdd/DIGIT_SPEAKER_INDEX.wav`.
@@ -50,36 +54,34 @@ def load(data: Path, seed: int) -> tuple[Pairs, Pairs]:
     try:
         with np.load(data / "mnist" / "mnist-train.npz") as archive:
             pictures, digits = archive["train_x"], archive["train_y"]
-        sounds = {
-            name: [
-                _utterance(data / "fsdd" / f"{digit}_{speaker}_{index}.wav")
-                for digit in range(10)
-                for speaker in SPEAKERS
-                for index in numbers
-            ]
-            for name, numbers in {"train": range(TEST_BELOW, 50), "test": range(TEST_BELOW)}.items()
-        }
+        sounds = [_sounds(data / "fsdd", numbers) for numbers in (range(TEST_BELOW, 50), range(TEST_BELOW))]
     except (OSError, KeyError, soundfile.LibsndfileError) as error:
         raise PerceptionError(f"{data}: no avmnist data there: {error}") from error
     rng = np.random.default_rng(seed)
-    parts = []
-    for name, per_class in (("train", TRAIN_PICTURES), ("test", TEST_PICTURES)):
-        chosen = []
-        for digit in range(10):
-            rows = np.flatnonzero(digits == digit)
-            rows = rows[:per_class] if name == "train" else rows[-per_class:]
-            chosen.append(rng.permutation(rows))
-        images = torch.from_numpy(pictures[np.concatenate(chosen)]).float()[:, None] / 255
-        labels = torch.arange(10).repeat_interleave(per_class)
-        parts.append(Pairs(images, torch.from_numpy(np.stack(sounds[name])), labels))
-    return parts[0], parts[1]
+    rows = [np.flatnonzero(digits == digit) for digit in range(10)]
+    train = np.concatenate([rng.permutation(own[:TRAIN_PICTURES]) for own in rows])
+    test = np.concatenate([rng.permutation(own[-TEST_PICTURES:]) for own in rows])
+    return _paired(pictures[train], sounds[0]), _paired(pictures[test], sounds[1])
 
 
-def _utterance(path: Path) -> Any:
+def _sounds(folder: Path, numbers: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Return the utterances of some numbers by every speaker, (N, SAMPLES), digit by digit."""
+    names = [(digit, speaker, number) for digit in range(10) for speaker in SPEAKERS for number in numbers]
+    return np.stack([_utterance(folder / f"{digit}_{speaker}_{n}.wav") for digit, speaker, n in names])
+
+
+def _paired(pictures: npt.NDArray[np.uint8], sounds: npt.NDArray[np.float32]) -> Pairs:
+    """Return pairs of pictures (N, 28, 28) and sounds (N, SAMPLES), as many of each digit, in their order."""
+    images = torch.from_numpy(pictures).float()[:, None] / 255
+    return Pairs(images, torch.from_numpy(sounds), torch.arange(10).repeat_interleave(len(pictures) // 10))
+
+
+def _utterance(path: Path) -> Samples:
     samples, rate_hz = soundfile.read(path, dtype="float32")
     if rate_hz != RATE_HZ:
         raise PerceptionError(f"{path}: {rate_hz} Hz, expected {RATE_HZ}")
-    return np.pad(samples[:SAMPLES], (0, max(0, SAMPLES - len(samples))))
+    padded: Samples = np.pad(samples[:SAMPLES], (0, max(0, SAMPLES - len(samples))))
+    return padded
 
 
 def noises(pairs: Pairs) -> dict[str, Pairs]:

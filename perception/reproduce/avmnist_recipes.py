@@ -1,11 +1,9 @@
 """Encoders of avMNIST, each trained alone, as published runs do, then frozen: ours, and SMIL's to compare.
 
 SMIL's: every third sample, 20 MFCC on 20 frames, LeNet-5, 60 epochs of Adam at 1e-3, nothing augmented. Its
-paper leaves open how the picture of MFCC is scaled: a batch norm at the input stands for that here.
+paper leaves open how the picture of MFCC is scaled; here a batch norm at the input scales it.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,16 +20,19 @@ from torchaudio.transforms import MFCC
 from perception.features.logmel import log_mel
 from perception.features.resample import resample
 from perception.io.beside import replace_file
+from perception.models.checkpoint import config_hash
 from perception.models.fusion import FeatureFusion
 from perception.models.networks import ConvEncoder
 from perception.reproduce.avmnist_data import CLASSES, RATE_HZ, Pairs
 from perception.training import augment
 from perception.training.augment import Disturbance
 from perception.training.examples import Examples
-from perception.training.fit import TrainingConfig, fit
+from perception.training.fit import Augment, TrainingConfig, fit
 from perception.training.imbalance import Imbalance
 from perception.training.model import FusionModel
 
+INPUTS: Final = {"audio": "audio", "image": "image"}
+"""By branch: its input, of the same name."""
 DIM: Final = 64
 BANDS: Final = 48
 """The mel bands up to 4 kHz, all that 8 kHz sound has."""
@@ -40,7 +41,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How features are made of pairs."""
+    """How the features of pairs are computed."""
 
     name: str
     pictures_of_sound: Callable[[torch.Tensor], torch.Tensor]
@@ -64,26 +65,27 @@ class Recipe:
         torch.manual_seed(seed)
         model = self.untrained(branch)
         own = data.rows(data.present[:, data.branches.index(branch)]).select([branch])
-        change = (
-            augment.per_branch({branch: self.disturbances[branch]}) if branch in self.disturbances else None
-        )
-        few = own.rows(torch.arange(min(len(own), 10)))  # the last epoch is kept, whatever these say
+        few = own.rows(torch.arange(min(len(own), 10)))  # the last epoch is kept, whatever their loss
         config = self.training.model_copy(update={"seed": seed, "imbalance": remedy})
-        fit(model, own, few, config, augment=change)
+        fit(model, own, few, config, augment=self._augmentation(branch))
         return model
+
+    def _augmentation(self, branch: str) -> Augment | None:
+        change = self.disturbances.get(branch)
+        return augment.per_branch({branch: change}) if change else None
 
     def trained(
         self, folder: Path, key: str, branch: str, data: Examples, seed: int, remedy: Imbalance | None = None
     ) -> FusionModel:
         """Train an encoder, or load it if an earlier run has trained it; `key` names its data."""
-        told = {"training": self.training.model_dump(), "key": key, "remedy": (remedy or Imbalance()).remedy}
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
-        file = folder / f"{self.name}-{key}-{seed}-{branch}-{digest}.safetensors"
+        remedy = remedy or Imbalance()
+        plan = {"training": self.training.model_dump(), "key": key, "remedy": remedy.remedy}
+        file = folder / f"{self.name}-{key}-{seed}-{branch}-{config_hash(plan)[:8]}.safetensors"
         if file.exists():
             model = self.untrained(branch)
             model.load_state_dict(load_file(file))
             return model.eval()
-        model = self.train(branch, data, seed, remedy or Imbalance())
+        model = self.train(branch, data, seed, remedy)
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(file, save(model.state_dict()))
         _LOG.info("trained %s", file.stem)
@@ -93,16 +95,14 @@ class Recipe:
 @torch.no_grad()
 def featured(encoders: Mapping[str, FusionModel], data: Examples) -> Examples:
     """Return the examples with the encoders' features in place of pictures and sounds."""
-    features = {}
-    for branch, model in encoders.items():
-        model.eval()
-        everywhere = torch.ones(len(data), 1, dtype=torch.bool)
-        parts = torch.split(data.features[branch], 256)
-        masks = torch.split(everywhere, 256)
-        features[branch] = torch.cat(
-            [model.encode({branch: x}, mask)[branch] for x, mask in zip(parts, masks, strict=True)]
-        )
-    return replace(data, features=dict(sorted(features.items())))
+    features = {branch: _encoded(encoders[branch].eval(), branch, data) for branch in sorted(encoders)}
+    return replace(data, features=features)
+
+
+def _encoded(model: FusionModel, branch: str, data: Examples) -> torch.Tensor:
+    parts = torch.split(data.features[branch], 256)
+    present = [torch.ones(len(x), 1, dtype=torch.bool) for x in parts]
+    return torch.cat([model.encode({branch: x}, p)[branch] for x, p in zip(parts, present, strict=True)])
 
 
 def spectrograms(waveforms: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,11 @@ all four. The figure is that of the kind chosen; the table shows what the others
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import combinations
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, product
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -22,16 +22,17 @@ from sklearn.svm import SVC
 
 from perception.devices.sound import Sound
 from perception.errors import PerceptionError
-from perception.features.logmel import LogMelConfig, log_mel
+from perception.features.logmel import Frames, LogMelConfig, log_mel
 from perception.io.progress import Advance, nothing
 from perception.models.fusion import FeatureFusion
 from perception.models.networks import ConvEncoder
+from perception.reproduce.arrays import Floats, Rows
 from perception.reproduce.results import Figures
 from perception.training import augment
-from perception.training.evaluate import metrics, probabilities
+from perception.training.evaluate import Labels, Probabilities, metrics, probabilities
 from perception.training.examples import Examples
 from perception.training.fit import TrainingConfig, fit
-from perception.training.imbalance import REMEDIES, Imbalance, long_tail
+from perception.training.imbalance import REMEDIES, Imbalance, RemedyName, long_tail
 from perception.training.model import FusionModel
 
 FOLDS: Final = range(1, 6)
@@ -56,11 +57,55 @@ HEAD: Final = TrainingConfig(
     epochs=60, batch=64, learning_rate=3e-3, weight_decay=0.1, schedule="cosine", select="last"
 )
 _LOG: Final = logging.getLogger(__name__)
-Predict = Callable[[Examples], Any]
+Predict = Callable[[Examples], Probabilities]
 
 
-def load(data: Path) -> tuple[Examples, Any]:
-    """Return log-mel pictures (N, FRAMES, 64) of all clips, and the fold of each, 1 to 5.
+class Classifier(Protocol):
+    """What is used of a classifier of scikit-learn."""
+
+    def fit(self, x: Floats, y: Labels) -> object:
+        """Fit rows (N, D) and their classes (N,)."""
+
+    def predict_proba(self, x: Floats) -> Probabilities:
+        """Return probabilities (N, C)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How what torch trains is trained."""
+
+    network: TrainingConfig
+    head: TrainingConfig
+
+
+PUBLISHED: Final = Plan(NETWORK, HEAD)
+
+
+@dataclass(frozen=True, slots=True)
+class Clips:
+    """Every clip, and the fold of each."""
+
+    examples: Examples
+    """`audio` (N, FRAMES, 64) log-mel, or what `described` makes of it."""
+    folds: Rows
+    """(N,) 1 to 5."""
+
+    def without(self, folds: Sequence[int]) -> Examples:
+        """Return the clips of the other folds."""
+        return self.examples.rows(torch.from_numpy(~np.isin(self.folds, folds)))
+
+    def only(self, fold: int) -> Examples:
+        """Return the clips of one fold."""
+        return self.examples.rows(torch.from_numpy(self.folds == fold))
+
+    def described(self) -> "Clips":
+        """Return the clips with `statistics` in place of log-mel."""
+        described = {"audio": statistics(self.examples.features["audio"])}
+        return replace(self, examples=replace(self.examples, features=described))
+
+
+def load(data: Path) -> Clips:
+    """Read all clips.
 
     Raises:
         PerceptionError: no folders `NNN-Class` with ogg files whose names begin with the fold.
@@ -72,10 +117,11 @@ def load(data: Path) -> tuple[Examples, Any]:
     classes = sorted(set(names))
     pictures = torch.from_numpy(np.stack([_picture(file) for file in files]))
     labels = torch.tensor([classes.index(name) for name in names])
-    return Examples.of({"audio": pictures}, labels, classes), np.array([int(f.name[0]) for f in files])
+    folds = np.array([int(file.name[0]) for file in files])
+    return Clips(Examples.of({"audio": pictures}, labels, classes), folds)
 
 
-def _picture(file: Path) -> Any:
+def _picture(file: Path) -> Frames:
     sound = Sound(str(file), rate_hz=RATE_HZ, channels=1, sample_format="f32", loop=False, start=0)
     samples = np.concatenate([block[:, 0] for block in sound.blocks(8192)])
     length = round(RATE_HZ * SECONDS)
@@ -98,8 +144,8 @@ def statistics(pictures: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts, dim=1)
 
 
-def classical(train: Examples, seed: int, model: Any) -> Predict:
-    """Fit a scikit-learn classifier on statistics."""
+def classical(train: Examples, model: Classifier) -> Predict:
+    """Fit a classifier on statistics."""
     model.fit(statistics(train.features["audio"]).numpy(), train.labels.numpy())
     return lambda data: model.predict_proba(statistics(data.features["audio"]).numpy())
 
@@ -113,20 +159,21 @@ def _patched(batch: Examples, generator: torch.Generator) -> Examples:
     return replace(batch, features={"audio": (patches + gain)[:, None]})
 
 
-def network(train: Examples, seed: int) -> Predict:
-    """Train a convolutional network on random patches; a clip's answer is the mean over its patches."""
-    torch.manual_seed(seed)
+def network(train: Examples, config: TrainingConfig) -> Predict:
+    """Train a convolutional network on random patches; a clip's probabilities are means over its patches."""
+    torch.manual_seed(config.seed)
     encoder = ConvEncoder(1, (24, 48, 72, 96), DIM, (1, 2), dropout=0.3, first_stride=2)
     model = FusionModel(FeatureFusion({"audio": DIM}, train.classes), {"audio": encoder})
     mean, deviation = train.features["audio"].mean(), train.features["audio"].std()
     data = replace(train, features={"audio": (train.features["audio"] - mean) / deviation})
-    few = _cut(data.rows(torch.arange(10)), 0)  # the last epoch is kept, whatever these say
-    fit(model, data, few, NETWORK.model_copy(update={"seed": seed}), augment=_patched)
+    few = _cut(data.rows(torch.arange(10)), 0)  # the last epoch is kept, whatever their loss
+    fit(model, data, few, config, augment=_patched)
 
-    def predict(test: Examples) -> Any:
+    def predict(test: Examples) -> Probabilities:
         normal = replace(test, features={"audio": (test.features["audio"] - mean) / deviation})
         starts = range(0, FRAMES - PATCH + 1, 28)
-        return np.mean([probabilities(model, _cut(normal, start)) for start in starts], axis=0)
+        p: Probabilities = np.mean([probabilities(model, _cut(normal, start)) for start in starts], axis=0)
+        return p
 
     return predict
 
@@ -135,17 +182,16 @@ def _cut(data: Examples, start: int) -> Examples:
     return replace(data, features={"audio": data.features["audio"][:, None, start : start + PATCH]})
 
 
-def train_all(train: Examples, seed: int) -> dict[str, Predict]:
-    """Train every kind of head, and the mean of the two best kinds."""
+def train_all(train: Examples, seed: int, plan: Plan) -> dict[str, Predict]:
+    """Train every kind of head, and average the best kinds."""
     calibrated = CalibratedClassifierCV(SVC(C=10), ensemble=False)
-    svm = classical(train, seed, make_pipeline(StandardScaler(), calibrated))
+    svm = classical(train, make_pipeline(StandardScaler(), calibrated))
+    regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.02, max_iter=500))
     kinds = {
-        "random forest": classical(train, seed, RandomForestClassifier(300, random_state=seed)),
-        "logistic regression": classical(
-            train, seed, make_pipeline(StandardScaler(), LogisticRegression(C=0.02, max_iter=500))
-        ),
+        "random forest": classical(train, RandomForestClassifier(300, random_state=seed)),
+        "logistic regression": classical(train, regression),
         "SVM": svm,
-        "network": network(train, seed),
+        "network": network(train, plan.network.model_copy(update={"seed": seed})),
     }
     forest, net = kinds["random forest"], kinds["network"]
     return kinds | {
@@ -154,87 +200,86 @@ def train_all(train: Examples, seed: int) -> dict[str, Predict]:
     }
 
 
-def run(data: Path, out: Path, seeds: int = 1, advance: Advance = nothing) -> Figures:
+def run(data: Path, out: Path, seeds: int = 1, advance: Advance = nothing, plan: Plan = PUBLISHED) -> Figures:
     """Score the five folds; write `esc10.json`, `.md` and `.html`; return the figures.
 
     `advance` counts the sets of heads that are trained.
     """
-    examples, folds = load(data)
+    clips = load(data)
     figures = Figures()
-    about = {"clips": len(examples), "seeds": seeds}
     for seed in range(seeds):
-        chosen = choose(examples, folds, seed, advance)
+        chosen = choose(clips, seed, plan, advance)
         for fold in FOLDS:
-            _score(
-                figures, _without(examples, folds, [fold]), _only(examples, folds, fold), chosen[fold], seed
-            )
+            heads = train_all(clips.without([fold]), seed, plan)
+            _score(figures, heads, clips.only(fold), chosen[fold])
             advance(note=f"fold {fold}")
             _LOG.info("fold %d, chosen without it: %s\n%s", fold, chosen[fold], figures.markdown())
-    imbalance(figures, examples, folds, seeds, advance)
-    figures.save(out, "esc10", about)
+    imbalance(figures, clips.described(), seeds, plan, advance)
+    figures.save(out, "esc10", {"clips": len(clips.examples), "seeds": seeds})
     return figures
 
 
-def choose(examples: Examples, folds: Any, seed: int, advance: Advance) -> dict[int, str]:
+def choose(clips: Clips, seed: int, plan: Plan, advance: Advance) -> dict[int, str]:
     """Return, for each test fold, the kind of head that is best by cross-validation over the other four.
 
-    A head trained without two folds serves both: it tells either one where the other is the test fold.
+    A head trained without two folds serves both: it is scored on either one where the other is the test fold.
     """
-    told: dict[int, list[tuple[Any, dict[str, Any]]]] = {fold: [] for fold in FOLDS}
+    parts: dict[int, list[tuple[Labels, dict[str, Probabilities]]]] = {fold: [] for fold in FOLDS}
     for pair in combinations(FOLDS, 2):
-        kinds = train_all(_without(examples, folds, pair), seed)
+        kinds = train_all(clips.without(pair), seed, plan)
         for test, inner in (pair, pair[::-1]):
-            held = _only(examples, folds, inner)
-            said = {name: predict(held) for name, predict in kinds.items()}
-            told[test].append((held.labels.numpy(), said))
+            left_out = clips.only(inner)
+            inferred = {name: predict(left_out) for name, predict in kinds.items()}
+            parts[test].append((left_out.labels.numpy(), inferred))
         advance(note=f"without folds {pair[0]} and {pair[1]}")
-        _LOG.info("heads without folds %d and %d told these", *pair)
-    return {fold: best_kind(parts) for fold, parts in told.items()}
+        _LOG.info("heads without folds %d and %d scored on these", *pair)
+    return {fold: best_kind(scored) for fold, scored in parts.items()}
 
 
-def best_kind(parts: Sequence[tuple[Any, dict[str, Any]]]) -> str:
+def best_kind(parts: Sequence[tuple[Labels, Mapping[str, Probabilities]]]) -> str:
     """Return the kind right most often over all parts (labels, probabilities by kind), then of least NLL."""
     truth = np.concatenate([labels for labels, _ in parts])
-    scored = {name: metrics(truth, np.concatenate([said[name] for _, said in parts])) for name in parts[0][1]}
+    scored = {
+        name: metrics(truth, np.concatenate([inferred[name] for _, inferred in parts]))
+        for name in parts[0][1]
+    }
     return max(scored, key=lambda name: (scored[name].accuracy, -scored[name].nll))
 
 
-def _without(examples: Examples, folds: Any, left_out: Sequence[int]) -> Examples:
-    return examples.rows(torch.from_numpy(~np.isin(folds, left_out)))
-
-
-def _only(examples: Examples, folds: Any, fold: int) -> Examples:
-    return examples.rows(torch.from_numpy(folds == fold))
-
-
-def _score(figures: Figures, train: Examples, test: Examples, chosen: str, seed: int) -> None:
-    truth = test.labels.numpy()
-    for name, predict in train_all(train, seed).items():
-        scored = metrics(truth, predict(test))
-        figures.add("esc10, test folds", name, "accuracy", scored.accuracy)
+def _score(figures: Figures, heads: Mapping[str, Predict], test: Examples, chosen: str) -> None:
+    table = "esc10, test folds"
+    for name, predict in heads.items():
+        scored = metrics(test.labels.numpy(), predict(test))
+        figures.add(table, name, "accuracy", scored.accuracy)
         if name == chosen:
-            for column in ("accuracy", "macro_recall", "macro_f1", "nll", "ece"):
-                figures.add("esc10, test folds", "chosen", column, getattr(scored, column))
+            figures.add_metrics(table, "chosen", scored)
 
 
-def imbalance(figures: Figures, examples: Examples, folds: Any, seeds: int, advance: Advance) -> None:
-    """Exponential imbalance of the training folds; each remedy's macro recall on even test folds."""
-    described = replace(examples, features={"audio": statistics(examples.features["audio"])})
-    for ratio in (10, 50):
-        for seed in range(seeds):
-            for fold in FOLDS:
-                train = _without(described, folds, [fold])
-                generator = torch.Generator().manual_seed(seed)
-                train = train.rows(long_tail(train.labels, len(train.classes), ratio, generator))
-                test = _only(described, folds, fold)
-                advance(note=f"imbalance 1:{ratio}, fold {fold}")
-                for remedy in REMEDIES:
-                    config = HEAD.model_copy(update={"seed": seed, "imbalance": Imbalance(remedy=remedy)})
-                    torch.manual_seed(seed)
-                    dims = {"audio": train.features["audio"].shape[1]}
-                    model = FusionModel(FeatureFusion(dims, train.classes, "mlp", dropout=0.3))
-                    fit(model, train, train, config)
-                    scored = metrics(test.labels.numpy(), probabilities(model, test))
-                    table = f"imbalance 1:{ratio}"
-                    figures.add(table, remedy, "macro recall", scored.macro_recall)
-                    figures.add(table, remedy, "macro F1", scored.macro_f1)
+def imbalance(figures: Figures, clips: Clips, seeds: int, plan: Plan, advance: Advance) -> None:
+    """Add each remedy's macro recall on even test folds, the training folds being imbalanced exponentially.
+
+    Args:
+        figures: take the scores.
+        clips: described by statistics.
+        seeds: of the rows that are left and of the head.
+        plan: of the head.
+        advance: counts the folds.
+    """
+    for ratio, seed, fold in product((10, 50), range(seeds), FOLDS):
+        train, test = clips.without([fold]), clips.only(fold)
+        generator = torch.Generator().manual_seed(seed)
+        train = train.rows(long_tail(train.labels, len(train.classes), ratio, generator))
+        advance(note=f"imbalance 1:{ratio}, fold {fold}")
+        for remedy in REMEDIES:
+            model = _remedied(train, remedy, plan.head.model_copy(update={"seed": seed}))
+            scored = metrics(test.labels.numpy(), probabilities(model, test))
+            figures.add(f"imbalance 1:{ratio}", remedy, "macro recall", scored.macro_recall)
+            figures.add(f"imbalance 1:{ratio}", remedy, "macro F1", scored.macro_f1)
+
+
+def _remedied(train: Examples, remedy: RemedyName, config: TrainingConfig) -> FusionModel:
+    torch.manual_seed(config.seed)
+    dims = {"audio": train.features["audio"].shape[1]}
+    model = FusionModel(FeatureFusion(dims, train.classes, "mlp", dropout=0.3))
+    fit(model, train, train, config.model_copy(update={"imbalance": Imbalance(remedy=remedy)}))
+    return model

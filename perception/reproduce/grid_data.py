@@ -6,17 +6,17 @@ One clip is `NAME.mpg` with `NAME.align` beside it, whose times count 1/25000 s.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import av
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from perception.errors import PerceptionError
 from perception.io.progress import progress
 from perception.io.text_file import read_text
 from perception.training.workers import Step, spread
+from perception.units.arrays import Image, Samples
 
 TICKS_PER_S: Final = 25_000
 RATE_HZ: Final = 16_000
@@ -33,9 +33,9 @@ class Clip:
     name: str
     words: tuple[tuple[float, float, str], ...]
     """Start s, end s, word; silences included."""
-    mouth: npt.NDArray[np.uint8]
+    mouth: Image
     """(frames, 40, 64) grey, 25 per second."""
-    waveform: npt.NDArray[np.float32]
+    waveform: Samples
     """(samples,) mono at 16 kHz."""
 
     @property
@@ -45,7 +45,11 @@ class Clip:
 
 
 def load(data: Path, workers: int = 1) -> list[Clip]:
-    """Read every clip of a folder, in the order of names; PerceptionError if there are none."""
+    """Read every clip of a folder, in the order of names.
+
+    Raises:
+        PerceptionError: there are none.
+    """
     files = sorted(file for file in data.glob("*.mpg") if file.with_suffix(".align").exists())
     if not files:
         raise PerceptionError(f"{data}: no GRID clips there; expected NAME.mpg with NAME.align")
@@ -76,8 +80,8 @@ def read(file: Path) -> Clip:
     return Clip(file.stem, words, mouths(frames), np.concatenate(parts).astype(np.float32))
 
 
-def mouths(frames: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.uint8]:
-    """Cut the mouth out of each frame: one place per clip, from the faces found in some of its frames."""
+def mouths(frames: Sequence[Image]) -> Image:
+    """Return the mouth, (frames, 40, 64), of frames (height, width); its place is that of faces in some."""
     folder = Path(cv2.__file__).parent / "data"
     cascade = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
     found = []

@@ -1,145 +1,155 @@
-"""What the experts of the GRID benchmark look at: one word heard and seen, under noise and out of step."""
+"""Features of the GRID benchmark: sound and mouth of one word, and of a whole command, under disturbances."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Final
+from typing import Final
 
 import cv2
 import numpy as np
 import torch
 from scipy.ndimage import uniform_filter1d
 
-from perception.features.logmel import log_mel
+from perception.features.logmel import Frames, log_mel
+from perception.reproduce.arrays import Floats, Rows
 from perception.reproduce.grid_data import FRAME_RATE_HZ, Clip
 from perception.training.augment import with_noise
+from perception.training.evaluate import Labels
 
 SLOTS: Final = ("command", "colour", "preposition", "letter", "digit", "adverb")
 """What the words of a command stand for, in their order."""
 SNRS_DB: Final = (np.inf, 20.0, 15.0, 10.0, 5.0, 0.0, -5.0, -10.0)
 OFFSETS_S: Final = tuple(round(-0.4 + 0.1 * step, 1) for step in range(9))
 LAGS_S: Final = tuple(round(-0.8 + 0.1 * step, 1) for step in range(17))
-"""Every sum of two offsets: the one the video has, and the one by which it is moved to look for the word."""
+"""Every sum of two offsets: the one the video has, and the one by which it is moved to find the word."""
 TRAINING_NOISE: Final = (0, 2, 3)
-"""Seeds of the noise that experts are trained in; several, or few clips teach them to be too sure."""
+"""Seeds of the noise that experts are trained in: with one alone, few clips make them overconfident."""
 TEST_NOISE: Final = 1
 """Seed of the noise that the pool is fitted and tested in."""
 MOVED_S: Final = (0.0, -0.04, 0.04)
 """Around a word's given time, which is off by about a frame of the video: where sound is searched for the
-word, and what video is trained on. Sound trained on moved words, and video searched, told digits worse."""
+word, and what video is trained on. Training sound on moved words, or searching video, lost digits."""
 MARGIN_S: Final = 0.06
 """Before and after the word."""
 STEPS: Final = 10
 PICTURE: Final = (32, 20)
 SMOOTHED: Final = 5
-"""Frames of 10 ms over which energy is averaged: noise evens out, and STEPS moments miss less of the word."""
+"""Frames of 10 ms over which energy is averaged: less noise, and STEPS times miss less of the word."""
 CONTEXT: Final = np.arange(-20, 21, 5)
 """Frames of sound around each picture from which its mouth is predicted, 0.2 s to both sides."""
 BANDS: Final = 16
 AROUND_S: Final = 0.15
-"""Of the whole command, looked at before its first and after its last word."""
+"""Of the whole command, before its first and after its last word."""
+
+
+Noise = tuple[float, int]
+"""SNR in dB, and seed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
     """Features of one slot of all clips, under every disturbance."""
 
-    audio: Mapping[tuple[float, int], Any]
-    """By SNR in dB and noise seed: (N, MOVED_S, D), the word; the last column is the noise floor."""
-    labels: Any
+    audio: Mapping[Noise, Frames]
+    """(N, MOVED_S, D), the word; the last column is the noise floor."""
+    labels: Labels
+    """(N,) numbers of classes."""
     classes: tuple[str, ...]
-    pictures: Sequence[Any]
+    pictures: Sequence[Frames]
     """Per clip: (frames, 20, 32), the mouth."""
-    moments_s: Sequence[Any]
+    times_s: Sequence[Floats]
     """Per clip: (STEPS,), of the word."""
 
-    def video(self, rows: Any, lag_s: float) -> Any:
+    def video(self, rows: Rows, lag_s: float) -> Frames:
         """Return the mouth during the word, (rows, D), with video `lag_s` late against the sound."""
-        at = [(self.moments_s[row] - lag_s) * FRAME_RATE_HZ - 0.5 for row in rows]
-        seen = [
+        at = [(self.times_s[row] - lag_s) * FRAME_RATE_HZ - 0.5 for row in rows]
+        mouths = [
             interpolated(self.pictures[row], frames).ravel() for row, frames in zip(rows, at, strict=True)
         ]
-        return np.stack(seen).astype(np.float32)
+        return np.stack(mouths).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """Sound and mouth over a whole command, 25 moments per second, from which their offset is told."""
+    """Sound and mouth over a whole command, 25 times per second, from which their offset is estimated."""
 
-    sound: Mapping[tuple[float, int], Sequence[Any]]
-    """By SNR in dB and noise seed, per clip: (moments, D)."""
-    mouth: Sequence[Any]
+    sound: Mapping[Noise, Sequence[Frames]]
+    """Per clip: (times, D)."""
+    mouth: Sequence[Frames]
     """Per clip: (frames, 640), the clip's mean removed."""
-    moments_s: Sequence[Any]
-    """Per clip: (moments,)."""
+    times_s: Sequence[Floats]
+    """Per clip: (times,)."""
 
 
 def features(clips: Sequence[Clip]) -> tuple[Course, dict[str, Material]]:
-    """Compute all features of all clips; a material by the name of its slot."""
-    moments = [_moments(clip) for clip in clips]
-    sound: dict[tuple[float, int], list[Any]] = {}
-    audio: dict[str, dict[tuple[float, int], Any]] = {name: {} for name in SLOTS}
+    """Compute all features of all clips; materials by the names of their slots."""
+    times_s = [_command_times_s(clip) for clip in clips]
+    sound: dict[Noise, list[Frames]] = {}
+    audio: dict[str, dict[Noise, Frames]] = {name: {} for name in SLOTS}
     for snr_db, seed in product(SNRS_DB, (*TRAINING_NOISE, TEST_NOISE)):
         frames = [bands_of(clip, snr_db, 1000 * seed + number) for number, clip in enumerate(clips)]
-        sound[snr_db, seed] = [context(f, at) for f, at in zip(frames, moments, strict=True)]
+        sound[snr_db, seed] = [context(f, at_s) for f, at_s in zip(frames, times_s, strict=True)]
         for slot, name in enumerate(SLOTS):
-            words = [heard(f, clip, slot) for f, clip in zip(frames, clips, strict=True)]
+            words = [word_sound(f, clip, slot) for f, clip in zip(frames, clips, strict=True)]
             audio[name][snr_db, seed] = np.stack(words)
     pictures = [pictures_of(clip) for clip in clips]
     mouths = [(p - p.mean(axis=0)).reshape(len(p), -1).astype(np.float32) for p in pictures]
     materials = {}
     for slot, name in enumerate(SLOTS):
         classes, labels = np.unique([clip.spoken[slot][2] for clip in clips], return_inverse=True)
-        words_s = [_word_moments(clip, slot) for clip in clips]
+        words_s = [_word_times_s(clip, slot) for clip in clips]
         materials[name] = Material(audio[name], labels, tuple(classes), pictures, words_s)
-    return Course(sound, mouths, moments), materials
+    return Course(sound, mouths, times_s), materials
 
 
-def bands_of(clip: Clip, snr_db: float, seed: int) -> Any:
-    """Return the clip's smoothed log-mel frames, 100 per second, in white noise."""
+def bands_of(clip: Clip, snr_db: float, seed: int) -> Frames:
+    """Return the clip's smoothed log-mel frames (frames, 64), 100 per second, in white noise."""
     wave = torch.from_numpy(clip.waveform)[None]
     if np.isfinite(snr_db):
         wave = with_noise(wave, torch.tensor([snr_db]), torch.Generator().manual_seed(seed))
     energy = np.exp(log_mel(wave[0].numpy()))
-    return np.log(uniform_filter1d(energy, SMOOTHED, axis=0))
+    bands: Frames = np.log(uniform_filter1d(energy, SMOOTHED, axis=0))
+    return bands
 
 
-def heard(frames: Any, clip: Clip, slot: int) -> Any:
-    """Return log-mel bands at STEPS moments of the word, then the clip's noise floor, (MOVED_S, D)."""
-    at = (_word_moments(clip, slot) + np.array(MOVED_S)[:, None]) * 100 - 1.25
+def word_sound(frames: Floats, clip: Clip, slot: int) -> Frames:
+    """Return log-mel bands at STEPS times of the word, then the clip's noise floor, (MOVED_S, D)."""
+    at = (_word_times_s(clip, slot) + np.array(MOVED_S)[:, None]) * 100 - 1.25
     floor = np.full((len(at), 1), np.quantile(frames, 0.1, axis=0).mean())
     words = interpolated(frames, at).reshape(len(at), -1)
     return np.concatenate([words, floor], axis=1).astype(np.float32)
 
 
-def context(frames: Any, moments_s: Any) -> Any:
-    """Return how far the sound around each moment stands above the noise, then the noise floor."""
+def context(frames: Floats, times_s: Floats) -> Frames:
+    """Return how far the sound around each time lies above the noise, then the noise floor, (times, D)."""
     floor = np.quantile(frames, 0.1, axis=0)
     above = np.maximum(frames - floor, 0).reshape(len(frames), BANDS, -1).mean(axis=2)
-    at = moments_s * 100 - 1.25
+    at = times_s * 100 - 1.25
     around = [interpolated(above, at + step) for step in CONTEXT]
     return np.concatenate([*around, np.full((len(at), 1), floor.mean())], axis=1).astype(np.float32)
 
 
-def pictures_of(clip: Clip) -> Any:
+def pictures_of(clip: Clip) -> Frames:
     """Return small pictures of the mouth without their brightness and contrast, (frames, 20, 32)."""
     pictures = clip.mouth.astype(np.float32)
     pictures = (pictures - pictures.mean(axis=(1, 2), keepdims=True)) / pictures.std()
-    return np.stack([cv2.resize(p, PICTURE, interpolation=cv2.INTER_AREA) for p in pictures])
+    small = [cv2.resize(p, PICTURE, interpolation=cv2.INTER_AREA) for p in pictures]
+    return np.stack(small).astype(np.float32)
 
 
-def _word_moments(clip: Clip, slot: int) -> Any:
+def _word_times_s(clip: Clip, slot: int) -> Floats:
     start_s, end_s, _ = clip.spoken[slot]
     return np.linspace(start_s - MARGIN_S, end_s + MARGIN_S, STEPS)
 
 
-def _moments(clip: Clip) -> Any:
+def _command_times_s(clip: Clip) -> Floats:
     return np.arange(clip.spoken[0][0] - AROUND_S, clip.spoken[-1][1] + AROUND_S, 1 / FRAME_RATE_HZ)
 
 
-def interpolated(values: Any, at: Any) -> Any:
+def interpolated(values: Floats, at: Floats) -> Floats:
     """Return values (T, ...) at fractional places of any shape; beyond the ends, the ends."""
     at = np.clip(at, 0, len(values) - 1.001)
-    whole = at.astype(int)
+    whole = at.astype(np.int64)
     part = (at - whole).reshape(*at.shape, *(1,) * (values.ndim - 1))
-    return values[whole] * (1 - part) + values[whole + 1] * part
+    between: Floats = values[whole] * (1 - part) + values[whole + 1] * part
+    return between

@@ -1,41 +1,47 @@
 """HWU64 (Liu et al. 2019): which of 64 intents a typed command to a home robot has, one shipped fold.
 
 Every set of classifiers is tried by cross-validation on the training part, their calibrated probabilities
-averaged; the best set is trained again on all of it, and the test part is scored once, with that.
+averaged. The best set is trained again on all of it, and the test part is scored once, with that set.
 """
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.sparse import csr_matrix
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline, make_union
+from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.svm import LinearSVC
 from torch import nn
 
 from perception.errors import PerceptionError
 from perception.io.progress import Advance, nothing
 from perception.io.text_file import read_text
+from perception.reproduce.arrays import Floats, log_softmax, softmax
 from perception.reproduce.results import Figures
-from perception.training.evaluate import metrics, subsets
+from perception.training.evaluate import Labels, metrics, subsets
 
 INNER_FOLDS: Final = 5
 BATCH: Final = 128
+COLUMNS: Final = ("accuracy", "macro_recall", "macro_precision", "macro_f1", "nll", "ece")
 WORDS: Final = r"(?u)\b\w+\b"
 _LOG: Final = logging.getLogger(__name__)
 
 
 def load(data: Path, part: str) -> tuple[list[str], list[str]]:
-    """Return texts and intents of `train` or `test`; PerceptionError if they are not there."""
+    """Return texts and intents of `train` or `test`.
+
+    Raises:
+        PerceptionError: the fold is not there, or is not of the form of Rasa's training data.
+    """
     file = data / f"{part}_fold1.json"
     try:
         examples = json.loads(read_text(file))["rasa_nlu_data"]["common_examples"]
@@ -54,15 +60,15 @@ def characters(shortest: int, longest: int) -> TfidfVectorizer:
     return TfidfVectorizer(analyzer="char_wb", ngram_range=(shortest, longest), sublinear_tf=True)
 
 
-class Network(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class Network(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """One hidden layer over sparse features, of which training drops some; logits are means over members.
 
     Args:
         members: networks that differ by their seed.
         hidden: units.
         epochs: of one-cycle AdamW.
-        dropped: share of an example's features that a training step does not see.
-        rarest: features that fewer examples have are left out.
+        dropped: share of an example's features that is left out of each training step.
+        rarest: features of fewer examples than this are left out.
     """
 
     def __init__(
@@ -71,7 +77,7 @@ class Network(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.members, self.hidden, self.epochs = members, hidden, epochs
         self.dropped, self.rarest = dropped, rarest
 
-    def fit(self, x: Any, labels: Any) -> "Network":
+    def fit(self, x: csr_matrix, labels: Labels) -> "Network":
         """Fit a sparse matrix (N, D) and labels (N,)."""
         self.classes_, targets = np.unique(labels, return_inverse=True)
         self._kept = np.flatnonzero(np.asarray((x > 0).sum(axis=0)).ravel() >= self.rarest)
@@ -79,7 +85,7 @@ class Network(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._fitted = [self._member(rows, torch.from_numpy(targets), seed) for seed in range(self.members)]
         return self
 
-    def _member(self, x: Any, targets: torch.Tensor, seed: int) -> nn.Module:
+    def _member(self, x: csr_matrix, targets: torch.Tensor, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         weight = nn.Parameter(torch.randn(x.shape[1], self.hidden) * 0.05)
         layers = [nn.BatchNorm1d(self.hidden), nn.ReLU(), nn.Dropout(0.5)]
@@ -99,32 +105,34 @@ class Network(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return head.eval()
 
     @torch.no_grad()
-    def decision_function(self, x: Any) -> Any:
-        """Return logits (N, C)."""
+    def decision_function(self, x: csr_matrix) -> Floats:
+        """Return logits (N, C), float32."""
         rows = x.tocsr()[:, self._kept].astype(np.float32)
-        told = [head(_bagged(rows, head.get_parameter("weight"))) for head in self._fitted]
-        return torch.stack(told).mean(dim=0).numpy()
+        logits = torch.stack([head(_bagged(rows, head.get_parameter("weight"))) for head in self._fitted])
+        mean: Floats = logits.mean(dim=0).numpy()
+        return mean
 
-    def predict(self, x: Any) -> Any:
+    def predict(self, x: csr_matrix) -> Labels:
         """Return classes (N,)."""
-        return self.classes_[self.decision_function(x).argmax(axis=1)]
+        classes: Labels = self.classes_[self.decision_function(x).argmax(axis=1)]
+        return classes
 
 
-def _bagged(x: Any, weight: torch.Tensor, dropped: float = 0.0) -> torch.Tensor:
+def _bagged(x: csr_matrix, weight: torch.Tensor, dropped: float = 0.0) -> torch.Tensor:
     """Return the product of sparse rows (B, D) and weights (D, hidden)."""
     values = F.dropout(torch.from_numpy(x.data), dropped, training=dropped > 0)
     places, starts = torch.from_numpy(x.indices).long(), torch.from_numpy(x.indptr[:-1]).long()
     return F.embedding_bag(places, weight, starts, mode="sum", per_sample_weights=values)
 
 
-def classifiers() -> dict[str, Any]:
-    """Return unfitted classifiers by name."""
+def classifiers() -> dict[str, Pipeline]:
+    """Return unfitted classifiers by name; each infers the same on every run."""
     both = make_union(words(2), characters(2, 5))
     short = make_union(words(1), characters(2, 4))
     return {
-        "SVM on words": make_pipeline(words(2), LinearSVC(C=0.5)),
-        "SVM on words and characters": make_pipeline(both, LinearSVC(C=1.0)),
-        "SVM on words and short characters": make_pipeline(short, LinearSVC(C=0.3)),
+        "SVM on words": make_pipeline(words(2), LinearSVC(C=0.5, random_state=0)),
+        "SVM on words and characters": make_pipeline(both, LinearSVC(C=1.0, random_state=0)),
+        "SVM on words and short characters": make_pipeline(short, LinearSVC(C=0.3, random_state=0)),
         "network on words and characters": make_pipeline(make_union(words(2), characters(3, 5)), Network()),
     }
 
@@ -144,52 +152,63 @@ def run(data: Path, out: Path, seeds: int = 1, advance: Advance = nothing) -> Fi
     names, temperatures = choose(figures, texts, labels, seeds, advance)
     test_texts, test_intents = load(data, "test")
     truth = np.searchsorted(classes, test_intents)
-    told = []
+    inferred = []
     for name in names:
         advance(note=f"{name}, on all")
         model = classifiers()[name].fit(texts, labels)
-        decisions = model.decision_function(test_texts).astype(float)
-        told.append(softmax(decisions / temperatures[name], axis=1))
-    scored = metrics(truth, np.mean(told, axis=0))
-    row = " + ".join(names)
-    for column in ("accuracy", "macro_recall", "macro_precision", "macro_f1", "nll", "ece"):
-        figures.add("hwu64, test fold 1", row, column, getattr(scored, column))
+        inferred.append(softmax(model.decision_function(test_texts), temperatures[name]))
+    scored, table = metrics(truth, np.mean(inferred, axis=0)), "hwu64, test fold 1"
+    figures.add_metrics(table, " + ".join(names), scored, COLUMNS)
     majority = float((truth == np.bincount(labels).argmax()).mean())
-    figures.add("hwu64, test fold 1", "majority class", "accuracy", majority)
+    figures.add(table, "majority class", "accuracy", majority)
     about = {"train": len(texts), "test": len(truth), "classes": len(classes), "temperatures": temperatures}
     figures.save(out, "hwu64", about)
     return figures
 
 
 def choose(
-    figures: Figures, texts: Sequence[str], labels: Any, seeds: int, advance: Advance
+    figures: Figures, texts: Sequence[str], labels: Labels, seeds: int, advance: Advance
 ) -> tuple[tuple[str, ...], Mapping[str, float]]:
-    """Return the set of classifiers that is right most often where it was not trained, and temperatures."""
+    """Return the classifiers that are right most often on what they were not trained on, and temperatures.
+
+    Args:
+        figures: take the scores of every set of classifiers.
+        texts: of the training part.
+        labels: (N,) int64.
+        seeds: how many ways of cutting the training part.
+        advance: counts the classifiers that are trained.
+    """
     right: dict[tuple[str, ...], list[float]] = {}
     temperatures: dict[str, float] = {}
     for seed in range(seeds):
         folds = StratifiedKFold(INNER_FOLDS, shuffle=True, random_state=seed)
-        told = {}
+        inferred = {}
         for name, pipeline in classifiers().items():
             advance(note=f"{name}, seed {seed}")
-            decisions = cross_val_predict(pipeline, texts, labels, cv=folds, method="decision_function")
+            decisions: Floats = cross_val_predict(
+                pipeline, texts, labels, cv=folds, method="decision_function"
+            )
             temperatures[name] = temperature(decisions, labels)
-            told[name] = softmax(decisions.astype(float) / temperatures[name], axis=1)
-        for names in subsets(list(told)):
-            scored = metrics(labels, np.mean([told[name] for name in names], axis=0))
+            inferred[name] = softmax(decisions, temperatures[name])
+        for names in subsets(list(inferred)):
+            scored = metrics(labels, np.mean([inferred[name] for name in names], axis=0))
             right.setdefault(names, []).append(scored.accuracy)
             row = " + ".join(names)
-            figures.add("hwu64, cross-validated on train", row, "accuracy", scored.accuracy)
-            figures.add("hwu64, cross-validated on train", row, "nll", scored.nll)
+            figures.add_metrics("hwu64, cross-validated on train", row, scored, ("accuracy", "nll"))
         _LOG.info("choice, seed %d\n%s", seed, figures.markdown())
     return max(right, key=lambda names: float(np.mean(right[names]))), temperatures
 
 
-def temperature(decisions: Any, labels: Any) -> float:
-    """Return the softmax temperature with the least NLL of decisions made without the row in training."""
+def temperature(decisions: Floats, labels: Labels) -> float:
+    """Return the softmax temperature with the least NLL.
+
+    Args:
+        decisions: (N, C) logits of classifiers that were not trained on the row.
+        labels: (N,) int64.
+    """
     rows = np.arange(len(labels))
 
     def nll(log_t: float) -> float:
-        return -float(log_softmax(decisions / np.exp(log_t), axis=1)[rows, labels].mean())
+        return -float(log_softmax(decisions / np.exp(log_t))[rows, labels].mean())
 
     return float(np.exp(minimize_scalar(nll, bounds=(-5, 3), method="bounded").x))

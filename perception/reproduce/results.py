@@ -1,17 +1,25 @@
-"""Figures of benchmarks over seeds or folds: collected as they come, told in tables and plots."""
+"""Figures of benchmarks over seeds or folds: collected run by run, written as tables and plots."""
 
 import html
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from matplotlib.figure import Figure
 
 from perception.io.beside import replace_file
-from perception.training.evaluate import spread
+from perception.io.progress import Advance
+from perception.training.evaluate import Metrics, spread
 from perception.training.report import page, svg
+
+HEADLINE: Final = ("accuracy", "macro_recall", "macro_f1", "nll", "ece")
+Summary = dict[str, float | list[float]]
+"""Mean, sample standard deviation `sd` and number `n` of the `values` of one cell."""
+Benchmark = Callable[[Path, Path, int, Advance], "Figures"]
+"""Runs on the data in one folder, writes its results to another, repeats that many times, and counts."""
 
 
 class Figures:
@@ -27,28 +35,33 @@ class Figures:
 
     def add(self, table: str, row: str, column: str, value: float) -> None:
         """Add the value of one more run."""
-        self._values[table].setdefault(row, {}).setdefault(column, []).append(value)
+        self._cell(table, row, column).append(value)
+
+    def add_metrics(self, table: str, row: str, scored: Metrics, names: Sequence[str] = HEADLINE) -> None:
+        """Add some metrics of one more run, a column each."""
+        values = asdict(scored)
+        for name in names:
+            self.add(table, row, name, values[name])
 
     def extend(self, other: "Figures") -> None:
         """Add the values of other runs."""
         for table, rows in other._values.items():
             for row, cells in rows.items():
                 for column, values in cells.items():
-                    self._values[table].setdefault(row, {}).setdefault(column, []).extend(values)
+                    self._cell(table, row, column).extend(values)
+
+    def _cell(self, table: str, row: str, column: str) -> list[float]:
+        return self._values[table].setdefault(row, {}).setdefault(column, [])
 
     def mean(self, table: str, row: str, column: str) -> float:
         """Return the mean so far."""
         return spread(self._values[table][row][column])["mean"]
 
-    def rows(self, table: str) -> list[str]:
-        """Return the rows of a table in the order they came."""
-        return list(self._values[table])
-
-    def as_json(self) -> dict[str, Any]:
-        """Return every value, mean and standard deviation."""
+    def as_json(self) -> dict[str, dict[str, dict[str, Summary]]]:
+        """Return every value, mean and standard deviation, by table, row and column."""
         return {
             table: {
-                row: {column: spread(values) | {"values": values} for column, values in cells.items()}
+                row: {column: {**spread(values), "values": values} for column, values in cells.items()}
                 for row, cells in rows.items()
             }
             for table, rows in self._values.items()
@@ -71,7 +84,7 @@ class Figures:
         rows = self._values[name]
         scale = self._scales.get(name, 100)
         heads = list(dict.fromkeys(column for cells in rows.values() for column in cells))
-        lines = [[row, *(_cell(cells.get(column), scale) for column in heads)] for row, cells in rows.items()]
+        lines = [[row, *(_text(cells.get(column), scale) for column in heads)] for row, cells in rows.items()]
         return [[name, *heads], *lines]
 
     def markdown(self) -> str:
@@ -79,17 +92,16 @@ class Figures:
         return "\n\n".join(_as_markdown(self.rendered(name)) for name in self._values)
 
     def save(
-        self, folder: Path, name: str, about: dict[str, Any], plots: Mapping[str, Figure] | None = None
+        self, folder: Path, name: str, about: Mapping[str, object], plots: Mapping[str, Figure] | None = None
     ) -> Path:
         """Write `name.json`, `name.md` and the page `name.html` into the folder; return the first."""
         sections = {title: svg(figure) for title, figure in (plots or {}).items()}
         sections |= {table: _as_html(self.rendered(table)) for table in self._values}
         intro = f"Accuracies and other figures times 100. {json.dumps(about)}"
-        shown = page(name, intro, sections)
         text = json.dumps({"about": about, "tables": self.as_json()}, indent=1)
         folder.mkdir(parents=True, exist_ok=True)
-        made = {".md": self.markdown() + "\n", ".html": shown, ".json": text + "\n"}
-        for suffix, content in made.items():
+        files = {".md": self.markdown() + "\n", ".html": page(name, intro, sections), ".json": text + "\n"}
+        for suffix, content in files.items():
             replace_file(folder / f"{name}{suffix}", content.encode())
         return folder / f"{name}.json"
 
@@ -104,7 +116,7 @@ def _as_html(lines: Sequence[Sequence[str]]) -> str:
     return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
-def _cell(values: list[float] | None, scale: float) -> str:
+def _text(values: list[float] | None, scale: float) -> str:
     if not values:
         return ""
     figure = spread(values)

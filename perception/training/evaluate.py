@@ -27,6 +27,8 @@ from perception.training.rows import read
 Probabilities = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 ECE_BINS: Final = 15
+DRAWS: Final = 2000
+"""Of the bootstrap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,13 +265,25 @@ def paired_bootstrap(
     first: Probabilities,
     second: Probabilities,
     sources: npt.NDArray[np.int64],
-    draws: int = 2000,
 ) -> tuple[float, float, float]:
     """Return the accuracy gained by `first` over `second` with its 95 % interval, drawing whole sources."""
-    gain = (first.argmax(axis=1) == labels).astype(float) - (second.argmax(axis=1) == labels)
+    return gained(first.argmax(axis=1) == labels, second.argmax(axis=1) == labels, sources)
+
+
+def gained(
+    first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_], sources: npt.NDArray[np.int64]
+) -> tuple[float, float, float]:
+    """Return by how much more often `first` is right than `second`, and its 95 % interval by bootstrap.
+
+    Args:
+        first: (N,) where it is right.
+        second: (N,) where the other is.
+        sources: (N,) the session or file of each row; whole ones are drawn.
+    """
+    gain = first.astype(float) - second
     _, number = np.unique(sources, return_inverse=True)
     sums, sizes = np.bincount(number, gain), np.bincount(number)
-    picks = np.random.default_rng(0).integers(0, len(sums), (draws, len(sums)))
+    picks = np.random.default_rng(0).integers(0, len(sums), (DRAWS, len(sums)))
     means = sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(gain.mean()), float(low), float(high)
