@@ -18,6 +18,8 @@ from perception.cli.up import placed
 from perception.errors import PerceptionError
 from perception.messages import Health, TextCommand
 from perception.profile import load
+from perception.session.file.writer import SessionWriter
+from tests import streams
 from tests.bus import text
 from tests.test_cli import command
 from tests.test_up import SCRIPTED, up
@@ -55,6 +57,17 @@ def test_the_only_graph_is_meant_whatever_its_domain() -> None:
         runtime = domains.find()
         assert runtime is not None
         assert runtime.domain == domains.joined(None).domain == "demo"
+
+
+def test_a_replay_goes_to_the_only_graph_that_is_up(tmp_path: Path) -> None:
+    with SessionWriter(tmp_path / "s.mcap") as writer:
+        writer.write(streams.text(0, 10**18, "hello"))
+    asked = ["replay", str(tmp_path / "s.mcap"), "--wait", "1", "--rate", "max"]
+    clock = HostClock().now_ns
+    with graph("demo"), Subscriber(streams.TEXT, runtime=Runtime("demo"), clock=clock) as reader:
+        assert run(asked) == 0
+        assert (heard := reader.receive(LONG_S)) is not None
+        assert heard.topic == streams.TEXT
 
 
 def test_several_are_listed() -> None:

@@ -174,11 +174,14 @@ def test_a_microphone_has_no_address() -> None:
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0"], ids=["long", "zero"])
 def test_names_that_no_file_can_have_are_refused(name: str) -> None:
-    for kind in ("camera", "microphone", "text"):
-        complaint({kind: {"a": {"source": f"./{name}.wav"}}}, DeviceError)
-    complaint({"replay": {"file": name}}, SessionError)
-    complaint(fused(head=name), WeightsError)
-    complaint(encoder(weights=name), WeightsError)
+    named: list[dict[str, Any]] = [
+        {kind: {"a": {"source": f"./{name}.wav"}}} for kind in ("camera", "microphone", "text")
+    ]
+    for sections in (*named, {"replay": {"file": name}}, fused(head=name), encoder(weights=name)):
+        with pytest.raises(PerceptionError) as caught:
+            require(parse(sections, where="robot.toml"), "robot.toml")
+        assert str(caught.value).startswith("robot.toml: ")
+        assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_there_and_devices_are_left_to_their_nodes(tmp_path: Path) -> None:
@@ -186,6 +189,13 @@ def test_a_file_that_is_there_and_devices_are_left_to_their_nodes(tmp_path: Path
     film.touch()
     sources = {"film": {"source": str(film)}, "web": {"source": 7}, "usb": {"source": "/dev/v4l/by-id/usb"}}
     assert warnings({"camera": sources, "microphone": {"desk": {"source": "USB Audio v1.2 Mic"}}}) == []
+
+
+@pytest.mark.parametrize("kind", ["camera", "microphone"])
+def test_a_pipe_is_no_film(tmp_path: Path, kind: str) -> None:
+    os.mkfifo(path := tmp_path / "film.mp4")
+    said = complaint({kind: {"x": {"source": str(path)}}}, DeviceError)
+    assert f"{kind}.x.source: {path}: is a pipe or a device, no file that can be played" in said
 
 
 def test_a_pipe_of_lines_may_be_read(tmp_path: Path) -> None:

@@ -91,6 +91,15 @@ def test_a_trained_head_is_named_by_its_folder_alone(tmp_path: Path) -> None:
         ),
         ("[fusion]\nbase = 'demo'\nlateness_ms = 1e300\n", r"fusion\.lateness_ms: .*less than or equal to"),
         ("[camera.a]\nsource = -1\n", r"camera\.a\.source: .*greater than or equal to 0"),
+        *(
+            (f"[{kind}.a]\nsource = 'a\\0.mp4'\n".replace("'", '"').replace("\\0", "\\u0000"), says)
+            for kind in ("camera", "microphone", "text")
+            for says in [rf"{kind}\.a\.source: .*no name of a device or file holds a zero byte"]
+        ),
+        *(
+            (f"[{kind}.a]\nsource = 99999999999999\n", rf"{kind}\.a\.source: .*less than or equal to 1023")
+            for kind in ("camera", "microphone")
+        ),
         ("[camera.a]\nsource = true\n", r"camera\.a\.source: .*valid integer"),
         ("[microphone.a]\nsource = ''\n", r"microphone\.a\.source: .*at least 1 character"),
         ("[text.a]\nsource = 'scripted'\n[text.b]\nsource = 'scripted'\n", "label/truth would be .* twice"),

@@ -27,7 +27,7 @@ from perception.messages import AudioBlock, CameraFrame, TextCommand
 from perception.session import Session, SessionWriter, read
 from perception.session.convert import import_bag, incoming
 from perception.session.convert import ros_messages as ros
-from perception.session.convert.incoming import UnusableError
+from perception.session.convert.incoming import Sound, UnusableError
 from tests import streams
 
 IMAGE: Final = np.random.default_rng(1).integers(0, 255, (12, 16, 3), dtype=np.uint8)
@@ -450,6 +450,15 @@ def test_sound_that_nothing_describes_is_taken_at_the_rate_that_is_given(tmp_pat
     blocks = [message.header for message in read(tmp_path / "s.mcap")]
     assert all(isinstance(one, AudioBlock) and one.rate_hz == 16_000 for one in blocks)
     assert b"".join(bytes(one.payload) for one in read(tmp_path / "s.mcap")) == SAMPLES * 3
+    # nobody stamped it: its last sample was there when it was received
+    ended_ns = [one.header.stamp_ns + 100_000_000 for one in read(tmp_path / "s.mcap")]
+    assert ended_ns == [one.received_ns for one in read(tmp_path / "s.mcap")]
+
+
+@pytest.mark.parametrize("stamped_ns", [0, 5_000_000_000])
+def test_sound_without_a_stamp_ended_when_it_was_received(stamped_ns: int) -> None:
+    header, _ = Sound().block(SAMPLES, "s16", 16_000, 1, stamped_ns, 9_000_000_000)
+    assert header.stamp_ns == (stamped_ns or 8_900_000_000)
 
 
 def nothing(folder: Path) -> None:

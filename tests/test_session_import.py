@@ -120,6 +120,12 @@ def test_sound_that_is_promised_and_never_comes_leaves_the_picture(tmp_path: Pat
     assert lines[1].startswith("left out: audio track (stream 1): ")
 
 
+def test_a_pipe_is_said_to_be_one(tmp_path: Path) -> None:
+    os.mkfifo(path := tmp_path / "film.mp4")
+    with pytest.raises(DeviceError, match=r"film\.mp4: is a pipe or a device, no file that can be played$"):
+        imported(path)
+
+
 def test_a_file_of_which_nothing_can_be_decoded_says_why(tmp_path: Path) -> None:
     path = damage_sound(write_tracks(tmp_path / "film.mov", [], [noise(6400)]))
     with pytest.raises(DeviceError, match=r"nothing in it can be decoded: left out: audio .* no decoder"):

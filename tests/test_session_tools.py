@@ -11,10 +11,10 @@ from mcap.writer import Writer
 from msgspec import structs
 
 from perception.bus import keys
-from perception.errors import SessionError
+from perception.errors import ProfileError, SessionError
 from perception.messages import Header, Label, Message
 from perception.retrieval.search import find_sessions
-from perception.session import Session, SessionWriter, read
+from perception.session import Session, SessionWriter, read, replay, verify
 from perception.session.convert import export_media, export_webdataset
 from perception.session.diff import diff
 from perception.session.edit import repair, trim
@@ -129,6 +129,29 @@ def test_damage_of_messages_is_found_when_they_are_read_and_info_says_that_it_di
     cut_off = info(killed(session, tmp_path / "k.mcap"))
     assert cut_off.checked
     assert not any("shows when they are read" in line for line in cut_off.lines())
+
+
+def test_info_tells_a_file_that_is_being_recorded_from_one_whose_recorder_was_killed(
+    session: Path, tmp_path: Path
+) -> None:
+    with SessionWriter(path := tmp_path / "r.mcap") as writer:
+        writer.write(scene()[0])
+        writer.flush()
+        found = info(path)
+        assert (found.closed_properly, found.being_recorded) == (False, True)
+        assert found.lines()[1] == "still being recorded: what is written of it so far"
+    assert not info(path).being_recorded
+    found = info(killed(session, tmp_path / "k.mcap"))
+    assert not found.being_recorded
+    assert "killed?" in found.lines()[1]
+
+
+def test_a_recording_whose_profile_fuses_nothing_is_named(session: Path) -> None:
+    said = rf"^{session}: the profile has no \[fusion\] table"
+    with pytest.raises(ProfileError, match=said):
+        verify(session)
+    with pytest.raises(ProfileError, match=said):
+        next(iter(replay(session)))
 
 
 def test_paths_may_be_text(session: Path, tmp_path: Path) -> None:

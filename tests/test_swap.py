@@ -244,6 +244,16 @@ def test_a_head_agrees_with_itself(folder: Path) -> None:
     assert (trial.agreement.equal, trial.agreement.variation) == (1.0, 0.0)
 
 
+def test_variation_has_the_same_bits_on_every_python(folder: Path) -> None:
+    trial = Trial(shadow(folder / "one"), NamedHead(load_head(folder / "one"), "", ""))
+    one, other = (
+        Fused(classes=CLASSES, probabilities=each, label="a", confidence=0.5, entropy=1.0)
+        for each in ((0.1,) * 10 + (0.0,), (0.0,) * 10 + (1.0,))
+    )
+    trial.compare(one, other)
+    assert trial.agreement.variation == 1.0
+
+
 def test_go_and_back_say_from_which_tick_on(folder: Path, windows: list[Window]) -> None:
     talk = Conversation(configured(folder), windows)
     request = shadow(folder / "two", ticks=2)

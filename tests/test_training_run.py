@@ -16,6 +16,7 @@ from perception.fusion.build import build_engine
 from perception.messages import Label, Message, TextCommand
 from perception.models.checkpoint import head_hash, load_head, weights_hash, with_own_encoders
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
+from perception.session.edit import trim
 from perception.session.file.writer import SessionWriter
 from perception.session.labels import Span
 from perception.training import commands as training
@@ -391,6 +392,20 @@ sound = { input = "microphone", kind = "cnn-sound", weights = "random", options 
         torch.testing.assert_close(
             told[present], live_features[f"feature.{name}"][present], atol=1e-4, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize(("text", "parts"), [("", 3), ("test = 0.0", 2), ("folds = 5", 5)])
+def test_too_few_sessions_are_refused_before_anything_is_encoded(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, parts: int
+) -> None:
+    whole = folder / "sessions" / "play-1.mcap"
+    trim(whole, tmp_path / "part.mcap", start_s=2.0)
+    (tmp_path / "plan.toml").write_text(f'profile = "{folder / "profile.toml"}"\n{text}\n')
+    options = ("--sessions", whole, "--sessions", tmp_path / "part.mcap", "--cache", tmp_path / "cache")
+    assert command("train", tmp_path / "plan.toml", *options, "--out", tmp_path / "x") == 7
+    said = f"1 labelled sessions cannot be split into {parts} parts; record more"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(

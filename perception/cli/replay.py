@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from perception.bus.domains import JOINED_DOMAIN
 from perception.cli.standard_streams import show
 from perception.errors import SessionError
 from perception.io.out_path import OutFile
@@ -35,7 +36,7 @@ _FILE = click.argument("file", type=click.Path(path_type=Path))
     help="Begin once there are N readers; default: one, and every fusion that is alive.",
 )
 @click.option("--no-wait", is_flag=True, help="Begin at once, whoever reads.")
-@click.option("--domain", metavar="NAME", help="Graph to join; default $PERCEPTION_DOMAIN or 'default'.")
+@click.option("--domain", metavar="NAME", help=f"{JOINED_DOMAIN} If none is: 'default'.")
 def replay(
     file: Path,
     rate: str,

@@ -29,7 +29,7 @@ _BAGS: Final = (".mcap", ".db3", ".bag", ".zstd")
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _above_zero: Final = click.FloatRange(min=0, min_open=True)
 _file = click.argument("file", type=click.Path(path_type=Path))
-_target = click.argument("target", type=OutFile(SessionError))
+_target = click.argument("target", type=OutFile(SessionError, new=True))
 _topics = click.option(
     "--topics", metavar="PATTERN", multiple=True, default=("*",), help="Such as 'camera/*'; may be repeated."
 )
@@ -171,7 +171,7 @@ def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, 
 
 @session.command()
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.argument("target", type=OutFolder(SessionError))
+@click.argument("target", type=OutFolder(SessionError, new=True))
 @click.option(
     "--format",
     "kind",

@@ -1,7 +1,9 @@
 """What every capture device looks like to its node: open, read with a time limit, close."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol, Self, TypeVar
 
 import numpy as np
@@ -19,6 +21,13 @@ class Lent(Protocol):
 
 Lend = Callable[[int], Lent]
 """Returns memory of so many bytes."""
+
+
+def no_file(path: str | Path) -> str:
+    """Return what stands in the place of a regular file, which can be read from anywhere in it."""
+    if not os.path.exists(path):
+        return "no such file"
+    return "is a folder" if os.path.isdir(path) else "is a pipe or a device, no file that can be played"
 
 
 @dataclass(frozen=True, slots=True)

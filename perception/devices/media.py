@@ -1,5 +1,6 @@
 """Media files and network streams through PyAV: opened with one clear line, decoded lap after lap."""
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from perception.devices.damage import Damage, expose_damage
+from perception.devices.device import no_file
 from perception.errors import DeviceError
 
 OPEN_TIMEOUT_S: Final = 5.0
@@ -55,6 +57,12 @@ def open_container(
         return container
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DeviceError(f"{name or source}: cannot be opened: {cause(error)}") from error
+
+
+def check_file(path: str | Path) -> None:
+    """Raise DeviceError unless a regular file is there: what is played is read from anywhere in it."""
+    if not os.path.isfile(path):
+        raise DeviceError(f"{path}: {no_file(path)}")
 
 
 def cause(error: Exception) -> str:
@@ -119,8 +127,7 @@ class Track(Generic[FrameT]):
     """
 
     def __init__(self, path: str, kind: Kind, *, loop: bool, start_s: float = 0.0, number: int = 0) -> None:
-        if not Path(path).is_file():
-            raise DeviceError(f"{path}: no such file")
+        check_file(path)
         self._path = path
         self._kind = kind
         self._number = number

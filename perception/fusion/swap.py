@@ -5,6 +5,7 @@ checks a checkpoint; everything else happens on the compute thread, which alone 
 """
 
 import logging
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Trial:
         pairs = zip(published.probabilities, tried.probabilities, strict=True)
         self.ticks += 1
         self.equal += published.label == tried.label
-        self.variation += sum(abs(one - other) for one, other in pairs) / 2
+        self.variation += math.fsum(abs(one - other) for one, other in pairs) / 2
 
 
 class HeadSwap:

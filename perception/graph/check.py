@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from perception import topics
 from perception.bus import endpoints
+from perception.devices.device import no_file
 from perception.errors import (
     BusError,
     DeviceError,
@@ -107,7 +108,9 @@ def _sources(profile: Profile) -> Iterator[Problem]:
                 yield Problem(text, DeviceError)
     for name, text_config in profile.text.items():
         if text_config.source not in ("scripted", "terminal"):
-            yield from _present(f"text.{name}.source", text_config.source)
+            source = text_config.source
+            if not os.path.exists(source) or os.path.isdir(source):  # lines may come through a pipe
+                yield from _absent(f"text.{name}.source", source, no_file(source))
 
 
 def _sizes(profile: Profile) -> Iterator[Problem]:
@@ -127,8 +130,8 @@ def _sizes(profile: Profile) -> Iterator[Problem]:
 
 
 def _file(key: str, source: str) -> Iterator[Problem]:
-    if is_file_name(source):
-        yield from _present(key, source)
+    if is_file_name(source) and not os.path.isfile(source):
+        yield from _absent(key, source, no_file(source))
 
 
 def _address(key: str, source: str) -> Iterator[Problem]:
@@ -147,11 +150,9 @@ def _address(key: str, source: str) -> Iterator[Problem]:
         yield Problem(f"{key}: {source}: {wrong}", DeviceError)
 
 
-def _present(key: str, source: str) -> Iterator[Problem]:
-    if not os.path.exists(source) or os.path.isdir(source):  # a pipe may be read as well
-        what = "is a folder" if os.path.isdir(source) else "no such file"
-        beside = "" if Path(source).is_absolute() else f" in {Path.cwd()}"
-        yield Problem(f"{key}: {source}: {what}{beside}; correct it, or give a device", DeviceError)
+def _absent(key: str, source: str, what: str) -> Iterator[Problem]:
+    beside = "" if Path(source).is_absolute() else f" in {Path.cwd()}"
+    yield Problem(f"{key}: {source}: {what}{beside}; correct it, or give a device", DeviceError)
 
 
 def served(profile: Profile) -> dict[str, str]:

@@ -20,11 +20,13 @@ class OutFile(click.Path):
 
     Args:
         error: what is raised where that cannot be, in one line.
+        new: whether nothing may be there yet.
     """
 
-    def __init__(self, error: type[PerceptionError] = OutputError) -> None:
+    def __init__(self, error: type[PerceptionError] = OutputError, *, new: bool = False) -> None:
         super().__init__(path_type=Path)
         self._error = error
+        self._new = new
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path; the error says what stands in the way."""
@@ -32,6 +34,8 @@ class OutFile(click.Path):
         folder = path.absolute().parent
         if reason := unusable(path):
             raise self._error(f"{path}: {reason}")
+        if self._new and os.path.lexists(path):
+            raise self._error(f"{path} exists; remove it or choose another name")
         if path.is_dir():
             raise self._error(f"{path}: is a folder; give the name of a file in it")
         if not folder.is_dir():
@@ -42,17 +46,20 @@ class OutFile(click.Path):
 
 
 class OutFolder(click.Path):
-    """A folder to be written to; what is missing of its path is made."""
+    """A folder to be written to; what is missing of its path is made. Arguments as of `OutFile`."""
 
-    def __init__(self, error: type[PerceptionError] = OutputError) -> None:
+    def __init__(self, error: type[PerceptionError] = OutputError, *, new: bool = False) -> None:
         super().__init__(path_type=Path)
         self._error = error
+        self._new = new
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path; the error says what stands in the way."""
         path = Path(value)
         if reason := unusable(path):
             raise self._error(f"{path}: {reason}")
+        if self._new and os.path.lexists(path):
+            raise self._error(f"{path} exists; remove it or choose another name")
         there = next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))
         if not there.is_dir():
             raise self._error(f"{path}: {there} is no folder")

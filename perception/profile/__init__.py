@@ -390,8 +390,12 @@ def _follows(detail: Any) -> bool:
     return bool(detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"])
 
 
+_INNER: Final = ("[key]", "constrained-", "function-")
+"""Beginnings of what pydantic adds to the place of an error: a kind of value, no key."""
+
+
 def _explain(detail: Any, overridden: Collection[str]) -> str:
-    parts = [part for part in detail["loc"] if not str(part).startswith(("[key]", "constrained-"))]
+    parts = [part for part in detail["loc"] if not str(part).startswith(_INNER)]
     key, given = ".".join(map(_part, parts)), ".".join(map(str, parts))
     where = f"--set {given}" if given in overridden else key
     if detail["type"] == "extra_forbidden":

@@ -16,6 +16,8 @@ from perception.profile import endpoint as endpoints
 SCRIPTED: Final = "scripted"
 FUSED_KINDS: Final = ("camera", "microphone", "text")
 """Kinds of topics that a fusion takes."""
+_HIGHEST_INDEX: Final = 1023
+"""Linux numbers at most 256 cameras (VIDEO_NUM_DEVICES); no sound system has as many devices."""
 _FILE: Final = re.compile(r"\.(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{2,4}$")
 _LONGEST_NAME: Final = topics.MAX_TOPIC_LENGTH - len("health/microphone-")
 
@@ -51,6 +53,11 @@ def _check_input(topic: str) -> None:
         raise ProfileError("only text topics may have a '*'")
 
 
+def _check_source(source: str) -> None:
+    if "\0" in source:
+        raise ProfileError("no name of a device or file holds a zero byte")
+
+
 def _check_connect(endpoint: str) -> None:
     if endpoints.parse(endpoint).bindable_only:
         raise ProfileError("names no single place to connect to; expected tcp://HOST:PORT")
@@ -63,9 +70,9 @@ def _check_recorded(pattern: str) -> None:
         raise ProfileError(f"matches no topic; kinds are {', '.join(topics.TOPICS)}")
 
 
-Index = Annotated[int, Field(ge=0, strict=True)]
+Index = Annotated[int, Field(ge=0, le=_HIGHEST_INDEX, strict=True)]
 """Number of a device."""
-Source = Annotated[str, Field(min_length=1)]
+Source = Annotated[str, Field(min_length=1), _valid(_check_source)]
 """Name of a device, file, address or model: not empty."""
 Span = Annotated[float, Field(gt=0, le=3_600_000)]
 """Milliseconds, up to an hour: what is kept in memory grows with them."""

@@ -34,6 +34,8 @@ class Info:
     """Messages by topic."""
     metadata: dict[str, Any]
     closed_properly: bool
+    being_recorded: bool
+    """Whether a recorder is writing it right now, as far as that can be known."""
     damage: list[str]
     passed_over: list[str]
     """What the file holds beside messages and metadata."""
@@ -44,7 +46,9 @@ class Info:
         """Return it as text."""
         start = "empty" if self.start_ns is None else _date(self.start_ns)
         lines = [f"{self.path}: {self.size_bytes / 1e6:.1f} MB, {self.duration_s:.1f} s from {start}"]
-        if not self.closed_properly:
+        if self.being_recorded:
+            lines.append("still being recorded: what is written of it so far")
+        elif not self.closed_properly:
             lines.append("not closed properly (the recorder was killed?): perception session repair")
         if self.start_ns is not None:
             zero_ns = self.zero.stamp_ns
@@ -113,6 +117,7 @@ def info(path: Path | str) -> Info:
             counts=counts,
             metadata=session.metadata,
             closed_properly=session.closed_properly,
+            being_recorded=session.being_written,
             damage=session.damage,
             passed_over=session.passed_over,
             checked=checked,

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 from msgspec import structs
 
+from perception.bus import domains
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
@@ -244,7 +245,7 @@ def play(
     Args:
         file: the session.
         playback: what of it, and how.
-        domain: graph to join.
+        domain: graph to join; without it $PERCEPTION_DOMAIN, else the only one that is up, else `default`.
         keys: pauses and steps.
         stopped: ends it.
         nodes: readers to wait for, by name, with the patterns of what each reads. None: any reader, and every
@@ -255,8 +256,9 @@ def play(
     Raises:
         SessionError: the file cannot be read, or holds no such topics.
         BusError: a topic is published by somebody else.
+        PerceptionError: no domain is named, and several graphs are up.
     """
-    runtime, clock = Runtime(domain), HostClock().now_ns
+    runtime, clock = domains.find(domain) or Runtime(), HostClock().now_ns
 
     def publisher(topic: str) -> Publisher:
         return Publisher(topic, source=NODE, runtime=runtime, clock=clock)

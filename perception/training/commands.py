@@ -58,6 +58,7 @@ def train(
         hidden=not main,
         context=plan.head.gru > 0,
         prepared=plan.train_encoders,
+        least=plan.parts,
     )
     copies.check(config, plan.copies, fusion)
     encoders.check(config, plan.augment, fusion, plan.train_encoders)
@@ -186,6 +187,7 @@ def evaluate(
             cache=cache,
             workers=_workers(workers, cores, fusion),
             context=head.ticks > 1,
+            least=2,
         )
     check_branches(head, {branch: data.features[branch].shape[1] for branch in data.branches})
     single = len(set(data.sources.tolist())) == 1

@@ -1,5 +1,6 @@
 """What the models of a tick cost: the encoders on a data set's own windows, and the head."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -38,7 +39,7 @@ def of_tick(
     finally:
         use_threads(threads)
     ran = {name: [one[name] for one in took if one[name]] for name in sorted(config.encoders)}
-    encoders = float(np.mean([sum(one.values()) for one in took]))
+    encoders = float(np.mean([math.fsum(one.values()) for one in took]))
     return {
         "head_parameters": sum(weight.numel() for weight in model.head.parameters()),
         "windows": len(took),

@@ -235,6 +235,7 @@ def build(
     workers: int = 1,
     context: bool = False,
     prepared: Sequence[str] = (),
+    least: int = 1,
     advance: Advance = nothing,
 ) -> Examples:
     """Return the labelled windows of all sources, encoding what is not yet in the cache.
@@ -249,22 +250,31 @@ def build(
         workers: processes that encode, see `workers.spread`; on a GPU it is always this one.
         context: whether to return the other windows too, for a head that looks at earlier ones.
         prepared: encoders that are to be trained, of which examples hold what their networks take.
+        least: how many labelled sources, parts of one session as one, are needed.
         advance: called for each source that is done, and of windows on the way there.
 
     Raises:
-        SessionError: there are no sources, nothing of them enters a window, or no label covers any.
+        SessionError: there are no sources, too few are labelled, nothing of them enters a window, or no
+            label covers any.
         PerceptionError: a worker was killed.
     """
     if not sources:
         raise SessionError("no sources to learn from; give sessions or folders of media")
-    keys = cache_keys(sources, config, prepared)
-    by_key = dict(zip(keys, sources, strict=True))
-    _fill(Cache(folder), by_key, config, workers, prepared, advance)
-    _account_for(Cache(folder), by_key, config)
     spans = [source.spans() for source in sources]
     chosen = tuple(classes) or tuple(sorted({s.name for each in spans for s in each if s.track == track}))
     if len(chosen) < 2:
         raise SessionError(f"labels of track '{track}' name {len(chosen)} classes; a head needs two or more")
+    labelled = (
+        source.origin()
+        for source, each in zip(sources, spans, strict=True)
+        if any(span.track == track and span.name in chosen for span in each)
+    )
+    if least > 1:
+        _need(len(set(labelled)), least)
+    keys = cache_keys(sources, config, prepared)
+    by_key = dict(zip(keys, sources, strict=True))
+    _fill(Cache(folder), by_key, config, workers, prepared, advance)
+    _account_for(Cache(folder), by_key, config)
     cache = Cache(folder)
     parts = []
     seen: set[tuple[str, tuple[Span, ...]]] = set()
@@ -405,7 +415,10 @@ def folds(data: Examples, count: int, seed: int) -> Iterator[tuple[Examples, Exa
 
 
 def _needs_sources(data: Examples, count: int) -> None:
-    found = len(set(data.groups.tolist()))
+    _need(len(set(data.groups.tolist())), count)
+
+
+def _need(found: int, count: int) -> None:
     if found < count:
         raise SessionError(
             f"{found} labelled sessions cannot be split into {count} parts; record more, "

@@ -268,7 +268,7 @@ class _Run:
         loss = self._validate()
         if isinstance(self._schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self._schedule.step(loss)
-        self.history.training_loss.append(sum(losses) / len(losses))
+        self.history.training_loss.append(math.fsum(losses) / len(losses))
         self.history.validation_loss.append(loss)
         finite = math.isfinite(loss) and is_finite(self.model)
         if self.config.select == "last":

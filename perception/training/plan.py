@@ -95,6 +95,11 @@ class TrainPlan(Section):
     ] = ()
     training: TrainingConfig = TrainingConfig()
 
+    @property
+    def parts(self) -> int:
+        """How many independent labelled sessions its splits need at least."""
+        return max(self.folds, 3 if self.test or self.folds else 2)
+
     @model_validator(mode="after")
     def _leaves_something_to_learn_from(self) -> "TrainPlan":
         if self.validation + self.test >= 1:

@@ -42,14 +42,16 @@ def converter(schema: str, encoding: str) -> Callable[[bytes, int], Made]:
         except ValueError as error:
             raise UnusableError(f"not {encoding}: {error}") from error
         try:
-            return _made(schema, values, _stamp_ns(values.get("timestamp")) or received_ns, sound)
+            return _made(schema, values, received_ns, sound)
         except (TypeError, AttributeError, KeyError, ValueError) as error:
             raise UnusableError(f"not a {schema}: {error}") from error
 
     return convert
 
 
-def _made(schema: str, values: Mapping[str, Any], stamp_ns: int, sound: Sound) -> Made:
+def _made(schema: str, values: Mapping[str, Any], received_ns: int, sound: Sound) -> Made:
+    given_ns = _stamp_ns(values.get("timestamp"))
+    stamp_ns = given_ns or received_ns
     if schema == "foxglove.Log":
         return incoming.text(str(values.get("message", "")), stamp_ns)
     data = values.get("data", b"")
@@ -63,7 +65,7 @@ def _made(schema: str, values: Mapping[str, Any], stamp_ns: int, sound: Sound) -
     if kind is None:
         raise UnusableError(f"sound of format '{values.get('format', '')}', not pcm-s16")
     rate_hz, channels = int(values.get("sample_rate", 0)), int(values.get("number_of_channels", 0))
-    return sound.block(data, kind, rate_hz, channels, stamp_ns)
+    return sound.block(data, kind, rate_hz, channels, given_ns, received_ns)
 
 
 def _from_json(data: bytes) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def fuse(source: Path | str, target: Path | str, profile: Profile | None = None)
         yield from notes
         with Recording(path) as recording, Session(path) as session:
             known = profile or recording.profile
-            config = fusion_of(known)
+            config = fusion_of(known, str(source))
             if not survey_of(recording, config).runs:
                 topics = [name for name, count in session.counts.items() if count]
                 config, lines = mapped(config, topics)
@@ -150,7 +150,7 @@ def _write(
     swapped: bool,
 ) -> list[str]:
     """Write the states and what is to be known of them; return lines."""
-    config = fusion_of(profile)
+    config = fusion_of(profile, str(source))
     counts: Counts = defaultdict(Counter)
     notes: dict[str, Any] = {name: value for name, value in describe(profile, 0).items() if name != "clock"}
     presences: dict[str, Counter[str]] = {name: Counter() for name in config.inputs}

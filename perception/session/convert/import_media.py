@@ -64,8 +64,7 @@ def read(
         SessionError: `target` exists, or nothing is selected.
     """
     source = Path(source)
-    if not source.is_file():
-        raise DeviceError(f"{source}: no such file")
+    media.check_file(source)
     beside = (
         Path(subtitles) if subtitles else next(filter(Path.is_file, map(source.with_suffix, _SUFFIXES)), None)
     )

@@ -155,11 +155,14 @@ class Sound:
         self._samples = 0
         self._first_ns: int | None = None
 
-    def block(self, data: bytes, kind: str, rate_hz: int, channels: int, stamp_ns: int) -> Made:
-        """Return a block of `s16` or `f32` samples."""
+    def block(
+        self, data: bytes, kind: str, rate_hz: int, channels: int, stamp_ns: int, received_ns: int
+    ) -> Made:
+        """Return a block of `s16` or `f32` samples; with a stamp of 0 it ended when it was received."""
         if not (rate_hz > 0 and channels > 0):
             raise UnusableError(f"sound of {rate_hz} Hz and {channels} channels")
         samples = len(data) // (_SAMPLE_BYTES[kind] * channels)
+        stamp_ns = stamp_ns or received_ns - samples * SECOND_NS // rate_hz
         if self._first_ns is None:
             self._first_ns = stamp_ns
         due = round((stamp_ns - self._first_ns) * rate_hz / SECOND_NS)

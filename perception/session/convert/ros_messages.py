@@ -231,7 +231,8 @@ class Converter:
     def __call__(self, data: bytes, received_ns: int) -> Made:
         """Return ours for a message received at that time; UnusableError if there is none."""
         message = self._deserialize(data)
-        stamp_ns = _stamp_ns(message, received_ns)
+        given_ns = _stamp_ns(message)
+        stamp_ns = given_ns or received_ns
         match self._kind:
             case "sensor_msgs/msg/CompressedImage":
                 return incoming.compressed(message.data.tobytes(), message.format, stamp_ns)
@@ -239,9 +240,9 @@ class Converter:
                 size = message.width, message.height
                 return incoming.raw(message.data, message.encoding, size, message.step, stamp_ns)
             case "audio_common_msgs/msg/AudioData":
-                return self._block(message.data.tobytes(), stamp_ns)
+                return self._block(message.data.tobytes(), given_ns, received_ns)
             case "audio_common_msgs/msg/AudioDataStamped":
-                return self._block(message.audio.data.tobytes(), stamp_ns)
+                return self._block(message.audio.data.tobytes(), given_ns, received_ns)
         kind = topics.lookup(self._topic).message
         if kind is Journal:
             raise UnusableError("it tells of publishers, and a bag keeps none")
@@ -249,24 +250,24 @@ class Converter:
             return incoming.text(message.data, stamp_ns)
         return msgspec.json.decode(message.data, type=kind), b""
 
-    def _block(self, data: bytes, stamp_ns: int) -> Made:
+    def _block(self, data: bytes, stamp_ns: int, received_ns: int) -> Made:
         info = self._info
         if info is None:
             if self._audio_rate_hz is None:
                 raise UnusableError(
                     "no AudioInfo beside it says what its samples are; --audio-rate takes them as S16LE, mono"
                 )
-            return self._sound.block(data, "s16", self._audio_rate_hz, 1, stamp_ns)
+            return self._sound.block(data, "s16", self._audio_rate_hz, 1, stamp_ns, received_ns)
         if info.coding_format not in ("wave", "") or info.sample_format not in _FORMATS:
             raise UnusableError(
                 f"{info.coding_format} {info.sample_format} is not plain S16LE or F32LE sound"
             )
         return self._sound.block(
-            data, _FORMATS[info.sample_format], info.sample_rate, info.channels, stamp_ns
+            data, _FORMATS[info.sample_format], info.sample_rate, info.channels, stamp_ns, received_ns
         )
 
 
-def _stamp_ns(message: Any, received_ns: int) -> int:
+def _stamp_ns(message: Any) -> int:
+    """Return the stamp of a message, 0 if it has none."""
     header = getattr(message, "header", None)
-    stamp_ns = 0 if header is None else header.stamp.sec * SECOND_NS + header.stamp.nanosec
-    return stamp_ns or received_ns
+    return 0 if header is None else int(header.stamp.sec * SECOND_NS + header.stamp.nanosec)

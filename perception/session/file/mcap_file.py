@@ -4,6 +4,7 @@ What fails a checksum is never returned: it is passed over, and `McapFile.damage
 """
 
 import errno
+import fcntl
 import heapq
 import os
 from collections import OrderedDict
@@ -57,6 +58,18 @@ class McapFile:
     def closed_properly(self) -> bool:
         """Whether the recorder closed the file; `repair` writes one that is."""
         return self._index.closed
+
+    @property
+    def being_written(self) -> bool:
+        """Whether a recorder of this host has the file open; False where locks do not tell."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     @property
     def damage(self) -> list[str]:

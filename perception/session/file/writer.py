@@ -5,6 +5,7 @@ times for 1 kB), that of `foxglove-sdk` 0.76 times (0.58), but it knows neither 
 publication and compresses all channels alike, JPEG included.
 """
 
+import fcntl
 import json
 import zlib
 from collections import Counter
@@ -68,6 +69,8 @@ class SessionWriter:
         refuse_existing(path)
         try:
             self._file = self.path.open("xb")
+            with suppress(OSError):  # a file system without locks: readers cannot know then
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise self._unwritten(error) from error
         self.bytes_written = 0

@@ -64,7 +64,8 @@ def replay(
         WeightsError: weights are missing.
     """
     with located(profile if isinstance(profile, str) else None), Recording(source) as recording:
-        config = fusion_of(load(profile) if isinstance(profile, str) else profile or recording.profile)
+        known = load(profile) if isinstance(profile, str) else profile or recording.profile
+        config = fusion_of(known, recording.name)
         counted: Counts = defaultdict(Counter) if counts is None else counts
         yield from states(recording, config, counted, workers=workers, swapped=profile is None)
         for line in account(counted) if counts is None else ():
@@ -116,10 +117,10 @@ def _why_none(config: FusionConfig, known: Survey, counts: Counts) -> str:
     return f"what it holds of {topics} is shorter than a tick of {config.hop_ms:g} ms"
 
 
-def fusion_of(profile: Profile) -> FusionConfig:
-    """Return the `[fusion]` table; ProfileError if there is none."""
+def fusion_of(profile: Profile, where: str) -> FusionConfig:
+    """Return the `[fusion]` table of a profile for the recording `where`; ProfileError if there is none."""
     if profile.fusion is None:
-        raise ProfileError("the profile has no [fusion] table, so there is nothing to replay")
+        raise ProfileError(f"{where}: the profile has no [fusion] table, so it says no states to compute")
     return profile.fusion
 
 

@@ -110,7 +110,7 @@ def verify(
         WeightsError: weights are missing.
     """
     with Recording(source) as recording:
-        config = fusion_of(profile or recording.profile)
+        config = fusion_of(profile or recording.profile, recording.name)
         known = survey_of(recording, config)
         verdict = Verdict()
         if not known.runs:
