@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from perception.errors import DISTRIBUTION
+from perception.cli.guide import guide, pages
+from perception.errors import DISTRIBUTION, PerceptionError
+from perception.session.recompute import perturb as recompute_perturb
 
 ROOT = Path(__file__).resolve().parent.parent
 BY_ITSELF = {".py", ".pyc", ".typed"}  # what setuptools takes along unasked
+MADE = {"before.json"}  # by a command of the text
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
@@ -50,6 +55,45 @@ def test_the_name_it_is_installed_by_is_its_own() -> None:
         text = file.read_text(encoding="utf-8")
         assert "perception[" not in text, file
         assert "pip install perception\n" not in text, file
+
+
+def test_the_version_stands_in_one_place_and_its_changes_are_listed_first() -> None:
+    versions = [line[3:] for line in pages()["changes"].splitlines() if line.startswith("## ")]
+    assert versions[0] == SETTINGS["project"]["version"]
+    assert versions == sorted(versions, reverse=True)
+
+
+# --- the documentation ---
+
+
+def test_the_guide_names_every_folder_of_the_package() -> None:
+    tree = pages()["architecture"].partition("## The tree")[2].partition("\n## ")[0]
+    folders = {path.parent.name for path in (ROOT / "perception").glob("*/__init__.py")}
+    assert {name for name in folders if f"{name}/" not in tree} == set()
+
+
+@pytest.mark.parametrize("page", [*pages(), "contributing"])
+def test_files_and_modules_that_the_documentation_names_are_there(page: str) -> None:
+    text = pages().get(page) or (ROOT / ".github/CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|toml|md))`", text))
+    places = (ROOT, ROOT / "perception")
+    assert {name for name in named if not any((place / name).exists() for place in places)} - MADE == set()
+
+
+def test_the_guide_is_a_command() -> None:
+    listed, shown = CliRunner().invoke(guide), CliRunner().invoke(guide, ["architecture"])
+    assert {line.split()[0] for line in listed.output.splitlines()} == set(pages())
+    assert shown.output == pages()["architecture"]
+    with pytest.raises(PerceptionError, match="no page 'nothing' in the guide; there are: architecture"):
+        CliRunner().invoke(guide, ["nothing"], standalone_mode=False, catch_exceptions=False)
+
+
+def test_names_of_earlier_versions_still_import() -> None:
+    from perception.session import perturb, testing
+    from perception.session.recompute import pytest_plugin
+
+    assert perturb.delay is recompute_perturb.delay
+    assert testing.pytest_addoption is pytest_plugin.pytest_addoption
 
 
 # --- the wheel, outside the checkout ---

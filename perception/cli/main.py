@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from perception.bus.domains import JOINED_DOMAIN
+from perception.cli.guide import guide
 from perception.cli.help import Group
 from perception.cli.replay import fuse, replay, verify
 from perception.cli.search import search
@@ -248,7 +249,7 @@ def bench(
 
 session.add_command(verify)
 session.add_command(fuse)
-for command in (record, replay, session, swap, search, *TRAINING_COMMANDS):
+for command in (record, replay, session, swap, search, guide, *TRAINING_COMMANDS):
     cli.add_command(command)
 
 

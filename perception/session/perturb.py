@@ -1,3 +1,3 @@
-"""Old name of `perception.session.recompute.perturb`."""
+"""Perturbations for tests, under their public name: see `perception.session.recompute.perturb`."""
 
 from perception.session.recompute.perturb import *  # noqa: F403
