@@ -50,10 +50,20 @@ _TOPIC: Final = re.compile(rf"[a-z]+(/{NAME})+")
 MAX_TOPIC_LENGTH: Final = 64
 
 
+def kind_of(topic: str) -> str:
+    """Return `camera` of `camera/front`: the prefix of a topic or of a pattern."""
+    return topic.partition("/")[0]
+
+
+def name_of(topic: str) -> str:
+    """Return `front` of `camera/front`: all after the prefix."""
+    return topic.partition("/")[2]
+
+
 @lru_cache(maxsize=256)
 def lookup(name: str) -> Topic:
     """Return the table row of `camera/front` and the like; BusError names what is allowed."""
-    row = TOPICS.get(name.partition("/")[0])
+    row = TOPICS.get(kind_of(name))
     if row is None or len(name) > MAX_TOPIC_LENGTH or not _TOPIC.fullmatch(name):
         kinds = ", ".join(f"{prefix}/<name>" for prefix in TOPICS)
         raise BusError(f"'{name[:80]}' is not a topic; topics are {kinds}")
@@ -62,7 +72,7 @@ def lookup(name: str) -> Topic:
 
 def check_pattern(pattern: str) -> str:
     """Return a topic, or a beginning of topics with one `*` at its end; BusError if nothing can match it."""
-    kind, _, name = pattern.partition("/")
+    kind, name = kind_of(pattern), name_of(pattern)
     if not pattern.endswith("*"):
         lookup(pattern)
     elif pattern != "*" and (kind not in TOPICS or "*" in name[:-1] or not _may_begin(kind, name[:-1])):

@@ -10,6 +10,7 @@ from perception.bench import tick, tick_device
 from perception.bench.rounds import interleave
 from perception.models.encoder import ImageInput
 from perception.profile import FusionConfig, load
+from perception.topics import kind_of
 
 
 def test_every_stage_of_a_tick_is_timed_beside_the_models_alone() -> None:
@@ -38,7 +39,7 @@ def test_many_cameras_and_microphones_have_the_trios_encoders() -> None:
     config = load("robot").fusion
     assert config is not None
     many = tick_device.many_of(config)
-    kinds = Counter(item.topic.partition("/")[0] for item in many.inputs.values())
+    kinds = Counter(kind_of(item.topic) for item in many.inputs.values())
     assert kinds == {"camera": tick_device.CAMERAS, "microphone": tick_device.MICROPHONES}
     assert {item.kind for item in many.encoders.values()} == {"torchvision", "vggish"}
     assert FusionConfig.model_validate(many.model_dump()) == many

@@ -28,6 +28,7 @@ from perception.session.recompute.compare import Difference, conclusion, first_d
 from perception.session.recompute.engines import replay
 from perception.session.recompute.journal import PATIENCE_NS, Missed
 from perception.session.recompute.verify import verify
+from perception.topics import kind_of
 from perception.units import SECOND_NS
 from tests.live import LiveRun, late, restarted
 from tests.rewriting import rewritten
@@ -241,7 +242,7 @@ def test_another_fusion_beside_it_is_left_alone(recording: Recording) -> None:
     aside = [
         structs.replace(one, topic=one.topic.replace("/fusion", "/second"))
         for one in other
-        if one.topic.partition("/")[0] in ("journal", "clock", "state")
+        if kind_of(one.topic) in ("journal", "clock", "state")
     ]
     both = sorted([*recording, *aside], key=lambda one: one.received_ns)
     verdict = verify(both, PROFILE)

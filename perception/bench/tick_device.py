@@ -21,6 +21,7 @@ from perception.fusion.engine import Engine
 from perception.fusion.window import AudioSlice, CameraSlice, Window
 from perception.models.encoder import TextInput
 from perception.profile import EncoderConfig, FusionConfig, InputConfig, load
+from perception.topics import kind_of
 
 CAMERAS: Final = 8
 MICROPHONES: Final = 4
@@ -125,7 +126,7 @@ def _paced_us(engine: Engine, windows: list[Window]) -> Iterator[float]:
 
 def _multiplied(window: Window, config: FusionConfig) -> Window:
     inputs = {
-        name: structs.replace(window.inputs[item.topic.partition("/")[0]], topic=item.topic)
+        name: structs.replace(window.inputs[kind_of(item.topic)], topic=item.topic)
         for name, item in config.inputs.items()
     }
     return structs.replace(window, inputs=inputs)

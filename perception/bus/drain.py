@@ -356,7 +356,7 @@ class Drain:
 
 def _rows(patterns: tuple[str, ...]) -> list[topics.Topic]:
     """Return the rows of the kinds of topics that may match."""
-    kinds = {pattern.partition("/")[0] for pattern in patterns}
+    kinds = {topics.kind_of(pattern) for pattern in patterns}
     return [row for prefix, row in topics.TOPICS.items() if "*" in kinds or prefix in kinds]
 
 

@@ -7,12 +7,13 @@ import cv2
 import torch
 
 from perception.errors import ProfileError
-from perception.fusion.engine import Engine, kind_of
+from perception.fusion.engine import Engine
 from perception.models import precision
 from perception.models.checkpoint import build_head, with_own_encoders
 from perception.models.device import exists
 from perception.models.registry import RegisteredEncoder, build_encoder
 from perception.profile import EncoderConfig, FusionConfig
+from perception.topics import kind_of
 
 
 def pick_device(name: str) -> torch.device:

@@ -347,11 +347,6 @@ def _groups(
     return [(None if on_cpu[names[0]] else encoders[names[0]].modality, tuple(names)) for names in ordered]
 
 
-def kind_of(topic: str) -> str:
-    """`camera`, `microphone` or `text`."""
-    return topic.partition("/")[0]
-
-
 def _receive_ms(window: Window) -> float:
     """From the event to its arrival, for the newest data in the window that has been received."""
     newest = max(

@@ -230,7 +230,7 @@ def _inputs(profile: Profile, fusion: FusionConfig, sources: Collection[str]) ->
         comes = any(topics.matches(topic, source) for source in sources)
         if comes or any(topics.overlap(topic, pattern) for pattern in profile.connect):
             continue
-        kind = topic.partition("/")[0]
+        kind = topics.kind_of(topic)
         others = sorted(source for source in sources if source.startswith(f"{kind}/"))
         if others and kind != "text":
             yield Problem(
@@ -262,7 +262,7 @@ def _models(fusion: FusionConfig) -> Iterator[Problem]:
             continue
         features[name] = options.features
         topic = fusion.inputs[encoder.input].topic
-        if topic.partition("/")[0] != options.modality:
+        if topics.kind_of(topic) != options.modality:
             text = f"fusion.encoders.{name}: '{encoder.kind}' takes {options.modality}, not {topic}"
             yield Problem(text, ProfileError)
         source, path = source_of(encoder.weights or fusion.weights)

@@ -15,6 +15,7 @@ from perception.fusion.core import FusionCore
 from perception.fusion.early import Early
 from perception.fusion.ledger import Ledger
 from perception.messages import ClockTick, Header, Health, InputHealth, Message, SwapRequest
+from perception.topics import name_of
 from perception.units import SECOND_NS, Clock
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class FusionLoop:
         self._out.health.send(
             Health(
                 stamp_ns=now_ns,
-                node=self._out.health.topic.partition("/")[2],
+                node=name_of(self._out.health.topic),
                 inputs=self._inbox.health(),
                 outputs=self._out.published(),
                 counts=counts | {"windows shed": self._compute.shed_count},

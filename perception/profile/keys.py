@@ -46,7 +46,7 @@ def _check_name(name: str) -> None:
 
 def _check_input(topic: str) -> None:
     topics.check_pattern(topic)
-    kind = topic.partition("/")[0]
+    kind = topics.kind_of(topic)
     if kind not in FUSED_KINDS:
         raise ProfileError(f"'{topic}' cannot be fused; camera, microphone, text can")
     if "*" in topic and kind != "text":
@@ -65,7 +65,7 @@ def _check_connect(endpoint: str) -> None:
 
 def _check_recorded(pattern: str) -> None:
     """A session's topics are matched by file-name patterns; only their kind is known beforehand."""
-    kind = pattern.partition("/")[0]
+    kind = topics.kind_of(pattern)
     if kind not in topics.TOPICS and not set(kind) & set("*?["):
         raise ProfileError(f"matches no topic; kinds are {', '.join(topics.TOPICS)}")
 

@@ -23,6 +23,7 @@ from perception.session.file.reader import Session, matches
 from perception.session.keyboard import Keyboard, NoKeyboard
 from perception.session.pace import AHEAD_NS, Due, Lap, SampleCounter, schedule
 from perception.session.readers import Readers
+from perception.topics import name_of
 from perception.units import SECOND_NS
 
 RAW_TOPICS: Final[tuple[str, ...]] = ReplayConfig.model_fields["topics"].default
@@ -264,7 +265,7 @@ def play(
         return Publisher(topic, source=NODE, runtime=runtime, clock=clock)
 
     def fusions() -> list[str]:
-        return [topic.partition("/")[2] for topic in runtime.topics() if topic.startswith("journal/")]
+        return [name_of(topic) for topic in runtime.topics() if topic.startswith("journal/")]
 
     if wait == 0 or (wait is None and nodes == {}):
         say("begins at once, whoever reads it")

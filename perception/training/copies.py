@@ -21,6 +21,7 @@ from perception.profile import FusionConfig, Section
 from perception.session.labels import Span
 from perception.session.recompute import perturb
 from perception.session.recompute.perturb import Perturbation, Perturbed
+from perception.topics import kind_of
 from perception.training.dataset import DataSource
 from perception.training.examples import Examples
 
@@ -34,7 +35,7 @@ _ABOUT: Final = {
 
 
 def _input(topic: str) -> str:
-    if topic.partition("/")[0] not in ("camera", "microphone", "text"):
+    if kind_of(topic) not in ("camera", "microphone", "text"):
         raise ValueError("expected camera, microphone or text, or one topic such as camera/front")
     return topic
 
@@ -102,7 +103,7 @@ def check(file: Path, copies: Sequence[CopyPlan], fusion: FusionConfig) -> None:
 
 def _meets(wanted: str, topic: str) -> bool:
     """Whether two of a kind, a topic or a pattern have a topic in common."""
-    kind = topic.partition("/")[0]
+    kind = kind_of(topic)
     return wanted == kind or fnmatchcase(topic, wanted) or fnmatchcase(wanted, topic)
 
 

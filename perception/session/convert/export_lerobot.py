@@ -31,6 +31,7 @@ from perception.session.convert.media_tracks import SoundFile
 from perception.session.convert.samples import Moment, Moments, inputs_of
 from perception.session.file.reader import Session
 from perception.session.file.zero import Zero
+from perception.topics import name_of
 from perception.units import SECOND_NS
 
 FILE: Final = "chunk-000/file-000"
@@ -229,4 +230,4 @@ def _path(target: Path, folder: str, suffix: str, name: str = FILE) -> Path:
 
 def _name(topic: str) -> str:
     # LeRobot allows no slash in the name of a feature.
-    return topic.partition("/")[2].replace("/", "_")
+    return name_of(topic).replace("/", "_")

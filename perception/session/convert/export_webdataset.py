@@ -22,6 +22,7 @@ from perception.messages import CameraFrame
 from perception.session.convert.samples import Moment, Moments, inputs_of
 from perception.session.file.reader import Session
 from perception.session.recompute.compare import conclusion
+from perception.topics import name_of
 
 _SHARD_BYTES: Final = 500_000_000
 
@@ -117,7 +118,7 @@ def _sounds(moment: Moment, microphones: list[str], sound_ms: float) -> Iterator
 
 def _name(topic: str) -> str:
     # Readers split the key from the rest at the first dot, and folders belong to the key.
-    return re.sub(r"[./]", "_", topic.partition("/")[2])
+    return re.sub(r"[./]", "_", name_of(topic))
 
 
 def _facts(moment: Moment) -> dict[str, Any]:

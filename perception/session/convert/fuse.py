@@ -24,6 +24,7 @@ from perception.session.recompute.cutting import account
 from perception.session.recompute.engines import fusion_of, states, survey_of
 from perception.session.recompute.source import Recording
 from perception.session.recorder import describe, model_note
+from perception.topics import kind_of
 from perception.units import Counts
 
 _SOURCE: Final = "fuse#0"
@@ -78,10 +79,10 @@ def mapped(config: FusionConfig, topics: Sequence[str]) -> tuple[FusionConfig, l
     """
     lines = []
     inputs = dict(config.inputs)
-    streams = [topic for topic in topics if topic.partition("/")[0] in STREAM_KINDS]
+    streams = [topic for topic in topics if kind_of(topic) in STREAM_KINDS]
     free = [topic for topic in streams if not _readers(config, [topic])]
     for name, one in inputs.items():
-        kind = one.topic.partition("/")[0]
+        kind = kind_of(one.topic)
         if any(fnmatchcase(topic, one.topic) for topic in streams):
             continue
         instead = next((topic for topic in free if topic.startswith(f"{kind}/")), None)

@@ -127,7 +127,7 @@ def detections(store: Typestore, topic: str, state: FusedState) -> Iterator[Outg
     """
     for modality in state.modalities.values():
         if modality.topic.startswith("camera/"):
-            name = modality.topic.partition("/")[2]
+            name = topics.name_of(modality.topic)
             seen_ns = state.stamp_ns - round((modality.age_ms or 0.0) * 1e6)
             header = _stamped(store, seen_ns, name)
             boxes = [box for branch in modality.branches.values() for box in branch.boxes]
@@ -165,7 +165,7 @@ def _detection(store: Typestore, header: Any, box: Box) -> Any:
 
 
 def _header(store: Typestore, message: Message[Header]) -> Any:
-    return _stamped(store, message.header.stamp_ns, message.topic.partition("/")[2])
+    return _stamped(store, message.header.stamp_ns, topics.name_of(message.topic))
 
 
 def _stamped(store: Typestore, stamp_ns: int, frame_id: str) -> Any:

@@ -170,7 +170,7 @@ def wire_fields(metadata: Mapping[str, str], name: str, declaration: bytes) -> M
 
 def view(topic: str, header: Header, payload: Payload = b"") -> View:
     """Return how a message of `topic` is shown."""
-    common = {"timestamp": _timestamp(header.stamp_ns), "frame_id": topic.partition("/")[2]}
+    common = {"timestamp": _timestamp(header.stamp_ns), "frame_id": topics.name_of(topic)}
     match header:
         case CameraFrame(encoding="jpeg"):
             return View(COMPRESSED_IMAGE, common | {"format": "jpeg"}, payload_field=2)

@@ -19,6 +19,7 @@ from perception.messages import (
     JournalEntry,
     Message,
 )
+from perception.topics import kind_of, name_of
 
 PATIENCE_NS: Final = 10_000_000_000
 """An input that is not recorded so long after the journal that names it will not come any more."""
@@ -120,7 +121,7 @@ def survey(messages: Iterable[Message[Header]], wanted: Callable[[Journal], bool
     for message in messages:
         header = message.header
         if isinstance(header, Journal) and wanted(header):
-            nodes.add(message.topic.partition("/")[2])
+            nodes.add(name_of(message.topic))
             found.add(header)
         elif isinstance(header, Health):
             health[header.node] = header.device
@@ -144,7 +145,7 @@ def steps(messages: Iterable[Message[Header]], wanted: Callable[[Journal], bool]
         if isinstance(message.header, Journal):
             if wanted(message.header):
                 tale.waiting.append((now_ns, message.topic, message.header))
-        elif message.topic.partition("/")[0] in INPUT_KINDS:
+        elif kind_of(message.topic) in INPUT_KINDS:
             tale.shelf.put(message)
         while tale.ready(now_ns):
             yield from tale.play()

@@ -23,6 +23,7 @@ from perception.errors import SessionError
 from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand
 from perception.session.file.zero import Zero
 from perception.session.recompute.source import Recording
+from perception.topics import kind_of
 
 Messages = Iterable[Message[Header]]
 Apply = Callable[[Messages], Iterator[Message[Header]]]
@@ -50,7 +51,7 @@ class Perturbation:
 
     def meets(self, topic: str) -> bool:
         """Whether it acts on a topic; always, where that is not known."""
-        kind = topic.partition("/")[0]
+        kind = kind_of(topic)
         return self.topic is None or (kind in self.modalities and _meets(topic, self.topic))
 
     def lasts(self, at_s: float) -> bool:
@@ -93,7 +94,7 @@ class Perturbed:
         if self._perturbations:
             *before, last = self._perturbations
             return last(Perturbed(self._messages, *before, strict=False))
-        return (one for one in self._messages if one.topic.partition("/")[0] not in _CONCLUDED)
+        return (one for one in self._messages if kind_of(one.topic) not in _CONCLUDED)
 
     def _check(self) -> None:
         """Raise SessionError for a perturbation that changes nothing."""
@@ -104,7 +105,7 @@ class Perturbed:
                 return
             ends_s = min(ends_s[0], at_s), max(ends_s[1], at_s)
             outside = [one for one in outside if not one.lasts(at_s)]
-            if message.topic not in inputs and message.topic.partition("/")[0] in _INPUTS:
+            if message.topic not in inputs and kind_of(message.topic) in _INPUTS:
                 inputs.add(message.topic)
                 unmet = [one for one in unmet if not one.meets(message.topic)]
         where = f"{self._messages.name}: " if isinstance(self._messages, Recording) else ""
@@ -305,7 +306,7 @@ def _is(message: Message[Header], pattern: str) -> bool:
 
 def _meets(topic: str, pattern: str) -> bool:
     """Whether an input's topic matches; `camera` and `*` stand for all topics of a kind, and all kinds."""
-    kind = topic.partition("/")[0]
+    kind = kind_of(topic)
     return kind in _INPUTS and (kind == pattern or fnmatchcase(topic, pattern))
 
 
