@@ -2,25 +2,73 @@
 
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from perception.bus.api import close
 from tests.bus import Bus
 
+FAST: Final = {
+    "bus_codec", "bus_keys", "bus_mailbox", "bus_packet", "clock", "devices_camera", "devices_media",
+    "devices_pixels", "devices_signal", "devices_text", "features_audio", "features_image",
+    "features_jpeg", "features_logmel", "features_mfcc", "features_resample", "features_window",
+    "fusion_core", "fusion_decoder", "models_checkpoint", "models_fusion", "models_pooling", "out_file",
+    "panel", "profile", "progress", "session_format", "session_mcap", "session_perturb",
+    "session_selection", "suite", "summary", "training_labels"
+}  # fmt: skip
+"""The files of `pytest -m fast`: they start no process and load no large model."""
+_STARTS: Final = frozenset({"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"})
+_running_fast = False
+
 
 def pytest_configure() -> None:
     """Let tests interrupt what they start, also where the suite was started by `nohup` or in the background.
 
     A shell lets such programs ignore these signals, and what they start inherits that.
+    No test of the fast part may start anything.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    sys.addaudithook(_refuse_processes)
+
+
+def _refuse_processes(event: str, _: tuple[object, ...]) -> None:
+    if event in _STARTS and _running_fast:
+        raise AssertionError("a test of the fast part starts a process")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import only the files of the fast part if only they are asked for: the others import every library."""
+    other = collection_path.suffix == ".py" and not _is_fast(collection_path)
+    return True if other and config.option.markexpr == "fast" else None
+
+
+def _is_fast(path: Path) -> bool:
+    return path.stem.removeprefix("test_") in FAST
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the fast part."""
+    if _is_fast(item.path):
+        item.add_marker("fast")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let torch compute in one thread unless a test wants more: more would wait for cores.
+
+    They wait by spinning: on two cores, small models took ten times the CPU time.
+    """
+    global _running_fast
+    _running_fast = _is_fast(item.path)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture
