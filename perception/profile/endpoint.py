@@ -18,7 +18,7 @@ _HIGHEST_PORT: Final = 65535
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a publisher of another host is found, or what one binds."""
+    """Address that a publisher binds and readers on other hosts connect to."""
 
     host: str
     """Name or address, `*` for every interface."""
@@ -27,12 +27,12 @@ class Endpoint:
 
     @property
     def bindable_only(self) -> bool:
-        """Whether it names no single place, so that nobody can connect to it."""
+        """Whether it is not a single address, so that a reader cannot connect to it."""
         return self.port in ("*", "0") or _is_unspecified(self.host)
 
 
 def parse(endpoint: str) -> Endpoint:
-    """Return the parts of `tcp://HOST:PORT`; BusError if it is none."""
+    """Return the parts of `tcp://HOST:PORT`; BusError if it is malformed."""
     match = _TCP.fullmatch(endpoint)
     if match is None or (match["port"] != "*" and int(match["port"]) > _HIGHEST_PORT):
         raise BusError(f"'{endpoint[:80]}' is no endpoint; expected tcp://HOST:PORT")
@@ -44,7 +44,7 @@ def parse(endpoint: str) -> Endpoint:
 
 
 def _is_host(host: str) -> bool:
-    """Whether it is `*`, an IPv4 address or a name; numbers alone make no name."""
+    """Return whether it is `*`, an IPv4 address or a name; digits alone are not a name."""
     parts = host.removesuffix(".").split(".")
     if all(map(str.isdigit, parts)):
         return _is_address(host, ipaddress.IPv4Address)

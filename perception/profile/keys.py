@@ -1,6 +1,6 @@
-"""What keys of a profile may hold: names, topics, patterns, endpoints, sources.
+"""Types of values in a profile: names, topics, patterns, endpoints, sources.
 
-What the bus would refuse when a node starts is refused here, when the profile is loaded.
+A value that the bus would refuse when a node starts is refused here, when the profile is loaded.
 """
 
 import re
@@ -11,11 +11,11 @@ from pydantic import AfterValidator, Field
 
 from perception import topics
 from perception.errors import PerceptionError, ProfileError
-from perception.profile import endpoint as endpoints
+from perception.profile.endpoint import parse as parse_endpoint
 
 SCRIPTED: Final = "scripted"
 FUSED_KINDS: Final = ("camera", "microphone", "text")
-"""Kinds of topics that a fusion takes."""
+"""Prefixes of topics that a fusion accepts."""
 _HIGHEST_INDEX: Final = 1023
 """Linux numbers at most 256 cameras (VIDEO_NUM_DEVICES); no sound system has as many devices."""
 _FILE: Final = re.compile(r"\.(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{2,4}$")
@@ -23,7 +23,7 @@ _LONGEST_NAME: Final = topics.MAX_TOPIC_LENGTH - len("health/microphone-")
 
 
 def _valid(check: Callable[[str], object]) -> AfterValidator:
-    """Return a check of the bus as one of a profile."""
+    """Return a validator for pydantic that raises ValueError where `check` raises PerceptionError."""
 
     def validate(text: str) -> str:
         try:
@@ -36,7 +36,7 @@ def _valid(check: Callable[[str], object]) -> AfterValidator:
 
 
 def _check_name(name: str) -> None:
-    """Names stand in topics, `camera/NAME`, and in names of files."""
+    """Names are part of topics, `camera/NAME`, and of file names."""
     if not re.fullmatch(rf"{topics.NAME}(/{topics.NAME})*", name) or len(name) > _LONGEST_NAME:
         raise ProfileError(
             f"a name has 1 to {_LONGEST_NAME} of the letters A to Z, digits, '_', '-' and '.', "
@@ -55,16 +55,16 @@ def _check_input(topic: str) -> None:
 
 def _check_source(source: str) -> None:
     if "\0" in source:
-        raise ProfileError("no name of a device or file holds a zero byte")
+        raise ProfileError("names of devices and files cannot contain a zero byte")
 
 
 def _check_connect(endpoint: str) -> None:
-    if endpoints.parse(endpoint).bindable_only:
-        raise ProfileError("names no single place to connect to; expected tcp://HOST:PORT")
+    if parse_endpoint(endpoint).bindable_only:
+        raise ProfileError("is not a single address to connect to; expected tcp://HOST:PORT")
 
 
 def _check_recorded(pattern: str) -> None:
-    """A session's topics are matched by file-name patterns; only their kind is known beforehand."""
+    """A session's topics are matched by file-name patterns; only their prefix is checked here."""
     kind = topics.kind_of(pattern)
     if kind not in topics.TOPICS and not set(kind) & set("*?["):
         raise ProfileError(f"matches no topic; kinds are {', '.join(topics.TOPICS)}")
@@ -73,19 +73,19 @@ def _check_recorded(pattern: str) -> None:
 Index = Annotated[int, Field(ge=0, le=_HIGHEST_INDEX, strict=True)]
 """Number of a device."""
 Source = Annotated[str, Field(min_length=1), _valid(_check_source)]
-"""Name of a device, file, address or model: not empty."""
+"""Name of a device, file, address or model; not empty."""
 Span = Annotated[float, Field(gt=0, le=3_600_000)]
-"""Milliseconds, up to an hour: what is kept in memory grows with them."""
+"""Milliseconds, up to an hour; memory use grows with it."""
 Positive = Annotated[float, Field(gt=0)]
 """Above 0."""
 Name = Annotated[str, _valid(_check_name)]
-"""Of a device or a fusion: the rest of its topic."""
-Bind = Annotated[str, _valid(endpoints.parse)]
+"""Name of a device or a fusion: its topic without the prefix."""
+Bind = Annotated[str, _valid(parse_endpoint)]
 """An endpoint to bind."""
 Connect = Annotated[str, _valid(_check_connect)]
 """An endpoint to connect to."""
 Pattern = Annotated[str, _valid(topics.check_pattern)]
-"""A topic, or a beginning of topics with a `*`."""
+"""A topic, or a prefix of topics that ends with `*`."""
 Input = Annotated[str, _valid(_check_input)]
 """The topic of an input of the fusion."""
 Recorded = Annotated[str, _valid(_check_recorded)]
@@ -93,8 +93,8 @@ Recorded = Annotated[str, _valid(_check_recorded)]
 
 
 def is_file_name(source: str) -> bool:
-    """Return whether a camera's or microphone's source names a file rather than a device or a stream.
+    """Return whether a camera's or microphone's device source is a file rather than a device or a URL.
 
-    It does if it has a folder, or a suffix with a letter in it: `USB Audio v1.25` is a device.
+    A file has a folder, or a suffix that contains a letter: `USB Audio v1.25` is a device.
     """
     return "://" not in source and ("/" in source or _FILE.search(source) is not None)

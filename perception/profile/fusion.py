@@ -1,0 +1,83 @@
+"""Section `[fusion]`: inputs, encoders, head, and how windows are cut."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from perception.profile.keys import Bind, Input, Name, Positive, Source, Span
+from perception.profile.section import Section
+
+
+class InputConfig(Section):
+    """`[fusion.inputs.NAME]`: one stream of the fusion; its modality follows from the topic."""
+
+    topic: Input
+    length_ms: Annotated[
+        float, Field(ge=975, le=60_000, description="microphone: window length, at least one VGGish example")
+    ] = 975.0
+    max_age_ms: Annotated[Positive, Field(description="camera: older frames count as absent")] = 500.0
+    ttl_ms: Annotated[Positive, Field(description="text: how long a command is valid")] = 3000.0
+
+
+class EncoderConfig(Section):
+    """`[fusion.encoders.NAME]`: one encoder over one input.
+
+    `options` are passed to the encoder; each kind declares and checks its own.
+    """
+
+    input: str
+    kind: str
+    weights: Annotated[
+        Source | None, Field(description="'pretrained', 'random' or a local folder or file")
+    ] = None
+    options: dict[str, Any] = {}
+
+
+class HeadConfig(Section):
+    """`[fusion.head]`: a trained head, or a random one for timing. `head = "FOLDER"` names a trained head."""
+
+    weights: Annotated[Source, Field(description="checkpoint folder, or 'random'")] = "random"
+    kind: Annotated[Literal["feature", "model"], Field(description="fusion level of a random head")] = (
+        "feature"
+    )
+    classes: Annotated[tuple[Source, ...], Field(description="classes of a random head")] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _folder_alone(cls, given: Any) -> Any:
+        return {"weights": given} if isinstance(given, str) else given
+
+
+class FusionConfig(Section):
+    """`[fusion]`: windows, lateness, models. In a file, `base = "demo"` extends another profile's."""
+
+    name: Annotated[Name, Field(description="publishes state/NAME")] = "fused"
+    hop_ms: Annotated[Span, Field(ge=1, description="one state per hop")] = 100.0
+    lateness_ms: Annotated[Span, Field(description="how long a window waits for late data")] = 60.0
+    alignment: Annotated[
+        Literal["low-latency", "reproducible"],
+        Field(description="reproducible: always waits lateness_ms, so order of arrival has no effect"),
+    ] = "low-latency"
+    max_leap_ms: Annotated[Span, Field(description="stamps further in the future are refused")] = 1000.0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    threads: Annotated[int, Field(ge=0, le=1024, description="torch threads on the CPU, 0 = automatic")] = 0
+    weights: Annotated[Source, Field(description="for encoders that name none: 'pretrained' or 'random'")] = (
+        "pretrained"
+    )
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "auto"],
+        Field(description="for encoders whose options name none; auto measures at start and publishes it"),
+    ] = "float32"
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63, description="of random weights")] = 0
+    endpoint: Bind | None = None
+    inputs: dict[Source, InputConfig]
+    encoders: dict[Source, EncoderConfig]
+    head: HeadConfig
+
+    @model_validator(mode="after")
+    def _encoders_name_inputs(self) -> "FusionConfig":
+        for name, encoder in self.encoders.items():
+            if encoder.input not in self.inputs:
+                known = ", ".join(self.inputs)
+                raise ValueError(f"encoder '{name}' reads input '{encoder.input}'; inputs are {known}")
+        return self
