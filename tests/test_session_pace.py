@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
+from perception.features.window import raw_samples
 from perception.fusion.build import build_engine
 from perception.fusion.core import FusionCore
 from perception.fusion.presence import Presence
@@ -34,7 +35,7 @@ from perception.session import Session, SessionWriter
 from perception.session.keyboard import Key
 from perception.session.pace import Lap, SampleCounter, schedule
 from perception.session.player import Playback, Player
-from perception.session.sound import at_tempo, samples
+from perception.session.sound import at_tempo
 from perception.units import SECOND_NS
 from perception.units.arrays import RawSamples
 from tests.streams import CAMERA, MICROPHONE, MS, START_NS, Stream, config, of, scripted_room
@@ -327,7 +328,7 @@ def test_channels_stay_apart() -> None:
     for rate in (0.4, 3.0):
         stream = [Message(MICROPHONE, header, stereo.tobytes(), reached_ns(header))]
         for due in schedule(stream, rate):
-            block = samples(due.message)  # type: ignore[arg-type]
+            block = raw_samples(due.message.header, due.message.payload)
             assert set(block[:, 0]) == {5}
             assert set(block[:, 1]) == {-7}
 

@@ -14,7 +14,7 @@ from perception.devices.device import CapturedBlock, Device, DeviceReport, is_fi
 from perception.errors import DeviceError, MissingPackageError
 from perception.profile import MicrophoneConfig, ScriptConfig
 from perception.units import SECOND_NS, Clock
-from perception.units.arrays import RawSamples
+from perception.units.arrays import SAMPLE_TYPES, RawSamples
 
 # The first callbacks are heard but not given out: they place the clock. Some backends start with half a
 # second of ADC times that stand still, so eight blocks in a row must agree; but we do not wait for ever.
@@ -70,7 +70,7 @@ class BlockStamper:
         self.counts: Counter[str] = Counter()
         self._losses = LossDetector(config.rate_hz)
         self._channels = config.channels
-        self._dtype = np.dtype("<i2" if config.format == "s16" else "<f4")
+        self._dtype = SAMPLE_TYPES[config.format]
         self._index = 0
         self._settling: deque[tuple[int, int]] | None = deque(maxlen=_SETTLE_BLOCKS)
         self._settled_after = 0

@@ -15,6 +15,7 @@ from perception.devices.device import CapturedBlock, CapturedFrame, CapturedLabe
 from perception.errors import MalformedMessageError
 from perception.messages import AudioBlock, CameraFrame, Header, HeaderT, Label, Payload, TextCommand, checked
 from perception.profile import CameraConfig, MicrophoneConfig
+from perception.units.arrays import SAMPLE_TYPES
 
 FULL_SCALE_S16: Final = 32768.0
 
@@ -81,8 +82,8 @@ def block_message(block: CapturedBlock, config: MicrophoneConfig) -> tuple[Audio
         format=config.format,
         gap=block.gap,
     )
-    converted = to_s16(samples).astype("<i2") if config.format == "s16" else to_f32(samples).astype("<f4")
-    return header, converted.tobytes()
+    converted = to_s16(samples) if config.format == "s16" else to_f32(samples)
+    return header, converted.astype(SAMPLE_TYPES[config.format]).tobytes()
 
 
 def text_message(text: CapturedText, language: str = "") -> TextCommand:

@@ -5,17 +5,25 @@ window never depends on how the sound was cut into blocks.
 """
 
 from collections import deque
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from perception.messages import AudioBlock, Payload
-from perception.units.arrays import Samples
+from perception.units.arrays import SAMPLE_TYPES, RawSamples, Samples
 
 CONTEXT_NS: Final = 20_000_000
 """Sound before an audio window that covers `AudioFrontEnd.context_ns` at any device rate from 8 kHz up."""
-_DTYPES: Final[dict[str, np.dtype[Any]]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}
 _S16_SCALE: Final = np.float32(1 / 32768)
+
+
+def raw_samples(header: AudioBlock, payload: Payload) -> RawSamples:
+    """Return the samples of a block as they are in its payload, (samples, channels), not copied.
+
+    Raises:
+        ValueError: the payload ends within a sample of all channels.
+    """
+    return np.frombuffer(payload, SAMPLE_TYPES[header.format]).reshape(-1, header.channels)
 
 
 def decode_samples(header: AudioBlock, payload: Payload) -> Samples:
@@ -24,15 +32,13 @@ def decode_samples(header: AudioBlock, payload: Payload) -> Samples:
     Raises:
         ValueError: the payload's size contradicts the header, or a sample is NaN or infinite.
     """
-    dtype = _DTYPES[header.format]
     if not is_whole(header, payload):
         raise ValueError(
             f"{header.format} payload does not hold {header.samples} x {header.channels} samples"
         )
-    mono = np.frombuffer(payload, dtype)
-    if header.channels > 1:
-        # float64 keeps the sum of huge but finite f32 channels finite
-        mono = mono.reshape(header.samples, header.channels).mean(axis=1, dtype=np.float64)
+    raw = raw_samples(header, payload)
+    # float64 keeps the sum of huge but finite f32 channels finite
+    mono = raw.mean(axis=1, dtype=np.float64) if header.channels > 1 else raw[:, 0]
     if header.format == "s16":
         scaled: Samples = np.multiply(mono, _S16_SCALE, dtype=np.float32)
         return scaled
@@ -44,12 +50,12 @@ def decode_samples(header: AudioBlock, payload: Payload) -> Samples:
 
 def is_whole(header: AudioBlock, payload: Payload) -> bool:
     """Return whether the payload has the size that the header says."""
-    return len(payload) == header.samples * header.channels * _DTYPES[header.format].itemsize
+    return len(payload) == header.samples * header.channels * SAMPLE_TYPES[header.format].itemsize
 
 
 def is_finite(header: AudioBlock, payload: Payload) -> bool:
     """Return whether every sample of the block is a finite number."""
-    return bool(np.isfinite(np.frombuffer(payload, _DTYPES[header.format])).all())
+    return bool(np.isfinite(raw_samples(header, payload)).all())
 
 
 class SampleHistory:

@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from msgspec import structs
 
+from perception.features.window import raw_samples
 from perception.messages import MAX_BLOCK_NS, AudioBlock, Header, Label, Message, reached_ns
-from perception.session.sound import as_heard, at_tempo, samples
+from perception.session.sound import as_heard, at_tempo
 from perception.units import SECOND_NS
 
 AHEAD_NS: Final = 250_000_000
@@ -115,7 +116,7 @@ def _sound(message: Message[AudioBlock], pace: Pace) -> Iterator[Message[AudioBl
     total = round((header.sample_index + header.samples) / rate) - first
     if not total:
         return
-    data = at_tempo(samples(message), total)
+    data = at_tempo(raw_samples(header, message.payload), total)
     pieces = -(-total // header.samples)
     for start, stop in pairwise(round(total * piece / pieces) for piece in range(pieces + 1)):
         part = structs.replace(

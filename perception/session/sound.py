@@ -7,20 +7,13 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import structs
 
+from perception.features.window import raw_samples
 from perception.messages import AudioBlock, Message, duration_ns, reached_ns
 from perception.units import SECOND_NS
 from perception.units.arrays import RawSamples
 
 BLOCK_NS: Final = 100_000_000
 """Length of the blocks that long sound is cut into."""
-
-
-def samples(message: Message[AudioBlock]) -> RawSamples:
-    """Return a block as (samples, channels)."""
-    shape = (-1, message.header.channels)
-    if message.header.format == "s16":
-        return np.frombuffer(message.payload, np.dtype("<i2")).reshape(shape)
-    return np.frombuffer(message.payload, np.dtype("<f4")).reshape(shape)
 
 
 def as_heard(message: Message[Any], arrived_ns: int, most_ns: int) -> Iterator[tuple[Message[Any], int]]:
@@ -40,7 +33,7 @@ def as_heard(message: Message[Any], arrived_ns: int, most_ns: int) -> Iterator[t
 
 
 def _blocks(message: Message[AudioBlock]) -> Iterator[Message[AudioBlock]]:
-    header, data = message.header, samples(message)
+    header, data = message.header, raw_samples(message.header, message.payload)
     size = BLOCK_NS * header.rate_hz // SECOND_NS
     for start in range(0, header.samples, size):
         part = data[start : start + size]

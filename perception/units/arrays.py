@@ -1,6 +1,6 @@
 """Arrays that every part of the package shares."""
 
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,3 +11,5 @@ Samples: TypeAlias = npt.NDArray[np.float32]
 """One channel of sound, (count,), within [-1, 1]."""
 RawSamples: TypeAlias = npt.NDArray[np.int16] | npt.NDArray[np.float32]
 """Sound as it is published, (count,) or (count, channels): 16-bit whole numbers, or as `Samples`."""
+SAMPLE_TYPES: Final[dict[str, np.dtype[Any]]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}
+"""Type of the samples in a payload, by the format that its header names."""

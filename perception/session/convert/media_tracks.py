@@ -9,9 +9,9 @@ import numpy as np
 import soundfile
 
 from perception.features.image import decode_frame
+from perception.features.window import raw_samples
 from perception.messages import AudioBlock, CameraFrame, Message
 from perception.session.file.zero import Zero
-from perception.session.sound import samples
 from perception.units import SECOND_NS
 from perception.units.arrays import Image, RawSamples
 
@@ -60,7 +60,7 @@ class Timeline:
         else:
             missing = self._samples_in(header.stamp_ns - self.start_ns) - self.position
         passed = self._samples_in(message.received_ns - self._begun_ns) + self.rate_hz - self.position
-        block = samples(message)
+        block = raw_samples(message.header, message.payload)
         if self._source is None and not -self.rate_hz <= missing <= passed:
             self.start_ns, missing = header.stamp_ns, 0
         elif not self.position and missing < 0:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-import numpy as np
 from msgspec import structs, to_builtins
 
 from perception import topics
+from perception.features.window import raw_samples
 from perception.messages import (
     AudioBlock,
     CameraFrame,
@@ -188,7 +188,7 @@ def view(topic: str, header: Header, payload: Payload = b"") -> View:
             }
             if header.format == "s16":
                 return View(RAW_AUDIO, common | kind, payload_field=2)
-            return View(RAW_AUDIO, common | kind | {"data": as_s16(np.frombuffer(payload, "<f4")).tobytes()})
+            return View(RAW_AUDIO, common | kind | {"data": as_s16(raw_samples(header, payload)).tobytes()})
         case TextCommand():
             return View(LOG, common | {"level": _INFO, "message": header.text, "name": topic})
         case _:

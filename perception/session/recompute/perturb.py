@@ -20,10 +20,12 @@ import numpy.typing as npt
 from msgspec import structs
 
 from perception.errors import SessionError
+from perception.features.window import raw_samples
 from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand
 from perception.session.file.zero import Zero
 from perception.session.recompute.source import Recording
 from perception.topics import kind_of
+from perception.units.arrays import SAMPLE_TYPES
 
 Messages = Iterable[Message[Header]]
 Apply = Callable[[Messages], Iterator[Message[Header]]]
@@ -33,7 +35,6 @@ _TEXT: Final = ("text",)
 _SIGNALS: Final = ("camera", "microphone")
 _CONCLUDED: Final = ("journal", "state", "head")
 _FULL_SCALE: Final = {"s16": 32768.0, "f32": 1.0}
-_SAMPLE: Final = {"s16": "<i2", "f32": "<f4"}
 
 
 @dataclass(frozen=True)
@@ -340,8 +341,8 @@ def _in_order(
 
 def _samples(message: Message[Header], header: AudioBlock) -> npt.NDArray[np.float64]:
     """Return all samples, channels interleaved, in [-1, 1]."""
-    raw = np.frombuffer(message.payload, _SAMPLE[header.format])
-    return raw.astype(np.float64) / _FULL_SCALE[header.format]
+    raw = raw_samples(header, message.payload)
+    return raw.reshape(-1).astype(np.float64) / _FULL_SCALE[header.format]
 
 
 def _powers(messages: Messages, topic: str) -> dict[str, float]:
@@ -368,7 +369,7 @@ def _with_samples(
     scaled = samples * _FULL_SCALE[header.format]
     if header.format == "s16":
         scaled = np.rint(scaled).clip(-32768, 32767)
-    return structs.replace(message, payload=scaled.astype(_SAMPLE[header.format]).tobytes())
+    return structs.replace(message, payload=scaled.astype(SAMPLE_TYPES[header.format]).tobytes())
 
 
 def typed_badly(text: str, rng: random.Random, typos: float, drops: float) -> str:
