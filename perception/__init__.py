@@ -1,7 +1,8 @@
 """Real-time fusion of camera, microphone and text. Importing this loads nothing until it is used."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from perception.units.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from perception.bus.api import clock_now_ns as clock_now_ns
@@ -16,26 +17,12 @@ if TYPE_CHECKING:
     from perception.errors import WeightsError as WeightsError
     from perception.messages import Message as Message
 
-_EXPORTS = {
-    "clock_now_ns": "perception.bus.api",
-    "publish": "perception.bus.api",
-    "subscribe": "perception.bus.api",
-    "Subscriber": "perception.bus.subscriber",
-    "Message": "perception.messages",
-    "PerceptionError": "perception.errors",
-    "BusError": "perception.errors",
-    "DeviceError": "perception.errors",
-    "MalformedMessageError": "perception.errors",
-    "ProfileError": "perception.errors",
-    "WeightsError": "perception.errors",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'perception' has no attribute '{name}'")
-    return getattr(import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "bus.api": "clock_now_ns publish subscribe",
+        "bus.subscriber": "Subscriber",
+        "errors": "BusError DeviceError MalformedMessageError PerceptionError ProfileError WeightsError",
+        "messages": "Message",
+    },
+)

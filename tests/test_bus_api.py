@@ -1,7 +1,9 @@
 """The public calls, as a user's own program makes them."""
 
+import importlib
 import itertools
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -168,12 +170,21 @@ def test_importing_is_quick_and_loads_nothing_heavy() -> None:
     assert heavy == ""
 
 
+@pytest.mark.parametrize("package", ["perception", "perception.models", "perception.session"])
+def test_a_package_exports_what_it_declares(package: str) -> None:
+    module = importlib.import_module(package)
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
+    for where, name in re.findall(r"from (\S+) import \w+ as (\w+)", source):
+        assert getattr(module, name) is getattr(importlib.import_module(where), name)
+        assert name in dir(module)
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nonsense'"):
+        _ = module.nonsense
+
+
 def test_all_that_is_exported_is_there() -> None:
     for name in ("subscribe", "publish", "clock_now_ns", "Subscriber", "Message", "BusError", "DeviceError"):
         assert name in dir(perception)
         assert getattr(perception, name) is not None
-    with pytest.raises(AttributeError, match="module 'perception' has no attribute 'nonsense'"):
-        _ = perception.nonsense
     assert os.path.exists(Path(perception.__file__).with_name("py.typed"))
 
 

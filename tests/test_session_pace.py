@@ -328,7 +328,7 @@ def test_channels_stay_apart() -> None:
     for rate in (0.4, 3.0):
         stream = [Message(MICROPHONE, header, stereo.tobytes(), reached_ns(header))]
         for due in schedule(stream, rate):
-            block = raw_samples(due.message.header, due.message.payload)
+            block = raw_samples(due.message.header, due.message.payload)  # type: ignore[arg-type]
             assert set(block[:, 0]) == {5}
             assert set(block[:, 1]) == {-7}
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import zmq
 from msgspec import structs
@@ -18,6 +18,7 @@ from perception.bus.host import Runtime
 from perception.bus.watch import Watch
 from perception.errors import BusError
 from perception.messages import Header, Payload, reached_ns
+from perception.units.closing import Closing
 
 if TYPE_CHECKING:
     from zmq.auth.thread import ThreadAuthenticator
@@ -36,7 +37,7 @@ _LOOK_S: Final = 0.05
 """So often a publisher looks who has come, at most: each time costs as much as a message does."""
 
 
-class Publisher:
+class Publisher(Closing):
     """The one publisher of a topic. Safe to use from several threads."""
 
     def __init__(
@@ -200,12 +201,6 @@ class Publisher:
                 self._guard.stop()
             self._context.term()
             self._claim.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _restore(self) -> None:
         """Bind again if the files of this topic are gone: those who are connected stay, new ones find it."""

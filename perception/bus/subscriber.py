@@ -4,7 +4,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from perception import topics
 from perception.bus import endpoints
@@ -14,11 +14,12 @@ from perception.bus.inbox import Inbox
 from perception.bus.mailbox import Mailbox
 from perception.errors import BusError
 from perception.messages import Header, InputHealth, Message
+from perception.units.closing import Closing
 
 _CLOSE_S: Final = 2.0
 
 
-class Subscriber:
+class Subscriber(Closing):
     """Receives the topics that match some patterns. Iterate over it, plainly or with `async for`."""
 
     def __init__(
@@ -83,12 +84,6 @@ class Subscriber:
     def close(self) -> None:
         """Disconnect. Who waits for a message gets None."""
         self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def _stop(inbox: Inbox, thread: threading.Thread) -> None:

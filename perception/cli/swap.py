@@ -4,13 +4,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from perception.bus.domains import JOINED_DOMAIN
 from perception.cli.standard_streams import show
 from perception.errors import PerceptionError
+from perception.units.closing import Closing
 
 if TYPE_CHECKING:
     from perception.messages import HeadStatus
@@ -106,7 +107,7 @@ def _say_live(status: "HeadStatus") -> None:
     show(f"live from tick {use.from_tick} on: head {use.head_hash[:12]} {use.folder}".rstrip())
 
 
-class _Line:
+class _Line(Closing):
     """Requests to one fusion node, and its answers."""
 
     def __init__(self, node: str, domain: str | None) -> None:
@@ -147,9 +148,3 @@ class _Line:
         """Leave the bus."""
         self._answers.close()
         self._requests.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()

@@ -9,6 +9,7 @@ from typing import Final, Literal, Protocol, Self
 from perception.devices.backoff import Backoff
 from perception.devices.device import CapturedFrame, DeviceReport
 from perception.errors import DeviceError
+from perception.units.closing import Closing
 
 # A source that claims 30 Hz may run a little faster; only a truly faster one loses frames.
 _RATE_SLACK: Final = 1.05
@@ -37,7 +38,7 @@ class FrameSource(Protocol):
         """Release it."""
 
 
-class Grabber:
+class Grabber(Closing):
     """Reads a source on a thread, keeps its newest frame, and opens it again when it dies.
 
     Args:
@@ -88,12 +89,6 @@ class Grabber:
         """Stop and join the thread; the source is released."""
         self._stop.set()
         self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _grab(self) -> None:
         end: BaseException = EOFError("camera closed")

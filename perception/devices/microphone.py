@@ -4,7 +4,7 @@ import queue
 import threading
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from perception.errors import DeviceError, MissingPackageError
 from perception.profile import MicrophoneConfig, ScriptConfig
 from perception.units import SECOND_NS, Clock
 from perception.units.arrays import SAMPLE_TYPES, RawSamples
+from perception.units.closing import Closing
 
 # The first callbacks are heard but not given out: they place the clock. Some backends start with half a
 # second of ADC times that stand still, so eight blocks in a row must agree; but we do not wait for ever.
@@ -113,7 +114,7 @@ class BlockStamper:
             self._settling = None
 
 
-class PortAudioMicrophone:
+class PortAudioMicrophone(Closing):
     """A live microphone. If it stops delivering it is opened again, and the missing samples are a gap."""
 
     def __init__(self, config: MicrophoneConfig, *, clock: Clock, audio: Any = None) -> None:
@@ -157,12 +158,6 @@ class PortAudioMicrophone:
         if self._stream is not None:
             self._stream.close(ignore_errors=True)
             self._stream = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _open(self) -> Any:
         config = self._config
@@ -246,7 +241,7 @@ def _portaudio() -> Any:
     return sounddevice
 
 
-class FileMicrophone:
+class FileMicrophone(Closing):
     """A file's sound, played from `origin_ns` on, paced by its own sample counter: no drift, no gap."""
 
     def __init__(self, config: MicrophoneConfig, *, clock: Clock, origin_ns: int) -> None:
@@ -293,12 +288,6 @@ class FileMicrophone:
         """Cut a wait short and close the file."""
         self._closed.set()
         self._blocks.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _stamp_ns(self, sample_index: int) -> int:
         return self._origin_ns + sample_index * SECOND_NS // self._config.rate_hz

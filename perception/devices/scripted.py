@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol, Self, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from msgspec import structs
 
@@ -30,6 +30,7 @@ from perception.devices.wire import block_message, frame_message, label_message,
 from perception.messages import Header, Message, Payload
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from perception.units import SECOND_NS, Clock
+from perception.units.closing import Closing
 
 Wait = Callable[[float], None]
 Item = TypeVar("Item", covariant=True)
@@ -152,7 +153,7 @@ def _first(reel: _Reel[Item], t_ns: int) -> int:
     return reel.newest(t_ns - 1) + 1
 
 
-class _Player(Device[Captured]):
+class _Player(Closing, Device[Captured]):
     """Hands out a reel's items as they fall due on the clock."""
 
     def __init__(self, reel: _Reel[Captured], clock: Clock, origin_ns: int, wait: Wait) -> None:
@@ -195,12 +196,6 @@ class _Player(Device[Captured]):
 
     def close(self) -> None:
         """Nothing is held open."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 class _Typist(_Player[CapturedText | CapturedLabel]):

@@ -8,13 +8,14 @@ import sys
 import threading
 from collections import Counter, deque
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from perception.devices.device import CapturedLabel, CapturedText, Device, DeviceReport
 from perception.errors import DeviceError
 from perception.io.text_file import read_text
 from perception.profile import ScriptConfig, TextConfig
 from perception.units import Clock
+from perception.units.closing import Closing
 
 MAX_LENGTH: Final = 4096
 _READ_BYTES: Final = 65536
@@ -42,7 +43,7 @@ def open_text(
     return TimedText(Path(config.source), clock=clock, origin_ns=origin_ns)
 
 
-class TerminalText:
+class TerminalText(Closing):
     """Lines as they are typed. An empty line says nothing; one that is too long is refused.
 
     Args:
@@ -78,12 +79,6 @@ class TerminalText:
     def close(self) -> None:
         """Nothing to release: the terminal is not ours."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     def _take(self, data: bytes) -> None:
         self._ended = not data
         *lines, self._partial = (self._partial + (data or b"\n")).split(b"\n")
@@ -111,7 +106,7 @@ def _read(descriptor: int) -> bytes:
         raise
 
 
-class TimedText:
+class TimedText(Closing):
     """A file of lines `SECONDS<TAB>TEXT`, each said that many seconds after the origin.
 
     Lines whose time had passed when the file was opened are left out. One that is read late was said late:
@@ -147,12 +142,6 @@ class TimedText:
     def close(self) -> None:
         """Cut a wait short."""
         self._closed.set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def _timed_lines(path: Path) -> list[tuple[float, str]]:

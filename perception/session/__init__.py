@@ -3,8 +3,9 @@
 Importing this loads nothing until it is used; only `replay` and `verify` need torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from perception.units.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from perception.session.file.reader import Session as Session
@@ -13,20 +14,12 @@ if TYPE_CHECKING:
     from perception.session.recompute.engines import replay as replay
     from perception.session.recompute.verify import verify as verify
 
-_EXPORTS = {
-    "Session": "perception.session.file.reader",
-    "SessionWriter": "perception.session.file.writer",
-    "read": "perception.session.file.reader",
-    "replay": "perception.session.recompute.engines",
-    "verify": "perception.session.recompute.verify",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'perception.session' has no attribute '{name}'")
-    return getattr(import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "file.reader": "Session read",
+        "file.writer": "SessionWriter",
+        "recompute.engines": "replay",
+        "recompute.verify": "verify",
+    },
+)

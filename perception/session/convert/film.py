@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import av
 import numpy as np
@@ -20,6 +20,7 @@ from perception.devices.pixels import Layout
 from perception.session.file.pcm import as_s16
 from perception.units import SECOND_NS
 from perception.units.arrays import Image, RawSamples
+from perception.units.closing import Closing
 
 _TICKS_HZ: Final = 90_000
 # ISO/IEC 14496-3, table 1.18.
@@ -44,7 +45,7 @@ def fitted(picture: Image, width: int, height: int) -> Image:
     return Layout((width, height)).of_image(picture)
 
 
-class VideoFile:
+class VideoFile(Closing):
     """An MP4 file (H.264, BT.709, AAC); every frame keeps its own time.
 
     Args:
@@ -116,12 +117,6 @@ class VideoFile:
                     self._container.mux(self._audio.encode())
             finally:
                 self._container.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _add_video(self, rate_hz: int, key_every: int | None) -> VideoStream:
         stream = self._container.add_stream("libx264", rate=rate_hz)

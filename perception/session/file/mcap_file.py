@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from perception.errors import SessionError
 from perception.errors.credentials import cleaned
 from perception.session.file import container
 from perception.session.file import index as chunk_index
 from perception.session.file.container import DamageError, Declarations, Record, Span
+from perception.units.closing import Closing
 
 MAX_OPEN_BYTES: Final = 256 << 20
 """Chunks of ours follow each other, so that few are open at once; in other files all may overlap."""
@@ -27,7 +28,7 @@ _RECORD_BYTES: Final = 400
 _MAX_DAMAGE: Final = 1000
 
 
-class McapFile:
+class McapFile(Closing):
     """An open MCAP file."""
 
     def __init__(self, path: Path | str, *, open_bytes: int = MAX_OPEN_BYTES, take_cut: bool = False) -> None:
@@ -124,12 +125,6 @@ class McapFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _wanted(self, topics: Sequence[str], start: int, end: int) -> Iterator[Span]:
         passed = {

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from mcap import records
 from mcap.data_stream import RecordBuilder
@@ -24,6 +24,7 @@ from perception.bus import codec
 from perception.errors import SessionError
 from perception.io.beside import beside, refuse_existing
 from perception.session.file import container, protobuf, schemas, zero
+from perception.units.closing import Closing
 
 CHUNK_NS: Final = 500_000_000
 CHUNK_BYTES: Final = 4 << 20
@@ -51,7 +52,7 @@ class _Lane:
     end_ns: int = 0
 
 
-class SessionWriter:
+class SessionWriter(Closing):
     """Writes one session file. Not thread-safe.
 
     Log times strictly increase, so that they alone keep the order in which messages were written.
@@ -166,12 +167,6 @@ class SessionWriter:
             self._put(self._summary())
         finally:
             self._close_file()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _viewed(self, topic: str, view: schemas.View) -> _Channel:
         schema = self._schema(view.schema.full_name, "protobuf", protobuf.describe(view.schema))

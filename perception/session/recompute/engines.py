@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import torch
 from msgspec import structs
@@ -27,6 +27,7 @@ from perception.session.recompute.cutting import Cut, account, cut_as_arrived, c
 from perception.session.recompute.journal import INPUT_KINDS, Begin, End, Missed, Survey, steps, survey
 from perception.session.recompute.source import Recording, Source
 from perception.units import MILLISECOND_NS, Counts
+from perception.units.closing import Closing
 
 _LOG: Final = logging.getLogger(__name__)
 Told = Cut | Begin | Missed | End
@@ -177,7 +178,7 @@ class Heads:
         return self._at_hand.get(use.head_hash, self._own if begun else None) if use else self._own
 
 
-class Crew:
+class Crew(Closing):
     """Engines that share the windows of a recording; what they encode depends on the windows alone."""
 
     def __init__(
@@ -264,12 +265,6 @@ class Crew:
         """End the threads."""
         for pool in self._pools:
             pool.shutdown(cancel_futures=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def _encode(engine: Engine, batch: list[Told]) -> list[tuple[Told, Encoded | None]]:

@@ -2,19 +2,20 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from perception.errors import SessionError
 from perception.messages import Header, Message
 from perception.profile import Profile, parse
 from perception.session.file.reader import Session, matches
 from perception.session.file.zero import Zero
+from perception.units.closing import Closing
 
 Source = Path | str | Iterable[Message[Header]]
 """A session file, or messages in their order: those are gone through several times."""
 
 
-class Recording:
+class Recording(Closing):
     """Either kind of source, opened; all its messages, as often as they are gone through."""
 
     def __init__(self, source: Source) -> None:
@@ -66,9 +67,3 @@ class Recording:
         """Close the file."""
         if self._session is not None:
             self._session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
