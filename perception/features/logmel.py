@@ -5,14 +5,13 @@ Frame k covers the samples `[k * hop, k * hop + window)`, whatever blocks they a
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Final, Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
-from scipy.sparse import _sparsetools
 
 Real = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Frames = npt.NDArray[np.float32]
@@ -156,19 +155,7 @@ class _Transform:
         # a column per row: the sparse product would copy anything else; below them ones, for the offset
         self._weighted = np.ones((len(bins) + 1, rows), np.float32)
         self._amplitudes = self._weighted[:-1]
-        weights = _weights(config)
-        self._banded = np.empty((config.bands, rows), np.float32)
-        # weights @ weighted; the operator would allocate its result, and take as long again to get there
-        self._add_weighted = partial(
-            _sparsetools.csr_matvecs,
-            *weights.shape,
-            rows,
-            weights.indptr,
-            weights.indices,
-            weights.data,
-            self._weighted.ravel(),
-            self._banded.ravel(),
-        )
+        self._weights = _weights(config)
 
     def __call__(self, windows: npt.NDArray[np.float64], out: Frames) -> None:
         """Turn (rows, window) into (rows, bands)."""
@@ -179,9 +166,7 @@ class _Transform:
         np.abs(self._spectrum, out=self._amplitudes.T)
         if self._power == 2:
             np.square(self._amplitudes, out=self._amplitudes)
-        self._banded.fill(0)
-        self._add_weighted()
-        np.log(self._banded.T, out=out)
+        np.log((self._weights @ self._weighted).T, out=out)
 
 
 def _bins(config: LogMelConfig) -> range:
