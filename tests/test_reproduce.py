@@ -54,7 +54,7 @@ def pairs(per_class: int = 12) -> avmnist_data.Pairs:
     return avmnist_data.Pairs(images, waveforms, labels)
 
 
-def test_figures_tell_mean_and_deviation_over_runs(tmp_path: Path) -> None:
+def test_figures_have_mean_and_deviation_over_runs(tmp_path: Path) -> None:
     figures = Figures({"cost": 1})
     figures.add("accuracy", "head", "both", 0.8)
     figures.add("accuracy", "head", "both", 0.9)
@@ -182,19 +182,19 @@ def test_values_between_moments_are_interpolated_and_the_ends_go_on() -> None:
 
 def test_the_synchroniser_finds_how_late_the_video_is() -> None:
     rng = np.random.default_rng(0)
-    mouths, sounds, moments = [], [], []
+    mouths, sounds, times_s = [], [], []
     for _ in range(24):
         motion = np.cumsum(rng.normal(size=(75, 8)), axis=0)
         motion -= motion.mean(axis=0)
         at_s = np.arange(0.9, 2.0, 1 / FRAME_RATE_HZ)
         mouths.append(motion.astype(np.float32))
-        moments.append(at_s)
-        heard = interpolated(motion, at_s * FRAME_RATE_HZ - 0.5)
-        sounds.append((heard + rng.normal(size=heard.shape) / 5).astype(np.float32))
+        times_s.append(at_s)
+        inputs = interpolated(motion, at_s * FRAME_RATE_HZ - 0.5)
+        sounds.append((inputs + rng.normal(size=inputs.shape) / 5).astype(np.float32))
     course = Course(
         {(snr_db, seed): sounds for snr_db in SNRS_DB for seed in (*TRAINING_NOISE, TEST_NOISE)},
         mouths,
-        moments,
+        times_s,
     )
     fits = Synchroniser().fit(course, np.arange(18))(course, np.arange(18, 24), 0.0)
     for offset_s in OFFSETS_S:
@@ -203,30 +203,31 @@ def test_the_synchroniser_finds_how_late_the_video_is() -> None:
         assert found == pytest.approx(np.full(6, -offset_s))
 
 
-def test_video_is_looked_at_where_the_lag_fits_and_where_nothing_fits_better_as_it_is() -> None:
-    seen = np.zeros((1, len(LAGS_S), 2))
+def test_video_is_shifted_to_where_the_lag_fits_and_where_nothing_fits_better_as_it_is() -> None:
+    lagged = np.zeros((1, len(LAGS_S), 2))
     in_step, late = LAGS_S.index(0.0), LAGS_S.index(0.3)
-    seen[0, in_step, 0] = seen[0, late, 1] = 5.0
+    lagged[0, in_step, 0] = lagged[0, late, 1] = 5.0
     fits = np.zeros((1, len(LAGS_S)))
-    assert aligned(seen, fits, 0.0).argmax() == 0
+    assert aligned(lagged, fits, 0.0).argmax() == 0
     fits[0, late] = 20.0
     for offset_s in (0.0, 0.2, -0.1):
-        assert aligned(seen, fits, offset_s).argmax() == 1
+        assert aligned(lagged, fits, offset_s).argmax() == 1
 
 
-def test_sound_is_told_by_the_noise_level_that_explains_it() -> None:
+def test_a_sound_is_classified_by_the_noise_level_it_fits() -> None:
     rng, labels = np.random.default_rng(0), np.arange(400) % 3
     side = 3.0 * (labels - 1)[:, None]
-    told_at = {0.0: (side, 0.0), 10.0: (-side, 30.0)}  # what it means turns round with the level
-    heard = [
+    # the same means are of other classes at the other level
+    at_level = {0.0: (side, 0.0), 10.0: (-side, 30.0)}
+    inputs = [
         np.hstack([means, np.full((400, 1), floor)]) + rng.normal(size=(400, 2)) / 3
-        for means, floor in told_at.values()
+        for means, floor in at_level.values()
     ]
-    components = PCA(2).fit(np.concatenate(heard))
-    listener = SoundExpert().fit([x[:200] for x in heard], labels[:200], components)
-    for x in heard:
+    components = PCA(2).fit(np.concatenate(inputs))
+    expert = SoundExpert().fit([x[:200] for x in inputs], labels[:200], components)
+    for x in inputs:
         everywhere = np.repeat(x[200:, None], len(MOVED_S), axis=1)
-        assert (listener(everywhere).argmax(axis=1) == labels[200:]).mean() > 0.98
+        assert (expert(everywhere).argmax(axis=1) == labels[200:]).mean() > 0.98
 
 
 def test_a_word_is_looked_at_around_its_given_time() -> None:
@@ -237,14 +238,14 @@ def test_a_word_is_looked_at_around_its_given_time() -> None:
     assert looks - looks[0] == pytest.approx(later_by, abs=1e-3)
 
 
-def test_a_word_is_heard_at_the_time_at_which_it_sounds_like_one() -> None:
+def test_a_word_is_found_at_the_time_at_which_it_fits_one() -> None:
     rng, labels = np.random.default_rng(0), np.arange(400) % 3
     words = 6.0 * np.eye(3)[labels] + rng.normal(size=(400, 3))
-    listener = SoundExpert().fit([words[:200]], labels[:200], PCA(3).fit(words[:200]))
+    expert = SoundExpert().fit([words[:200]], labels[:200], PCA(3).fit(words[:200]))
     for place in range(len(MOVED_S)):
-        heard = rng.normal(size=(200, len(MOVED_S), 3)) - 9.0
-        heard[:, place] = words[200:]
-        assert (listener(heard).argmax(axis=1) == labels[200:]).mean() > 0.98
+        inputs = rng.normal(size=(200, len(MOVED_S), 3)) - 9.0
+        inputs[:, place] = words[200:]
+        assert (expert(inputs).argmax(axis=1) == labels[200:]).mean() > 0.98
 
 
 def test_the_benchmarks_pool_is_a_head_that_a_node_loads(tmp_path: Path) -> None:
@@ -312,11 +313,14 @@ def test_a_gain_comes_with_its_interval_over_clips() -> None:
     assert low < 0.4 < high
 
 
-def test_the_kind_right_most_often_over_all_folds_is_chosen_and_the_less_surprised_of_equals() -> None:
+def test_the_kind_right_most_often_over_all_folds_is_chosen_and_of_equals_the_one_of_least_nll() -> None:
     sure, unsure, wrong = [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]
     first = {"steady": [unsure, unsure], "bold": [sure, sure], "lucky": [sure, sure]}
     second = {"steady": [unsure, unsure], "bold": [sure, sure], "lucky": [sure, wrong]}
-    parts = [(np.array([0, 0]), {kind: np.array(p) for kind, p in told.items()}) for told in (first, second)]
+    parts = [
+        (np.array([0, 0]), {kind: np.array(p) for kind, p in inferred.items()})
+        for inferred in (first, second)
+    ]
     assert esc10.best_kind(parts) == "bold"
     del parts[0][1]["bold"], parts[1][1]["bold"]
     assert esc10.best_kind(parts) == "steady"
@@ -374,7 +378,7 @@ def test_help_names_the_command_once(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("name", ["avmnist", "esc10", "hwu64", "grid"])
-def test_a_folder_without_the_data_is_told_in_one_line(
+def test_a_folder_without_the_data_is_an_error_of_one_line(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["reproduce", name, "--data", str(tmp_path), "--out", str(tmp_path)]) != 0
@@ -394,7 +398,7 @@ def test_a_benchmark_shows_how_far_it_is_and_ctrl_c_leaves_nothing_half_made(tmp
             while "SVM on words, seed 0" not in shown:
                 shown += os.read(ours, 1 << 16).decode(errors="replace")
             os.killpg(process.pid, signal.SIGINT)
-            with suppress(OSError):  # what a terminal says at its end
+            with suppress(OSError):  # a terminal ends with an error
                 while part := os.read(ours, 1 << 16):
                     shown += part.decode(errors="replace")
             assert process.wait(LONG_S) == INTERRUPTED

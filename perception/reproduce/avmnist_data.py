@@ -109,9 +109,9 @@ def split(data: Examples, seed: int) -> tuple[Examples, Examples]:
     """Keep 10 pairs per class for validation."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data), generator=generator)
-    held = torch.cat([order[data.labels[order] == digit][:VALIDATION_PER_CLASS] for digit in range(10)])
+    chosen = torch.cat([order[data.labels[order] == digit][:VALIDATION_PER_CLASS] for digit in range(10)])
     mask = torch.zeros(len(data), dtype=torch.bool)
-    mask[held] = True
+    mask[chosen] = True
     return data.rows(~mask), data.rows(mask)
 
 
