@@ -1,7 +1,7 @@
-"""Every message on the bus, declared once, its unit beside each field.
+"""Every message on the bus, declared once, with the unit of each field.
 
-The lowest layer: plain data, no I/O. The wire form is `[topic, header, payload]`, the header a small
-msgpack map of these models, pixels and samples the payload.
+Plain data, no I/O. On the wire a message is `[topic, header, payload]`: the header is a msgpack map of one
+of these models, the payload holds pixels, samples or nothing.
 """
 
 import sys
@@ -22,22 +22,22 @@ Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Number = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 """Neither NaN nor infinite."""
 Many = Annotated[tuple[ItemT, ...], Meta(max_length=1 << 16)]
-"""Room for as many as a writer claims is made before they are read: the bound is for the reader's memory."""
+"""A decoder allocates as many items as the data claims: the limit protects the reader's memory."""
 
 
 def measured(description: str) -> Meta:
-    """Field that differs between two runs that conclude the same: wall time, or who ran."""
+    """Return the mark of a field that differs between runs with equal results: wall time, publisher id."""
     return Meta(description=description, extra_json_schema={"measured": True})
 
 
 def is_measured(field: structs.FieldInfo) -> bool:
-    """Return whether a field was declared as `measured`."""
+    """Return whether a field is declared as `measured`."""
     notes = (note.extra_json_schema or {} for note in get_args(field.type) if isinstance(note, Meta))
     return any(note.get("measured", False) for note in notes)
 
 
 class _Declaration(msgspec.StructMeta):
-    """Fields go by name in every class; a struct's own `kw_only` ends with the class that says it."""
+    """Makes all fields keyword-only in every subclass; msgspec's `kw_only` covers one class only."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
         return super().__new__(cls, name, bases, namespace, kw_only=True, **options)
@@ -45,14 +45,14 @@ class _Declaration(msgspec.StructMeta):
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 class Model(msgspec.Struct, metaclass=_Declaration, frozen=True, gc=False):
-    """Frozen; unknown keys are passed over, so an old reader takes a newer writer.
+    """Base of messages and their parts: frozen. Unknown keys are ignored, so old readers accept new writers.
 
-    What comes from outside is checked where it is read, by the codec or by `checked`, not by constructors.
+    Constructors do not validate. Data from outside is validated by the codec or by `checked`.
     """
 
 
 def checked(kind: type[ModelT], fields: Mapping[str, Any]) -> ModelT:
-    """Return a message of values from outside; ValueError says in one line why they cannot travel."""
+    """Return a message of type `kind` from unvalidated values; ValueError gives the reason in one line."""
     try:
         return msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=kind)
     except (TypeError, OverflowError) as error:
@@ -60,18 +60,18 @@ def checked(kind: type[ModelT], fields: Mapping[str, Any]) -> ModelT:
 
 
 def duration_ns(samples: int, rate_hz: int) -> int:
-    """Return how long so many samples last, in ns, rounded."""
+    """Return the duration of `samples` samples in ns, rounded."""
     return (samples * SECOND_NS + rate_hz // 2) // rate_hz
 
 
 class Header(Model):
-    """What every message carries. The publisher fills `seq`, `sent_ns` and `source`."""
+    """Fields of every message. The publisher sets `seq`, `sent_ns` and `source`."""
 
     v: Annotated[int, Meta(ge=1, description="schema version")] = SCHEMA_VERSION
-    seq: Annotated[Count, Meta(description="counts up per publisher and topic; a gap is a loss")] = 0
-    stamp_ns: Annotated[int, Meta(description="when it happened, UNIX nanoseconds that never step")]
-    sent_ns: Annotated[int, measured("when it was published, same clock")] = 0
-    source: Annotated[str, measured("publisher and its incarnation: name#id")] = ""
+    seq: Annotated[Count, Meta(description="counts up per publisher id and topic; a gap is a loss")] = 0
+    stamp_ns: Annotated[int, Meta(description="event time, UNIX nanoseconds that never step")]
+    sent_ns: Annotated[int, measured("time of publication, same clock")] = 0
+    source: Annotated[str, measured("publisher id: name#incarnation")] = ""
 
 
 class CameraFrame(Header):
@@ -84,11 +84,11 @@ class CameraFrame(Header):
 
 
 MAX_BLOCK_NS: Final = SECOND_NS
-"""Longest block of sound that `perception.publish` sends, in ns: a fusion waits no longer for its end."""
+"""Longest block of sound that `perception.publish` sends, in ns; fusion does not wait longer for its end."""
 
 
 class AudioBlock(Header):
-    """Consecutive samples; `stamp_ns` is the moment of the first. The payload interleaves channels."""
+    """Consecutive samples; `stamp_ns` is the time of the first. The payload interleaves channels."""
 
     sample_index: Annotated[Count, Meta(description="first sample, counted since the device opened")]
     samples: Annotated[int, Meta(ge=1, le=1 << 20, description="samples per channel")]
@@ -99,7 +99,7 @@ class AudioBlock(Header):
 
 
 def reached_ns(header: Header) -> int:
-    """Return the event time that a message reaches; sound does so up to the end of its last sample."""
+    """Return the end of a message in event time: for sound the end of its last sample, else `stamp_ns`."""
     if isinstance(header, AudioBlock):
         return header.stamp_ns + duration_ns(header.samples, header.rate_hz)
     return header.stamp_ns
@@ -119,7 +119,7 @@ class Label(Header):
     start_ns: int
     end_ns: int
     name: Annotated[str, Meta(description="class")]
-    track: Annotated[str, Meta(description="several tracks may overlap")] = "truth"
+    track: Annotated[str, Meta(description="labels of different tracks may overlap")] = "truth"
 
 
 class Box(Model):
@@ -134,7 +134,7 @@ class Box(Model):
 
 
 class BranchState(Model):
-    """What one encoder said on its own."""
+    """Result of one encoder."""
 
     labels: Many[str] = ()
     scores: Annotated[Many[Number], Meta(description="one per label")] = ()
@@ -142,18 +142,18 @@ class BranchState(Model):
 
 
 class ModalityState(Model):
-    """One input of the fusion, as it was in this window."""
+    """One stream of the fusion in this window."""
 
     topic: str
     presence: Presence
-    reason: Annotated[str, Meta(description="why it is not simply present, empty if it is")] = ""
+    reason: Annotated[str, Meta(description="why presence is not `present`, else empty")] = ""
     age_ms: Annotated[Number | None, Meta(description="window end minus newest data used")] = None
     seqs: Annotated[tuple[int, int] | None, Meta(description="first and last seq used")] = None
     branches: Annotated[dict[str, BranchState], Meta(description="by encoder")] = {}
 
 
 class Fused(Model):
-    """The fused conclusion."""
+    """Output of the fusion head."""
 
     classes: Many[str]
     probabilities: Annotated[Many[Number], Meta(description="one per class, sums to 1")]
@@ -163,7 +163,7 @@ class Fused(Model):
 
 
 class Latency(Model):
-    """Where the time went, in milliseconds of wall time."""
+    """Wall time per stage, in milliseconds."""
 
     receive_ms: Annotated[Number, Meta(description="newest input: happened -> received")] = 0.0
     align_ms: Annotated[Number, Meta(description="window end -> window cut")] = 0.0
@@ -175,14 +175,14 @@ class Latency(Model):
 
 
 class ModelInfo(Model):
-    """Which model concluded this: hashes of its configuration and weights."""
+    """The model that computed a state: hashes of its configuration and weights."""
 
     config_hash: str
     weights_hash: str
 
 
 class FusedState(Header):
-    """The result of one tick; `stamp_ns` is the end of its window."""
+    """The state of one tick; `stamp_ns` is the end of its window."""
 
     tick: Annotated[int, Meta(description="window end divided by the hop")]
     fused: Fused
@@ -193,7 +193,7 @@ class FusedState(Header):
 
 
 class InputHealth(Model):
-    """Exact account of one topic: sent = lost + received; received = consumed + dropped + queued."""
+    """Exact counts of one topic: sent = lost + received; received = consumed + dropped + queued."""
 
     received: Annotated[Count, Meta(description="messages that reached this process")] = 0
     consumed: Annotated[Count, Meta(description="messages handed to the node")] = 0
@@ -204,19 +204,19 @@ class InputHealth(Model):
 
 
 class Health(Header):
-    """A node's own account, once a second."""
+    """Status and counts of one node, published once a second."""
 
     node: str
     status: Literal["ok", "degraded", "lost"] = "ok"
     reason: str = ""
     inputs: Annotated[dict[str, InputHealth], Meta(description="by topic")] = {}
     outputs: Annotated[dict[str, int], Meta(description="messages published, by topic")] = {}
-    counts: Annotated[dict[str, int], Meta(description="refusals, sheds and repairs, by reason")] = {}
-    device: Annotated[dict[str, str | Number], Meta(description="what the device really delivers")] = {}
+    counts: Annotated[dict[str, int], Meta(description="refused, shed or repaired, by reason")] = {}
+    device: Annotated[dict[str, str | Number], Meta(description="facts of the open device")] = {}
 
 
 class ClockTick(Header):
-    """Time as an input: nothing younger than `stamp_ns` has been heard of by then."""
+    """Time as an input: no message with a later `stamp_ns` was received before it."""
 
 
 JournalKind = Literal["input", "shed"]
@@ -232,7 +232,7 @@ class JournalEntry(Model):
 
 
 class HeldInput(Model):
-    """A frame or command that a fusion core still holds."""
+    """A frame or command that a fusion core still keeps."""
 
     topic: str
     source: str
@@ -241,7 +241,7 @@ class HeldInput(Model):
 
 
 class SampleMark(Model):
-    """Where the samples of a microphone stand in a fusion core: its newest block."""
+    """Position of a microphone's samples in a fusion core: its newest block."""
 
     source: str
     rate_hz: int
@@ -254,55 +254,53 @@ class SampleMark(Model):
 
 
 class InputMark(Model):
-    """One input of a fusion core as it stood."""
+    """State of one input of a fusion core."""
 
     held: Many[HeldInput] = ()
-    used: Annotated[HeldInput | None, Meta(description="rules 0: what the window before took")] = None
+    used: Annotated[HeldInput | None, Meta(description="rules 0: what the previous window used")] = None
     samples: SampleMark | None = None
 
 
 class CoreMark(Model):
-    """A fusion core as it stood between two messages, without pixels and samples: a replay can begin here."""
+    """State of a fusion core between two messages, without payloads: recompute can begin here."""
 
-    config_hash: Annotated[str, Meta(description="of the grid, the waiting and the inputs")]
-    newest_ns: Annotated[int | None, Meta(description="none: nothing was taken in before")] = None
+    config_hash: Annotated[str, Meta(description="hash of hop, lateness and inputs")]
+    newest_ns: Annotated[int | None, Meta(description="none: no message was received before")] = None
     next_tick: int | None = None
     newest_of_topic: dict[str, int] = {}
     inputs: dict[str, InputMark] = {}
-    rules: Annotated[Count, Meta(description="by which it refuses and tells presence; 0 is of before")] = 0
+    rules: Annotated[Count, Meta(description="version of the rules of refusal and presence")] = 0
 
 
 class HeadUse(Model):
-    """A fusion head and where its reign begins."""
+    """A fusion head and the first tick it is used for."""
 
-    head_hash: Annotated[str, Meta(description="of its configuration and weights")]
-    folder: Annotated[str, Meta(description="where it was loaded from, empty if it was not")] = ""
-    from_tick: Annotated[int | None, Meta(description="first tick it concluded, none: the first")] = None
+    head_hash: Annotated[str, Meta(description="hash of its configuration and weights")]
+    folder: Annotated[str, Meta(description="checkpoint folder, empty if not loaded from one")] = ""
+    from_tick: Annotated[int | None, Meta(description="first tick it computed, none: the first")] = None
 
 
 class Journal(Header):
-    """What a fusion process took in, in which order, and which windows it shed."""
+    """Decisions of a fusion process: which inputs it accepted, in which order, and which windows it shed."""
 
     entries: Many[JournalEntry]
-    before: Annotated[CoreMark | None, Meta(description="the core before the first entry")] = None
-    heads: Annotated[
-        Many[HeadUse], Meta(description="in force before the first entry, then every change")
-    ] = ()
-    state_topic: Annotated[str, Meta(description="where the states of this core are published")] = ""
-    state_source: Annotated[str, Meta(description="their publisher and its incarnation")] = ""
+    before: Annotated[CoreMark | None, Meta(description="state of the core before the first entry")] = None
+    heads: Annotated[Many[HeadUse], Meta(description="live before the first entry, then every change")] = ()
+    state_topic: Annotated[str, Meta(description="topic of this core's states")] = ""
+    state_source: Annotated[str, Meta(description="publisher id of this core's states")] = ""
 
 
 class SwapRequest(Header):
-    """Ask a fusion process for another head: try it beside the one in force, switch to it, or switch back."""
+    """Request to a fusion process: compare another head with the live one, switch to it, or switch back."""
 
     action: Literal["shadow", "go", "back"]
-    folder: Annotated[str, Meta(max_length=4096, description="shadow: of the checkpoint, absolute")] = ""
-    head_hash: Annotated[str, Meta(max_length=64, description="shadow, go: no other head will do")] = ""
-    ticks: Annotated[int, Meta(ge=1, le=1_000_000, description="shadow: how many windows to compare")] = 50
+    folder: Annotated[str, Meta(max_length=4096, description="shadow: absolute path of the checkpoint")] = ""
+    head_hash: Annotated[str, Meta(max_length=64, description="shadow, go: required hash of the head")] = ""
+    ticks: Annotated[int, Meta(ge=1, le=1_000_000, description="shadow: number of windows to compare")] = 50
 
 
 class Agreement(Model):
-    """How alike two heads concluded the same windows."""
+    """Agreement of two heads over the same windows."""
 
     ticks: Annotated[Count, Meta(description="windows compared")] = 0
     equal: Annotated[Number, Meta(description="share of them with the same label")] = 0.0
@@ -310,13 +308,13 @@ class Agreement(Model):
 
 
 class HeadStatus(Header):
-    """What became of a request for another head."""
+    """Progress of a request for another head."""
 
-    asked_by: Annotated[str, Meta(description="source of the request")]
+    asked_by: Annotated[str, Meta(description="publisher id of the request")]
     phase: Literal["shadow", "compared", "live", "refused"]
-    reason: Annotated[str, Meta(description="why it is refused")] = ""
-    in_force: Annotated[HeadUse, Meta(description="the head that concludes what is published")]
-    agreement: Annotated[Agreement, Meta(description="of the head on trial with that one")] = Agreement()
+    reason: Annotated[str, Meta(description="why the request was refused, else empty")] = ""
+    in_force: Annotated[HeadUse, Meta(description="the live head: it computes the published states")]
+    agreement: Annotated[Agreement, Meta(description="of the shadow head with the live head")] = Agreement()
 
 
 Payload = bytes | bytearray | memoryview
@@ -326,29 +324,29 @@ HeaderT = TypeVar("HeaderT", bound=Header, covariant=True)
 
 
 class Message(msgspec.Struct, Generic[HeaderT], frozen=True, gc=False, eq=False):
-    """One message as it travels in a process: topic, validated header, payload, arrival."""
+    """One message inside a process: topic, validated header, payload, time of arrival."""
 
     topic: str
     header: HeaderT
     payload: Payload = b""
     received_ns: int = 0
     came_as: tuple[Header, bytes] | None = None
-    """The header that came and its bytes; read them by `wire`."""
+    """The received header and its bytes; `wire` returns the bytes."""
 
     @property
     def wire(self) -> bytes:
-        """The header as it came, byte for byte, for who records it.
+        """The received header, byte for byte, for recording.
 
-        Empty if it never travelled, or if `structs.replace` has put another header in its place. Not part of
-        what makes two messages equal.
+        Empty if the message was not received from a socket, or if `structs.replace` replaced the header. Not
+        part of equality.
         """
         return self.came_as[1] if self.came_as is not None and self.came_as[0] is self.header else b""
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Message) and self._said() == other._said()
+        return isinstance(other, Message) and self._compared() == other._compared()
 
     def __hash__(self) -> int:
-        return hash(self._said())
+        return hash(self._compared())
 
-    def _said(self) -> tuple[object, ...]:
+    def _compared(self) -> tuple[object, ...]:
         return self.topic, self.header, self.payload, self.received_ns
