@@ -1,6 +1,6 @@
-"""Event time for sampled sound: a device's sample counter and clock, mapped to the host clock.
+"""Event time of sampled sound: maps a device's sample counter and clock to the host clock.
 
-Pure: time arrives as data. The host clock reads as UNIX nanoseconds and never steps.
+Pure: all times are arguments. The host clock counts UNIX nanoseconds and never steps.
 """
 
 from collections import deque
@@ -10,12 +10,12 @@ from typing import Final
 import numpy as np
 
 _BIN_S: Final = 1.0
-# Two minutes: long enough to measure drift to a few ppm, short enough to follow a warming crystal.
+# Two minutes: long enough to measure drift to a few ppm, short enough to follow a crystal that warms up.
 _BINS: Final = 128
-# Fewer points than this give a slope worse than the nominal rate, which is then the better guess.
+# With fewer points the fitted slope is less exact than the nominal rate, which is used instead.
 _MIN_BINS: Final = 8
-# A callback can only run late, so true time is the lower edge of the residuals; the tenth percentile
-# rather than the minimum, so that a tenth of the observations may also be wrong the other way.
+# A callback can only run late, so the true time is the lower edge of the residuals. The tenth percentile
+# instead of the minimum: up to a tenth of the observations may be too early.
 _EDGE: Final = 0.10
 _SLEW_TIME_S: Final = 1.0
 _MAX_SLEW: Final = 0.02
@@ -24,22 +24,27 @@ _STEP_BINS: Final = 3
 
 
 def device_to_host_ns(device_time_s: float, device_now_s: float, host_now_ns: int) -> int:
-    """Map a moment on a device's clock to the host clock, given both clocks read together just now.
+    """Return the host time in ns of a time on a device's clock.
 
-    The pair is taken anew each time, so a device clock that is the wall clock may step without harm.
+    Both clocks are read together for each call, so steps of the device clock between calls have no effect.
+
+    Args:
+        device_time_s: time to map, on the device's clock.
+        device_now_s: the device's clock now.
+        host_now_ns: the host clock now.
     """
     return host_now_ns - round((device_now_s - device_time_s) * 1e9)
 
 
 class SampleClock:
-    """Maps a sample counter to host time by a running robust line fit.
+    """Maps a sample counter to host time by a robust line fit.
 
-    Residuals to the nominal rate are gathered into bins of a second, each reduced to its lower edge;
-    a Theil-Sen line through the last two minutes of bins gives offset and drift (Theil 1950, Sen 1968).
+    Residuals to the nominal rate are collected in bins of one second, each reduced to its lower edge.
+    A Theil-Sen line through the last two minutes of bins gives offset and drift (Theil 1950, Sen 1968).
     Stamps follow that line by slewing, at most 2 %, so they never step and strictly increase.
 
     Args:
-        rate_hz: nominal sample rate; the prior until eight seconds have been observed.
+        rate_hz: nominal sample rate; used for the slope until eight seconds have been observed.
     """
 
     def __init__(self, rate_hz: float) -> None:
@@ -52,7 +57,7 @@ class SampleClock:
         self.restart()
 
     def restart(self) -> None:
-        """Forget all observations, after the device was opened anew; stamps go on increasing."""
+        """Drop all observations, after the device was reopened; stamps continue to increase."""
         self._origin: tuple[int, int] | None = None
         self._bins: deque[tuple[float, float]] = deque(maxlen=_BINS)
         self._open_bin: list[float] = []
@@ -62,11 +67,11 @@ class SampleClock:
 
     @property
     def drift_ppm(self) -> float:
-        """Real rate over nominal rate, minus one, in ppm: positive when the device runs fast."""
+        """Real rate / nominal rate - 1, in ppm: positive when the device runs fast."""
         return -self._slope * 1e6
 
     def observe(self, sample_index: int, host_ns: int) -> None:
-        """Take in that sample `sample_index` was converted at about `host_ns`; indices must grow."""
+        """Record that `sample_index` was converted at about `host_ns`; indices must increase."""
         if self._origin is None:
             self._begin(sample_index, host_ns)
         elif sample_index - self._bin_start >= _BIN_S * self.rate_hz:
@@ -77,12 +82,12 @@ class SampleClock:
         self._steer(sample_index)
 
     def stamp_ns(self, sample_index: int) -> int:
-        """Return when a sample at or after the newest observed one was converted, on the host clock."""
+        """Return the host time at which a sample, the newest observed one or a later one, was converted."""
         self._stamped = True
         return self._anchor_ns + round((sample_index - self._anchor_index) * self._step_ns)
 
     def late_ns(self, sample_index: int, host_ns: int) -> float:
-        """Return how much later than the fitted line `host_ns` is: lateness, or samples that were lost."""
+        """Return by how many ns `host_ns` is later than the fitted line: a late callback or lost samples."""
         return self._residual_ns(sample_index, host_ns) - self._fitted_ns(self._seconds(sample_index))
 
     def _begin(self, sample_index: int, host_ns: int) -> None:
@@ -111,7 +116,7 @@ class SampleClock:
         newest = list(self._bins)[-_STEP_BINS:]
         errors = [residual - self._fitted_ns(seconds) for seconds, residual in newest]
         if len(errors) == _STEP_BINS and (min(errors) > _STEP_NS or max(errors) < -_STEP_NS):
-            # The line itself has moved: what came before tells nothing about where it is now.
+            # The line has stepped: older bins are no longer valid.
             self._bins = deque(newest, maxlen=_BINS)
         self._fit()
 
@@ -136,9 +141,9 @@ class SampleClock:
 
 
 class LossDetector:
-    """Tells lost samples from late callbacks.
+    """Distinguishes lost samples from late callbacks.
 
-    A late callback is followed by punctual ones; after a loss every later block stays behind the line.
+    After a late callback the next ones are on time; after a loss every later block stays behind the line.
 
     Args:
         rate_hz: nominal sample rate.
@@ -152,9 +157,9 @@ class LossDetector:
         self._lateness: deque[float] = deque(maxlen=self.CONFIRM_BLOCKS)
 
     def lost(self, late_ns: float, *, overflow: bool) -> int:
-        """Return how many samples went missing before a block that is `late_ns` behind its clock.
+        """Return the number of samples lost before a block that is `late_ns` behind its clock.
 
-        An overflow the device reports is believed at once, and is at least one sample.
+        An overflow that the device reports counts at once, as at least one sample.
         """
         self._lateness.append(late_ns)
         confirmed = len(self._lateness) == self.CONFIRM_BLOCKS and min(self._lateness) > self.THRESHOLD_NS

@@ -13,11 +13,11 @@ Policy = Literal["latest", "queue"]
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """How every topic under one prefix behaves.
+    """Message type and queue policy of all topics with one prefix.
 
-    `latest` keeps the newest `depth` messages and counts the older ones it drops; `queue` keeps the
-    oldest `depth`, so what was queued stays in order, and counts what no longer fits. A queue also
-    refuses what would make its payloads more than `max_queued_bytes`.
+    `latest` keeps the newest `depth` messages, drops older ones and counts them. `queue` keeps the oldest
+    `depth` in order, drops newer ones and counts them; it also drops a message that would raise the sum of
+    its payloads above `max_queued_bytes`.
     """
 
     prefix: str
@@ -56,13 +56,13 @@ def kind_of(topic: str) -> str:
 
 
 def name_of(topic: str) -> str:
-    """Return `front` of `camera/front`: all after the prefix."""
+    """Return `front` of `camera/front`: a topic without its prefix."""
     return topic.partition("/")[2]
 
 
 @lru_cache(maxsize=256)
 def lookup(name: str) -> Topic:
-    """Return the table row of `camera/front` and the like; BusError names what is allowed."""
+    """Return the table row of a topic such as `camera/front`; BusError lists the valid topics."""
     row = TOPICS.get(kind_of(name))
     if row is None or len(name) > MAX_TOPIC_LENGTH or not _TOPIC.fullmatch(name):
         kinds = ", ".join(f"{prefix}/<name>" for prefix in TOPICS)
@@ -71,7 +71,7 @@ def lookup(name: str) -> Topic:
 
 
 def check_pattern(pattern: str) -> str:
-    """Return a topic, or a beginning of topics with one `*` at its end; BusError if nothing can match it."""
+    """Return the pattern: a topic, or a prefix of topics that ends with `*`; BusError if it matches none."""
     kind, name = kind_of(pattern), name_of(pattern)
     if not pattern.endswith("*"):
         lookup(pattern)
@@ -82,15 +82,15 @@ def check_pattern(pattern: str) -> str:
 
 
 def _may_begin(kind: str, beginning: str) -> bool:
-    """Return whether a topic of a kind may begin so: completed by one more letter it is one."""
+    """Return whether a topic may begin with this text: with one more letter it is a valid topic."""
     return _TOPIC.fullmatch(f"{kind}/{beginning}a") is not None and len(beginning) < MAX_TOPIC_LENGTH
 
 
 def matches(pattern: str, topic: str) -> bool:
-    """Return whether a pattern covers a topic."""
+    """Return whether a topic matches a pattern."""
     return topic.startswith(pattern[:-1]) if pattern.endswith("*") else topic == pattern
 
 
 def overlap(one: str, other: str) -> bool:
-    """Return whether there may be a topic that both patterns cover."""
+    """Return whether a topic can match both patterns."""
     return matches(one, other.removesuffix("*")) or matches(other, one.removesuffix("*"))

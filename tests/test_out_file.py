@@ -53,7 +53,7 @@ def test_a_folder_that_is_not_there_is_said_at_once(
     assert run(arguments) == code
     out, err = capsys.readouterr()
     where = arguments[-1]
-    assert (out, err) == ("", f"perception: {where}: there is no folder {tmp_path}/none; make it first\n")
+    assert (out, err) == ("", f"perception: {where}: no such folder: {tmp_path}/none; create it first\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -64,7 +64,7 @@ def test_a_folder_or_a_file_in_the_way_is_said_at_once(
     assert "is a folder; give the name of a file in it" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert run(["schema", "--out", str(tmp_path / "file" / "deep" / "er")]) == 2
-    assert f"{tmp_path}/file is no folder" in capsys.readouterr().err
+    assert f"{tmp_path}/file is not a folder" in capsys.readouterr().err
     assert run(["schema", "--out", str(tmp_path / "new" / "deeper")]) == 0
 
 

@@ -1,4 +1,4 @@
-"""Errors for people: what is wrong, where, and what to do. Each kind has its exit code."""
+"""Errors for people: what is wrong, where, and what to do. Each class has its exit code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,56 +7,56 @@ from typing import Final
 from perception.errors.credentials import without_credentials
 
 DISTRIBUTION: Final = "perception-node"
-"""What this package is installed as; the name `perception` on the package index is another project's."""
+"""Name of this package for pip; `perception` on the package index is another project."""
 
 INTERRUPTED: Final = 130
-"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+"""Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
 
 INSTALL: Final = f"uv sync in a checkout, else pip install --upgrade {DISTRIBUTION}"
-"""What puts packages right."""
+"""Command that installs or repairs packages."""
 
 
 def needs(package: str, extra: str) -> str:
-    """Return in one line how to get a package that comes with an extra."""
+    """Return one line: how to install a package that belongs to an extra."""
     return f"needs {package}: pip install '{DISTRIBUTION}[{extra}]'"
 
 
 class PerceptionError(Exception):
-    """An error whose text is one line a user can act on; the command prints it without a traceback."""
+    """An error with one line of text for the user; the command prints it without a traceback."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        """Return the line; no credentials of a URL are in it, whoever worded it."""
+        """Return the line without credentials of URLs."""
         return without_credentials(super().__str__())
 
 
 class ProfileError(PerceptionError):
-    """A profile key is unknown, missing or of the wrong type. Restarting cannot repair it."""
+    """A profile key is unknown, missing or of the wrong type. A restart cannot repair it."""
 
     exit_code = 2
 
 
 class DeviceError(PerceptionError):
-    """A camera, microphone or media file cannot be opened or stopped delivering."""
+    """A camera, microphone or media file cannot be opened, or stopped delivering."""
 
     exit_code = 3
 
 
 class WeightsError(PerceptionError):
-    """Model weights are missing, unreachable or not what their hash promised."""
+    """Model weights are missing, unreachable or do not match their hash."""
 
     exit_code = 4
 
 
 class BusError(PerceptionError):
-    """A socket cannot be bound or connected, or an endpoint is refused for safety."""
+    """A socket cannot be bound or connected, or an endpoint is unsafe."""
 
     exit_code = 5
 
 
 class MalformedMessageError(PerceptionError, ValueError):
-    """Bytes from the wire that are not a message: oversized, undecodable or against the schema."""
+    """Bytes from the wire are not a message: too large, undecodable or against the schema."""
 
     exit_code = 6
 
@@ -68,20 +68,20 @@ class SessionError(PerceptionError):
 
 
 class NoStateError(PerceptionError):
-    """A run whose fusion published no state."""
+    """The fusion of a run published no state."""
 
     exit_code = 8
 
 
 class MissingPackageError(PerceptionError):
-    """A package or system library is missing or broken. Restarting cannot repair it."""
+    """A package or system library is missing or broken. A restart cannot repair it."""
 
     exit_code = 9
 
 
 @contextmanager
 def located(where: str | None) -> Iterator[None]:
-    """Put in front of what is wrong with a key of `[fusion]` where that came from, if it is known."""
+    """Prefix errors about keys of `[fusion]` with `where`, the place the table came from, unless None."""
     try:
         yield
     except (ProfileError, WeightsError) as error:
@@ -92,7 +92,7 @@ def located(where: str | None) -> Iterator[None]:
 
 @contextmanager
 def extras() -> Iterator[None]:
-    """Say in one line what to install where an optional package is missing."""
+    """Raise SessionError with one line, what to install, where an optional package is missing."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,7 +1,7 @@
-"""Credentials never leave a profile: what is written or shown passes through `without_credentials`.
+"""Removes credentials from texts: everything written or shown passes through `without_credentials`.
 
-It reads URLs as people write them, not only as the standard wants them: a password may hold `@`, `/`, `?`,
-`#` or a space. Where a text can be read in two ways, more is hidden than need be.
+URLs are parsed as people write them, not only as the standard defines them: a password may contain `@`, `/`,
+`?`, `#` or a space. Where a text is ambiguous, too much is hidden rather than too little.
 """
 
 import logging
@@ -16,7 +16,7 @@ _TOKEN: Final = re.compile(r"[^\s\"'<>`]*")
 _IPV4: Final = r"\d{1,3}(?:\.\d{1,3}){3}"
 _CERTAIN_HOST: Final = re.compile(rf"(?:{_IPV4}|localhost|\[[^\]]*\]?|)(?::[\d*]*)?", re.IGNORECASE)
 _HOST_AND_PORT: Final = re.compile(r"[^:\[]*(?::(?:[\d*]*|PORT):?|)[,.;)]*")
-"""A name and at most one port; then the punctuation of the sentence around it."""
+"""A name and at most one port, then punctuation of the sentence around it."""
 _SCHEMELESS: Final = re.compile(
     r"(?:(?<=//)|(?<![\w/@:.-]))[\w.%+-]+:[^\s\"'/@]+@"
     rf"(?={_IPV4}(?!\w)|\[[0-9A-Fa-f:]+\]|localhost\b|(?:[\w-]+\.)+[A-Za-z]{{2,}}\b|[\w-]+(?::\d+)?/)"
@@ -34,13 +34,13 @@ _SECRET_FOLDER: Final = re.compile(
 _USER_FOLDER: Final = re.compile(
     r"(?<=/)[^/?#:=&\s\"'<>`]+:[^/?#\s\"'<>`]*[^/?#\s\"'<>`.,;:)](?=[/?#\s\"'<>`.,;:)]|$)"
 )
-"""A user and a password that stand in the path, as in `http://host/user:password/live`."""
+"""User and password in the path, as in `http://host/user:password/live`."""
 _RANDOM_FOLDER: Final = re.compile(
     r"/(?:(?=[\w-]*[a-z])(?=[\w-]*[A-Z])(?=[\w-]*\d)[A-Za-z0-9_-]{16,}"
     r"|(?=[\da-f-]*[a-f])(?=[\da-f-]*\d)(?:[\da-f]{24,}|[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}))"
     r"(?:\.[\w-]{16,})*(?=[/?#:\s\"'<>`.,;)]|$)"
 )
-"""Some recorders give every stream a secret path, such as `rtsps://host:7441/aB3dE5fG7hI9jK1l`."""
+"""Secret path of a stream, as some recorders generate them: `rtsps://host:7441/aB3dE5fG7hI9jK1l`."""
 _BARE_QUERY: Final = re.compile(r"([?#])[^\s\"'<>`=]+(?=[\s\"'<>`]|$)")
 _HARMLESS_VALUE: Final = re.compile(r"[\w.:-]{0,32}")
 _HARMLESS: Final = re.compile(
@@ -48,13 +48,13 @@ _HARMLESS: Final = re.compile(
     "|rotation|size|stream|streamtype|subtype|track|transport|type|video|width",
     re.IGNORECASE,
 )
-"""Parameters of cameras' URLs that are shown. Every other may be a password under a name of its own."""
+"""Parameters of camera URLs that are shown. Every other parameter may be a password."""
 
 
 def without_credentials(text: str) -> str:
-    """Return a text as it may be shown: in every URL user, password and unknown parameters are hidden.
+    """Return the text with user, password and unknown parameters of every URL hidden.
 
-    A text that holds none of these comes back unchanged.
+    A text without these is returned unchanged.
     """
     starts = list(_SCHEME.finditer(text))
     if not starts:
@@ -67,7 +67,7 @@ def without_credentials(text: str) -> str:
 
 
 def standard_url(url: str) -> str:
-    """Return a URL as libraries read it: a password that holds `/`, `?` or `#` is quoted."""
+    """Return the URL in standard form: `/`, `?` and `#` in a password are percent-encoded."""
     scheme = _SCHEME.match(url)
     rest = url[scheme.end() :] if scheme else ""
     head = re.split(r"[/?#]", rest, maxsplit=1)[0]
@@ -89,23 +89,23 @@ def cleaned(value: Any) -> Any:
     return value
 
 
-_OBEYED: Final = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Controls, ends of lines, changes of direction, and halves of characters, which no terminal can be sent."""
+_CONTROLS: Final = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line ends, changes of direction, and surrogates, which have no UTF-8 encoding."""
 
 
 def harmless(line: str) -> str:
-    """Return one line with a mark instead of each character that a terminal would obey rather than show."""
-    return _OBEYED.sub("\ufffd", line)
+    """Return the text as one line, with U+FFFD for each character that a terminal would execute, not show."""
+    return _CONTROLS.sub("\ufffd", line)
 
 
 class CleanFormatter(logging.Formatter):
-    """Formats log lines, those of other libraries and tracebacks included, harmlessly, without credentials.
+    """Formats log records without credentials and without control characters.
 
-    A message is one line, whatever it quotes; only a traceback has several.
+    This includes records of other libraries and tracebacks. A message is one line; only a traceback has more.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line as it may be shown."""
+        """Return the record as text."""
         return without_credentials("\n".join(map(harmless, super().format(record).split("\n"))))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
@@ -114,14 +114,14 @@ class CleanFormatter(logging.Formatter):
 
 
 def _without_user(rest: str) -> str:
-    """Drop what stands before the host; `rest` follows `scheme://` and may end in other text."""
+    """Return `rest` without user and password; `rest` follows `scheme://` and may end in other text."""
     token = _TOKEN.match(rest)
     assert token is not None
     head = re.split(r"[/?#]", token.group(), maxsplit=1)[0]
     if "@" in head:
         return rest[_last_at(token.group()) :]
     if not _HOST_AND_PORT.fullmatch(head) and not head.startswith("["):
-        # no port is written like this: it is a password, whatever characters it holds
+        # this is no valid port, so it is part of a password
         end = rest.rfind("@") + 1
         return rest[end:] if end else HIDDEN + rest[len(head) :]
     if ":" in head and not _CERTAIN_HOST.fullmatch(head):
@@ -130,7 +130,7 @@ def _without_user(rest: str) -> str:
 
 
 def _last_at(token: str) -> int:
-    """Return where a URL goes on behind its last `@` that is in no `name=value` parameter; 0: none."""
+    """Return the position after the last `@` of a URL that is not in a `name=value` parameter; 0 if none."""
     at = [found.end() for found in re.finditer("@", token) if "=" not in _query(token[: found.start()])]
     return at[-1] if at else 0
 

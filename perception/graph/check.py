@@ -299,7 +299,7 @@ def _recording(config: RecorderConfig, domain: str) -> Iterator[Problem]:
     if not folder.is_dir():
         yield Problem(f"recorder.out: {folder}: no such folder; make it first", SessionError)
     elif not os.access(folder, os.W_OK):
-        yield Problem(f"recorder.out: {folder}: you may not write there", SessionError)
+        yield Problem(f"recorder.out: {folder}: no permission to write there", SessionError)
     elif reason := unusable(path):
         yield Problem(f"recorder.out: {path}: {reason}", SessionError)
     elif path.exists() and not path.is_file():

@@ -1,4 +1,4 @@
-"""What is written is there in the end whole or not at all: made beside its place, then moved there."""
+"""Atomic writes: a file or folder is written in a temporary folder beside its target, then renamed."""
 
 import os
 import shutil
@@ -14,19 +14,19 @@ from perception.errors import SessionError
 
 @contextmanager
 def beside(target: Path | str, *, replace: bool = False) -> Iterator[Path]:
-    """Yield where to write the file or folder that becomes `target` when the context ends without an error.
+    """Yield the path to write to; it is renamed to `target` when the context ends without an error.
 
-    With `replace` it takes the place of what is there, of which nothing is left; else nothing may be there.
+    With `replace` an existing `target` is replaced as a whole; without it `target` must not exist.
 
     Raises:
-        SessionError: `target` exists, or the disk does not take it, when it is full for instance.
+        SessionError: `target` exists, or cannot be written, for example because the disk is full.
     """
     target = Path(target)
     if not replace:
         refuse_existing(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A folder of its own, so that what is made has its final name: some formats keep it.
+        # A separate folder, so that the file already has its final name: some formats store it.
         folder = Path(tempfile.mkdtemp(prefix=".perception-", dir=target.parent))
     except OSError as error:
         raise SessionError(f"cannot write {target}: {error.strerror or error}") from error
@@ -47,7 +47,7 @@ def beside(target: Path | str, *, replace: bool = False) -> Iterator[Path]:
 
 
 def _swap(made: Path, target: Path, before: Path) -> None:
-    """Move `target` to `before` and `made` to `target`; OSError, and `target` as it was, if that fails."""
+    """Rename `target` to `before` and `made` to `target`; on OSError `target` is restored."""
     os.rename(target, before)
     try:
         os.rename(made, target)
@@ -58,7 +58,7 @@ def _swap(made: Path, target: Path, before: Path) -> None:
 
 @contextmanager
 def written(target: Path) -> Iterator[None]:
-    """Raise SessionError, in one line, where a disk that is full or closed to us does not take `target`."""
+    """Raise SessionError with one line where `target` cannot be written: disk full, no permission."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -69,13 +69,13 @@ def written(target: Path) -> Iterator[None]:
 
 
 def refuse_existing(target: Path | str) -> None:
-    """Raise SessionError if something is in the place already."""
+    """Raise SessionError if `target` exists."""
     if os.path.lexists(target):
         raise SessionError(f"{target} exists; remove it or choose another name")
 
 
 def replace_file(file: Path, data: bytes) -> None:
-    """Write a file, in the place of an older one where there is one, whole or not at all; OSError if not."""
+    """Write or replace a file atomically; OSError if that fails."""
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         part.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Paths that begin with `~`, on machines where a user may have no home: containers, services."""
+"""Paths that begin with `~`. In containers and services a user may have no home directory."""
 
 import os
 from pathlib import Path
@@ -7,25 +7,25 @@ from perception.errors import PerceptionError
 
 
 def home() -> Path | None:
-    """Return the user's home directory, None if there is none: neither $HOME nor an entry in passwd."""
+    """Return the user's home directory; None without $HOME and without an entry in passwd."""
     path = os.path.expanduser("~")
     return None if path == "~" else Path(path)
 
 
 def expanded(path: Path | str) -> Path:
-    """Return a path with its `~` replaced; as it is where there is no home."""
+    """Return the path with `~` replaced; unchanged without a home directory."""
     return Path(os.path.expanduser(path))  # Path.expanduser raises RuntimeError there
 
 
 def kept_in(path: Path | str, option: str) -> Path:
-    """Return a folder to keep something in, its `~` replaced.
+    """Return a folder to store files in, with `~` replaced.
 
     Args:
         path: the folder.
-        option: by which another can be given.
+        option: command-line option that sets another folder, for the error.
 
     Raises:
-        PerceptionError: it lies in a home directory, and there is none.
+        PerceptionError: the path begins with `~`, and the user has no home directory.
     """
     place = expanded(path)
     if str(place).startswith("~"):

@@ -1,4 +1,4 @@
-"""Options that name what is to be written: where that cannot be is said before any work is done."""
+"""Options that name a file or folder to write: an impossible path is refused before any work is done."""
 
 import os
 from pathlib import Path
@@ -10,17 +10,17 @@ from perception.errors import PerceptionError
 
 
 class OutputError(PerceptionError):
-    """A file or folder cannot be written where an option wants it."""
+    """The file or folder that an option names cannot be written."""
 
     exit_code = 2
 
 
 class OutFile(click.Path):
-    """A file to be written, into a folder that is there.
+    """Option type: a file to write, in an existing folder.
 
     Args:
-        error: what is raised where that cannot be, in one line.
-        new: whether nothing may be there yet.
+        error: class of the error where it cannot be written.
+        new: whether the file must not exist.
     """
 
     def __init__(self, error: type[PerceptionError] = OutputError, *, new: bool = False) -> None:
@@ -29,7 +29,7 @@ class OutFile(click.Path):
         self._new = new
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Return the path; the error says what stands in the way."""
+        """Return the path, or raise the error with its reason."""
         path = Path(value)
         folder = path.absolute().parent
         if reason := unusable(path):
@@ -39,14 +39,14 @@ class OutFile(click.Path):
         if path.is_dir():
             raise self._error(f"{path}: is a folder; give the name of a file in it")
         if not folder.is_dir():
-            raise self._error(f"{path}: there is no folder {folder}; make it first")
+            raise self._error(f"{path}: no such folder: {folder}; create it first")
         if not os.access(path if path.exists() else folder, os.W_OK):
-            raise self._error(f"{path}: you may not write there")
+            raise self._error(f"{path}: no permission to write there")
         return path
 
 
 class OutFolder(click.Path):
-    """A folder to be written to; what is missing of its path is made. Arguments as of `OutFile`."""
+    """Option type: a folder to write to, created with its parents if missing. Arguments as of `OutFile`."""
 
     def __init__(self, error: type[PerceptionError] = OutputError, *, new: bool = False) -> None:
         super().__init__(path_type=Path)
@@ -54,7 +54,7 @@ class OutFolder(click.Path):
         self._new = new
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Return the path; the error says what stands in the way."""
+        """Return the path, or raise the error with its reason."""
         path = Path(value)
         if reason := unusable(path):
             raise self._error(f"{path}: {reason}")
@@ -62,14 +62,14 @@ class OutFolder(click.Path):
             raise self._error(f"{path} exists; remove it or choose another name")
         there = next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))
         if not there.is_dir():
-            raise self._error(f"{path}: {there} is no folder")
+            raise self._error(f"{path}: {there} is not a folder")
         if not os.access(there, os.W_OK):
-            raise self._error(f"{path}: you may not write in {there}")
+            raise self._error(f"{path}: no permission to write in {there}")
         return path
 
 
 def unusable(path: Path) -> str:
-    """Return why no file can have that name: too long, a circle of links; empty if one can."""
+    """Return why no file can have this name, such as too long or a circle of links; empty if one can."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, a line now and then where there is none."""
+"""Progress of long work on stderr: a bar on a terminal, else one line every ten seconds."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,14 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from perception.errors.credentials import harmless
 
 LINE_S: Final = 10.0
-"""Between two lines where stderr is a file or a pipe; shorter work is silent there."""
+"""Seconds between two lines where stderr is a file or a pipe; shorter work writes no line there."""
 
 
 class Advance(Protocol):
-    """Counts what is done."""
+    """Counts finished pieces of work."""
 
     def __call__(self, count: int = 1, note: str = "") -> None:
-        """Add `count` to what is done; `note` replaces the text behind it, empty keeps it."""
+        """Add `count` finished pieces; `note` replaces the text after the bar, an empty one keeps it."""
 
 
 @contextmanager
@@ -30,13 +30,13 @@ def progress(
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Advance]:
-    """Show how far work has come while the context is open; nothing of it stays on a terminal.
+    """Show progress while the context is open; a terminal is cleared afterwards.
 
     Args:
-        title: what is done.
-        total: how many pieces there are; None if that is not known.
-        hidden: shows nothing.
-        stream: to show it on; default stderr.
+        title: name of the work.
+        total: number of pieces; None if unknown.
+        hidden: show nothing.
+        stream: where to show it; default stderr.
         clock: seconds, for the lines.
     """
     title = harmless(title)
@@ -63,23 +63,23 @@ def progress(
 
 
 def nothing(count: int = 1, note: str = "") -> None:
-    """Show nothing: an Advance for those who do not ask."""
+    """Show nothing: the Advance of hidden progress."""
 
 
 def _lines(title: str, total: int | None, console: Console, clock: Callable[[], float]) -> Advance:
-    begun_s = said_s = clock()
+    start_s = written_s = clock()
     done, last = 0, ""
 
     def advance(count: int = 1, note: str = "") -> None:
-        nonlocal said_s, done, last
+        nonlocal written_s, done, last
         done += count
         last = note or last
         now_s = clock()
-        if now_s - said_s >= LINE_S:
-            said_s = now_s
+        if now_s - written_s >= LINE_S:
+            written_s = now_s
             of = "" if total is None else f" of {total}"
             behind = f", {harmless(last)}" if last else ""
-            console.file.write(f"perception: {title}: {done}{of}, {now_s - begun_s:.0f} s{behind}\n")
+            console.file.write(f"perception: {title}: {done}{of}, {now_s - start_s:.0f} s{behind}\n")
             console.file.flush()
 
     return advance

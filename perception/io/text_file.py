@@ -1,4 +1,4 @@
-"""Text files that people write: UTF-8, or what their byte order mark says."""
+"""Reads text files that people write: UTF-8, or the encoding of the byte order mark."""
 
 import codecs
 import errno
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 _MARKS: Final = (
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16: its mark begins with that of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -16,17 +16,17 @@ _MARKS: Final = (
 
 
 MOST_BYTES: Final = 256 << 20
-"""No text that somebody wrote is longer; a device such as /dev/zero never ends."""
+"""Limit for text that people write; a device such as /dev/zero never ends."""
 
 
 def read_text(path: Path, *, most_bytes: int = MOST_BYTES) -> str:
-    """Return a file's text without its mark, every line ended by a line feed.
+    """Return a file's text without byte order mark, with line feeds as line ends.
 
-    It is read once, so it may come through a pipe.
+    The file is read once, so a pipe is possible.
 
     Raises:
-        OSError: it cannot be read, or has more than `most_bytes`.
-        UnicodeDecodeError: it is no text.
+        OSError: the file cannot be read, or has more than `most_bytes` bytes.
+        UnicodeDecodeError: the file is not text in the encoding.
     """
     with path.open("rb") as file:
         data = file.read(most_bytes + 1)

@@ -8,8 +8,8 @@ import numpy.typing as npt
 Image: TypeAlias = npt.NDArray[np.uint8]
 """Pixels, (height, width, 3) BGR or (height, width) grey."""
 Samples: TypeAlias = npt.NDArray[np.float32]
-"""One channel of sound, (count,), within [-1, 1]."""
+"""One channel of sound, (count,), in [-1, 1]."""
 RawSamples: TypeAlias = npt.NDArray[np.int16] | npt.NDArray[np.float32]
-"""Sound as it is published, (count,) or (count, channels): 16-bit whole numbers, or as `Samples`."""
+"""Sound as published, (count,) or (count, channels): 16-bit integers, or floats as in `Samples`."""
 SAMPLE_TYPES: Final[dict[str, np.dtype[Any]]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}
-"""Type of the samples in a payload, by the format that its header names."""
+"""Type of the samples in a payload, by `AudioBlock.format`."""
