@@ -277,6 +277,29 @@ def test_a_folder_of_ordinary_media_is_a_data_set_labelled_by_its_names(tmp_path
     assert (means[0] - means[1]).norm() > 1
 
 
+def test_labelled_windows_with_nothing_present_are_left_out_counted_and_still_seen_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, frequency_hz in (("high", 3000), ("low", 200)):
+        (tmp_path / "media" / name).mkdir(parents=True)
+        t = np.arange(22_050 * 3) / 22_050
+        soundfile.write(
+            tmp_path / "media" / name / "a.wav", 0.3 * np.sin(2 * np.pi * frequency_hz * t), 22_050
+        )
+    fusion = config({"mfcc": ENCODERS["mfcc"]})
+    sources = media_sources(tmp_path / "media", fusion)
+    raw = dataset.encode(sources[0], fusion)
+    empty = 2 * int((~raw["present"].any(dim=1)).sum())
+    assert empty, "while the first sound fills its window"
+    examples = build(sources, fusion, tmp_path / "cache")
+    assert examples.present.any(dim=1).all()
+    total = 2 * len(raw["ends_ns"])
+    assert len(examples) == total - empty
+    assert f"{empty} of {total} labelled windows left out: nothing is present in them" in caplog.text
+    remembered = build(sources, fusion, tmp_path / "cache", context=True)
+    assert (len(remembered), len(remembered.labelled)) == (total, total - empty)
+
+
 def test_rows_stand_for_the_tensor_that_is_not_made_of_them() -> None:
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(count, 3, generator=generator) for count in (5, 0, 7, 1)]

@@ -418,6 +418,26 @@ def test_sessions_of_the_same_name_are_scored_apart() -> None:
     assert {name: one.count for name, one in scored.items()} == {"kitchen #0": 2, "kitchen #1": 2}
 
 
+def test_each_clip_counts_once_by_all_of_its_windows() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 0, 1])
+    sources = torch.tensor([0, 0, 0, 1, 1, 2, 2])  # two clips and a session of both classes
+    data = Examples.of({"eye": torch.zeros(7, 2)}, labels, ("a", "b"), sources)
+    sure = np.array([0.95, 0.4, 0.4, 0.6, 0.7, 0.9, 0.2])
+    scored = evaluate.by_clip(labels.numpy(), np.stack([sure, 1 - sure], axis=1), data)
+    assert scored["accuracy"] == pytest.approx((1 / 3 + 0 + 1) / 3)
+    assert (scored["sources"], scored["clips"], scored["clip_accuracy"]) == (3, 2, 0.5)
+
+
+def test_hiding_inputs_never_empties_a_window_that_lacks_some_already() -> None:
+    present = torch.tensor([[True, False], [False, True], [True, True]]).repeat(500, 1)
+    inputs, generator = torch.tensor([0, 1]), torch.Generator().manual_seed(0)
+    for rows in (present, present[:, None].expand(-1, 3, -1)):
+        left = hide_inputs(rows, inputs, 1.0, generator)
+        assert left.flatten(1).any(dim=1).all()
+        assert not (left & ~rows).any()
+        assert not torch.equal(left, rows)
+
+
 def deafened(data: Examples) -> Examples:
     noise = torch.randn(len(data), 2, generator=torch.Generator().manual_seed(9))
     return Examples.of(data.features | {"ear": noise}, data.labels, CLASSES)

@@ -82,12 +82,17 @@ def command(*arguments: object) -> int:
 def test_from_sessions_to_a_checkpoint_and_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--sessions", folder / "sessions", "--cache", folder / "cache")
     assert command("train", folder / "plan.toml", *options, "--out", folder / "head") == 0
-    assert "camera+microphone" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "camera+microphone" in said
     head = load_head(folder / "head")
     assert head.branches == ("level", "motion")
     report = json.loads((folder / "head" / "report.json").read_text())
     assert set(report["subsets"]) == {"camera+microphone", "camera", "microphone"}
     assert report["seeds"]["accuracy"]["n"] == 2
+    once = report["by_clip"]
+    each = [one["accuracy"] for one in report["per_session"].values()]
+    assert (once["sources"], once["accuracy"]) == (len(each), pytest.approx(sum(each) / len(each)))
+    assert f"each of {len(each)} sessions or clips counted once: accuracy {once['accuracy']:.3f}" in said
     assert set(report["single"]) == {"camera", "microphone"}
     assert {"coverage", "size"} <= set(report["conformal"]["camera"])
     page = (folder / "head" / "report.html").read_text()

@@ -43,6 +43,8 @@ def train(
 ) -> None:
     """Train the head that CONFIG describes, report on sessions it never saw, store a checkpoint.
 
+    Labelled windows in which nothing is present are counted, neither learned from nor scored.
+
     On two GPUs: torchrun --nproc-per-node 2 -m perception train CONFIG ...; without any, in two processes.
     """
     from perception.training import commands as run

@@ -170,7 +170,7 @@ def evaluate(
 ) -> None:
     """Report on a stored head, in `out` or beside it; see the command.
 
-    Half of the sessions choose the conformal thresholds; of one session alone, none does.
+    Half of the sessions choose the conformal thresholds; of one session or recording alone, none does.
     What search is worth in them is reported too, if that is given. Workers are those of `train`.
     """
     out = out or folder / plans.EVALUATION
@@ -187,10 +187,9 @@ def evaluate(
             cache=cache,
             workers=_workers(workers, cores, fusion),
             context=head.ticks > 1,
-            least=2,
         )
     check_branches(head, {branch: data.features[branch].shape[1] for branch in data.branches})
-    single = len(set(data.sources.tolist())) == 1
+    single = len(set(data.groups.tolist())) == 1
     calibration, test = (None, data) if single else dataset.holdout(data, 0.5, 0)
     model = FusionModel(head)
     with progress("testing"):
@@ -230,6 +229,9 @@ def _summarise(found: Mapping[str, Any], say: Say) -> None:
     for name, scored in found["subsets"].items():
         accuracy, recall, nll = scored["accuracy"], scored["macro_recall"], scored["nll"]
         say(f"{name:40} accuracy {accuracy:.3f}  macro recall {recall:.3f}  NLL {nll:.3f}")
+    once = found["by_clip"]
+    clips = f", {once['clip_accuracy']:.3f} of {once['clips']} clips" if "clips" in once else ""
+    say(f"each of {once['sources']} sessions or clips counted once: accuracy {once['accuracy']:.3f}{clips}")
     for name, worth in found.get("retrieval", {}).items():
         say(f"search, {name}: {', '.join(f'{key} {value:.3f}' for key, value in worth['mean'].items())}")
     drops = ", ".join(f"{name} {drop:.3f}" for name, drop in found["shuffle_drop"].items())

@@ -2,6 +2,11 @@
 
 A source is a recorded session or an ordinary media file. Its windows are those a live fusion cuts, its
 features the very bytes a live head is given, its labels come from the source itself or a file beside it.
+
+One rule decides which labelled windows count, in training and in every score: those in which something is
+present. A head answers the prior to the others, whatever it has learned: before the first picture, while the
+first sound fills its window, in the silence before a film's sound, after the end of a short clip. They are
+counted and logged, and a head with a memory still sees them as what came before.
 """
 
 import itertools
@@ -9,7 +14,7 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -285,10 +290,23 @@ def build(
         seen.add((name, tuple(each)))
         parts.append(_examples(cache, name, source, each, chosen, track, config))
     _say_parts(parts)
+    parts = _without_empty(parts)
     examples = Examples.concatenate(parts if context else [part.rows(part.labelled) for part in parts])
     if not len(examples.labelled):
-        raise SessionError("no window has a label; do the labels belong to these sessions?")
+        raise SessionError("no window has both data and a label; do the labels belong to these sessions?")
     return examples
+
+
+def _without_empty(parts: Sequence[Examples]) -> list[Examples]:
+    """Take the label from windows with nothing present, and log how many."""
+    empty = [~part.present.any(dim=1) & (part.labels >= 0) for part in parts]
+    left_out, of = (sum(int(each.sum()) for each in many) for many in (empty, [p.labels >= 0 for p in parts]))
+    if left_out:
+        _LOG.warning("%d of %d labelled windows left out: nothing is present in them", left_out, of)
+    return [
+        replace(part, labels=part.labels.masked_fill(nothing, -1))
+        for part, nothing in zip(parts, empty, strict=True)
+    ]
 
 
 def _say_parts(parts: Sequence[Examples]) -> None:

@@ -152,6 +152,25 @@ def by_source(labels: Labels, p: Probabilities, data: Examples) -> dict[str, Met
     }
 
 
+def by_clip(labels: Labels, p: Probabilities, data: Examples) -> dict[str, float]:
+    """Return scores in which each session or file counts once, however many windows it has.
+
+    `accuracy` is the mean of theirs. Where all windows of some have one class, as in a folder of clips,
+    `clip_accuracy` is the share whose class has the largest product of probabilities over their windows.
+    """
+    sources = sources_of(data)
+    each = [(labels[sources == one], p[sources == one]) for one in np.unique(sources)]
+    found = {
+        "sources": len(each),
+        "accuracy": float(np.mean([(told.argmax(axis=1) == truth).mean() for truth, told in each])),
+    }
+    clips = [(truth[0], np.log(told.clip(1e-12)).sum(axis=0)) for truth, told in each if len({*truth}) == 1]
+    if clips:
+        right = [total.argmax() == truth for truth, total in clips]
+        found |= {"clips": len(clips), "clip_accuracy": float(np.mean(right))}
+    return found
+
+
 def shuffle_drops(
     model: FusionModel, data: Examples, inputs: Mapping[str, str], seed: int = 0
 ) -> dict[str, float]:

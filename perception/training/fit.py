@@ -93,7 +93,7 @@ class History:
 def hide_inputs(
     present: torch.Tensor, inputs: torch.Tensor, share: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Hide whole inputs in `share` of the rows, each with probability one half, never all of them.
+    """Hide whole inputs in `share` of the rows, each with probability one half, never all that are present.
 
     Args:
         present: (N, M) bool, or over ticks (N, K, M): then in all of a row's ticks alike.
@@ -106,7 +106,9 @@ def hide_inputs(
     hidden &= ~hidden.all(dim=1, keepdim=True)
     hidden &= torch.rand(len(present), 1, generator=generator) < share
     shown = ~hidden[:, inputs].to(present.device)
-    return present & (shown if present.ndim == 2 else shown[:, None])
+    left = present & (shown if present.ndim == 2 else shown[:, None])
+    emptied = ~left.flatten(1).any(dim=1).view(-1, *(1,) * (present.ndim - 1))
+    return torch.where(emptied, present, left)
 
 
 def draw_lags(
