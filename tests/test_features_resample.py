@@ -148,5 +148,33 @@ def test_an_odd_rate_is_resampled_at_the_exact_positions_and_drifts_never(rate_h
 
 
 def test_a_rate_thousands_of_times_the_other_is_refused() -> None:
-    with pytest.raises(ValueError, match="too far apart"):
+    with pytest.raises(ValueError, match="cannot be resampled to 16000 Hz: filter exceeds 5 MiB"):
         Resampler(10**9, 16000)
+
+
+def test_an_exact_filter_weighs_each_output_at_its_own_position() -> None:
+    """The sum is written out here; it differs from that of the nearest phases by more than its rounding."""
+    rate_hz, design, samples = 44_101, SincFilter(), noise(2000)
+    cutoff = 16_000 / rate_hz * design.rolloff
+    stream = Resampler(rate_hz, 16_000, exact=True)
+    first, outputs = stream.push(0, samples)
+    at = np.arange(first, first + outputs.size)[:, None] * rate_hz / 16_000
+    crossings = (np.arange(samples.size) - at) * cutoff
+    near = np.abs(crossings) < design.zeros
+    inside = np.sqrt(1 - np.where(near, crossings / design.zeros, 0) ** 2)
+    taps = np.sinc(crossings) * np.i0(design.beta * inside) / np.i0(design.beta) * cutoff * near
+    np.testing.assert_allclose(outputs, taps @ samples.astype(np.float64), atol=1e-6)
+    nearest = Resampler(rate_hz, 16_000).push(0, samples)[1]
+    assert 1e-5 < np.abs(nearest - outputs).max() < 1e-3
+
+
+@pytest.mark.parametrize("rate_hz", [*RATES, 16_000])
+def test_the_usual_rates_have_the_same_bits_with_exact_filters(rate_hz: int) -> None:
+    samples = noise(3000)
+    exact = Resampler(rate_hz, 16_000, exact=True).push(0, samples)[1]
+    np.testing.assert_array_equal(exact, Resampler(rate_hz, 16_000).push(0, samples)[1])
+
+
+def test_exact_filters_have_the_limit_of_earlier_versions() -> None:
+    with pytest.raises(ValueError, match="filter exceeds 64 MiB"):
+        Resampler(191_999, 16_000, exact=True)

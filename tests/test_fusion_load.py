@@ -10,9 +10,12 @@ import pytest
 from msgspec import structs
 
 from perception.errors import SessionError
-from perception.fusion.core import MAX_TOPICS, FusionCore
+from perception.features.resample import Resampler
+from perception.fusion.core import MAX_TOPICS, RULES, FusionCore
 from perception.fusion.early import Early
 from perception.fusion.presence import Presence
+from perception.fusion.reader import InputReader
+from perception.fusion.window import AudioSlice
 from perception.messages import (
     AudioBlock,
     CameraFrame,
@@ -23,6 +26,7 @@ from perception.messages import (
     TextCommand,
     reached_ns,
 )
+from perception.models.encoder import AudioInput
 from perception.profile import Profile
 from perception.session import read
 from perception.session.pace import schedule
@@ -49,6 +53,8 @@ from tests.test_verify import SPEED, fusion, scripted, states_of
 
 SHED = Path(__file__).parent / "golden" / "shed.mcap"
 """Two seconds in which more than half of the windows were shed, recorded by rules 0. Never written again."""
+ODD_RATE = Path(__file__).parent / "golden" / "odd_rate.mcap"
+"""Two and a half seconds of sound at 44,101 Hz, recorded by rules 0. Never written again."""
 Stream = list[Message[Header]]
 
 
@@ -109,6 +115,38 @@ def test_a_session_with_shed_windows_of_earlier_rules_verifies_by_those() -> Non
     assert verdict.obstacles == [] or verdict.notes, verdict.obstacles
     assert verdict.equal + verdict.different == len(states) == 21
     assert verdict.equal == len(states) or verdict.notes, str(verdict.first)
+
+
+def test_a_session_of_earlier_rules_at_an_odd_rate_verifies_by_exact_filters() -> None:
+    states = [one.header for one in read(ODD_RATE) if isinstance(one.header, FusedState)]
+    present = [state.modalities["microphone"].presence == "present" for state in states]
+    assert (len(states), sum(present)) == (29, 15)
+    verdict = verify(ODD_RATE)
+    assert verdict.obstacles == [] or verdict.notes, verdict.obstacles
+    assert verdict.equal + verdict.different == len(states)
+    assert verdict.equal == len(states) or verdict.notes, str(verdict.first)
+
+
+def test_windows_are_resampled_by_the_filters_of_their_rules() -> None:
+    """At an odd rate, here in one reader: those of rules 0 by exact filters, all others by the table."""
+    rate_hz, blocks = 44_101, 135
+    samples = np.random.default_rng(5).standard_normal(blocks * 441).astype(np.float32)
+    stream: Stream = [
+        block(k, START_NS + k * 10 * MS, samples[k * 441 : k * 441 + 441], k * 441, rate_hz)
+        for k in range(blocks)
+    ]
+    reader = InputReader(config().inputs["microphone"])
+    read_by = {}
+    for rules in (0, RULES, 0):
+        core = FusionCore(config(), rules=rules)
+        window = [w for one in stream for w in core.push(one)][-1].inputs["microphone"].data
+        assert isinstance(window, AudioSlice)
+        data = reader.read(window).data
+        assert isinstance(data, AudioInput)
+        _, whole = Resampler(rate_hz, 16_000, exact=not rules).push(0, samples[: window.end_index])
+        np.testing.assert_array_equal(data.waveform, whole[-data.waveform.size :])
+        read_by[rules] = data.waveform
+    assert not np.array_equal(read_by[0], read_by[RULES])
 
 
 def test_rules_of_a_later_version_are_named_and_not_guessed() -> None:

@@ -26,7 +26,9 @@ class AudioFrontEnd:
         ValueError: windows of `length_ns` are shorter than a VGGish example, 0.975 s.
     """
 
-    def __init__(self, rate_hz: int, length_ns: int) -> None:
+    def __init__(self, rate_hz: int, length_ns: int, *, exact: bool = False) -> None:
+        """`exact`: see `Resampler`."""
+        self._exact = exact
         self._rate_hz = rate_hz
         self._waveform_samples = round(length_ns * RATE_HZ / 1e9)
         if self._waveform_samples < _SHORTEST:
@@ -78,7 +80,7 @@ class AudioFrontEnd:
         return waveform, log_mel
 
     def _start_anew(self) -> None:
-        self._resampler = Resampler(self._rate_hz, RATE_HZ)
+        self._resampler = Resampler(self._rate_hz, RATE_HZ, exact=self._exact)
         self._waveform = SampleHistory(self._waveform_samples)
         self._log_mel = StreamingLogMel(VGGISH, history=FRAMES)
         self._end = None

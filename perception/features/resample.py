@@ -21,6 +21,8 @@ _ROOM: Final = 8192
 """Input samples taken at once."""
 _MAX_TAPS: Final = 5 << 17
 """5 MiB of filter, built in less than 0.1 s; the usual rates need less, such as 44,100 Hz a twentieth."""
+_MAX_EXACT_TAPS: Final = 1 << 23
+"""64 MiB, the limit of earlier versions."""
 _FEWEST_PHASES: Final = 128
 
 
@@ -46,13 +48,17 @@ class Resampler:
     its position, -83 dB of noise from a tone at 8 kHz and less from lower ones. It adds up to no drift.
 
     Raises:
-        ValueError: the input's rate is thousands of times the output's.
+        ValueError: the filter exceeds its limit: the input's rate is thousands of times the output's, or
+            `exact` needs more than 64 MiB.
     """
 
-    def __init__(self, in_rate_hz: int, out_rate_hz: int, design: SincFilter = SincFilter()) -> None:
+    def __init__(
+        self, in_rate_hz: int, out_rate_hz: int, design: SincFilter = SincFilter(), *, exact: bool = False
+    ) -> None:
+        """`exact`: each output has a filter of its own at any rate, as in sessions recorded by rules 0."""
         divisor = math.gcd(in_rate_hz, out_rate_hz)
         self._up, self._down = out_rate_hz // divisor, in_rate_hz // divisor
-        self._taps = _taps(in_rate_hz, out_rate_hz, design)
+        self._taps = _taps(in_rate_hz, out_rate_hz, design, exact)
         self._offsets, past = np.divmod(np.arange(self._up) * self._down, self._up)
         self._nearest = _nearest(past / self._up, self._taps.shape[0])
         """By place in the cycle, which filter it takes; None if each has its own."""
@@ -160,7 +166,7 @@ def _nearest(past: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.intp] |
 
 
 @lru_cache(maxsize=16)
-def _taps(in_rate_hz: int, out_rate_hz: int, design: SincFilter) -> npt.NDArray[np.float64]:
+def _taps(in_rate_hz: int, out_rate_hz: int, design: SincFilter, exact: bool) -> npt.NDArray[np.float64]:
     """Return (phases, taps): what weighs the input around each output of a cycle, in the outputs' order.
 
     Where those are too many: around positions spread evenly from one input sample to the next, both included.
@@ -171,9 +177,12 @@ def _taps(in_rate_hz: int, out_rate_hz: int, design: SincFilter) -> npt.NDArray[
     phases = out_rate_hz // divisor
     cutoff = min(1.0, out_rate_hz / in_rate_hz) * design.rolloff
     half_width = math.ceil(design.zeros / cutoff)
-    fitting = _MAX_TAPS // (2 * half_width)
-    if fitting < _FEWEST_PHASES:
-        raise ValueError(f"{in_rate_hz} Hz cannot be resampled to {out_rate_hz} Hz: too far apart")
+    limit = _MAX_EXACT_TAPS if exact else _MAX_TAPS
+    fitting = limit // (2 * half_width)
+    if fitting < (phases if exact else _FEWEST_PHASES):
+        raise ValueError(
+            f"{in_rate_hz} Hz cannot be resampled to {out_rate_hz} Hz: filter exceeds {limit >> 17} MiB"
+        )
     if phases <= fitting:  # how far past an input sample
         past = np.arange(phases) * (in_rate_hz // divisor) % phases / phases
     else:

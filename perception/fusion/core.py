@@ -41,9 +41,10 @@ MAX_COUNTED: Final = 4 * MAX_TOPICS
 RULES: Final = 1
 """Number of the rules in force; marks hold it, so that a recording is cut by the rules of its time.
 
-0: a leap is judged by the stamp alone, the first MAX_TOPICS topics stay, and presence compares with the
-window before, which may have been shed. 1: a leap is judged by what a message reaches, topics give up their
-place, and presence compares with the state before.
+0: a leap is judged by the stamp alone, the first MAX_TOPICS topics stay, presence compares with the
+window before, which may have been shed, and sound of any rate is resampled by exact filters. 1: a leap is
+judged by what a message reaches, topics give up their place, presence compares with the state before, and
+odd rates are resampled by the nearest filter of a table.
 """
 
 
@@ -89,7 +90,13 @@ class FusionCore:
             length_ns = round(config.length_ms * MILLISECOND_NS) + CONTEXT_NS
             history_ns = length_ns + self.lateness_ns + self.hop_ns + self.max_leap_ns + SECOND_NS
             counts = self.counts[config.topic]
-            return AudioStream(config.topic, length_ns=length_ns, history_ns=history_ns, counts=counts)
+            return AudioStream(
+                config.topic,
+                length_ns=length_ns,
+                history_ns=history_ns,
+                counts=counts,
+                exact=not self.rules,
+            )
         raise ProfileError(
             f"fusion.inputs.{name}: '{config.topic}' cannot be fused; camera, microphone, text can"
         )

@@ -28,7 +28,8 @@ class InputReader:
     def __init__(self, config: InputConfig) -> None:
         self._length_ns = round(config.length_ms * 1e6)
         self._front_end: AudioFrontEnd | None = None
-        self._rate_hz = 0
+        self._front_end_of: tuple[int, bool] | None = None
+        """Rate in Hz, and whether its filters are exact."""
         self._decoder = FrameDecoder()
         self._images: dict[Hashable, Image] = {}
 
@@ -46,11 +47,12 @@ class InputReader:
             case CameraSlice(frame, previous):
                 return self._read_camera(frame, previous)
             case AudioSlice():
-                if self._front_end is None or self._rate_hz != data.rate_hz:
-                    self._front_end = AudioFrontEnd(data.rate_hz, self._length_ns)
-                    self._rate_hz = data.rate_hz
+                kind = data.rate_hz, data.exact
+                if self._front_end is None or self._front_end_of != kind:
+                    self._front_end = AudioFrontEnd(data.rate_hz, self._length_ns, exact=data.exact)
+                    self._front_end_of = kind
                 waveform, log_mel = self._front_end.update(data.samples, data.end_index, data.missing)
-                return Reading(AudioInput(waveform, log_mel), (data.rate_hz, data.end_index))
+                return Reading(AudioInput(waveform, log_mel), (*kind, data.end_index))
             case TextSlice(command):
                 header = command.header
                 return Reading(TextInput(header.text, header.language), (header.text, header.language))

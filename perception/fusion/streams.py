@@ -132,14 +132,20 @@ _STOP: Final = attrgetter("stop")
 class AudioStream:
     """Samples of one microphone, addressed by an index that never runs backwards."""
 
-    def __init__(self, topic: str, *, length_ns: int, history_ns: int, counts: Counter[str]) -> None:
-        """Windows are `length_ns` long; `history_ns` of sound are held; repairs go to `counts`."""
+    def __init__(
+        self, topic: str, *, length_ns: int, history_ns: int, counts: Counter[str], exact: bool = False
+    ) -> None:
+        """Windows are `length_ns` long; `history_ns` of sound are held; repairs go to `counts`.
+
+        `exact`: passed on in each `AudioSlice`.
+        """
         self.topic = topic
         self.newest_ns: int | None = None
         """End of the newest sample."""
         self._counts = counts
         self._length_ns = length_ns
         self._history_ns = history_ns
+        self._exact = exact
         self._history: SampleHistory | None = None
         self._rate_hz = 0
         self._source = ""
@@ -273,7 +279,7 @@ class AudioStream:
             "gap" if missing else "",
             0,
             (first.seq, last.seq),
-            AudioSlice(samples, stop, self._rate_hz, missing),
+            AudioSlice(samples, stop, self._rate_hz, missing, self._exact),
             last.received_ns,
             last.stamp_ns + duration_ns(last.stop - last.start, self._rate_hz),
         )

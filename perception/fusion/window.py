@@ -23,6 +23,8 @@ class AudioSlice(msgspec.Struct, frozen=True):
     rate_hz: int
     missing: int
     """How many of them were lost and stand as zeros."""
+    exact: bool = False
+    """Whether they are resampled by exact filters at any rate, as in sessions recorded by rules 0."""
 
 
 class TextSlice(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ from perception.models.checkpoint import config_hash
 from perception.units import Counts
 
 _COUNTS: Final = "counts"
-VERSION: Final = 5
+VERSION: Final = 6
 """Counts up when the same source, encoders and configuration would give other features."""
 
 
