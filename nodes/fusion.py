@@ -8,7 +8,6 @@ from typing import Final
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
-from perception.errors import ProfileError
 from perception.fusion.core import FusionCore
 from perception.graph.fusion_loop import FusionLoop, Outputs
 from perception.profile import Profile
@@ -20,9 +19,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:
     """Build and warm the models up, then fuse until stopped."""
-    config = profile.fusion
-    if config is None:
-        raise ProfileError("the profile has no [fusion] table")
+    config = profile.required_fusion()
     runtime, clock = Runtime(profile.domain), HostClock().now_ns
     core = FusionCore(config)
     topics = [item.topic for item in config.inputs.values()]

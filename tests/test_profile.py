@@ -243,3 +243,10 @@ def test_keys_lie_beside_the_profile(
         assert found is not None
         assert found.resolve() == Path(expected.format(folder=file.parent)).resolve()
     assert load(str(file), ("keys=here",)).keys == Path("here")
+
+
+def test_a_profile_without_fusion_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "bare.toml"
+    file.write_text("[camera.front]\nsource = 0\n")
+    with pytest.raises(ProfileError, match=r"bare\.toml: the profile has no \[fusion\] table"):
+        load(str(file)).required_fusion()

@@ -17,6 +17,7 @@ from transformers import (
     WhisperModel,
 )
 
+from perception import profile as profiles
 from perception.cli.main import run
 from perception.devices.scripted import messages
 from perception.errors import ProfileError
@@ -33,7 +34,6 @@ from perception.models.text import as_bytes, as_texts
 from perception.profile import CameraConfig, EncoderConfig, FusionConfig, MicrophoneConfig, ScriptConfig
 from perception.session import SessionWriter
 from perception.training import dataset
-from perception.training import plan as plans
 from perception.training.dataset import SessionSource
 from perception.training.finetune import Augmentation, save, trainable
 from tests import tiny_models
@@ -109,7 +109,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fusion_of(folder: Path, name: str) -> FusionConfig:
-    return plans.fusion_of(str(folder / f"{name}.toml"))
+    return profiles.load(str(folder / f"{name}.toml")).required_fusion()
 
 
 def test_a_running_fusion_loads_the_tuned_encoders_with_their_head(folder: Path) -> None:
@@ -275,7 +275,7 @@ def test_whatever_transformers_has_is_trained_stored_and_found_again(
 ) -> None:
     write(tmp_path / "base")
     item = EncoderConfig(input="x", kind=f"transformers-{kind}", weights=str(tmp_path / "base"))
-    fusion = plans.fusion_of("demo").model_copy(update={"encoders": {"it": item}})
+    fusion = profiles.load("demo").required_fusion().model_copy(update={"encoders": {"it": item}})
     tuned = trainable(fusion, ["it"], 0)["it"]
     data = noise()[tuned.modality]
     prepared = tuned.prepare(data)[None]
@@ -295,7 +295,7 @@ def test_whatever_transformers_has_is_trained_stored_and_found_again(
 
 def test_encoders_without_anything_to_learn_are_refused_by_name() -> None:
     item = EncoderConfig(input="x", kind="tfidf", options={"intents": {"stop": ["stop now"]}})
-    fusion = plans.fusion_of("demo").model_copy(update={"encoders": {"intent": item}})
+    fusion = profiles.load("demo").required_fusion().model_copy(update={"encoders": {"intent": item}})
     with pytest.raises(ProfileError, match="'intent' is of kind 'tfidf', which cannot be trained"):
         trainable(fusion, ["intent"], 0)
 

@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, log_loss
 from sklearn.utils.class_weight import compute_sample_weight
 
+from perception import profile as profiles
 from perception.errors import PerceptionError
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.networks import ConvEncoder
@@ -284,8 +285,12 @@ def test_the_balanced_loss_weighs_classes_alike_whatever_their_shares_in_trainin
 
 
 def test_layers_before_the_last_stay_as_they_are_and_run(tmp_path: Path) -> None:
-    fusion = plans.fusion_of("demo").model_copy(
-        update={"encoders": {"eye": EncoderConfig(input="camera", kind="torchvision", weights="random")}}
+    fusion = (
+        profiles.load("demo")
+        .required_fusion()
+        .model_copy(
+            update={"encoders": {"eye": EncoderConfig(input="camera", kind="torchvision", weights="random")}}
+        )
     )
     encoder = trainable(fusion, ["eye"], 0, layers=3)["eye"]
     before = {name: value.clone() for name, value in encoder.network.state_dict().items()}

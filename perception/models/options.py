@@ -8,12 +8,13 @@ from difflib import get_close_matches
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
 from perception.errors import ProfileError
 from perception.profile import EncoderConfig, Fit, Section
+from perception.profile.problems import problems
 
 EMBEDDING: Final = 128
 """Features of VGGish."""
@@ -286,8 +287,9 @@ def options_of(name: str, config: EncoderConfig) -> EncoderOptions:
     try:
         return kind.model_validate(config.options)
     except ValidationError as error:
-        problems = "; ".join(_explain(name, detail, kind) for detail in error.errors())
-        raise ProfileError(problems) from error
+        no_such = f"no such option; options are {', '.join(kind.model_fields) or 'none'}"
+        table = ("fusion", "encoders", name, "options")
+        raise ProfileError(problems(error, table=table, no_such=no_such)) from error
 
 
 def unknown_kind(kind: str) -> str:
@@ -304,11 +306,3 @@ def torchvision_classifiers() -> tuple[str, ...]:
     folders = [Path(place) / "models" for place in (spec.submodule_search_locations or ())] if spec else []
     sources = (file.read_text(encoding="utf-8") for folder in folders for file in folder.glob("*.py"))
     return tuple(sorted(name for source in sources for name in _REGISTERED.findall(source)))
-
-
-def _explain(name: str, detail: Any, options: type[Section]) -> str:
-    key = ".".join(str(part) for part in ("fusion.encoders", name, "options", *detail["loc"]))
-    if detail["type"] == "extra_forbidden":
-        known = ", ".join(options.model_fields) or "none"
-        return f"{key}: no such option; options are {known}"
-    return f"{key}: {detail['msg'].removeprefix('Value error, ')} (got {str(detail['input'])[:60]!r})"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from perception.errors import ProfileError
-from perception.errors.credentials import without_credentials
 from perception.io.text_file import read_text
-from perception.profile.root import Profile
+from perception.profile.problems import problems
+from perception.profile.root import WHERE, Profile
 
 _CHECKOUT: Final = Path(__file__).resolve().parents[2] / "launch"
 _INSTALLED: Final = Path(__file__).resolve().parents[1] / "launch"
@@ -114,44 +113,13 @@ def parse(data: dict[str, Any], *, where: str, overridden: Collection[str] = ())
 
     Args:
         data: tables as TOML gives them.
-        where: file of the data, for the error.
+        where: file of the data, for errors.
         overridden: keys that came from `--set` instead.
     """
     try:
-        return Profile.model_validate(data)
+        return Profile.model_validate(data, context={WHERE: where})
     except ValidationError as error:
-        problems = "; ".join(
-            _explain(detail, overridden) for detail in error.errors() if not _follows(detail)
-        )
-        raise ProfileError(f"{where}: {problems}") from error
-
-
-def _follows(detail: Any) -> bool:
-    """Return whether another error caused this one: a list is too short after its items were refused."""
-    return bool(detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"])
-
-
-_INNER: Final = ("[key]", "constrained-", "function-")
-"""Prefixes of the parts that pydantic adds to the location of an error: types of values, not keys."""
-
-
-def _explain(detail: Any, overridden: Collection[str]) -> str:
-    parts = [part for part in detail["loc"] if not str(part).startswith(_INNER)]
-    key, given = ".".join(map(_part, parts)), ".".join(map(str, parts))
-    where = f"--set {given}" if given in overridden else key
-    if detail["type"] == "extra_forbidden":
-        return f"{where}: no such key"
-    message = without_credentials(detail["msg"].removeprefix("Value error, "))
-    got = repr(without_credentials(str(detail["input"]))[:60])
-    if not key:
-        return str(message)
-    return f"{where}: {message}" if got in message else f"{where}: {message} (got {got})"
-
-
-def _part(part: str | int) -> str:
-    """Return a part of a dotted key as TOML writes it."""
-    text = str(part)
-    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else f'"{text[:60]}"'
+        raise ProfileError(f"{where}: {problems(error, overridden=overridden)}") from error
 
 
 def as_override(key: str, value: str | float | bool | list[str]) -> str:

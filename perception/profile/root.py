@@ -3,19 +3,25 @@
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 from pydantic import Field, model_validator
 
+from perception.errors import ProfileError
 from perception.profile.devices import CameraConfig, MicrophoneConfig, ScriptConfig, TextConfig
 from perception.profile.fusion import FusionConfig
 from perception.profile.keys import SCRIPTED, Connect, Name, Pattern
 from perception.profile.recording import RecorderConfig, ReplayConfig
 from perception.profile.section import Section
 
+WHERE: Final = "where"
+"""Key of the validation context: the file that a profile comes from, for errors."""
+
 
 class Profile(Section):
     """All sections of one profile file."""
+
+    _where: str = "profile"
 
     domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "default"
     insecure: Annotated[bool, Field(description="allow tcp off loopback without keys")] = False
@@ -54,6 +60,17 @@ class Profile(Section):
         names = (f"{kind}/{name}" for kind, found in devices.items() for name in found)
         truths = ["label/truth" for text in self.text.values() if text.source == SCRIPTED]
         return [*names, *truths]
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the file that it comes from; it is no part of the profile's values."""
+        if context is not None:
+            self._where = context[WHERE]
+
+    def required_fusion(self) -> FusionConfig:
+        """Return its `[fusion]` table; ProfileError names the file if there is none."""
+        if self.fusion is None:
+            raise ProfileError(f"{self._where}: the profile has no [fusion] table")
+        return self.fusion
 
     @property
     def recording(self) -> RecorderConfig | None:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from perception import profile as profiles
 from perception.errors import PerceptionError, SessionError, located
 from perception.fusion import build
 from perception.io.beside import beside, written
@@ -48,7 +49,7 @@ def train(
     plans.refuse_unlike_head(out)
     here = processes.join(build.pick_device(plan.training.device))
     main = here.is_main_process
-    fusion = plans.fusion_of(plan.profile)
+    fusion = profiles.load(plan.profile).required_fusion()
     encoded = partial(
         _build,
         fusion=fusion,
@@ -175,7 +176,7 @@ def evaluate(
     """
     out = out or folder / plans.EVALUATION
     report.refuse_training(out)
-    fusion = with_own_encoders(plans.fusion_of(name), folder)
+    fusion = with_own_encoders(profiles.load(name).required_fusion(), folder)
     head = load_head(folder)
     sources = plans.find_sources(paths, fusion)
     with located(name):

@@ -77,10 +77,8 @@ class ScriptSource:
 
 def played(profile: Profile, seeds: tuple[int, ...], cache: Path, workers: int) -> Examples:
     """Return the windows of scripts with these seeds whose truth is known."""
-    if profile.fusion is None:
-        raise ValueError("the profile has no [fusion] table")
     sources = [ScriptSource(profile, seed) for seed in seeds]
-    return dataset.build(sources, profile.fusion, cache, classes=CLASSES, workers=workers)
+    return dataset.build(sources, profile.required_fusion(), cache, classes=CLASSES, workers=workers)
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Final, Literal
 import torch
 from pydantic import Field, ValidationError, model_validator
 
-from perception import profile as profiles
 from perception.errors import ProfileError, SessionError
 from perception.fusion.build import pick_device
 from perception.io.beside import refuse_existing
@@ -21,6 +20,7 @@ from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.head_config import HEAD_WEIGHTS
 from perception.models.memory import MAX_TICKS
 from perception.profile import FusionConfig, Section
+from perception.profile.problems import problems
 from perception.session.file.reader import sessions_in
 from perception.training import dataset
 from perception.training.copies import CopyPlan, joined
@@ -128,18 +128,7 @@ def load_plan(path: Path) -> TrainPlan:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
         raise ProfileError(f"{path}: not a training configuration: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, detail['loc'])) or 'plan'}: {detail['msg']}" for detail in error.errors()
-        )
-        raise ProfileError(f"{path}: {problems}") from error
-
-
-def fusion_of(name: str) -> FusionConfig:
-    """Return the fusion of a profile; ProfileError if it has none."""
-    fusion = profiles.load(name).fusion
-    if fusion is None:
-        raise ProfileError(f"{name}: has no [fusion] table, so there is nothing to train")
-    return fusion
+        raise ProfileError(f"{path}: {problems(error)}") from error
 
 
 def find_sources(paths: Sequence[Path], fusion: FusionConfig) -> list[DataSource]:

@@ -75,7 +75,7 @@ class Replays:
     def run(self, workers: int) -> Values:
         """Replay once; the round's first run is that of one worker."""
         with Recording(self._file) as recording:
-            config = fusing.fusion_of(recording.profile, recording.name)
+            config = recording.profile.required_fusion()
             known = fusing.survey_of(recording, config)
             with fusing.Crew(config, known, workers) as crew:
                 watch = Stopwatch()

@@ -123,7 +123,7 @@ def report(file: Path, repeats: int) -> None:
     took_s = time.perf_counter() - begun_s
     click.echo("\n".join(verdict.lines()))
     with Recording(file) as recording:
-        known = fusing.survey_of(recording, fusing.fusion_of(recording.profile, str(file)))
+        known = fusing.survey_of(recording, recording.profile.required_fusion())
     with Session(file) as opened:
         counts = opened.counts
         account = [one.header for one in opened.messages(["health/fusion"]) if isinstance(one.header, Health)]

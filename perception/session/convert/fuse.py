@@ -21,7 +21,7 @@ from perception.session.file.reader import Session
 from perception.session.file.writer import SessionWriter, whole
 from perception.session.recompute.arrivals import STREAM_KINDS
 from perception.session.recompute.cutting import account
-from perception.session.recompute.engines import fusion_of, states, survey_of
+from perception.session.recompute.engines import states, survey_of
 from perception.session.recompute.source import Recording
 from perception.session.recorder import describe, model_note
 from perception.topics import kind_of
@@ -53,7 +53,7 @@ def fuse(source: Path | str, target: Path | str, profile: Profile | None = None)
         yield from notes
         with Recording(path) as recording, Session(path) as session:
             known = profile or recording.profile
-            config = fusion_of(known, str(source))
+            config = known.required_fusion()
             if not survey_of(recording, config).runs:
                 topics = [name for name, count in session.counts.items() if count]
                 config, lines = mapped(config, topics)
@@ -151,7 +151,7 @@ def _write(
     swapped: bool,
 ) -> list[str]:
     """Write the states and what is to be known of them; return lines."""
-    config = fusion_of(profile, str(source))
+    config = profile.required_fusion()
     counts: Counts = defaultdict(Counter)
     notes: dict[str, Any] = {name: value for name, value in describe(profile, 0).items() if name != "clock"}
     presences: dict[str, Counter[str]] = {name: Counter() for name in config.inputs}

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from msgspec import structs
 
-from perception.errors import ProfileError, SessionError, WeightsError, located
+from perception.errors import SessionError, WeightsError, located
 from perception.fusion.build import build_engine, cores, use_threads
 from perception.fusion.core import FusionCore
 from perception.fusion.engine import Encoded, Engine
@@ -66,7 +66,7 @@ def replay(
     """
     with located(profile if isinstance(profile, str) else None), Recording(source) as recording:
         known = load(profile) if isinstance(profile, str) else profile or recording.profile
-        config = fusion_of(known, recording.name)
+        config = known.required_fusion()
         counted: Counts = defaultdict(Counter) if counts is None else counts
         yield from states(recording, config, counted, workers=workers, swapped=profile is None)
         for line in account(counted) if counts is None else ():
@@ -116,13 +116,6 @@ def _why_none(config: FusionConfig, known: Survey, counts: Counts) -> str:
         return "it does not hold all that any state was made of"
     topics = ", ".join(item.topic for item in config.inputs.values())
     return f"what it holds of {topics} is shorter than a tick of {config.hop_ms:g} ms"
-
-
-def fusion_of(profile: Profile, where: str) -> FusionConfig:
-    """Return the `[fusion]` table of a profile for the recording `where`; ProfileError if there is none."""
-    if profile.fusion is None:
-        raise ProfileError(f"{where}: the profile has no [fusion] table, so it says no states to compute")
-    return profile.fusion
 
 
 def journals_of(config: FusionConfig) -> Callable[[Journal], bool]:

@@ -17,7 +17,7 @@ from perception.profile import FusionConfig, Profile
 from perception.session.file.reader import matches
 from perception.session.recompute.compare import MISSING, Difference, conclusion, first_difference
 from perception.session.recompute.cutting import Cut
-from perception.session.recompute.engines import Crew, Heads, Told, cuts, fusion_of, survey_of
+from perception.session.recompute.engines import Crew, Heads, Told, cuts, survey_of
 from perception.session.recompute.journal import Begin, End, Missed, Survey
 from perception.session.recompute.source import Recording, Source
 from perception.session.recorder import MODEL
@@ -110,7 +110,7 @@ def verify(
         WeightsError: weights are missing.
     """
     with Recording(source) as recording:
-        config = fusion_of(profile or recording.profile, recording.name)
+        config = (profile or recording.profile).required_fusion()
         known = survey_of(recording, config)
         verdict = Verdict()
         if not known.runs:
