@@ -1,14 +1,12 @@
 """Types of the recipes' arrays, and what they need of SciPy, which has no types, with types."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import scipy.special
 
 from perception.training.evaluate import Probabilities
 
-Floats = npt.NDArray[np.floating[Any]]
+Floats = npt.NDArray[np.floating]
 """float32 or float64."""
 Rows = npt.NDArray[np.int64]
 """(N,) numbers of rows."""
@@ -17,7 +15,7 @@ Right = npt.NDArray[np.bool_]
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Probabilities:
-    """Return probabilities (N, C) of logits (N, C)."""
+    """Return probabilities (N, C), float64, of logits (N, C) over a temperature."""
     p: Probabilities = scipy.special.softmax(logits.astype(np.float64) / temperature, axis=1)
     return p
 
