@@ -1,5 +1,6 @@
 """What tests of several files are given."""
 
+import os
 import shutil
 import signal
 import sys
@@ -24,6 +25,10 @@ FAST: Final = {
 """The files of `pytest -m fast`: they start no process and load no large model."""
 _STARTS: Final = frozenset({"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"})
 _running_fast = False
+
+
+# Threads of torch wait asleep: those that spin take the cores that other workers of the tests compute on.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_configure() -> None:
@@ -61,10 +66,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let torch compute in one thread unless a test wants more: more would wait for cores.
-
-    They wait by spinning: on two cores, small models took ten times the CPU time.
-    """
+    """Let torch compute in one thread unless a test wants more: small models gain nothing by more."""
     global _running_fast
     _running_fast = _is_fast(item.path)
     if torch := sys.modules.get("torch"):

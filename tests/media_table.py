@@ -148,7 +148,7 @@ def make(case: Case, folder: Path) -> Path:
         command += ["-c:a", case.audio, "-ac", str(case.channels), "-ar", str(case.rate_hz)]
     if case.offset_s:
         command += ["-output_ts_offset", str(case.offset_s)]
-    command += ["-strict", "-2", "-shortest", str(path)]
+    command += ["-strict", "-2", "-shortest", "-threads", "1", str(path)]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     if case.turn != _TURNS[0]:
         data = bytearray(path.read_bytes())

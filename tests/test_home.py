@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -22,7 +23,7 @@ def homeless(code: str, folder: Path, **more: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _possible() -> None:
     try:
         subprocess.run([*STRANGER, "true"], check=True, capture_output=True)
@@ -55,26 +56,41 @@ print(check_home().level, check_home().detail)
 
 def test_features_need_a_place(tmp_path: Path) -> None:
     keep = "from perception.io.home import kept_in; from perception.training.plan import CACHE\n    "
-    out = homeless(said(keep + "kept_in(CACHE, '--cache')"), tmp_path)
+    out = homeless(
+        said(keep + "kept_in('/tmp/x', '--cache')") + said(keep + "kept_in(CACHE, '--cache')"), tmp_path
+    )
     assert out == (
         "1 ~/.cache/perception/features: this user has no home directory; set HOME, or give --cache\n"
+    ), "one line: what is given needs no home"
+
+
+CALLS: Final = [
+    ("hub_folder('google-bert/bert-base-uncased')", "HF_HOME"),
+    ("url_state('http://127.0.0.1:9/resnet18-f37072fd.pth')", "TORCH_HOME"),
+]
+"""What fetches weights, and the variable that names a place for them."""
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """What each of CALLS prints, without its variable and with it; two processes load torch, not four."""
+    folder = tmp_path_factory.mktemp("home")
+    loads = "from perception.models.weights import hub_folder, url_state; "
+    code = "\nprint('---')".join(said(loads + call) for call, _ in CALLS)
+    kept = {variable: str(folder / "kept") for _, variable in CALLS}
+    without, given = (
+        homeless(code, folder, HF_HUB_OFFLINE="1", **more).split("---\n") for more in ({}, kept)
     )
-    assert homeless(said(keep + "kept_in('/tmp/x', '--cache')"), tmp_path) == ""
+    return dict(zip((call for call, _ in CALLS), zip(without, given, strict=True), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("call", "variable"),
-    [
-        ("hub_folder('google-bert/bert-base-uncased')", "HF_HOME"),
-        ("url_state('http://127.0.0.1:9/resnet18-f37072fd.pth')", "TORCH_HOME"),
-    ],
-)
-def test_weights_that_are_fetched_need_a_place(tmp_path: Path, call: str, variable: str) -> None:
-    code = said(f"from perception.models.weights import hub_folder, url_state; {call}")
-    out = homeless(code, tmp_path, HF_HUB_OFFLINE="1")
+@pytest.mark.parametrize(("call", "variable"), CALLS)
+def test_weights_that_are_fetched_need_a_place(
+    printed: dict[str, tuple[str, str]], call: str, variable: str
+) -> None:
+    out, given = printed[call]
     assert out.startswith("4 ")
     assert f"this user has no home directory to keep it in; set HOME or {variable}" in out
     assert out.count("\n") == 1
-    given = homeless(code, tmp_path, HF_HUB_OFFLINE="1", **{variable: str(tmp_path / "kept")})
     assert given.startswith("4 ")
     assert "no home directory" not in given

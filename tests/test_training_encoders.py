@@ -145,8 +145,8 @@ def test_live_features_of_tuned_encoders_are_those_of_the_data_set_and_of_traini
 
 
 def test_evaluate_judges_a_head_with_the_encoders_it_was_trained_with(folder: Path) -> None:
-    options = ("--profile", folder / "profile.toml", "--cache", folder / "cache", "--out", folder / "judged")
-    arguments = ("evaluate", folder / "head", folder / "sessions", *options)
+    options = ("--profile", folder / "profile.toml", "--cache", folder / "cache", "--workers", 1)
+    arguments = ("evaluate", folder / "head", folder / "sessions", *options, "--out", folder / "judged")
     known = set((folder / "cache").iterdir())
     assert run([str(argument) for argument in arguments]) == 0
     assert len(set((folder / "cache").iterdir()) - known) == 3, "features of the tuned encoders"

@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 ScriptConfig(seed=seed), camera, MicrophoneConfig(source="scripted"), 20.0
             ):
                 writer.write(message)
-    assert run(train(folder, folder / "head")) == 0
+    assert run(train(folder, folder / "head", "--workers", 1)) == 0
     return folder
 
 
@@ -133,7 +133,7 @@ def test_an_evaluation_lies_beside_the_report_of_the_training_never_in_its_place
     shutil.copytree(folder / "head", head)
     before = {file: file.read_bytes() for file in head.iterdir()}
     options = ("--profile", str(folder / "profile.toml"), "--cache", str(tmp_path / "cache"))
-    arguments = ["evaluate", str(head), str(folder / "sessions"), *options]
+    arguments = ["evaluate", str(head), str(folder / "sessions"), *options, "--workers", "1"]
     assert run([*arguments, "--out", str(head)]) == 7
     assert f"{head} holds the report of a training; give another folder by --out" in error_of(capsys)
     assert not (tmp_path / "cache").exists(), "said before anything is encoded"
