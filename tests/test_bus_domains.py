@@ -14,7 +14,7 @@ from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.cli.main import run
-from perception.cli.up import placed
+from perception.cli.up import with_domain
 from perception.errors import PerceptionError
 from perception.messages import Health, TextCommand
 from perception.profile import load
@@ -249,7 +249,7 @@ def test_a_graph_goes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     file.write_text(SCRIPTED)
 
     def domain(*overrides: str, named: str | None = None) -> str:
-        return load(str(file), placed(overrides, named)).domain
+        return load(str(file), with_domain(overrides, named)).domain
 
     assert domain() == "test"
     monkeypatch.setenv("PERCEPTION_DOMAIN", "lab")

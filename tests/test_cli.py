@@ -9,18 +9,27 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
-from perception.cli.main import run
+from perception.cli.main import cli, run
 from perception.cli.message_text import Rates, as_json, as_line
 from perception.errors import INTERRUPTED
 from perception.messages import AudioBlock, CameraFrame, Health, Message, TextCommand
 from tests.waiting import LONG_S, eventually
 
 MS = 1_000_000
+
+
+def commands_below(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands_below(command, f"{prefix}{name} ")
+        if not command.hidden:
+            yield f"{prefix}{name}", command
 
 
 @pytest.fixture
@@ -86,8 +95,24 @@ def test_help_and_version_succeed(arguments: list[str]) -> None:
 @pytest.mark.parametrize("group", [[], ["session"], ["keys"]], ids=["perception", "session", "keys"])
 def test_help_of_a_group_cuts_no_sentence(group: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*group, "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert "..." not in shown.split("Commands:")[1]
+    assert "..." not in capsys.readouterr().out.split("Show this message and exit.")[1]
+
+
+def test_help_lists_every_command_in_one_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.split()[0] for line in lines if line.startswith("  ") and line[2:3].isalpha()]
+    known = {name for name, command in cli.commands.items() if not command.hidden}
+    assert sorted(name for name in listed if name in known) == sorted(known)
+    assert "Commands:" not in lines
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands_below(cli)), ids=str)
+def test_help_explains_every_command_and_option_on_80_columns(path: str, command: click.Command) -> None:
+    context = click.Context(command, info_name=path, max_content_width=80)
+    assert command.help
+    assert [one.name for one in command.params if isinstance(one, click.Option) and not one.help] == []
+    assert max(map(len, command.get_help(context).splitlines())) <= 80
 
 
 def test_a_wrong_profile_is_one_line_and_exit_code_2(
@@ -129,7 +154,7 @@ def test_say_to_nobody_is_an_error(runtime: Runtime) -> None:
     said = command("say", "hello", "--name", "void")
     _, error = said.communicate(timeout=LONG_S)
     assert said.returncode == 1
-    assert error.startswith("perception: nobody listens to text/void; ")
+    assert error.startswith("perception: no subscriber to text/void; ")
     assert error.count("\n") == 1
 
 
@@ -242,5 +267,5 @@ def test_rates_are_the_publishers_even_where_messages_were_not_seen() -> None:
         )
         lines += rates.add(Message("microphone/m", block, b"12"))
     assert lines[0] == (
-        "microphone/m  31.25 Hz  interval ms mean 64.0 min 64.0 max 64.0 std 0.0  0.0 kB  16 not seen here"
+        "microphone/m  31.25 Hz  interval ms mean 64.0 min 64.0 max 64.0 std 0.0  0.0 kB  16 not received here"
     )

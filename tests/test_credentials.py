@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from perception.cli.doctor import check_cameras
+from perception.cli.device_checks import check_cameras
 from perception.cli.main import run
 from perception.errors import DeviceError, ProfileError
 from perception.errors.credentials import CleanFormatter, without_credentials

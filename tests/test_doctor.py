@@ -10,22 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from perception.cli.device_checks import check_cameras, check_microphones
 from perception.cli.doctor import (
-    Finding,
     build_models,
-    check_cameras,
     check_clock,
     check_gpu,
-    check_imports,
-    check_microphones,
-    check_packages,
     check_ports,
-    check_python,
     check_runtime,
     drift_finding,
-    print_findings,
 )
+from perception.cli.finding import Finding, print_findings
 from perception.cli.package_checks import PROBES, Outcome, explain, probe, probe_all
+from perception.cli.requirement_checks import check_imports, check_packages, check_python
 from perception.profile import Profile, parse
 
 
@@ -89,8 +85,8 @@ def test_known_breakages_are_named(package: str, message: str, cause: str, advic
 def test_a_probe_is_a_process_of_its_own() -> None:
     assert probe("cv2", "facts = {'answer': 42}").facts == {"answer": 42}
     assert "_ARRAY_API" in probe("cv2", "raise ImportError('_ARRAY_API not found')").problem
-    assert probe("cv2", "import os; os.abort()").problem == "import ends with signal 6"
-    assert "does not end within" in probe("cv2", "import time; time.sleep(60)", limit_s=0.2).problem
+    assert probe("cv2", "import os; os.abort()").problem == "import ended with signal 6"
+    assert "did not end within" in probe("cv2", "import time; time.sleep(60)", limit_s=0.2).problem
 
 
 def test_every_package_is_probed_and_noise_on_stdout_does_not_matter() -> None:
@@ -240,7 +236,7 @@ def test_a_terminal_shows_which_packages_have_been_tried() -> None:
             shown += part.decode(errors="replace")
     os.close(ours)
     assert set(outcomes) == set(asked) == set(PROBES)
-    assert "trying packages" in shown
+    assert "importing packages" in shown
     assert f"{len(PROBES)}/{len(PROBES)}" in shown
     assert list(PROBES)[-1] in shown
     assert shown.rstrip().endswith("\x1b[2K"), "nothing of it stays above the findings"

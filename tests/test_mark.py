@@ -109,4 +109,4 @@ def test_keys_from_a_pipe_mark_when_they_come(tmp_path: Path) -> None:
 
 def test_a_mark_that_nobody_records_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["mark", "visitor", "--seconds", "0.01", "--domain", DOMAIN]) == 1
-    assert "nobody listens to label/mark; start a recorder" in capsys.readouterr().err
+    assert "no subscriber to label/mark; start a recorder" in capsys.readouterr().err

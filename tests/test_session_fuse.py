@@ -164,7 +164,11 @@ def test_the_command_says_what_came_of_it_and_ends_with_the_right_code(
     for arguments, code, reason in (
         ([str(silent), "--profile", profile], SessionError.exit_code, "nothing in it is for an input"),
         ([str(leapt)], SessionError.exit_code, "does not say which profile it was recorded with; give one"),
-        ([str(session), "--set", "fusion.hop_ms=50"], ProfileError.exit_code, "give one, or leave --set out"),
+        (
+            [str(session), "--set", "fusion.hop_ms=50"],
+            ProfileError.exit_code,
+            "add --profile, or leave --set out",
+        ),
         ([str(tmp_path / "none.mp4"), "--profile", profile], 3, "no such file"),
     ):
         assert run(["session", "fuse", *arguments, "--out", str(target)]) == code

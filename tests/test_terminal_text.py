@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from perception.cli import main, standard_streams
-from perception.cli.doctor import Finding, print_findings
+from perception.cli.finding import Finding, print_findings
 from perception.cli.panel import Board, node_table
 from perception.cli.summary import Summary
 from perception.cli.summary_tables import print_report

@@ -20,7 +20,7 @@ def pages() -> dict[str, str]:
 @click.command()
 @click.argument("page", required=False)
 def guide(page: str | None) -> None:
-    """Show a PAGE of the documentation; without one, list the pages."""
+    """Show a page of the documentation, or list the pages."""
     known = pages()
     if page is None:
         for name, text in known.items():

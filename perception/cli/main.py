@@ -11,11 +11,13 @@ from typing import Any, Final
 import click
 
 from perception.bus.domains import JOINED_DOMAIN
+from perception.cli.bench import bench
 from perception.cli.guide import guide
 from perception.cli.help import Group
+from perception.cli.record import record
 from perception.cli.replay import fuse, replay, verify
 from perception.cli.search import search
-from perception.cli.session import record, session
+from perception.cli.session import session
 from perception.cli.standard_streams import open_closed_streams, show
 from perception.cli.swap import swap
 from perception.cli.training import COMMANDS as TRAINING_COMMANDS
@@ -25,7 +27,7 @@ from perception.io.out_path import OutFile, OutFolder
 
 _QUIET_S: Final = 2.0
 _NODES_LISTEN_S: Final = 2.5
-"""Health comes once a second, and a rate needs two."""
+"""A node publishes its health once a second; a rate needs two messages."""
 
 _domain = click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
 _set = click.option(
@@ -33,16 +35,25 @@ _set = click.option(
     "overrides",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Override a profile key, e.g. fusion.hop_ms=200.",
+    help="Override a key of the profile, e.g. fusion.hop_ms=200; may be repeated.",
 )
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+_SECTIONS: Final = {
+    "Run a graph": ("up", "nodes", "echo", "say", "swap", "keys"),
+    "Sessions": ("record", "replay", "session", "search", "mark", "labels"),
+    "Training": ("train", "evaluate", "reproduce"),
+    "This machine": ("doctor", "bench"),
+    "Reference": ("guide", "schema"),
+}
+
+
+@click.group(cls=Group, sections=_SECTIONS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name=DISTRIBUTION)
 def cli() -> None:
-    """Real-time fusion of camera, microphone and text.
+    """Fuse camera, microphone and text into one state per tick, live.
 
-    Try:  perception up demo
+    Start with:  perception up demo
     """
 
 
@@ -50,12 +61,19 @@ def cli() -> None:
 @click.argument("profile")
 @click.option(
     "--seconds",
+    metavar="S",
     type=click.FloatRange(min=0, min_open=True),
-    help="Stop so long after the first state (without fusion: message).",
+    help="Stop S seconds after the first state (without a fusion: the first message).",
 )
 @_set
-@click.option("--domain", metavar="NAME", help="Default: $PERCEPTION_DOMAIN, else the profile's own.")
-@click.option("--json", "json_file", type=OutFile(), help="Write the final summary here as JSON.")
+@click.option(
+    "--domain",
+    metavar="NAME",
+    help="Domain to run the graph in. Default: $PERCEPTION_DOMAIN, else the profile's own.",
+)
+@click.option(
+    "--json", "json_file", metavar="FILE", type=OutFile(), help="Also write the summary to FILE as JSON."
+)
 def up(
     profile: str,
     seconds: float | None,
@@ -63,20 +81,26 @@ def up(
     domain: str | None,
     json_file: Path | None,
 ) -> int:
-    """Start the nodes of PROFILE (a name such as demo, or a .toml file) and watch them until Ctrl-C."""
-    from perception.cli.up import placed, run
+    """Start the nodes of PROFILE and show them until Ctrl-C, then print a summary.
 
-    return run(profile, placed(overrides, domain), seconds=seconds, json_file=json_file)
+    PROFILE is the name of a profile that ships, such as demo, or a .toml file.
+    """
+    from perception.cli.up import run, with_domain
+
+    return run(profile, with_domain(overrides, domain), seconds=seconds, json_file=json_file)
 
 
 @cli.command()
 @click.argument("topic")
-@click.option("--count", type=click.IntRange(min=1), help="End after this many messages.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per message.")
-@click.option("--hz", is_flag=True, help="Show rate and jitter once a second instead of the messages.")
+@click.option("--count", metavar="N", type=click.IntRange(min=1), help="End after N messages.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per message.")
+@click.option("--hz", is_flag=True, help="Print rate and jitter once a second instead of the messages.")
 @_domain
 def echo(topic: str, count: int | None, as_json: bool, hz: bool, domain: str | None) -> None:
-    """Print the messages of TOPIC, e.g. state/fused or 'camera/*'."""
+    """Print the messages of TOPIC as they arrive.
+
+    TOPIC is a name such as state/fused, or a pattern such as 'camera/*'.
+    """
     from perception.bus import domains
     from perception.bus.host import HostClock
     from perception.bus.subscriber import Subscriber
@@ -105,23 +129,23 @@ def echo(topic: str, count: int | None, as_json: bool, hz: bool, domain: str | N
 
 @cli.command()
 @click.argument("words", nargs=-1, required=True)
-@click.option("--name", default="say", show_default=True, help="Publishes on text/NAME.")
-@click.option("--language", default="", help="BCP 47 tag, e.g. en.")
+@click.option("--name", metavar="NAME", default="say", show_default=True, help="Publish on text/NAME.")
+@click.option("--language", metavar="TAG", default="", help="Language of the text as a BCP 47 tag, e.g. en.")
 @_domain
 def say(words: tuple[str, ...], name: str, language: str, domain: str | None) -> None:
-    """Publish one line of text, as if typed into the graph."""
+    """Publish one line of text on text/say."""
     from perception.bus.api import publish
     from perception.bus.domains import joined
 
     topic = f"text/{name}"
     if not publish(topic, domain=joined(domain).domain, text=" ".join(words), language=language):
-        raise PerceptionError(f"nobody listens to {topic}; start a graph with that input, or choose --name")
+        raise PerceptionError(f"no subscriber to {topic}; start a graph with that input, or choose --name")
 
 
 @cli.command()
 @_domain
 def nodes(domain: str | None) -> None:
-    """Show the live nodes: status, rates, drops."""
+    """List the live nodes: status, rates, drops, device."""
     import time
 
     from rich.console import Console
@@ -150,16 +174,25 @@ def nodes(domain: str | None) -> None:
 @click.argument("profile", required=False)
 @_set
 def doctor(profile: str | None, overrides: tuple[str, ...]) -> int:
-    """Check this machine, and what PROFILE needs of it: packages, devices, weights, GPU, ports, clock."""
-    from perception.cli.doctor import examine, print_findings
+    """Check packages, devices, GPU and clock of this machine, and what PROFILE needs.
+
+    With PROFILE also: its devices, model weights and ports. The exit code is 1 if a check failed.
+    """
+    from perception.cli.doctor import examine
+    from perception.cli.finding import print_findings
 
     return print_findings(examine(profile, overrides), sys.stdout)
 
 
 @cli.command()
-@click.option("--out", type=OutFolder(), help="Write schemas and vectors here.")
+@click.option(
+    "--out", metavar="DIR", type=OutFolder(), help="Write schemas and byte vectors into DIR instead."
+)
 def schema(out: Path | None) -> None:
-    """Print the JSON Schema of every message; with --out write them, and golden byte vectors, to files."""
+    """Print the JSON Schema of every message on the wire.
+
+    With --out, write them to files, with byte vectors to test another implementation against.
+    """
     import json
 
     from perception.bus.schema import json_schemas, write
@@ -173,88 +206,29 @@ def schema(out: Path | None) -> None:
 
 @cli.group()
 def keys() -> None:
-    """Keys for graphs that span hosts: encryption and authentication of tcp endpoints."""
+    """Make keys that encrypt and authenticate graphs across hosts."""
 
 
 @keys.command()
 @click.argument("folder", type=OutFolder(), default="keys")
 def new(folder: Path) -> None:
-    """Make a new pair of keys in FOLDER (default: keys); copy that folder to every host of the graph."""
+    """Make a new pair of keys in FOLDER (default: keys).
+
+    Copy the folder to every host of the graph; a profile names it in its key 'keys'.
+    """
     from perception.bus.keys import new_keys
 
-    show(f"{new_keys(folder)}: keys made; every host needs a copy, nobody else may have one")
-
-
-@cli.command()
-@click.argument("kind", type=click.Choice(["transport", "features", "tick", "pipeline", "startup", "scale"]))
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--seconds", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Per case.")
-@click.option(
-    "--hz", type=click.FloatRange(1, 100), default=10.0, show_default=True, help="Of tick and pipeline."
-)
-@click.option("--device", default="cpu", show_default=True, help="Of tick: cpu or cuda.")
-@click.option(
-    "--peers", is_flag=True, help=f"Beside others, where installed: pip install '{DISTRIBUTION}[bench]'."
-)
-@click.option("--json", "json_file", type=OutFile(), help="Write the figures here.")
-@click.option("--baseline", type=click.Path(path_type=Path), help="Fail if twice as slow as this --json.")
-def bench(
-    kind: str,
-    rounds: int,
-    seconds: float,
-    hz: float,
-    device: str,
-    peers: bool,
-    json_file: Path | None,
-    baseline: Path | None,
-) -> int:
-    """Measure this machine: rounds interleaved, beside the physical limit; fails over budget."""
-    import json
-
-    from perception.bench import features, report, startup, transport
-    from perception.bench.rounds import interleave
-
-    if kind == "transport":
-        cases = transport.cases(peers=peers, seconds=seconds)
-    elif kind == "features":
-        cases = features.cases(peers=peers)
-    elif kind == "tick":
-        from perception.bench import tick, tick_device  # not before they are asked for: they need torch
-
-        on_cpu = device == "cpu"
-        cases = tick.cases(seconds=seconds, hz=hz) if on_cpu else tick_device.cases(device, seconds)
-    elif kind == "pipeline":
-        from perception.bench import pipeline
-
-        cases = pipeline.cases(seconds=seconds, hz=hz)
-    elif kind == "scale":
-        from perception.bench import scale
-
-        cases = scale.cases(seconds=seconds)
-    else:
-        cases = startup.cases()
-    figures = interleave(cases, rounds, lambda text: show(text, err=True))
-    show(*report.as_text(figures).split("\n"))
-    for line in report.straight_lines(kind, figures):
-        show(line)
-    if json_file is not None:
-        json_file.write_text(json.dumps(report.as_json(kind, figures), indent=1) + "\n", encoding="utf-8")
-    complaints = report.over_budget(kind, figures)
-    if baseline is not None:
-        complaints += report.against(kind, figures, baseline)
-    for line in complaints:
-        show(f"over budget: {line}", err=True)
-    return 1 if complaints else 0
+    show(f"{new_keys(folder)}: keys made; copy the folder to every host of the graph and keep it secret")
 
 
 session.add_command(verify)
 session.add_command(fuse)
-for command in (record, replay, session, swap, search, guide, *TRAINING_COMMANDS):
+for command in (record, replay, session, swap, search, bench, guide, *TRAINING_COMMANDS):
     cli.add_command(command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code; an error for people is one line on stderr."""
+    """Run the command and return its exit code; an error for users is one line on stderr."""
     try:
         result: Any = cli.main(arguments, prog_name="perception", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -267,11 +241,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except click.Abort:
         return INTERRUPTED
-    except SystemExit:  # what click makes of a broken pipe, and of nothing else in this mode
+    except SystemExit:  # in this mode click raises it for a broken pipe only
         return 128 + signal.SIGPIPE
     except OSError as error:
         if error.filename is None:
-            raise  # nothing of the user's: a fault of ours
+            raise  # no file of the user: a fault of this program
         show(f"perception: {without_credentials(str(error.filename))}: {error.strerror}", err=True)
         return 1
 
@@ -279,6 +253,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def main() -> None:
     """Run as the installed command."""
     open_closed_streams()
-    if logging.lastResort is not None:  # what a command does not set up itself goes there
+    if logging.lastResort is not None:  # logs of commands that configure no logging go there
         logging.lastResort.setFormatter(CleanFormatter())
     sys.exit(run())

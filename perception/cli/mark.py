@@ -1,4 +1,4 @@
-"""Labels made while it happens: keys in a terminal become label messages that the recorder keeps."""
+"""Publish labels of what happens now, by keys in a terminal; a recorder stores them."""
 
 import sys
 import termios
@@ -18,10 +18,10 @@ _KEYS: Final = "123456789"
 
 
 class Marker:
-    """Which class is in force, as keys say. Pure."""
+    """The class that keys have chosen last. Pure."""
 
     def __init__(self, classes: Sequence[str], track: str) -> None:
-        """Keys 1 to 9 stand for the classes in their order; PerceptionError if there are more."""
+        """Assign the keys 1 to 9 to the classes in their order; PerceptionError if there are more."""
         if len(classes) > len(_KEYS):
             raise PerceptionError(f"{len(classes)} classes, but there are only {len(_KEYS)} keys for them")
         self.keys = dict(zip(_KEYS, classes, strict=False))
@@ -29,7 +29,7 @@ class Marker:
         self._since: tuple[int, str] | None = None
 
     def press(self, key: str, now_ns: int) -> Span | None:
-        """Take a key; return the span that it ends. Keys that mean nothing change nothing."""
+        """Process a key; return the span that it ends. Other keys change nothing."""
         if key not in self.keys and key not in QUIT and key != " ":
             return None
         ended = None
@@ -40,13 +40,13 @@ class Marker:
 
     @property
     def current(self) -> str:
-        """The class in force, empty if none."""
+        """The class that is being marked, empty if none."""
         return "" if self._since is None else self._since[1]
 
 
 def send(span: Span, domain: str | None) -> None:
-    """Publish a span on label/mark; PerceptionError if nobody records it."""
-    heard = publish(
+    """Publish a span on label/mark; PerceptionError if the topic has no subscriber."""
+    sent = publish(
         TOPIC,
         domain=domain,
         stamp_ns=span.start_ns,
@@ -55,12 +55,12 @@ def send(span: Span, domain: str | None) -> None:
         name=span.name,
         track=span.track,
     )
-    if not heard:
-        raise PerceptionError(f"nobody listens to {TOPIC}; start a recorder, or choose --domain")
+    if not sent:
+        raise PerceptionError(f"no subscriber to {TOPIC}; start a recorder, or choose --domain")
 
 
 def mark_for(name: str, seconds: float, *, track: str, domain: str | None) -> None:
-    """Mark one class from now on for a time, told at its end."""
+    """Mark one class from now for `seconds`; publish the label at its end."""
     start_ns = clock_now_ns()
     time.sleep(seconds)
     send(Span(start_ns, start_ns + round(seconds * SECOND_NS), name, track), domain)
@@ -69,7 +69,7 @@ def mark_for(name: str, seconds: float, *, track: str, domain: str | None) -> No
 def mark_by_keys(
     classes: Sequence[str], *, track: str, domain: str | None, say: Callable[[str], Any]
 ) -> None:
-    """Mark by keys until `q`; a mark is told when it ends."""
+    """Mark by keys until `q`; publish each label at its end."""
     marker = Marker(classes, track)
     say("  ".join(f"{key} {name}" for key, name in marker.keys.items()) + "  space none  q quit")
     for key in _typed():
@@ -82,9 +82,9 @@ def mark_by_keys(
 
 
 def _typed() -> Iterator[str]:
-    """Yield keys as they are pressed; from a pipe, its characters. The end counts as `q`."""
+    """Yield keys as they are pressed; from a pipe, its characters. The end of the input is `q`."""
     if not sys.stdin.isatty():
-        while key := sys.stdin.read(1):  # as they come: what reads to the end would time them all there
+        while key := sys.stdin.read(1):  # one by one: reading to the end would give all the same time
             yield key
         yield "q"
         return

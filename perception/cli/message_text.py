@@ -1,4 +1,4 @@
-"""Messages for eyes and for other programs: one line each, and the rate at which they come. Pure."""
+"""Messages as text: one line each for people or as JSON, and the rate of a topic. Pure."""
 
 import json
 from collections import deque
@@ -17,7 +17,7 @@ _MAX_VALUE_CHARS: Final = 120
 
 
 def as_json(message: Message[Header], at_s: float | None = None) -> str:
-    """Return the message as one JSON object, of the payload only its size; `at_s`: in a session."""
+    """Return the message as one JSON object, with the size of its payload; `at_s`: seconds in its session."""
     header = to_builtins(message.header)
     at = {} if at_s is None else {"at_s": at_s}
     return json.dumps({"topic": message.topic, **at, "header": header, "payload_bytes": len(message.payload)})
@@ -31,12 +31,12 @@ def as_line(message: Message[Header], now_ns: int, at_s: float | None = None) ->
     if isinstance(header, FusedState):
         inputs = " ".join(f"{name}={modality.presence}" for name, modality in header.modalities.items())
         return f"{start}{header.fused.label} {header.fused.confidence:.3f}  {inputs}"
-    words = " ".join(f"{key}={_short(value)}" for key, value in _told(header))
+    words = " ".join(f"{key}={_short(value)}" for key, value in _specific(header))
     return f"{start}{words}{f'  {len(message.payload)} B' if len(message.payload) else ''}"
 
 
-def _told(header: Header) -> Iterator[tuple[str, object]]:
-    """Yield what is neither in every header nor at its default."""
+def _specific(header: Header) -> Iterator[tuple[str, object]]:
+    """Yield name and value of each field that is neither in every header nor at its default."""
     for declared in structs.fields(header):
         value = getattr(header, declared.name)
         made = declared.default_factory
@@ -60,13 +60,13 @@ class _Second:
 
 
 class Rates:
-    """Measures each topic's rate over a second at a time, by the publisher's clock."""
+    """Measures the rate of each topic, second by second, by the clock of its publisher."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, _Second] = {}
 
     def add(self, message: Message[Header]) -> Iterator[str]:
-        """Take one message; yield a line when it completes a second of its topic."""
+        """Add one message; yield a line when it completes a second of its topic."""
         header = message.header
         second = self._seconds.get(message.topic)
         if second is None or header.seq <= second.first_seq:
@@ -88,5 +88,5 @@ def _line(topic: str, second: _Second, seq: int) -> str:
         f"{topic}  {sent * 1e9 / (second.last_ns - second.begun_ns):.2f} Hz  "
         f"interval ms mean {mean(intervals):.1f} min {min(intervals):.1f} max {max(intervals):.1f} "
         f"std {pstdev(intervals):.1f}  {mean(second.sizes) / 1e3:.1f} kB"
-        f"{f'  {missed} not seen here' if missed else ''}"
+        f"{f'  {missed} not received here' if missed else ''}"
     )

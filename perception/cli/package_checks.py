@@ -1,6 +1,6 @@
-"""Which packages really work: each imported in a process of its own, its failure explained.
+"""Import each package in a process of its own, and explain its failure.
 
-A package can be installed and broken, and a broken one may take the whole process with it.
+An installed package may be broken, and importing a broken one may end the process.
 """
 
 import json
@@ -41,7 +41,7 @@ PROBES: Final[dict[str, str]] = {
         "facts = {'inputs': [name for _, name in found], 'numbers': [number for number, _ in found]}"
     ),
 }
-"""Python that imports a package, uses what this project needs of it, and leaves `facts`."""
+"""Python code that imports a package, uses what this project needs of it, and sets `facts`."""
 
 _CAUSES: Final[tuple[tuple[str, str, str, str], ...]] = (
     (
@@ -106,9 +106,9 @@ def probe(package: str, code: str, limit_s: float = _LIMIT_S) -> Outcome:
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit_s)
     except subprocess.TimeoutExpired:
-        return Outcome(f"import does not end within {limit_s:g} s", _REINSTALL)
+        return Outcome(f"import did not end within {limit_s:g} s", _REINSTALL)
     if done.returncode < 0:
-        return Outcome(f"import ends with signal {-done.returncode}", "reinstall it; is memory short?")
+        return Outcome(f"import ended with signal {-done.returncode}", "reinstall it; check the free memory")
     if done.returncode:
         return Outcome(*explain(package, done.stderr))
     return Outcome(facts=json.loads(done.stdout.splitlines()[-1]))
@@ -117,10 +117,10 @@ def probe(package: str, code: str, limit_s: float = _LIMIT_S) -> Outcome:
 def probe_all(run: Callable[[str, str], Outcome] = probe, stream: TextIO | None = None) -> dict[str, Outcome]:
     """Import every package of `PROBES`, two at a time: each takes a core and up to 1 GB.
 
-    How far it is shows on `stream`, by default stderr.
+    Progress is shown on `stream`, by default stderr.
     """
     outcomes: dict[str, Outcome] = {}
-    with ThreadPoolExecutor(2) as pool, progress("trying packages", len(PROBES), stream=stream) as advance:
+    with ThreadPoolExecutor(2) as pool, progress("importing packages", len(PROBES), stream=stream) as advance:
         for package, outcome in zip(PROBES, pool.map(run, PROBES, PROBES.values()), strict=True):
             outcomes[package] = outcome
             advance(note=package)

@@ -1,4 +1,9 @@
-"""What a person watches while a graph runs, as lines: a panel, a state, a table of nodes. No terminal."""
+"""What a running graph publishes, as text: the live panel, a state line, the table of nodes.
+
+Pure: no terminal, clock or thread. `Board.add` keeps the newest messages, the functions compute lines from a
+`Board`. One thread uses a board: the main thread of `perception up` or `perception nodes`. Lines that other
+processes wrote go through `harmless` or `clean` before a terminal gets them.
+"""
 
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -19,8 +24,8 @@ _RECENT_STATES: Final = 32
 _CLASSES_SHOWN: Final = 10
 _NAME_CELLS: Final = 26
 _SECONDS_FROM_MS: Final = 100_000
-_NOTICED: Final = 0.005
-"""A score below it would read as 0.00: nothing was detected."""
+_MIN_SCORE: Final = 0.005
+"""A score below it is printed as 0.00: nothing was detected."""
 _WAITING: Final = "waiting for the first state"
 _MEASURE: Final = Console(color_system=None)
 _PRESENCE_STYLE: Final = {"present": "green", "held": "yellow", "absent": "red"}
@@ -29,7 +34,7 @@ _STATUS_STYLE: Final = {"ok": "green", "degraded": "yellow", "lost": "red"}
 
 @dataclass(slots=True)
 class _Output:
-    """A published topic, from two successive accounts of its node."""
+    """Count of a published topic, and its rate from the last two health messages of its node."""
 
     count: int
     stamp_ns: int
@@ -37,7 +42,7 @@ class _Output:
 
 
 class Board:
-    """The newest of everything: what the graph says of itself, from its states and health messages."""
+    """The newest states and the newest health message of each node."""
 
     def __init__(self) -> None:
         self.states: deque[FusedState] = deque(maxlen=_RECENT_STATES)
@@ -46,7 +51,7 @@ class Board:
         self._outputs: dict[str, _Output] = {}
 
     def add(self, message: Message[Header]) -> None:
-        """Take one message; kinds that are not shown are ignored."""
+        """Add one message; other kinds than states and health are ignored."""
         match message.header:
             case FusedState() as state:
                 self.states.append(state)
@@ -64,16 +69,16 @@ class Board:
             self._outputs[topic] = _Output(count, health.stamp_ns, rate_hz)
 
     def rate_hz(self, topic: str) -> float | None:
-        """Return messages per second on a topic; None before its node accounted for it twice."""
+        """Return messages per second on a topic; None before its node has reported it twice."""
         output = self._outputs.get(topic)
         return output.rate_hz if output else None
 
     def rates_hz(self) -> dict[str, float | None]:
-        """Return the rate of every topic that a node accounts for."""
+        """Return the rate of every topic that a node reports."""
         return {topic: output.rate_hz for topic, output in sorted(self._outputs.items())}
 
     def state_rate_hz(self) -> float:
-        """Return states per second of event time, over the newest few."""
+        """Return states per second of event time, over the states kept."""
         if len(self.states) < 2:
             return 0.0
         span_ns = self.states[-1].stamp_ns - self.states[0].stamp_ns
@@ -85,12 +90,12 @@ class Board:
         return self.states[-1] if self.states else None
 
     def label_changed(self) -> bool:
-        """Return whether the newest state says something else than the one before."""
+        """Return whether the newest state has another label than the one before."""
         newest = [state.fused.label for state in list(self.states)[-2:]]
         return any(before != after for before, after in pairwise(newest))
 
     def losses(self) -> dict[str, str]:
-        """Return what each node lost or dropped of each topic, in words: `node <- topic` -> reasons."""
+        """Return what each node lost or dropped of each topic: `node <- topic` -> reasons and counts."""
         return {
             f"{node} <- {topic}": words
             for node, health in self.nodes.items()
@@ -100,12 +105,12 @@ class Board:
 
 
 def waiting_line(nodes: Mapping[str, str]) -> str:
-    """Return what keeps the first state: each supervised node that is not simply running, in words."""
+    """Return why there is no state yet: the status of each supervised node that is not running."""
     return ", ".join(f"{name}: {words}" for name, words in nodes.items() if words != "running")
 
 
 def state_line(board: Board, nodes: Mapping[str, str]) -> str:
-    """Return the newest state as one plain line; without states, what keeps it and what is published."""
+    """Return the newest state as one plain line; without states, why there is none and what is published."""
     state = board.newest
     if state is None:
         rates = (f"{topic} {_rate(rate_hz)}" for topic, rate_hz in board.rates_hz().items())
@@ -120,12 +125,13 @@ def state_line(board: Board, nodes: Mapping[str, str]) -> str:
 def panel_lines(board: Board, nodes: Mapping[str, str], title: str, *, width: int, height: int) -> list[Text]:
     """Return the whole panel, `width` cells wide and at most `height` lines high.
 
-    Where room is short, first blank lines go, then latencies, classes, streams and losses; nodes stay.
+    If it does not fit, blank lines are left out first, then latencies, classes, streams and losses; nodes
+    stay.
 
     Args:
-        board: what is known.
-        nodes: each supervised node's status in words.
-        title: shown first.
+        board: newest messages.
+        nodes: status of each supervised node, in words.
+        title: first line.
         width: of the terminal, in cells.
         height: lines that the panel may take, at least 4.
     """
@@ -133,8 +139,8 @@ def panel_lines(board: Board, nodes: Mapping[str, str], title: str, *, width: in
     head = [Text(title, "bold")]
     streams = _streams(board, state) if state else [Text(waiting_line(nodes) or _WAITING, "dim")]
     losses = [Text(f"{where}: {what}", "yellow") for where, what in board.losses().items()]
-    living = _folded(_node_line(board, nodes), width)[: height - 3]
-    room = height - len(head) - len(living)
+    node_lines = _folded(_node_line(board, nodes), width)[: height - 3]
+    room = height - len(head) - len(node_lines)
     losses = _at_most(losses, max(1, room - len(streams)), "losses")
     streams = _at_most(streams, max(1, room - len(losses)), "streams")
     room -= len(streams) + len(losses)
@@ -142,7 +148,7 @@ def panel_lines(board: Board, nodes: Mapping[str, str], title: str, *, width: in
     latency = _folded(_latency(board), width) if state else []
     if len(latency) > room - len(classes):
         latency = []
-    sections = [part for part in ([*head, *streams], classes, latency, losses, living) if part]
+    sections = [part for part in ([*head, *streams], classes, latency, losses, node_lines) if part]
     blanks = room - len(classes) - len(latency)
     shown: list[Text] = sections[0]
     for number, section in enumerate(sections[1:]):
@@ -161,7 +167,7 @@ def _folded(line: Text, width: int) -> list[Text]:
 
 
 def clean(line: Text) -> Text:
-    """Return the line with a mark instead of each character that a terminal would obey."""
+    """Return the line with its control characters replaced."""
     return Text(harmless(line.plain), line.style, spans=line.spans, end="")
 
 
@@ -192,7 +198,7 @@ def node_table(board: Board, width: int | None = None) -> Table:
 
 
 def _streams(board: Board, state: FusedState) -> list[Text]:
-    """Return a line per input and one for the states; what is longest stands last, where it may be cut."""
+    """Return a line per input and one for the states; the longest field comes last, since lines are cut."""
     names = [*(modality.topic for modality in state.modalities.values()), board.state_topic]
     name_cells = min(max(map(len, names)), _NAME_CELLS)
     lines = [Text(f"{'stream':<{name_cells}}{'rate':>10}{'age':>9}  presence", "dim")]
@@ -202,7 +208,7 @@ def _streams(board: Board, state: FusedState) -> list[Text]:
         )
         line.append(f"{modality.presence:<8}", _PRESENCE_STYLE[modality.presence])
         line.append(f" {modality.reason}" if modality.reason else "", "dim")
-        lines.append(line.append(f" {_says(modality)}"))
+        lines.append(line.append(f" {_detected(modality)}"))
     return [*lines, _stream(board.state_topic, name_cells, _hz(board.state_rate_hz()), "")]
 
 
@@ -217,19 +223,19 @@ def _age(age_ms: float | None) -> str:
     return f"{age_ms:.0f} ms" if age_ms < _SECONDS_FROM_MS else f"{age_ms / 1e3:.0f} s"
 
 
-def _says(modality: ModalityState) -> str:
+def _detected(modality: ModalityState) -> str:
     words = []
     for name, branch in modality.branches.items():
         if branch.scores:
             score, label = max(zip(branch.scores, branch.labels, strict=False))
-            words.append(f"{name}: {label} {score:.2f}" if score >= _NOTICED else f"{name}: -")
+            words.append(f"{name}: {label} {score:.2f}" if score >= _MIN_SCORE else f"{name}: -")
         elif branch.boxes:
             words.append(f"{name}: {len(branch.boxes)} box{'es' * (len(branch.boxes) > 1)}")
     return "  ".join(words)
 
 
 def _classes(state: FusedState, width: int) -> list[Text]:
-    """Return a line per class, always in the order of the head's classes."""
+    """Return a line per class, in the order of the classes of the head."""
     fused = state.fused
     name_cells = min(max(map(len, fused.classes), default=0), _NAME_CELLS)
     bar_cells = max(0, min(40, width - name_cells - 7))
@@ -256,10 +262,10 @@ def _node_line(board: Board, nodes: Mapping[str, str]) -> Text:
     line = Text("nodes: ")
     for name, process in nodes.items():
         health = board.nodes.get(name)
-        trouble = health.reason or health.status if health and health.status != "ok" else ""
+        problem = health.reason or health.status if health and health.status != "ok" else ""
         style = _STATUS_STYLE[health.status] if health else "dim"
         line.append(f"{name} ", "red" if process.startswith("ended") else style)
-        line.append(f"{trouble or process}  ", "dim")
+        line.append(f"{problem or process}  ", "dim")
     return line
 
 

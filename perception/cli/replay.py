@@ -15,28 +15,41 @@ _FILE = click.argument("file", type=click.Path(path_type=Path))
 @click.command()
 @_FILE
 @click.option(
-    "--rate", default="1", show_default=True, help="Times real time, or max: whoever is slower loses some."
+    "--rate",
+    metavar="X",
+    default="1",
+    show_default=True,
+    help="Publish X times as fast as recorded; 'max': as fast as possible, slow readers drop messages.",
 )
-@click.option("--loop", is_flag=True, help="Begin again at the end.")
+@click.option("--loop", is_flag=True, help="Begin again at the end of the session.")
 @click.option(
-    "--from", "start_s", type=click.FloatRange(min=0), default=0.0, help="Seconds into the session."
+    "--from",
+    "start_s",
+    metavar="S",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Begin at this second of the session.",
 )
-@click.option("--to", "end_s", type=click.FloatRange(min=0), help="Seconds into the session.")
+@click.option("--to", "end_s", metavar="S", type=click.FloatRange(min=0), help="End before this second.")
 @click.option(
     "--topics",
     metavar="PATTERN",
     multiple=True,
-    help="Such as 'camera/*'; may be repeated. Default: all but what a fusion makes.",
+    help="Only topics such as 'camera/*'; may be repeated. Default: all but those that a fusion publishes.",
 )
-@click.option("--keep-stamps", is_flag=True, help="Publish the stamps as recorded; else it happens now.")
+@click.option(
+    "--keep-stamps", is_flag=True, help="Publish stamps as recorded; without it, stamps are moved to now."
+)
 @click.option(
     "--wait",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Begin once there are N readers; default: one, and every fusion that is alive.",
+    help="Wait for N readers. Default: one, and every live fusion.",
 )
-@click.option("--no-wait", is_flag=True, help="Begin at once, whoever reads.")
-@click.option("--domain", metavar="NAME", help=f"{JOINED_DOMAIN} If none is: 'default'.")
+@click.option(
+    "--no-wait", is_flag=True, help="Begin at once; messages that have no reader yet are not received."
+)
+@click.option("--domain", metavar="NAME", help=f"{JOINED_DOMAIN} If none is up: 'default'.")
 def replay(
     file: Path,
     rate: str,
@@ -49,9 +62,9 @@ def replay(
     no_wait: bool,
     domain: str | None,
 ) -> None:
-    """Publish the session FILE as if live, once its readers are there.
+    """Publish the session FILE as if live, once its readers are connected.
 
-    On a terminal: space pauses, '.' steps, q quits.
+    Keys on a terminal: space pauses, '.' steps, q quits.
     """
     from perception.session.keyboard import keyboard
     from perception.session.player import RAW_TOPICS, Playback, play
@@ -79,19 +92,24 @@ def replay(
 
 @click.command()
 @_FILE
-@click.option("--profile", help="Name or file of the profile it was recorded with, if it does not say.")
+@click.option(
+    "--profile",
+    metavar="PROFILE",
+    help="Profile that FILE was recorded with. Default: the one stored in FILE.",
+)
 @click.option(
     "--head",
     "heads",
+    metavar="DIR",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of a head that was swapped in, if it lies elsewhere now; repeat for more.",
+    help="Checkpoint of a head that was swapped in, if it has been moved since; may be repeated.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def verify(file: Path, profile: str | None, heads: tuple[Path, ...], as_json: bool) -> int:
-    """Compute the states of the session FILE again and compare every byte with those recorded.
+    """Compute the states of the session FILE again and compare every byte with the recorded ones.
 
-    Exit codes: 0 the same, 1 different, 2 cannot verify.
+    Exit codes: 0 same, 1 different, 2 cannot verify.
     """
     import json
 
@@ -115,20 +133,33 @@ def verify(file: Path, profile: str | None, heads: tuple[Path, ...], as_json: bo
 
 @click.command()
 @_FILE
-@click.option("--profile", help="Name or file of the profile to fuse with; default: that of a session.")
-@click.option("--out", type=OutFile(SessionError), required=True, help="File to write.")
-@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of the profile.")
+@click.option(
+    "--profile",
+    metavar="PROFILE",
+    help="Profile of the fusion. Default: the one stored in FILE, if it is a session.",
+)
+@click.option(
+    "--out", metavar="FILE", type=OutFile(SessionError), required=True, help="Session file to write."
+)
+@click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Override a key of --profile, e.g. fusion.hop_ms=200; may be repeated.",
+)
 def fuse(file: Path, profile: str | None, out: Path, overrides: tuple[str, ...]) -> None:
-    """Compute the states of FILE, a film, a bag or a session, without a graph.
+    """Compute the states of FILE without a graph and write them to a session.
 
-    An input whose topic FILE lacks reads its next camera, microphone or text instead.
+    FILE is a session, a media file, or what ROS or Foxglove recorded. An input whose topic FILE does not hold
+    reads the next stream of its modality instead.
     """
     from perception.errors import ProfileError, extras, located
     from perception.profile import load
     from perception.session.convert.fuse import fuse as run
 
     if overrides and profile is None:
-        raise ProfileError("--set changes a profile: give one, or leave --set out")
+        raise ProfileError("--set changes a profile: add --profile, or leave --set out")
     with extras(), located(profile):
         for line in run(file, out, load(profile, overrides) if profile else None):
             show(line)

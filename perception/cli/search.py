@@ -1,4 +1,4 @@
-"""`perception search`; heavy imports happen when it runs."""
+"""`perception search`; it imports models when it runs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,41 +22,72 @@ _existing = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("words", nargs=-1, required=True, metavar="SESSION... [QUERY]")
-@click.option("--in", "kinds", type=click.Choice([*KINDS, "all"]), default="all", show_default=True)
-@click.option("--image", type=_existing, help="Instead of QUERY: frames like this picture.")
-@click.option("--sound", type=_existing, help="Instead of QUERY: sounds like this file's.")
-@click.option("--evaluate", metavar="TRACK", help="Instead of QUERY: every class of this label track is one.")
 @click.option(
-    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Results of each kind."
+    "--in",
+    "kinds",
+    type=click.Choice([*KINDS, "all"]),
+    default="all",
+    show_default=True,
+    help="What to search.",
+)
+@click.option("--image", type=_existing, help="Instead of QUERY: find frames like this picture.")
+@click.option("--sound", type=_existing, help="Instead of QUERY: find sounds like the one in this file.")
+@click.option(
+    "--evaluate",
+    metavar="TRACK",
+    help="Instead of QUERY: search for each class of this label track; print recall and AP.",
+)
+@click.option(
+    "--top",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Print the N best results of each kind.",
 )
 @click.option(
     "--floor",
+    metavar="SCORE",
     type=click.FloatRange(-1, 1),
-    help="Score under which nothing is shown; default: words 0.3, CLIP 0.2, CLAP 0.1, other models none.",
+    help="Omit results below this score. Default: words 0.3, CLIP 0.2, CLAP 0.1, other models none.",
 )
 @click.option(
     "--apart",
+    metavar="S",
     type=click.FloatRange(min=0),
     default=APART_S,
     show_default=True,
-    help="Seconds between results.",
+    help="Least seconds between two results of a session.",
 )
 @click.option(
-    "--every", type=click.FloatRange(0.02, 60), default=0.5, show_default=True, help="Seconds between frames."
+    "--every",
+    metavar="S",
+    type=click.FloatRange(0.02, 60),
+    default=0.5,
+    show_default=True,
+    help="Index one frame every S seconds.",
 )
 @click.option(
-    "--length", type=click.FloatRange(1, 60), default=2.0, show_default=True, help="Seconds of each sound."
+    "--length",
+    metavar="S",
+    type=click.FloatRange(1, 60),
+    default=2.0,
+    show_default=True,
+    help="Index sounds of S seconds each.",
 )
 @click.option(
     "--model",
     "models",
     metavar="KIND=MODEL",
     multiple=True,
-    help="Local folder or Hub name: frames=CLIP, sounds=CLAP, commands=a sentence model, or 'lexical'.",
+    help="Model folder or Hub name: frames=CLIP, sounds=CLAP, commands=a sentence model or 'lexical'; "
+    "may be repeated.",
 )
-@click.option("--index", type=OutFolder(), help="Default: beside each session.")
-@click.option("--sheet", type=OutFile(), help="Contact sheet: .png, .svg, .pdf.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option(
+    "--index", metavar="DIR", type=OutFolder(), help="Folder of the indexes. Default: beside each session."
+)
+@click.option("--sheet", metavar="FILE", type=OutFile(), help="Write a contact sheet: .png, .svg or .pdf.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def search(
     words: tuple[str, ...],
     kinds: str,
@@ -73,11 +104,13 @@ def search(
     sheet: Path | None,
     as_json: bool,
 ) -> None:
-    """Find when something was seen, heard or said: perception search kitchen.mcap "a red cup".
+    """Find when something was seen, heard or said in sessions.
 
-    SESSIONs are files or folders. Commands, labels and what states name (fused classes, faces, speech, ...)
-    are found by their words. Frames and sounds need a model, and are embedded once, into an index beside
-    each session. Results come by kind, as a score is comparable within its kind and model only.
+    Example:  perception search kitchen.mcap "a red cup"
+
+    A SESSION is a file or a folder of sessions. Commands, labels and names in states (fused classes, faces,
+    speech) are found by their words. Frames and sounds need a model; they are embedded once, into an index
+    beside each session. Results are listed by kind: scores compare within one kind and model only.
     """
     from perception.retrieval import search as engine
     from perception.retrieval.streams import Step

@@ -1,8 +1,7 @@
-"""`perception session ...` and `perception record`. Each command imports what it needs when it runs."""
+"""`perception session ...`. Each command imports what it needs when it runs."""
 
 import json
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -11,14 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
-from perception.bus.domains import JOINED_DOMAIN
 from perception.cli.help import Group
 from perception.cli.standard_streams import show
-from perception.errors import PerceptionError, SessionError, extras
+from perception.errors import SessionError, extras
 from perception.io.out_path import OutFile, OutFolder
 
 if TYPE_CHECKING:
-    from perception.profile import RecorderConfig
     from perception.session.edit import Copied
     from perception.session.file.reader import Session
 
@@ -27,40 +24,56 @@ DIFFERENT: Final = 1
 _BAGS: Final = (".mcap", ".db3", ".bag", ".zstd")
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-_above_zero: Final = click.FloatRange(min=0, min_open=True)
 _file = click.argument("file", type=click.Path(path_type=Path))
 _target = click.argument("target", type=OutFile(SessionError, new=True))
 _topics = click.option(
-    "--topics", metavar="PATTERN", multiple=True, default=("*",), help="Such as 'camera/*'; may be repeated."
+    "--topics",
+    metavar="PATTERN",
+    multiple=True,
+    default=("*",),
+    help="Only topics such as 'camera/*'; may be repeated. Default: all.",
 )
-_start = click.option("--from", "start_s", type=float, help="Seconds from its zero; negative: the end.")
-_end = click.option("--to", "end_s", type=float, help="Likewise.")
+_start = click.option(
+    "--from",
+    "start_s",
+    metavar="S",
+    type=float,
+    help="Begin at this second; negative: counted from the end.",
+)
+_end = click.option(
+    "--to", "end_s", metavar="S", type=float, help="End before this second; negative: counted from the end."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
 def _named(prefix: str) -> Callable[[FunctionT], FunctionT]:
-    text = f"Name of the next {prefix} stream of SOURCE, or of STREAM; may be repeated."
+    text = f"Import STREAM of SOURCE, or its next {prefix} stream, as {prefix}/NAME; may be repeated."
     return click.option(f"--{prefix}", metavar="[STREAM=]NAME", multiple=True, help=text)
 
 
 @click.group(cls=Group)
 @click.pass_context
 def session(context: click.Context) -> None:
-    """Look at, cut, repair, compare and convert recorded sessions.
+    """Inspect, cut, repair, compare and convert recorded sessions.
 
-    A file is written into a folder that is there; a folder is made, with what is missing of its path.
+    No command overwrites a file. An output file needs an existing folder; an output folder is made with its
+    parents.
     """
-    # Ended by whoever, a command leaves nothing half-made behind, as with Ctrl-C.
+    # SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, so that incomplete outputs are removed.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # one that is ignored stays so, as under nohup
+        if signal.getsignal(number) is signal.SIG_DFL:  # an ignored signal stays ignored, as under nohup
             signal.signal(number, signal.default_int_handler)
             context.call_on_close(partial(signal.signal, number, signal.SIG_DFL))
 
 
 @session.command()
 @_file
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_json
 def info(file: Path, as_json: bool) -> int:
-    """Show what FILE holds: topics, rates, metadata, damage; or each session of a folder."""
+    """Show topics, rates, metadata and damage of FILE.
+
+    FILE is a session, a bag or a folder of either.
+    """
     from dataclasses import asdict
 
     from perception.session.info import look
@@ -81,8 +94,8 @@ def info(file: Path, as_json: bool) -> int:
 @_topics
 @_start
 @_end
-@click.option("--count", type=click.IntRange(min=1), help="End after this many messages.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per message.")
+@click.option("--count", metavar="N", type=click.IntRange(min=1), help="End after N messages.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per message.")
 def cat(
     file: Path,
     topics: tuple[str, ...],
@@ -94,8 +107,8 @@ def cat(
     """Print the messages of FILE, one line each, in recorded order."""
     from itertools import islice
 
-    from perception.cli import message_text as echo
-    from perception.session.file.reader import Session, nothing_of
+    from perception.cli import message_text
+    from perception.session.file.reader import Session, available
 
     with Session(file) as opened:
         messages = opened.messages(topics, opened.at_ns(start_s), opened.at_ns(end_s))
@@ -103,12 +116,12 @@ def cat(
         for message in islice(messages, count):
             at_s = opened.zero.seconds(message.header.stamp_ns)
             if as_json:
-                click.echo(echo.as_json(message, at_s))
+                click.echo(message_text.as_json(message, at_s))
             else:
-                show(echo.as_line(message, message.received_ns, at_s))
-        _tell(opened.damage)
+                show(message_text.as_line(message, message.received_ns, at_s))
+        _show_damage(opened.damage)
         if message is None:
-            raise SessionError(f"{file}: no such messages{nothing_of(opened, topics)}")
+            raise SessionError(f"{file}: no such messages{available(opened, topics)}")
 
 
 @session.command()
@@ -120,50 +133,59 @@ def cat(
 def trim(
     file: Path, target: Path, topics: tuple[str, ...], start_s: float | None, end_s: float | None
 ) -> None:
-    """Write a part of FILE to TARGET."""
+    """Copy a part of FILE, by time and topic, to the new session TARGET."""
     from perception.session.edit import trim as cut
 
     copied = cut(file, target, topics, start_s, end_s)
-    _say_copied(target, copied, f"; its zero is second {copied.begins_s:.3f} of {file}")
+    _show_copied(target, copied, f"; its zero is second {copied.begins_s:.3f} of {file}")
 
 
 @session.command()
 @_file
 @_target
 def repair(file: Path, target: Path) -> None:
-    """Write what is intact in FILE to TARGET, with an index."""
-    from perception.session.edit import repair as mend
+    """Copy all that is intact in FILE to the new session TARGET, with an index."""
+    from perception.session import edit
 
-    copied = mend(file, target)
-    _say_copied(target, copied)
+    _show_copied(target, edit.repair(file, target))
 
 
 @session.command()
 @click.argument("expected", type=click.Path(path_type=Path))
 @click.argument("actual", type=click.Path(path_type=Path))
 @_topics
-@click.option("--measured", is_flag=True, help="Also compare fields that hold measured wall time.")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Differences shown.")
+@click.option("--measured", is_flag=True, help="Also compare measured times, which differ from run to run.")
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Show at most N differences.",
+)
 def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, limit: int) -> int:
-    """Show where two sessions differ: topic, seq, field. Exits with 1 if they do."""
+    """Show where two sessions differ: topic, seq, field.
+
+    Exit codes: 0 no difference, 1 different.
+    """
     from itertools import islice
 
     from perception.io.progress import progress
     from perception.session.diff import diff as compare
-    from perception.session.file.reader import Session, nothing_of
+    from perception.session.file.reader import Session, available
 
     with Session(expected) as one, Session(actual) as other:
         with progress("comparing") as advance:
             one.watch = other.watch = advance
             found = list(islice(compare(one, other, topics, measured=measured), limit + 1))
         if not found and next(one.messages(topics), None) is None:
-            there = f"{nothing_of(one, topics)}; {actual}{nothing_of(other)}"
+            there = f"{available(one, topics)}; {actual}{available(other)}"
             raise SessionError(f"{expected}: no such messages, nothing to compare{there}")
         for divergence in found[:limit]:
             show(f"at {one.zero.seconds(divergence.stamp_ns):.3f} s: {divergence}")
-        _tell([f"{opened.path}: {text}" for opened in (one, other) for text in opened.damage])
+        _show_damage([f"{opened.path}: {text}" for opened in (one, other) for text in opened.damage])
     if len(found) > limit:
-        show("... and more; --limit shows them")
+        show(f"... and more; --limit {2 * limit} shows further ones")
     if not found:
         show("no difference")
     return DIFFERENT if found else 0
@@ -178,16 +200,23 @@ def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, 
     type=click.Choice(["media", "webdataset", "lerobot", "rosbag2"]),
     default="media",
     show_default=True,
-    help="media: MP4, FLAC or WAV, and tables.",
+    help="media: MP4 per camera, FLAC or WAV per microphone, tables.",
 )
-@click.option("--tables", type=click.Choice(["parquet", "csv"]), default="parquet", help="Tables of media.")
+@click.option(
+    "--tables",
+    type=click.Choice(["parquet", "csv"]),
+    default="parquet",
+    show_default=True,
+    help="File type of the tables of media.",
+)
 @click.option(
     "--rate",
     "rate_hz",
+    metavar="HZ",
     type=click.FloatRange(min=0.1, max=1000),
     default=10.0,
     show_default=True,
-    help="Samples per second of webdataset and lerobot.",
+    help="Samples per second of webdataset, frames per second of lerobot.",
 )
 @_topics
 def export(
@@ -198,7 +227,10 @@ def export(
     rate_hz: float,
     topics: tuple[str, ...],
 ) -> None:
-    """Convert FILES into the new folder TARGET; several become the episodes of one lerobot dataset."""
+    """Convert sessions FILES into the new folder TARGET.
+
+    Several sessions become the episodes of one dataset; only lerobot takes several.
+    """
     from perception.io.beside import refuse_existing
     from perception.io.progress import progress
     from perception.session.file.reader import Session
@@ -214,7 +246,7 @@ def export(
             lines = list(_exported(opened, target, kind, tables, rate_hz, topics))
         for line in lines:
             show(line)
-        _tell([f"{one.path}: {text}" for one in opened for text in one.damage])
+        _show_damage([f"{one.path}: {text}" for one in opened for text in one.damage])
 
 
 def _exported(
@@ -246,7 +278,10 @@ def _exported(
 @click.argument("source", type=click.Path(path_type=Path))
 @_target
 @click.option(
-    "--subtitles", type=click.Path(path_type=Path), help="SRT file; default: one named like the video."
+    "--subtitles",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="SRT, WebVTT or ASS file. Default: the one beside SOURCE with its name, else those in SOURCE.",
 )
 @_topics
 @_start
@@ -257,8 +292,9 @@ def _exported(
 @click.option(
     "--audio-rate",
     "audio_rate_hz",
+    metavar="HZ",
     type=click.IntRange(min=1),
-    help="Hz of sound in a bag that nothing describes: S16LE, mono.",
+    help="Sample rate of sound that a bag does not describe; it is read as S16LE, mono.",
 )
 def import_(
     source: Path,
@@ -270,7 +306,10 @@ def import_(
     audio_rate_hz: int | None,
     **names: tuple[str, ...],
 ) -> None:
-    """Make the session TARGET of SOURCE: a media file, or what ROS or Foxglove recorded (file or folder)."""
+    """Convert SOURCE into the new session TARGET.
+
+    SOURCE is a media file, or a file or folder that ROS 1, ROS 2 or Foxglove recorded.
+    """
     from perception.session.convert.selection import Selection
 
     selection = Selection(topics, start_s, end_s, names)
@@ -287,114 +326,12 @@ def import_(
         show(line)
 
 
-@click.command()
-@click.argument("profile", required=False)
-@click.option("--out", type=OutFile(SessionError), required=True, help="File to write.")
-@click.option("--seconds", type=_above_zero, help="Stop so long after the first state, or message.")
-@click.option("--topics", metavar="PATTERN", multiple=True, help="Record what runs: '*', 'camera/*' ...")
-@click.option("--split-mb", type=_above_zero, help="Begin another file at this size.")
-@click.option("--split-minutes", type=_above_zero, help="Begin another file after this long.")
-@click.option("--domain", metavar="NAME", help=f"Of the graph to launch. {JOINED_DOMAIN}")
-@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a profile key.")
-def record(
-    profile: str | None,
-    out: Path,
-    seconds: float | None,
-    topics: tuple[str, ...],
-    split_mb: float | None,
-    split_minutes: float | None,
-    domain: str | None,
-    overrides: tuple[str, ...],
-) -> int:
-    """Launch PROFILE and record it; or, with --topics instead of PROFILE, record what runs already."""
-    from perception.profile import RecorderConfig, as_override, parse
-
-    if out.exists():
-        raise SessionError(f"{out} exists; remove it or choose another name")
-    if profile is None:
-        if overrides:
-            raise SessionError("--set changes a profile: give one to launch, or leave --set out")
-        limits = {"split_mb": split_mb, "split_minutes": split_minutes}
-        config = parse({"recorder": limits | {"topics": topics or ("*",)}}, where="record").recorder
-        assert config is not None
-        return _join(config, out, seconds, domain)
-    from perception.cli.up import placed, run
-
-    settings: dict[str, str | float | bool | list[str] | None] = {
-        "record": True,
-        "recorder.out": RecorderConfig.literally(str(out)),
-        "recorder.topics": list(topics) or None,
-        "recorder.split_mb": split_mb,
-        "recorder.split_minutes": split_minutes,
-    }
-    given = (as_override(key, value) for key, value in settings.items() if value is not None)
-    return run(profile, placed((*overrides, *given), domain), seconds=seconds, json_file=None)
-
-
-def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: str | None) -> int:
-    import time
-
-    from perception.bus import domains
-    from perception.bus.host import HostClock
-    from perception.bus.subscriber import Subscriber
-    from perception.cli.up import stop_requests
-    from perception.io.progress import progress
-    from perception.session.recorder import EVERY_MESSAGE, Recorder, describe
-    from perception.session.recorder import record as run
-
-    clock, runtime = HostClock(), domains.find(domain)
-    limit_s = seconds or float("inf")
-    end_s, heard = time.monotonic() + limit_s, False
-
-    def ended() -> bool:
-        """The seconds count from the first message; without any they are how long one is waited for."""
-        nonlocal end_s, heard
-        if recorder.counts["messages"] and not heard:
-            end_s, heard = time.monotonic() + limit_s, True
-        return bool(requests) or time.monotonic() >= end_s
-
-    with (
-        stop_requests() as requests,
-        Recorder(out, config, describe(None, clock.to_host_ns(0))) as recorder,
-        Subscriber(*config.topics, runtime=runtime, clock=clock.now_ns, policies=EVERY_MESSAGE) as subscriber,
-    ):
-        show(f"recording {', '.join(config.topics)} to {recorder.path}; Ctrl-C ends it", err=True)
-        if runtime is None:
-            show(f"perception: {domains.NONE_UP}; waiting for one", err=True)
-        with progress("recording") as advance:
-            said = Counter[str]()
-
-            def report() -> None:
-                advance(recorder.counts["messages"] - said["messages"])
-                said["messages"] = recorder.counts["messages"]
-
-            run(
-                subscriber,
-                recorder,
-                clock=clock.now_ns,
-                stopped=ended,
-                report=report,
-            )
-        accounts = subscriber.health()
-    if not recorder.counts["messages"]:
-        recorder.path.unlink()
-        nobody = f"nobody published {', '.join(config.topics)}"
-        if runtime is None:
-            raise PerceptionError(f"{nobody}: {domains.NONE_UP}")
-        raise PerceptionError(f"{nobody} in domain '{runtime.domain}'; perception nodes shows who is alive")
-    lost = sum(account.lost + sum(account.dropped.values()) for account in accounts.values())
-    show(f"{recorder.path}: {recorder.counts['messages']} messages of {len(accounts)} topics, {lost} lost")
-    if recorder.full:
-        raise SessionError(f"recording stopped: {recorder.full}")
-    return 0
-
-
-def _say_copied(target: Path, copied: "Copied", more: str = "") -> None:
-    _tell(copied.damage)
+def _show_copied(target: Path, copied: "Copied", more: str = "") -> None:
+    _show_damage(copied.damage)
     left_out = f"; left out: {', '.join(copied.left_out)}" if copied.left_out else ""
     show(f"{target}: {copied.messages} messages, {copied.bytes_written / 1e6:.1f} MB{left_out}{more}")
 
 
-def _tell(damage: list[str]) -> None:
+def _show_damage(damage: list[str]) -> None:
     for text in damage:
         show(f"perception: damage: {text}", err=True)

@@ -1,6 +1,6 @@
-"""What a run amounted to: ticks, punctuality, accuracy, latency, presence, drops.
+"""Figures of a run: ticks, punctuality, accuracy, latency, presence, drops.
 
-Pure accumulation over messages in bounded memory; it owns no clock, socket or thread.
+Pure: it accumulates messages in bounded memory, without clock, socket or thread.
 """
 
 import random
@@ -16,11 +16,11 @@ from perception.messages import FusedState, Header, Health, Label, Message
 
 _NS_PER_MS: Final = 1e6
 _SPANS: Final = 256
-"""Spans of ground truth remembered: far more than overlap the states still to be judged."""
+"""Spans of ground truth kept: many more than overlap the states that have no label yet."""
 _UNJUDGED: Final = 4096
-"""States that wait for a label that comes after them."""
+"""States kept until their label arrives."""
 _SAMPLES: Final = 1 << 17
-"""Latencies kept per stage: 3.6 hours at 10 Hz are exact, a longer run is sampled evenly."""
+"""Latencies kept per stage: 3.6 hours at 10 Hz are exact, a longer run is sampled uniformly."""
 
 
 class Sample:
@@ -36,7 +36,7 @@ class Sample:
         self._random = random.Random(seed)
 
     def add(self, value: float) -> None:
-        """Take one number."""
+        """Add one number."""
         self.count += 1
         if len(self._values) < self._capacity:
             self._values.append(value)
@@ -44,7 +44,7 @@ class Sample:
             self._values[slot] = value
 
     def percentiles(self) -> "Percentiles":
-        """Return p50, p95, p99 and how many numbers came in."""
+        """Return p50, p95, p99 and the number of numbers added."""
         if not self.count:
             return Percentiles(0, 0.0, 0.0, 0.0)
         p50, p95, p99 = np.percentile(np.asarray(self._values), (50, 95, 99)).tolist()
@@ -63,7 +63,7 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class Ticks:
-    """Every tick that was due from the first state on, and what became of it."""
+    """Ticks that were due from the first state on, and how many were published."""
 
     due: int
     published: int
@@ -74,13 +74,13 @@ class Ticks:
 
     @property
     def on_time_share(self) -> float:
-        """On time of all that were due: a tick that never came counts as late."""
+        """Share of due ticks that were on time; a tick without a state is late."""
         return self.on_time / self.due if self.due else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Fused labels against the ground truth of their window's end."""
+    """Fused labels compared with the ground truth at the end of their window."""
 
     judged: int
     correct: int
@@ -92,7 +92,7 @@ class Accuracy:
 
     @property
     def share(self) -> float:
-        """Correct of all that could be judged."""
+        """Share of correct labels among the states with ground truth."""
         return self.correct / self.judged if self.judged else 0.0
 
 
@@ -123,14 +123,14 @@ class Report:
 class Summary:
     """Accumulates the messages of one run.
 
-    A state is due `lateness` after its window's end, the longest that the fusion waits for late data. It is
-    *on time* when it was sent before the next one was due: `sent_ns - stamp_ns <= lateness + hop`. A tick
-    that was shed, lost or never computed is not on time.
+    A state is due `lateness` after the end of its window: the fusion waits no longer for late data. It is
+    *on time* if it was sent before the next one was due: `sent_ns - stamp_ns <= lateness + hop`. A tick that
+    was shed, lost or not computed is not on time.
     """
 
     def __init__(self, *, hop_ns: int, lateness_ns: int, started_ns: int | None = None) -> None:
         self._hop_ns = hop_ns
-        self._patience_ns = hop_ns + lateness_ns
+        self._on_time_ns = hop_ns + lateness_ns
         self._started_ns = started_ns
         self._first: FusedState | None = None
         self._last: FusedState | None = None
@@ -143,11 +143,11 @@ class Summary:
 
     @property
     def states(self) -> int:
-        """How many states came."""
+        """Number of states received."""
         return self._published
 
     def add(self, message: Message[Header]) -> None:
-        """Take one message; kinds that say nothing about a run are ignored."""
+        """Add one message; other kinds than states, labels of the truth and health are ignored."""
         match message.header:
             case FusedState() as state:
                 self._add_state(state)
@@ -161,7 +161,7 @@ class Summary:
         self._last = state
         self._published += 1
         self._shed += state.shed
-        self._on_time += state.sent_ns - state.stamp_ns <= self._patience_ns
+        self._on_time += state.sent_ns - state.stamp_ns <= self._on_time_ns
         self._truth.add_state(state.stamp_ns, state.fused.label)
         for name, modality in state.modalities.items():
             self._presence.setdefault(name, Counter())[modality.presence] += 1
@@ -176,7 +176,7 @@ class Summary:
         self._counts.setdefault(health.node, _Total()).update(health.source, health.counts)
 
     def report(self, end_ns: int | None = None) -> Report:
-        """Return the figures so far; ticks whose time had passed by `end_ns` are due even if none came."""
+        """Return the figures so far; ticks that were due by `end_ns` count even without a state."""
         return Report(
             ticks=self._ticks(end_ns),
             first_state_s=self._first_state_s(),
@@ -192,7 +192,7 @@ class Summary:
             return Ticks(0, 0, 0, 0, 0.0)
         last = self._last.tick
         if end_ns is not None:
-            last = max(last, (end_ns - self._patience_ns) // self._hop_ns)
+            last = max(last, (end_ns - self._on_time_ns) // self._hop_ns)
         due = max(last - self._first.tick + 1, self._published)
         rate_hz = self._published * 1e9 / (due * self._hop_ns)
         return Ticks(due, self._published, self._on_time, self._shed, rate_hz)
@@ -204,7 +204,7 @@ class Summary:
 
 
 def stages(state: FusedState) -> Iterable[tuple[str, float]]:
-    """Yield each latency stage of a state that took place, in milliseconds; a reused encoding did not."""
+    """Yield each latency stage of a state in milliseconds; an encoding that was reused has none."""
     latency = state.latency
     yield "receive", latency.receive_ms
     yield "align", latency.align_ms
@@ -220,7 +220,7 @@ def stages(state: FusedState) -> Iterable[tuple[str, float]]:
 
 @dataclass(slots=True)
 class _Total:
-    """Counters that start again from zero whenever their process does."""
+    """Sum of counters that restart from zero with their process."""
 
     source: str = ""
     ended: Counter[str] = field(default_factory=Counter)
@@ -238,7 +238,7 @@ class _Total:
 
 
 class _Truth:
-    """Matches states with spans of ground truth, whichever of the two comes first."""
+    """Compares states with spans of ground truth; either may arrive first."""
 
     def __init__(self) -> None:
         self._spans: deque[Label] = deque(maxlen=_SPANS)

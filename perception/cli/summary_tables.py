@@ -1,4 +1,4 @@
-"""A run's figures for people: the same tables, ruled on a terminal and plain elsewhere."""
+"""The figures of a run as tables: with rules on a terminal, plain elsewhere."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final, TextIO
@@ -15,7 +15,7 @@ PLAIN_WIDTH: Final = 100_000  # in a pipe nothing is cut or folded
 
 
 def print_report(report: Report, file: TextIO) -> None:
-    """Write all figures of a run."""
+    """Print all figures of a run."""
     terminal = file.isatty()
     console = Console(file=file, width=None if terminal else PLAIN_WIDTH, highlight=False)
     for line in headlines(report):

@@ -1,4 +1,4 @@
-"""`perception swap`: another head for a running fusion, first in shadow, then for real, and back."""
+"""`perception swap`: replace the head of a running fusion, after a comparison in shadow, or switch back."""
 
 import sys
 import time
@@ -19,25 +19,32 @@ if TYPE_CHECKING:
 _REACHED_S: Final = 5.0
 _SETTLE_S: Final = 0.3  # longer than a subscriber takes to reach a topic
 _ANSWER_S: Final = 60.0
-"""A large head on a slow disk takes its time to load."""
+"""Longest time to load a large head from a slow disk."""
 
 
 @click.command()
 @click.argument("head", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--back", is_flag=True, help="Switch back to the head that was in force before.")
-@click.option("--node", default="fusion", show_default=True, help="Name of the fusion node.")
+@click.option("--back", is_flag=True, help="Switch back to the previous head.")
+@click.option("--node", metavar="NAME", default="fusion", show_default=True, help="Name of the fusion node.")
 @click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
 @click.option(
-    "--after", "ticks", type=click.IntRange(1, 1_000_000), default=50, show_default=True,
-    help="Windows to compare the heads on before anything is switched.",
+    "--after", "ticks", metavar="N", type=click.IntRange(1, 1_000_000), default=50, show_default=True,
+    help="Compare the heads on N windows before switching.",
 )  # fmt: skip
-@click.option("--go", is_flag=True, help="Then switch without asking.")
+@click.option("--go", is_flag=True, help="Switch after the comparison without a question.")
 @click.option(
     "--min-agreement",
+    metavar="SHARE",
     type=click.FloatRange(0, 1),
-    help="Switch without asking if at least this share of the labels is equal, else end with code 1.",
+    help="Switch without a question if at least this share of the labels is equal, else exit with code 1.",
 )
-@click.option("--hash", "expected", default="", help="Refuse a head whose hash does not begin so.")
+@click.option(
+    "--hash",
+    "expected",
+    metavar="PREFIX",
+    default="",
+    help="Refuse a head whose hash has another prefix.",
+)
 def swap(
     head: Path | None,
     back: bool,
@@ -48,19 +55,19 @@ def swap(
     min_agreement: float | None,
     expected: str,
 ) -> int:
-    """Load the checkpoint HEAD into a running fusion node without losing a tick.
+    """Replace the head of a running fusion by the checkpoint HEAD, without losing a tick.
 
-    Both heads conclude every window, and only the old one is published, until --after windows have been
-    compared. Then the new one takes over: when you say so, at once with --go, or with --min-agreement.
+    First both heads infer every window, and only the states of the old head are published. After N windows
+    the command shows their agreement and asks whether to switch; --go and --min-agreement answer for you.
     """
     if back == (head is not None):
         raise click.UsageError("give either HEAD or --back")
-    with _Line(node, domain) as line:
+    with _Control(node, domain) as control:
         if head is None:
-            _say_live(line.ask_once(action="back"))
+            _show_live(control.switch(action="back"))
             return 0
         found = _hash(head, expected)
-        compared = _try_out(line, head, found, ticks)
+        compared = _compare(control, head, found, ticks)
         share = compared.agreement.equal
         show(
             f"shadow: {share:.1%} of {compared.agreement.ticks} labels equal, "
@@ -69,9 +76,9 @@ def swap(
         if min_agreement is not None and share < min_agreement:
             raise PerceptionError(f"not switched: agreement {share:.3f} is below {min_agreement}")
         if not (go or min_agreement is not None or _confirmed()):
-            show("not switched; --go switches after the comparison")
+            show("not switched; --go switches after the comparison without a question")
             return 0
-        _say_live(line.ask_once(action="go", head_hash=found))
+        _show_live(control.switch(action="go", head_hash=found))
     return 0
 
 
@@ -80,35 +87,35 @@ def _hash(folder: Path, expected: str) -> str:
 
     found = head_hash(load_head(folder))
     if not found.startswith(expected):
-        raise PerceptionError(f"{folder}: its hash is {found}, not {expected}…")
+        raise PerceptionError(f"{folder}: hash of the head is {found}, expected {expected}…")
     return found
 
 
-def _try_out(line: "_Line", head: Path, found: str, ticks: int) -> "HeadStatus":
+def _compare(control: "_Control", head: Path, found: str, ticks: int) -> "HeadStatus":
     from rich.console import Console
     from rich.progress import Progress
 
-    answers = line.ask(action="shadow", folder=str(head.absolute()), head_hash=found, ticks=ticks)
+    answers = control.request(action="shadow", folder=str(head.absolute()), head_hash=found, ticks=ticks)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("in shadow", total=ticks)
         for status in answers:
             progress.update(bar, completed=status.agreement.ticks)
             if status.phase == "compared":
                 return status
-    raise AssertionError("answers end by an error only")
+    raise AssertionError("answers end by an exception only")
 
 
 def _confirmed() -> bool:
     return sys.stdin.isatty() and click.confirm("switch to it?")
 
 
-def _say_live(status: "HeadStatus") -> None:
+def _show_live(status: "HeadStatus") -> None:
     use = status.in_force
     show(f"live from tick {use.from_tick} on: head {use.head_hash[:12]} {use.folder}".rstrip())
 
 
-class _Line(Closing):
-    """Requests to one fusion node, and its answers."""
+class _Control(Closing):
+    """Sends requests to one fusion node and receives its answers."""
 
     def __init__(self, node: str, domain: str | None) -> None:
         from perception.bus.domains import joined
@@ -124,11 +131,11 @@ class _Line(Closing):
         self._requests = Publisher(f"control/{node}", source="swap", runtime=runtime, clock=self._now_ns)
         if not self._requests.wait_for_subscriber(_REACHED_S):
             self.close()
-            raise PerceptionError(f"{self._node} does not listen yet: it is still loading its models")
+            raise PerceptionError(f"{self._node} accepts no requests yet: it is still loading its models")
         time.sleep(_SETTLE_S)
 
-    def ask(self, **fields: object) -> "Iterator[HeadStatus]":
-        """Send a request; yield what it leads to. PerceptionError if it is refused or nothing comes."""
+    def request(self, **fields: object) -> "Iterator[HeadStatus]":
+        """Send a request; yield the answers to it. PerceptionError if it is refused or not answered."""
         from perception.messages import HeadStatus, SwapRequest, checked
 
         request = self._requests.send(checked(SwapRequest, {"stamp_ns": self._now_ns(), **fields}))
@@ -140,11 +147,11 @@ class _Line(Closing):
                 yield status
         raise PerceptionError(f"no answer of the {self._node} within {_ANSWER_S:.0f} s")
 
-    def ask_once(self, **fields: object) -> "HeadStatus":
-        """Send a request that switches; return the answer to it."""
-        return next(status for status in self.ask(**fields) if status.phase == "live")
+    def switch(self, **fields: object) -> "HeadStatus":
+        """Send a request that switches the head; return the answer to it."""
+        return next(status for status in self.request(**fields) if status.phase == "live")
 
     def close(self) -> None:
-        """Leave the bus."""
+        """Close both topics."""
         self._answers.close()
         self._requests.close()

@@ -1,4 +1,4 @@
-"""Commands for labels, training and evaluation; heavy imports happen when they run."""
+"""Commands for labels, training and evaluation; each imports what it needs when it runs."""
 
 from pathlib import Path
 
@@ -12,13 +12,15 @@ from perception.io.out_path import OutFolder
 _paths = click.argument("sources", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 _cache = click.option(
     "--cache",
+    metavar="DIR",
     type=OutFolder(),
-    help="Where features are kept; default ~/.cache/perception/features.",
+    help="Folder of stored features. Default: ~/.cache/perception/features.",
 )
 _workers = click.option(
     "--workers",
+    metavar="N",
     type=click.IntRange(min=1),
-    help="Processes that encode; default: as many as the cores allow, at most 4.",
+    help="Encode in N processes. Default: as many as the cores allow, at most 4.",
 )
 
 
@@ -30,22 +32,25 @@ _workers = click.option(
     multiple=True,
     required=True,
     type=click.Path(exists=True, path_type=Path),
-    help="Session file, folder of sessions, or folder of media with labels in names; repeat for more.",
+    help="Session, folder of sessions, or folder of media with labels in their names; may be repeated.",
 )
 @click.option(
-    "--out", type=OutFolder(), required=True, help="Checkpoint; one that training wrote there is replaced."
+    "--out",
+    metavar="DIR",
+    type=OutFolder(),
+    required=True,
+    help="Checkpoint folder to write; a checkpoint in it is replaced.",
 )
 @_cache
 @_workers
-@click.option("--resume", is_flag=True, help="Go on where an interrupted training for OUT stopped.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted training with the same --out.")
 def train(
     config: Path, sources: tuple[Path, ...], out: Path, cache: Path | None, workers: int | None, resume: bool
 ) -> None:
-    """Train the head that CONFIG describes, report on sessions it never saw, store a checkpoint.
+    """Train the fusion head that CONFIG describes and write its checkpoint and report.
 
-    Labelled windows in which nothing is present are counted, neither learned from nor scored.
-
-    On two GPUs: torchrun --nproc-per-node 2 -m perception train CONFIG ...; without any, in two processes.
+    Labelled windows without any input present are counted, but not used. The report is on sessions that were
+    not trained on. For two GPUs (or two CPU processes): torchrun --nproc-per-node 2 -m perception train CONFIG ...
     """
     from perception.training import commands as run
 
@@ -55,16 +60,20 @@ def train(
 @click.command()
 @click.argument("head", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @_paths
-@click.option("--profile", "name", required=True, help="The profile the head runs in.")
-@click.option("--out", type=OutFolder(), help="Default: evaluation in HEAD.")
-@click.option("--track", default="truth", show_default=True, help="Label track.")
+@click.option("--profile", "name", metavar="PROFILE", required=True, help="Profile that the head runs in.")
+@click.option(
+    "--out", metavar="DIR", type=OutFolder(), help="Folder of the report. Default: HEAD/evaluation."
+)
+@click.option(
+    "--track", metavar="NAME", default="truth", show_default=True, help="Label track to compare with."
+)
 @click.option(
     "--retrieval",
     "models",
     metavar="KIND=MODEL",
     multiple=True,
-    help="Also report recall@k and mAP of `perception search` for the names of the classes: "
-    "frames=CLIP, sounds=CLAP, commands=a sentence model or 'lexical'; repeat for more.",
+    help="Also report recall@k and mAP of perception search for the class names; models as of its --model; "
+    "may be repeated.",
 )
 @_cache
 @_workers
@@ -78,7 +87,10 @@ def evaluate(
     cache: Path | None,
     workers: int | None,
 ) -> None:
-    """Report on the checkpoint HEAD with SOURCES that it was not trained on."""
+    """Evaluate the checkpoint HEAD on SOURCES and write a report.
+
+    SOURCES are sessions or folders that the head was not trained on.
+    """
     from perception.retrieval import evaluation, search
     from perception.training import commands as run
 
@@ -98,11 +110,15 @@ def evaluate(
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--track", help="Only this track; `commands` are the text commands of a session.")
+@click.option(
+    "--track",
+    metavar="NAME",
+    help="List only this track; 'commands' is that of the text commands of a session.",
+)
 def labels(file: Path, track: str | None) -> int:
-    """List the labels of FILE (session, Audacity track, CSV or ELAN table); check overlaps and balance.
+    """List the labels of FILE and check them for overlaps and imbalance.
 
-    Exit code 1 if something is wrong with them.
+    FILE is a session, an Audacity label track, a CSV or an ELAN table. The exit code is 1 if a check failed.
     """
     from perception.session import labels as spans_of
     from perception.session.file.reader import Session
@@ -132,16 +148,18 @@ def labels(file: Path, track: str | None) -> int:
 
 @click.command()
 @click.argument("classes", nargs=-1, required=True)
-@click.option("--track", default="truth", show_default=True)
+@click.option("--track", metavar="NAME", default="truth", show_default=True, help="Label track to write to.")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True), help="Mark CLASS for so long, then end."
+    "--seconds",
+    metavar="S",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Mark one CLASS for S seconds from now, then end.",
 )
 @click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
 def mark(classes: tuple[str, ...], track: str, seconds: float | None, domain: str | None) -> None:
-    """Label what happens now, on label/TRACK, so that the recorder writes it into the session.
+    """Label what happens now; a recorder stores the labels in its session.
 
-    With --seconds, one CLASS is marked from now on for that long. Without, keys in this terminal mark:
-    1 the first of CLASSES, 2 the second, ...; space ends a mark, q ends.
+    Keys in this terminal: 1 marks the first of CLASSES, 2 the second, and so on; space ends a mark, q quits.
     """
     from perception.bus.domains import joined
     from perception.cli import mark as marking
@@ -149,7 +167,7 @@ def mark(classes: tuple[str, ...], track: str, seconds: float | None, domain: st
     domain = joined(domain).domain
     if seconds is not None:
         if len(classes) != 1:
-            raise click.UsageError("--seconds marks one class")
+            raise click.UsageError("--seconds takes one CLASS")
         marking.mark_for(classes[0], seconds, track=track, domain=domain)
     else:
         marking.mark_by_keys(classes, track=track, domain=domain, say=show)
@@ -157,12 +175,37 @@ def mark(classes: tuple[str, ...], track: str, seconds: float | None, domain: st
 
 @click.command()
 @click.argument("name", type=click.Choice(["avmnist", "hwu64", "esc10", "grid"]))
-@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
-@click.option("--out", type=OutFolder(), default=Path("benchmarks"))
-@click.option("--seeds", type=click.IntRange(min=1), help="Default: 5 for avmnist, 1 for the others.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--data",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of the data set.",
+)
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=OutFolder(),
+    default=Path("benchmarks"),
+    show_default=True,
+    help="Folder of the tables to write.",
+)
+@click.option(
+    "--seeds",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Train with N seeds. Default: 5 for avmnist, 1 for the others.",
+)
+@click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Threads of torch.",
+)
 def reproduce(name: str, data: Path, out: Path, seeds: int | None, threads: int) -> None:
-    """Run a published or own benchmark on the data in --data; write tables to --out."""
+    """Reproduce a benchmark of multimodal fusion and write its tables."""
     import logging
 
     from perception.fusion.build import use_threads
@@ -179,7 +222,9 @@ def reproduce(name: str, data: Path, out: Path, seeds: int | None, threads: int)
             "esc10": esc10.run,
             "grid": grid.run,
         }
-        logging.basicConfig(format="%(message)s", level=logging.INFO)  # above the bar, so not before it
+        logging.basicConfig(
+            format="%(message)s", level=logging.INFO
+        )  # after the progress bar: lines of the log go above it
         figures = benchmarks[name](data, out, seeds or (5 if name == "avmnist" else 1), advance)
     show(*figures.markdown().split("\n"))
 
@@ -187,7 +232,7 @@ def reproduce(name: str, data: Path, out: Path, seeds: int | None, threads: int)
 @click.command(hidden=True, params=reproduce.params)
 @click.pass_context
 def benchmark(context: click.Context, /, **arguments: object) -> None:
-    """Run `perception reproduce`, which has this name too."""
+    """Run `perception reproduce`, whose name was `benchmark`."""
     show("perception: `perception benchmark` is called `perception reproduce` now", err=True)
     context.invoke(reproduce, **arguments)
 

@@ -1,4 +1,10 @@
-"""`perception up`: launch a profile, show it while it runs, sum it up when it ends."""
+"""`perception up`: launch a profile, show it while it runs, print a summary at the end.
+
+Order of a run: lock the domain, remove what crashed runs left, start the nodes, watch, stop the nodes, remove
+their files, print the summary, unlock. A signal handler only appends to the list of `stop_requests`; the main
+thread reads that list in `Watch.until`, so that nodes are stopped outside a handler. The keeper thread of the
+runtime restores the lock file and the clock anchor if another program removes them.
+"""
 
 import os
 import signal
@@ -11,7 +17,7 @@ from typing import Final
 
 from perception.bus.host import DOMAIN_VARIABLE, HostClock, Runtime
 from perception.bus.subscriber import Subscriber
-from perception.cli.standard_streams import enduring
+from perception.cli.standard_streams import ignore_lost_readers
 from perception.errors import NoStateError
 from perception.errors.credentials import harmless, without_credentials
 from perception.graph.check import require
@@ -24,20 +30,20 @@ _EVERY_MESSAGE: Final = {
 }
 
 
-def placed(overrides: tuple[str, ...], domain: str | None) -> tuple[str, ...]:
-    """Return overrides that also place the graph: as named, as they say already, else $PERCEPTION_DOMAIN."""
-    usual = os.environ.get(DOMAIN_VARIABLE) or None
-    before, after = (() if name is None else (as_override("domain", name),) for name in (usual, domain))
+def with_domain(overrides: tuple[str, ...], domain: str | None) -> tuple[str, ...]:
+    """Return overrides with a domain: `domain`, else that in `overrides`, else $PERCEPTION_DOMAIN."""
+    default = os.environ.get(DOMAIN_VARIABLE) or None
+    before, after = (() if name is None else (as_override("domain", name),) for name in (default, domain))
     return (*before, *overrides, *after)
 
 
 def run(
     profile_name: str, overrides: tuple[str, ...], *, seconds: float | None, json_file: Path | None
 ) -> int:
-    """Run a profile until it ends, `seconds` have passed or a signal says stop; return the exit code.
+    """Run a profile until its nodes end, `seconds` have passed or a signal comes; return the exit code.
 
-    0 after a run, 130 after Ctrl-C, 141 if the reader of its output went; the code of a node that was
-    failing, whatever moment the run ended.
+    0 after a run, 130 after Ctrl-C, 141 if the reader of its output closed the pipe; the code of a node that
+    was failing when the run ended.
 
     Raises:
         NoStateError: there is a fusion, and it published no state.
@@ -53,7 +59,7 @@ def run(
         DomainLock(runtime.base / f".{profile.domain}.up.lock", profile.domain) as lock,
         runtime.keeper.keeping(lock.restore, clock.restore),
         stop_requests() as requests,
-        enduring(lambda: requests.append(signal.SIGPIPE)),
+        ignore_lost_readers(lambda: requests.append(signal.SIGPIPE)),
     ):
         runtime.sweep()
         with (
@@ -63,28 +69,28 @@ def run(
             Supervisor(nodes, inherit=[lock.fileno()]) as supervisor,
         ):
             supervisor.poll()
-            # numpy and rich load while the nodes do
+            # imported here: numpy and rich load while the nodes start
             from perception.cli.watch import Watch
 
             with Watch(profile, supervisor, subscriber, f"perception · {profile_name}", started_ns) as watch:
                 watch.until(requests, seconds)
                 end_ns = clock.now_ns()
-                fusion_was = supervisor.status().get("fusion", "")
+                fusion_status = supervisor.status().get("fusion", "")
         runtime.sweep()
         watch.sum_up(end_ns, json_file)
     code = supervisor.exit_code or supervisor.failing()
     if profile.fusion is not None and not watch.states and not code:
         waited_s = (end_ns - started_ns) / 1e9
-        raise NoStateError(f"the fusion published no state in {waited_s:.0f} s: it was {fusion_was}")
+        raise NoStateError(f"the fusion published no state in {waited_s:.0f} s: it was {fusion_status}")
     ended_by = next((number for number in requests if number in (signal.SIGINT, signal.SIGPIPE)), None)
     return code or (128 + ended_by if ended_by and signal.SIGHUP not in requests else 0)
 
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP instead of dying from them, so that the nodes are stopped first.
+    """Collect SIGINT, SIGTERM and SIGHUP in a list, so that the caller can stop the nodes first.
 
-    A hang-up that is ignored, as under nohup, stays so.
+    A SIGHUP that is ignored, as under nohup, stays ignored.
     """
     requests: list[int] = []
     before = {

@@ -1,4 +1,9 @@
-"""Where a run shows itself: a live panel on a terminal, plain lines elsewhere."""
+"""How `perception up` is shown: a live panel on a terminal, plain lines elsewhere.
+
+A view reads a `Board` and writes to its streams; only the main thread calls it. `update` is called in a loop
+and writes when its next time has come. The terminal belongs to `LiveView` from its construction to `close`:
+nothing else may write to it between, and lines of nodes go through `log`.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import IO, Final, Protocol, TextIO
@@ -11,7 +16,7 @@ from perception.errors.credentials import harmless
 
 _REFRESH_S: Final = 0.25
 _LINE_EVERY_S: Final = 1.0
-_TYPED_ROWS: Final = 2  # what the terminal scrolls at least
+_TYPED_ROWS: Final = 2  # the least number of rows that a terminal scrolls
 _LOG_ROWS: Final = 3
 _UNKNOWN: Final = "\0"
 """No line of a panel."""
@@ -19,27 +24,27 @@ _NODE_STYLES: Final = ("cyan", "magenta", "blue", "green", "yellow", "bright_cya
 
 
 class View(Protocol):
-    """Where a run shows itself."""
+    """How a run is shown."""
 
     def log(self, node: str, line: str) -> None:
         """Show a line that a node wrote."""
 
     def update(self, nodes: Mapping[str, str], now_s: float) -> None:
-        """Show what changed; called often, draws seldom."""
+        """Show what has changed, if the next time to draw has come."""
 
     def close(self) -> None:
-        """Leave the terminal as it was found."""
+        """Restore the terminal."""
 
 
 class PlainView:
-    """A line per second, and one whenever the label changes; the nodes' own lines go to `errors`."""
+    """Writes a line per second and one at each change of the label; lines of nodes go to `errors`."""
 
     def __init__(self, board: Board, out: TextIO, errors: TextIO) -> None:
         self._board = board
         self._out = out
         self._errors = Console(file=errors, soft_wrap=True, highlight=False)
         self._styles = NodeStyles()
-        self._seen = self._shown = ("", -1)
+        self._last = self._shown = ("", -1)
         self._due_s = 0.0
 
     def log(self, node: str, line: str) -> None:
@@ -49,8 +54,8 @@ class PlainView:
     def update(self, nodes: Mapping[str, str], now_s: float) -> None:
         """Write a line if one is due."""
         newest = (state.source, state.seq) if (state := self._board.newest) else ("", -1)
-        changed = newest != self._seen and self._board.label_changed()
-        self._seen = newest
+        changed = newest != self._last and self._board.label_changed()
+        self._last = newest
         if now_s < self._due_s and not changed:
             return
         self._due_s = now_s + _LINE_EVERY_S
@@ -60,14 +65,14 @@ class PlainView:
         print(harmless(line), file=self._out, flush=True)
 
     def close(self) -> None:
-        """Leave nothing to undo."""
+        """Do nothing: there is nothing to restore."""
 
 
 class LiveView:
-    """The panel, redrawn in place; the nodes' own lines scroll by above it, what is typed stands below it."""
+    """The panel, redrawn in place; lines of nodes scroll above it, typed text is shown below it."""
 
     def __init__(self, board: Board, console: Console, title: str, *, typing: bool = False) -> None:
-        """Take over the terminal of `console`; `typing` says that a node reads lines from it."""
+        """Prepare the terminal of `console`; `typing`: a node reads lines from it."""
         self._board = board
         self._title = f"{title}   Ctrl-C stops{', type below' if typing else ''}"
         self._console = console
@@ -82,7 +87,7 @@ class LiveView:
         self._screen.log([self._drawn(clean(part)) for part in lines])
 
     def update(self, nodes: Mapping[str, str], now_s: float) -> None:
-        """Redraw what has changed if it is time."""
+        """Redraw the lines that have changed, if the next time to draw has come."""
         if now_s >= self._due_s:
             self._due_s = now_s + _REFRESH_S
             self._screen.resize(self._console.size)
@@ -91,7 +96,7 @@ class LiveView:
             self._screen.show([self._drawn(line) for line in lines])
 
     def close(self) -> None:
-        """Leave the last panel standing and give the cursor back."""
+        """Keep the last panel on the terminal and restore its cursor."""
         self._screen.close()
 
     def _drawn(self, line: Text) -> str:
@@ -101,14 +106,14 @@ class LiveView:
 
 
 class Screen:
-    """A terminal in three parts: lines that scroll by, a panel, and two rows for what is typed.
+    """A terminal in three parts: lines that scroll, a panel, and two rows for typed text.
 
-    The cursor stays in the lowest part, to which scrolling is confined: the terminal itself shows there what
-    is typed, and never moves the panel. Rows count from 1.
+    The cursor stays in the lowest part, and only that part scrolls: the terminal echoes typed text there
+    without moving the panel. Rows count from 1.
     """
 
     def __init__(self, file: IO[str], size: ConsoleDimensions, *, cursor: bool) -> None:
-        """Move what stands on the terminal out of the way; `cursor` shows where one types."""
+        """Scroll the present text out of the terminal; `cursor`: the cursor is visible."""
         self._file = file
         self._size = size
         self._shown: list[str] = []
@@ -116,18 +121,18 @@ class Screen:
 
     @property
     def room(self) -> ConsoleDimensions:
-        """What a panel may take."""
+        """Size available to a panel."""
         height = max(4, self._size.height - _TYPED_ROWS - _LOG_ROWS)
         return ConsoleDimensions(self._size.width, height)
 
     def resize(self, size: ConsoleDimensions) -> None:
-        """Start over if the terminal is of another size now."""
+        """Clear the terminal if its size has changed."""
         if size != self._size:
             self._size, self._shown = size, []
             self._write("\x1b[r\x1b[2J", self._confine())
 
     def show(self, lines: Sequence[str]) -> None:
-        """Show a panel: only the lines that differ from those shown are written. It never gets lower."""
+        """Show a panel; only lines that differ from those shown are written. Its height never shrinks."""
         blank = " " * self._size.width
         lines = [*([blank] * (len(self._shown) - len(lines))), *lines]
         if (more := len(lines) - len(self._shown)) > 0:
@@ -144,11 +149,11 @@ class Screen:
             self._write("\x1b7", *changed, "\x1b8")
 
     def log(self, lines: Sequence[str]) -> None:
-        """Add lines above the panel; those above them scroll up."""
+        """Add lines above the panel; earlier lines scroll up."""
         self._scroll(lines)
 
     def close(self) -> None:
-        """Let the whole terminal scroll again, below what it shows."""
+        """Make the whole terminal scroll again, with the cursor below the panel."""
         self._write("\x1b[r", f"\x1b[{self._size.height};1H\n", "\x1b[?25h")
 
     @property
@@ -166,17 +171,17 @@ class Screen:
         return f"\x1b[{height - 1};{height}r\x1b[{height - 1};1H"
 
     def _write(self, *parts: str) -> None:
-        self._file.write("".join(parts))  # at once: the terminal echoes keys in between
+        self._file.write("".join(parts))  # one write, so that the terminal echoes no key between the parts
         self._file.flush()
 
 
 class NodeStyles:
-    """Each node in a colour of its own."""
+    """Assigns each node a colour."""
 
     def __init__(self) -> None:
         self._styles: dict[str, str] = {}
 
     def line(self, node: str, line: str) -> Text:
-        """Return a node's line under its name."""
+        """Return a line of a node, with its name in its colour."""
         style = self._styles.setdefault(node, _NODE_STYLES[len(self._styles) % len(_NODE_STYLES)])
         return clean(Text.assemble((f"{node} | ", style), line))

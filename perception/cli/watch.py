@@ -1,4 +1,9 @@
-"""What a person gets of a run: a view while it lasts, figures at its end."""
+"""A supervised run for a person: a view while it lasts, a summary at its end.
+
+All of it runs in the main thread of `perception up`, which also polls the supervisor: `Watch.until` is its
+only loop. Leaving the context of `Watch` stops the nodes first, then reads the messages and lines that are
+left, then restores the terminal. `sum_up` is called after that.
+"""
 
 import json
 import math
@@ -21,31 +26,31 @@ from perception.profile import Profile
 
 _RECEIVE_S: Final = 0.05
 _LAST_STATES_S: Final = 1.0
-"""After the last capture has finished, the fusion still concludes what it has."""
+"""Time for the last states after the last capture has ended."""
 
 
 class Countdown:
-    """When a run is to end that is to last `seconds`: counted from when the graph does what it is for. Pure.
+    """When a run of `seconds` ends. Pure.
 
-    That is the first state, or without a fusion the first message of a device. A fusion that fails before
-    its first state, or devices that all do, start the count as well, so that every run ends.
+    The seconds count from the first state, or without a fusion from the first message of a device. If the
+    fusion, or without one every device, fails before that, `begin` starts the count, so that every run ends.
     """
 
     def __init__(self, seconds: float | None, *, fused: bool) -> None:
-        """Wait for a state if the graph is `fused`; without `seconds` it never ends."""
+        """Count from a state if the graph is `fused`; without `seconds` there is no end."""
         self._seconds = seconds or math.inf
         self._fused = fused
         self._begun_s: float | None = None
 
     def add(self, message: Message[Header], now_s: float) -> None:
-        """Take one message."""
+        """Add one message."""
         header = message.header
         counts = not (isinstance(header, Health) and header.node == "recorder")
         if isinstance(header, FusedState) if self._fused else counts:
             self.begin(now_s)
 
     def begin(self, now_s: float) -> None:
-        """Start the count, if it has not begun."""
+        """Start the count if it has not started."""
         self._begun_s = now_s if self._begun_s is None else self._begun_s
 
     def over(self, now_s: float) -> bool:
@@ -54,12 +59,12 @@ class Countdown:
 
 
 class Watch:
-    """Drives the supervisor, shows what the graph says and sums it up; at its end stops the nodes."""
+    """Polls the supervisor, shows what the graph publishes and sums it up; stops the nodes at the end."""
 
     def __init__(
         self, profile: Profile, supervisor: Supervisor, subscriber: Subscriber, title: str, started_ns: int
     ) -> None:
-        """Open the view; `started_ns` is the host time from which the first state is counted."""
+        """Open the view; `started_ns` is the host time from which the time to the first state is measured."""
         self._fused = profile.fusion is not None
         self._supervisor = supervisor
         self._counted = ["fusion"] if self._fused else [n for n in supervisor.status() if n != "recorder"]
@@ -70,7 +75,7 @@ class Watch:
         self._view = _view(self._board, title, typing=typing)
 
     def until(self, requests: list[int], seconds: float | None) -> None:
-        """Watch until a stop is requested, the time is up, or the run is over by itself.
+        """Watch until a stop is requested, the time is up, or all nodes have ended.
 
         `seconds` count from the first state, or from the first message where there is no fusion.
         """
@@ -89,7 +94,7 @@ class Watch:
             self._view.update(self._supervisor.status(), time.monotonic())
 
     def sum_up(self, end_ns: int, json_file: Path | None) -> None:
-        """Print the figures of the run that ended at `end_ns`, host time, and write them to the file."""
+        """Print the summary of the run that ended at `end_ns`, host time, and write it to the file."""
         report = self._summary.report(end_ns)
         print_report(report, sys.stdout)
         sys.stdout.flush()
@@ -108,7 +113,7 @@ class Watch:
 
     @property
     def states(self) -> int:
-        """How many states came."""
+        """Number of states received."""
         return self._summary.states
 
     def _take(self, message: Message[Header]) -> None:

@@ -14,7 +14,7 @@ from perception.io.progress import progress
 from perception.messages import Label, Message
 from perception.session.file.container import Record
 from perception.session.file.mcap_file import matches
-from perception.session.file.reader import ORIGIN, Session, message, nothing_of
+from perception.session.file.reader import ORIGIN, Session, available, message
 from perception.session.file.writer import SessionWriter, whole
 
 
@@ -84,7 +84,7 @@ def _copy(
                     _take_over(record, writer)
             labels.write_after(writer)
             if not writer.counts:
-                raise SessionError(f"{source}: nothing to write{nothing_of(session, topics)}")
+                raise SessionError(f"{source}: nothing to write{available(session, topics)}")
         return Copied(
             writer.counts.total(), writer.bytes_written, session.damage, session.passed_over, skipped_ns / 1e9
         )

@@ -14,7 +14,7 @@ from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, Window
 from perception.messages import FusedState, Header, Label, Message
 from perception.profile import FusionConfig, HeadConfig, InputConfig
 from perception.session.convert.media_tracks import image
-from perception.session.file.reader import Session, matches, nothing_of
+from perception.session.file.reader import Session, available, matches
 from perception.session.recompute.arrivals import STREAM_KINDS
 from perception.session.recompute.cutting import account, cut_as_arrived
 from perception.units import Counts
@@ -93,7 +93,7 @@ class Moments:
         self._session = session
         self._names = [topic for prefix in STREAM_KINDS for topic in inputs_of(session, topics, prefix)]
         if not self._names:
-            there = nothing_of(session, topics)
+            there = available(session, topics)
             raise SessionError(f"{session.path}: no camera, microphone or text to cut into samples{there}")
         self._hop_ms = 1000 / rate_hz
         self._sound_ms = max(sound_ms, _SHORTEST_MS)

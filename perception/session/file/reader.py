@@ -196,7 +196,7 @@ def is_ours(channel: Channel, known: Declarations) -> bool:
     return bool(wire_fields(channel.metadata, name, data))
 
 
-def nothing_of(session: Session, topics: Sequence[str] = ("*",)) -> str:
+def available(session: Session, topics: Sequence[str] = ("*",)) -> str:
     """Return what an error says behind "nothing to ...": what was asked for, and what there is."""
     asked = "" if tuple(topics) == ("*",) else f" under --topics {' '.join(topics)}"
     there = ", ".join(session.counts) or "no messages at all"
@@ -206,4 +206,4 @@ def nothing_of(session: Session, topics: Sequence[str] = ("*",)) -> str:
 
 def nothing_to_export(session: Session, topics: Sequence[str]) -> SessionError:
     """Return the error of an export that would hold nothing."""
-    return SessionError(f"{session.path}: nothing to export{nothing_of(session, topics)}")
+    return SessionError(f"{session.path}: nothing to export{available(session, topics)}")

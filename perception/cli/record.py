@@ -1,0 +1,160 @@
+"""`perception record`: launch a graph and record it, or record one that runs."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from perception.cli.standard_streams import show
+from perception.errors import PerceptionError, SessionError
+from perception.io.out_path import OutFile
+
+if TYPE_CHECKING:
+    from perception.messages import InputHealth
+    from perception.profile import RecorderConfig
+    from perception.session.recorder import Recorder
+
+_ABOVE_ZERO: Final = click.FloatRange(min=0, min_open=True)
+
+
+@click.command()
+@click.argument("profile", required=False)
+@click.option(
+    "--out", metavar="FILE", type=OutFile(SessionError), required=True, help="Session file to write."
+)
+@click.option(
+    "--seconds",
+    metavar="S",
+    type=_ABOVE_ZERO,
+    help="Stop S seconds after the first state (without a fusion: the first message).",
+)
+@click.option(
+    "--topics",
+    metavar="PATTERN",
+    multiple=True,
+    help="Record only topics such as 'camera/*'; may be repeated. Without PROFILE: of the graph that runs.",
+)
+@click.option("--split-mb", metavar="MB", type=_ABOVE_ZERO, help="Begin the next file at this size.")
+@click.option("--split-minutes", metavar="MIN", type=_ABOVE_ZERO, help="Begin the next file after this time.")
+@click.option(
+    "--domain",
+    metavar="NAME",
+    help="Domain of the graph. Default: $PERCEPTION_DOMAIN, else the profile's own; "
+    "without PROFILE the only graph that is up.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Override a key of the profile, e.g. fusion.hop_ms=200; may be repeated.",
+)
+def record(
+    profile: str | None,
+    out: Path,
+    seconds: float | None,
+    topics: tuple[str, ...],
+    split_mb: float | None,
+    split_minutes: float | None,
+    domain: str | None,
+    overrides: tuple[str, ...],
+) -> int:
+    """Launch PROFILE and record it, or record a running graph with --topics.
+
+    Ctrl-C ends the recording and closes the file.
+    """
+    from perception.profile import RecorderConfig, as_override, parse
+
+    if out.exists():
+        raise SessionError(f"{out} exists; remove it or choose another name")
+    if profile is None:
+        if overrides:
+            raise SessionError("--set changes a profile: give one to launch, or leave --set out")
+        limits = {"split_mb": split_mb, "split_minutes": split_minutes}
+        config = parse({"recorder": limits | {"topics": topics or ("*",)}}, where="record").recorder
+        assert config is not None
+        return _join(config, out, seconds, domain)
+    from perception.cli.up import run, with_domain
+
+    settings: dict[str, str | float | bool | list[str] | None] = {
+        "record": True,
+        "recorder.out": RecorderConfig.literally(str(out)),
+        "recorder.topics": list(topics) or None,
+        "recorder.split_mb": split_mb,
+        "recorder.split_minutes": split_minutes,
+    }
+    given = (as_override(key, value) for key, value in settings.items() if value is not None)
+    return run(profile, with_domain((*overrides, *given), domain), seconds=seconds, json_file=None)
+
+
+def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: str | None) -> int:
+    """Record a graph that runs, or the first one that comes up; return the exit code."""
+    from perception.bus import domains
+    from perception.bus.host import HostClock
+    from perception.bus.subscriber import Subscriber
+    from perception.cli.up import stop_requests
+    from perception.io.progress import progress
+    from perception.session.recorder import EVERY_MESSAGE, Recorder, describe
+    from perception.session.recorder import record as run
+
+    clock, runtime = HostClock(), domains.find(domain)
+    with (
+        stop_requests() as requests,
+        Recorder(out, config, describe(None, clock.to_host_ns(0))) as recorder,
+        Subscriber(*config.topics, runtime=runtime, clock=clock.now_ns, policies=EVERY_MESSAGE) as subscriber,
+    ):
+        show(f"recording {', '.join(config.topics)} to {recorder.path}; Ctrl-C stops", err=True)
+        if runtime is None:
+            show(f"perception: {domains.NONE_UP}; waiting for one", err=True)
+        with progress("recording") as advance:
+            stopped, report = _stop_condition(requests, recorder, seconds), _progress_of(recorder, advance)
+            run(subscriber, recorder, clock=clock.now_ns, stopped=stopped, report=report)
+        inputs = subscriber.health()
+    if not recorder.counts["messages"]:
+        recorder.path.unlink()
+        nothing = f"received no message of {', '.join(config.topics)}"
+        if runtime is None:
+            raise PerceptionError(f"{nothing}: {domains.NONE_UP}")
+        raise PerceptionError(
+            f"{nothing} in domain '{runtime.domain}'; perception nodes lists the live nodes"
+        )
+    _show_totals(recorder, inputs)
+    return 0
+
+
+def _stop_condition(
+    requests: Sequence[int], recorder: "Recorder", seconds: float | None
+) -> Callable[[], bool]:
+    """Return a function: whether to stop, by request, or `seconds` after the first message or without one."""
+    limit_s = seconds or math.inf
+    end_s, received = time.monotonic() + limit_s, False
+
+    def stopped() -> bool:
+        nonlocal end_s, received
+        if recorder.counts["messages"] and not received:
+            end_s, received = time.monotonic() + limit_s, True
+        return bool(requests) or time.monotonic() >= end_s
+
+    return stopped
+
+
+def _progress_of(recorder: "Recorder", advance: Callable[[int], object]) -> Callable[[], None]:
+    """Return what shows the messages recorded since its last call."""
+    shown = 0
+
+    def report() -> None:
+        nonlocal shown
+        advance(recorder.counts["messages"] - shown)
+        shown = recorder.counts["messages"]
+
+    return report
+
+
+def _show_totals(recorder: "Recorder", inputs: "Mapping[str, InputHealth]") -> None:
+    lost = sum(one.lost + sum(one.dropped.values()) for one in inputs.values())
+    show(f"{recorder.path}: {recorder.counts['messages']} messages of {len(inputs)} topics, {lost} lost")
+    if recorder.full:
+        raise SessionError(f"recording stopped: {recorder.full}")
