@@ -267,5 +267,5 @@ def test_rates_are_the_publishers_even_where_messages_were_not_seen() -> None:
         )
         lines += rates.add(Message("microphone/m", block, b"12"))
     assert lines[0] == (
-        "microphone/m  31.25 Hz  interval ms mean 64.0 min 64.0 max 64.0 std 0.0  0.0 kB  16 not received here"
+        "microphone/m  31.25 Hz  interval ms mean 64.0 min 64.0 max 64.0 std 0.0  0.0 kB  16 missed here"
     )

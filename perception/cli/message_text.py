@@ -88,5 +88,5 @@ def _line(topic: str, second: _Second, seq: int) -> str:
         f"{topic}  {sent * 1e9 / (second.last_ns - second.begun_ns):.2f} Hz  "
         f"interval ms mean {mean(intervals):.1f} min {min(intervals):.1f} max {max(intervals):.1f} "
         f"std {pstdev(intervals):.1f}  {mean(second.sizes) / 1e3:.1f} kB"
-        f"{f'  {missed} not received here' if missed else ''}"
+        f"{f'  {missed} missed here' if missed else ''}"
     )

@@ -50,7 +50,8 @@ def train(
     """Train the fusion head that CONFIG describes and write its checkpoint and report.
 
     Labelled windows without any input present are counted, but not used. The report is on sessions that were
-    not trained on. For two GPUs (or two CPU processes): torchrun --nproc-per-node 2 -m perception train CONFIG ...
+    not trained on. On two GPUs, or without any in two processes:
+    torchrun --nproc-per-node 2 -m perception train CONFIG ...
     """
     from perception.training import commands as run
 
