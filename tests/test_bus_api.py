@@ -144,7 +144,7 @@ def test_a_domain_is_given_by_keyword_or_environment(monkeypatch: pytest.MonkeyP
         ("publish('camera/a', b'x', width=2, height=2, encoding='bgr8')", "where the header says 12"),
         ("publish('nose/a', text='x')", "'nose/a' is not a topic; topics are camera/<name>"),
         ("subscribe('nose/*')", "matches no topic"),
-        ("subscribe('text/*', domain='a b')", "'a b' is no domain"),
+        ("subscribe('text/*', domain='a b')", "'a b' is not a domain"),
     ],
 )
 def test_mistakes_are_one_clear_line(call: str, reason: str) -> None:

@@ -117,7 +117,7 @@ def test_what_a_reader_does_not_know_it_passes_over_unread(novelty: Any) -> None
         ("camera/a", frame(encoding="jpeg"), b"", "empty jpeg frame"),
         ("text/say", TextCommand(stamp_ns=0, text="x"), b"1", "at most 0 are allowed"),
         ("clock/a", ClockTick(stamp_ns=2**70), b"", "header cannot be packed"),
-        ("camera/a", frame(), "pixels", "payload is no plain buffer"),
+        ("camera/a", frame(), "pixels", "payload is not a plain buffer"),
     ],
 )
 def test_a_message_that_fits_no_topic_is_not_sent(

@@ -113,7 +113,7 @@ def test_a_base_too_long_for_sockets_falls_back_and_says_so(
 
 def test_a_base_that_depends_on_the_working_directory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERCEPTION_RUNTIME_DIR", "run")
-    with pytest.raises(BusError, match="PERCEPTION_RUNTIME_DIR=run is no absolute path"):
+    with pytest.raises(BusError, match="PERCEPTION_RUNTIME_DIR=run is not an absolute path"):
         base_directory()
 
 
@@ -125,7 +125,7 @@ def test_a_base_open_to_others_is_refused(base: Path) -> None:
 
 def test_a_base_that_is_a_link_is_refused(base: Path) -> None:
     (base / "link").symlink_to("/")
-    with pytest.raises(BusError, match="is not a directory of yours"):
+    with pytest.raises(BusError, match="is not a directory of this user"):
         Runtime(base=base / "link")
 
 
@@ -141,7 +141,7 @@ def test_the_domain_comes_from_the_environment_unless_given(
 
 @pytest.mark.parametrize("domain", ["", "../up", "a/b", "x" * 33, ".clock"])
 def test_a_domain_is_a_plain_name(base: Path, domain: str) -> None:
-    with pytest.raises(BusError, match="is no domain"):
+    with pytest.raises(BusError, match="is not a domain"):
         Runtime(domain, base)
 
 

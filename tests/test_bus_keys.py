@@ -107,8 +107,14 @@ def test_wrong_keys_are_said_on_both_sides(
     with remote(base, publisher, folder):
         eventually(lambda: len(caplog.records) >= 2)
     said = sorted(record.message for record in caplog.records)
-    there = "the publisher has other keys, or none" if given else "it wants keys and none are given here"
-    assert said[0].startswith(f"text/say: refused a connection to {publisher.endpoint}: it has other keys")
+    there = (
+        "the publisher has other keys, or none"
+        if given
+        else "the publisher requires keys and none are given here"
+    )
+    assert said[0].startswith(
+        f"text/say: refused a connection to {publisher.endpoint}: the peer has other keys"
+    )
     assert said[1].startswith(f"text/say: {publisher.endpoint}: handshake failed: {there}")
     assert len(said) == 2, "once"
 
@@ -128,7 +134,7 @@ def test_keys_where_none_are_wanted_are_said(
     ):
         eventually(lambda: len(caplog.records) >= 2)
     said = sorted(record.message for record in caplog.records)
-    assert "it wants keys, and none are given here" in said[0]
+    assert "the peer requires keys, and none are given here" in said[0]
     assert "the publisher has other keys, or none" in said[1]
 
 
@@ -190,12 +196,12 @@ def test_keys_lift_the_ban_on_leaving_the_host(base: Path, ours: Path) -> None:
 
 def test_keys_are_readable_by_their_owner_only_and_never_replaced(ours: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in ours.iterdir()} == {0o600}
-    with pytest.raises(BusError, match="holds keys already; choose another folder"):
+    with pytest.raises(BusError, match="already holds keys; choose another folder"):
         keys.new_keys(ours)
 
 
 def test_missing_or_exposed_keys_are_one_clear_error(base: Path, ours: Path) -> None:
-    with pytest.raises(BusError, match=r"no keys in .*nowhere.*make them with: perception keys new"):
+    with pytest.raises(BusError, match=r"no keys in .*nowhere.*create them with: perception keys new"):
         keys.load(base / "nowhere")
     (ours / "bus.key_secret").chmod(0o644)
     with pytest.raises(BusError, match="open to other users; run: chmod 600"):

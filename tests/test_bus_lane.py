@@ -62,7 +62,7 @@ def test_a_frame_written_in_place_is_delivered(bus: CameraBus) -> None:
 def test_a_loan_reaches_readers_of_every_kind(bus: CameraBus) -> None:
     with (
         bus.publisher() as publisher,
-        bus.subscriber() as near,
+        bus.subscriber() as lane_readers,
         zmq.Context() as context,
         context.socket(zmq.SUB) as foreign,
     ):
@@ -73,7 +73,7 @@ def test_a_loan_reaches_readers_of_every_kind(bus: CameraBus) -> None:
             loan = publisher.loan(SIZE)
             np.frombuffer(loan.data, np.uint8)[:] = value
             publisher.send(FRAME, loan)
-            message = near.receive(LONG_S)
+            message = lane_readers.receive(LONG_S)
             assert message is not None
             assert bytes(message.payload) == bytes(filled(value))
             topic, header, payload = foreign.recv_multipart()
@@ -112,7 +112,7 @@ def test_a_remote_reader_gets_the_pixels_inline(bus: CameraBus) -> None:
         bus.publisher(endpoint="tcp://127.0.0.1:*") as publisher,
         zmq.Context() as context,
         context.socket(zmq.SUB) as remote,
-        bus.subscriber() as near,
+        bus.subscriber() as lane_readers,
     ):
         assert publisher.endpoint is not None
         remote.subscribe(b"camera/")
@@ -120,7 +120,7 @@ def test_a_remote_reader_gets_the_pixels_inline(bus: CameraBus) -> None:
         remote.connect(publisher.endpoint)
         eventually(lambda: publisher.subscribers == 2)
         for value in range(3):
-            exchange(publisher, near, value)
+            exchange(publisher, lane_readers, value)
             assert remote.recv_multipart()[2] == bytes(filled(value))
         assert not remote.poll(50)
 
@@ -186,7 +186,7 @@ def test_a_thread_that_took_a_frame_in_for_others_holds_it_no_longer(bus: Camera
             self.waiting += 1  # and so the thread leaves the socket to whoever that is
 
     inbox = InDemand(Mailbox())
-    drain = Drain(("camera/a",), bus.runtime, bus.clock.now_ns, {}, None, inbox, every=False)
+    drain = Drain(("camera/a",), bus.runtime, bus.clock.now_ns, {}, None, inbox, lossless=False)
     thread = Thread(target=drain.run, daemon=True)
     with bus.publisher() as publisher:
         thread.start()
@@ -317,22 +317,22 @@ def test_a_ring_that_cannot_be_opened_sends_the_reader_back_to_zeromq(bus: Camer
     ):
         foreign.set(zmq.LINGER, 0)
         foreign.bind(bus.runtime.ipc_endpoint("camera/a"))
-        plain, asked = foreign.recv(), foreign.recv()
-        assert plain == b"\1camera/a"
+        zmq_readers, asked = foreign.recv(), foreign.recv()
+        assert zmq_readers == b"\1camera/a"
         assert asked.startswith(b"\1~")
         assert asked.endswith(b"/camera/a")
         socket_file = packet.path(bus.runtime.base, asked[2:].partition(b"/")[0])
-        near = packet.Sender(socket_file, b"camera/a")
+        lane_readers = packet.Sender(socket_file, b"camera/a")
         ring = lane.Ring(SIZE)
         placed = packet.pack_placed(bytes(header), 0, SIZE, ring.commit(0))
-        near.send(placed, replaced(ring, file.fileno()))
+        lane_readers.send(placed, replaced(ring, file.fileno()))
         assert foreign.recv() == b"\0" + asked[1:]
         foreign.send_multipart([b"camera/a", header, bytes(filled(3))])
         message = subscriber.receive(LONG_S)
         assert message is not None
         assert bytes(message.payload) == bytes(filled(3))
         assert subscriber.health()["camera/a"].dropped == {"overwritten": 1}
-        near.close()
+        lane_readers.close()
 
 
 def replaced(ring: lane.Ring, file: int) -> lane.Ring:
@@ -345,7 +345,7 @@ def test_another_file_is_not_taken_for_a_ring(tmp_path: Path) -> None:
     with (tmp_path / "file").open("wb+") as file:
         for size in (0, 10, 4096, 4096 * 34):
             file.truncate(size)
-            with pytest.raises(ValueError, match="no file of a ring"):
+            with pytest.raises(ValueError, match="not the file of a ring"):
                 lane.Reader(file.fileno())
         file.truncate(4096 * 33)
         with pytest.raises(OSError, match="Invalid argument"):  # cannot be sealed

@@ -144,12 +144,12 @@ def test_who_is_to_miss_nothing_is_served_first(bus: CameraBus) -> None:
         for count, policies in enumerate((None, EVERY_MESSAGE, None), start=1):
             stack.enter_context(bus.subscriber(policies=policies))
             eventually(partial(joined, audience, count))
-        wants = [packet.wants_every(name) for name in audience.near]
+        wants = [packet.is_lossless(name) for name in audience.lane_readers]
         assert wants == [True, False, False]
         audience.close()
 
 
 def joined(audience: Audience, count: int) -> bool:
     audience.update()
-    audience.used = True
-    return len(audience.near) == count
+    audience.socket_used = True
+    return len(audience.lane_readers) == count

@@ -77,11 +77,11 @@ def test_several_topics_are_handed_out_in_order_of_arrival() -> None:
 def test_what_nothing_waits_before_is_handed_to_who_waits_at_once() -> None:
     mailbox = Mailbox()
     first, second, third = message(TEXT, 0), message(TEXT, 1), message(CAMERA, 0)
-    assert mailbox.pass_on(first) is first
+    assert mailbox.put_and_take(first) is first
     mailbox.put(second)
-    assert mailbox.pass_on(third) is second
+    assert mailbox.put_and_take(third) is second
     assert mailbox.take() is third
-    assert mailbox.pass_on(message(TEXT, 1)) is None
+    assert mailbox.put_and_take(message(TEXT, 1)) is None
     assert account(mailbox, TEXT) == InputHealth(received=3, consumed=2, dropped={"duplicate": 1}, age_ms=0)
 
 
@@ -158,7 +158,7 @@ class Exactness(RuleBasedStateMachine):
 
     @rule(topic=topic_names)
     def arrives_for_who_waits(self, topic: str) -> None:
-        self.reads(self.mailbox.pass_on(self.next_message(topic)))
+        self.reads(self.mailbox.put_and_take(self.next_message(topic)))
 
     def next_message(self, topic: str) -> Message[Header]:
         seq = self.sent[topic]
@@ -196,7 +196,7 @@ class Exactness(RuleBasedStateMachine):
     def is_repeated_to_who_waits(self, topic: str) -> None:
         if self.received[topic]:
             self.repeated[topic] += 1
-            self.reads(self.mailbox.pass_on(message(topic, self.newest[topic])))
+            self.reads(self.mailbox.put_and_take(message(topic, self.newest[topic])))
 
     @rule()
     def is_read(self) -> None:
@@ -233,16 +233,16 @@ def test_who_judges_whether_to_wait_is_counted_among_those_who_do() -> None:
     inbox = Inbox(Mailbox())
     counted = []
 
-    def vain() -> bool:
+    def unless() -> bool:
         counted.append(inbox.waiting)
         return True
 
-    inbox.wait(None, vain)
+    inbox.wait(None, unless)
     assert (counted, inbox.waiting) == ([1], 0)
 
     def interrupted() -> bool:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        inbox.wait(None, vain=interrupted)
+        inbox.wait(None, unless=interrupted)
     assert inbox.waiting == 0

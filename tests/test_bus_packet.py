@@ -29,7 +29,9 @@ class Listening:
     def __init__(self, directory: Path) -> None:
         self.poll = select.poll()
         self.unreadable: list[str] = []
-        self.receiver = packet.Receiver(directory, self.poll, every=False, unreadable=self.unreadable.append)
+        self.receiver = packet.Receiver(
+            directory, self.poll, lossless=False, on_unreadable=self.unreadable.append
+        )
         self.path = str(packet.path(directory, self.receiver.name))
 
     def take(self) -> list[Any]:
@@ -138,5 +140,5 @@ def test_a_publisher_that_has_gone_is_forgotten_once_all_it_sent_is_taken(tmp_pa
 def test_who_cannot_listen_leaves_nothing_behind(tmp_path: Path) -> None:
     deep = tmp_path / ("deep" * 20)
     with pytest.raises(OSError, match="too long"):
-        packet.Receiver(deep, select.poll(), every=True, unreadable=print)
+        packet.Receiver(deep, select.poll(), lossless=True, on_unreadable=print)
     assert not list(deep.iterdir())

@@ -75,12 +75,12 @@ def _wait_until_taken(peer: socket.socket) -> None:
 def test_a_stranger_silences_nobody(bus: Bus, notes: bytes, leaves: bool) -> None:
     with (
         bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher,
-        bus.subscriber("text/say") as near,
+        bus.subscriber("text/say") as lane_readers,
         zmq.Context() as context,
-        context.socket(zmq.SUB) as plain,
+        context.socket(zmq.SUB) as zmq_readers,
     ):
-        plain.subscribe("text/")
-        plain.connect(publisher.endpoint or "")
+        zmq_readers.subscribe("text/")
+        zmq_readers.connect(publisher.endpoint or "")
         eventually(lambda: publisher.subscribers == 2)
         with _peer(publisher.endpoint, notes) as stranger:
             if len(notes) < 2000:  # else ZeroMQ takes no more until some are read
@@ -91,9 +91,9 @@ def test_a_stranger_silences_nobody(bus: Bus, notes: bytes, leaves: bool) -> Non
             for _ in range(200):  # until the last note is taken in
                 publisher.wait_for_subscriber(0)
             publisher.send(say("heard"))
-            assert text(near.receive(LONG_S)) == "heard"
-            assert plain.poll(int(LONG_S * 1000))
-            assert b"heard" in plain.recv_multipart()[1]
+            assert text(lane_readers.receive(LONG_S)) == "heard"
+            assert zmq_readers.poll(int(LONG_S * 1000))
+            assert b"heard" in zmq_readers.recv_multipart()[1]
             assert len(publisher.readers) < 2000
 
 

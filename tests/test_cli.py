@@ -246,7 +246,7 @@ def test_new_keys_are_the_owners_alone_and_never_replaced(
     assert run(["keys", "new", str(folder)]) == 0
     assert all(file.stat().st_mode & 0o077 == 0 for file in folder.iterdir())
     assert run(["keys", "new", str(folder)]) == 5
-    assert "holds keys already" in capsys.readouterr().err
+    assert "already holds keys" in capsys.readouterr().err
 
 
 def test_a_message_is_one_line() -> None:

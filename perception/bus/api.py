@@ -1,4 +1,4 @@
-"""The bus in one call each: `perception.subscribe(...)` and `perception.publish(...)`."""
+"""The bus in two functions: `perception.subscribe(...)` and `perception.publish(...)`."""
 
 import atexit
 import logging
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from perception.bus.codec import Data
 
 _FIRST_SUBSCRIBER_S: Final = 1.0
-SETTLE_S: Final = 0.2  # twice the time in which a subscriber notices or reaches a new topic
+SETTLE_S: Final = 0.2  # twice the time in which a subscriber finds and connects to a new topic
 _LOG: Final = logging.getLogger(__name__)
 _joined: Final[dict[Path, str]] = {}
-"""By runtime directory, the domain of the graph that was joined without being named."""
+"""Runtime directory -> domain of the graph that `publish` selected because none was named."""
 _publishers: Final[dict[tuple[Path, str], Publisher]] = {}
+"""(directory of the domain, topic) -> publisher. Lock: `_lock`."""
 _lock: Final = threading.Lock()
 
 
@@ -41,13 +42,13 @@ def subscribe(
 
     Args:
         patterns: topics such as `state/fused`, or `camera/*`, or `*`.
-        domain: without it $PERCEPTION_DOMAIN, else that of the only graph that is up, or that comes up.
+        domain: default: $PERCEPTION_DOMAIN, else that of the only graph, now or once one is up.
         connect: topic -> `tcp://HOST:PORT` of publishers on other hosts.
         insecure: allow endpoints off loopback without keys.
         keys: folder of CURVE keys for `connect`.
 
     Raises:
-        BusError: a pattern, the domain or an endpoint is refused.
+        BusError: a pattern, the domain or an endpoint is invalid.
         PerceptionError: no domain is named, and several graphs are up.
     """
     elsewhere = set(patterns) <= set(connect or ())
@@ -73,24 +74,24 @@ def publish(
     stamp_ns: int | None = None,
     **fields: Any,
 ) -> int:
-    """Publish one message and return how many subscribers it went to.
+    """Publish one message and return the number of subscribers it was sent to.
 
-    The first call for a topic binds it for the rest of the process, and waits up to a second for a
-    first subscriber, so that a command typed once is not lost.
+    The first call for a topic binds it until the process ends, and waits up to a second for a first
+    subscriber, so that a single message is not lost.
 
     Args:
         topic: such as `text/say`.
         payload: pixels or samples, where the topic has them.
-        domain: without it $PERCEPTION_DOMAIN, else that of the only graph that is up, else `default`.
-        stamp_ns: when it happened, host time; without it the moment at which it is sent. Sound: of its first
-            sample; without it the last sample is heard at the moment at which it is sent.
+        domain: default: $PERCEPTION_DOMAIN, else that of the only graph that is up, else `default`.
+        stamp_ns: event time in ns of the host clock; default: the time of sending. Sound: time of the first
+            sample; by default the last sample ends at the time of sending.
         fields: of the topic's message, for example `text="come here"`.
 
     Raises:
         BusError: not a topic, or another process publishes it.
         PerceptionError: no domain is named, and several graphs are up.
-        MalformedMessageError: fields or payload are not what the topic carries, or a block of sound lasts
-            longer than MAX_BLOCK_NS; it is a ValueError.
+        MalformedMessageError: fields or payload do not fit the topic, or a block of sound is longer than
+            MAX_BLOCK_NS. It is a ValueError.
     """
     kind = topics.lookup(topic).message
     try:
@@ -103,15 +104,15 @@ def publish(
             "allowed: cut it into blocks, and publish each when it ends"
         )
     publisher = _publisher(topic, _runtime(domain))
-    subscribers = publisher.subscribers  # before: who comes meanwhile does not get it
-    publisher.send(header, payload, now=stamp_ns is None)  # not before the wait for a first subscriber
+    subscribers = publisher.subscribers  # before `send`: later ones do not receive it
+    publisher.send(header, payload, now=stamp_ns is None)  # stamped after the wait for a subscriber
     if not subscribers and not domains.named(domain) and base_directory() not in _joined:
-        _say_once(f"{topic}: nobody listens, and {domains.NONE_UP}")
+        _warn_once(f"{topic}: nobody listens, and {domains.NONE_UP}")
     return subscribers
 
 
 def clock_now_ns() -> int:
-    """Return the host clock: UNIX-like nanoseconds that never step, shared by all processes."""
+    """Return the host time: UNIX-like nanoseconds that never step, equal in all processes."""
     return _clock().now_ns()
 
 
@@ -121,7 +122,7 @@ def _clock() -> HostClock:
 
 
 def _runtime(domain: str | None) -> Runtime:
-    """Return where to publish: where none is named, a graph that was joined is not left while it is up."""
+    """Return the domain to publish in. A graph that was selected once is kept while it is up."""
     if domains.named(domain):
         return Runtime(domain)
     base = base_directory()
@@ -134,7 +135,7 @@ def _runtime(domain: str | None) -> Runtime:
 
 
 @cache
-def _say_once(text: str) -> None:
+def _warn_once(text: str) -> None:
     _LOG.warning("%s", text)
 
 
@@ -152,7 +153,7 @@ def _publisher(topic: str, runtime: Runtime) -> Publisher:
 
 @atexit.register
 def close() -> None:
-    """Give back all topics that `publish` has bound; it binds them again if it is called."""
+    """Release all topics that `publish` has bound; a later call binds them again."""
     with _lock:
         for publisher in _publishers.values():
             publisher.close()

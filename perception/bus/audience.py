@@ -1,4 +1,14 @@
-"""Who listens to one topic, and whether by the lane or through ZeroMQ."""
+"""The readers of one topic: which of them receive by a lane, and which through ZeroMQ.
+
+A reader subscribes through ZeroMQ and then requests a lane (`perception.bus.lanes`). It must get each message
+once, so the XPUB socket runs in manual mode: the publisher decides what each connection is subscribed to.
+
+ZeroMQ does not say which connection a request came from, and a peer may send any request. So the count of
+subscriptions decreases only when a connection ends, which ZeroMQ itself reports. It is never too low: a
+message is sent through ZeroMQ if there may be a reader.
+
+Threads: not thread-safe. `Publisher._lock` is held during every call; all fields are guarded by it.
+"""
 
 import select
 from pathlib import Path
@@ -10,88 +20,83 @@ from perception.bus import packet
 
 _POLLIN: Final = int(zmq.POLLIN)  # plain numbers: arithmetic of enums is slow
 _EVENTS: Final = int(zmq.EVENTS)
-_MAX_NOTE_BYTES: Final = 1024  # readers send subscriptions only; a CURVE handshake takes some 300
-_NOTES_AT_ONCE: Final = 256
-"""A flood of notes delays no message by more than a millisecond; the others wait in ZeroMQ."""
+_MAX_REQUEST_BYTES: Final = 1024  # readers send subscriptions only; a CURVE handshake takes some 300
+_MAX_BATCH: Final = 256
+"""Requests per call, so that a flood delays a message by at most a millisecond; the others wait in ZeroMQ."""
 
 
 class Audience:
-    """Answers the subscriptions that reach an XPUB socket.
-
-    A reader that subscribes to a topic and then asks for the lane gets one of them only: ZeroMQ's manual
-    mode lets the publisher decide what each connection is subscribed to.
-
-    ZeroMQ does not say which connection a note came from, and any peer may send any note. So nothing is
-    taken from the count of subscriptions but by the end of a connection, which only ZeroMQ itself can tell.
-    """
+    """Answers the subscription requests that reach an XPUB socket."""
 
     def __init__(self, socket: zmq.Socket[bytes], topic: str, directory: Path) -> None:
-        """Watch `socket`, which publishes `topic`; readers on this host listen in the runtime directory."""
+        """Read requests from `socket`, which publishes `topic`; lanes lead to sockets in `directory`."""
         socket.set(zmq.XPUB_MANUAL, 1)
-        socket.set(zmq.MAXMSGSIZE, _MAX_NOTE_BYTES)
+        socket.set(zmq.MAXMSGSIZE, _MAX_REQUEST_BYTES)
         self._socket = socket
-        self._astray = False
-        """Whether ZeroMQ attributes notes to the wrong connections, until there are none left."""
-        self._notes = select.poll()
-        self._notes.register(int(socket.get(zmq.FD)), select.POLLIN)
-        self.used = True
-        """Whether the socket has been used since `update`: then it may hide that there are notes."""
+        self._misattributed = False
+        """Whether ZeroMQ attributes requests to wrong connections; reset when no request is left."""
+        self._poller = select.poll()
+        self._poller.register(int(socket.get(zmq.FD)), select.POLLIN)
+        self.socket_used = True
+        """Whether the socket was used since `update`: its descriptor may then not signal requests."""
         self._topic = topic.encode()
         self._directory = directory
         self._joined = 0
-        """Subscriptions of connections that have not ended, those of `near` readers included."""
-        self._behind = False
-        """Whether notes are left for the next call of `update`: half of a reader may have gone."""
-        self.near: dict[bytes, packet.Sender] = {}
-        """Readers that are served by the lane, in order of name: those who are to miss nothing come first.
+        """Subscriptions of open connections, including those of `lane_readers`."""
+        self._unread = False
+        """Whether requests are left for the next call of `update`: a reader may be half processed."""
+        self.lane_readers: dict[bytes, packet.Sender] = {}
+        """Readers that receive by a lane, in order of name: lossless readers (recorders) first.
 
-        Whoever is served later can then have nothing that a recorder lacks, even if this process is killed.
+        So a message that any reader has received has also reached every recorder, even if this process is
+        killed between two sends.
         """
-        self.wants_every = False
-        """Whether a reader on this host is to miss nothing."""
+        self.lossless = False
+        """Whether a reader on this host must receive every message."""
 
     def __len__(self) -> int:
-        return self.plain + len(self.near)
+        return self.zmq_readers + len(self.lane_readers)
 
     @property
-    def plain(self) -> int:
-        """Subscriptions that are served through ZeroMQ, never fewer than there are.
+    def zmq_readers(self) -> int:
+        """Number of subscriptions served through ZeroMQ, never too low.
 
-        One that is given up is counted until its publisher ends, if its connection outlives it.
+        An unsubscribed one is still counted until its connection ends.
         """
-        return max(self._joined - len(self.near), int(self._behind))
+        return max(self._joined - len(self.lane_readers), int(self._unread))
 
     def update(self) -> None:
-        """Take in what readers have sent since the last call."""
-        if not self.used and not self._notes.poll(0):  # a fifth of the time of asking ZeroMQ
+        """Process the requests of readers since the last call."""
+        if not self.socket_used and not self._poller.poll(0):  # five times as fast as reading zmq.EVENTS
             return
-        self.used = self._behind = True
-        for _ in range(_NOTES_AT_ONCE):
+        self.socket_used = self._unread = True
+        for _ in range(_MAX_BATCH):
             if self._socket.closed or not int(self._socket.get(_EVENTS)) & _POLLIN:
-                self.used = self._behind = self._astray = False
+                self.socket_used = self._unread = self._misattributed = False
                 return
-            self._take(self._socket.recv(copy=False))
+            self._handle(self._socket.recv(copy=False))
 
     def close(self) -> None:
-        """Let go of the readers on this host."""
-        for sender in self.near.values():
+        """Disconnect the lanes."""
+        for sender in self.lane_readers.values():
             sender.close()
-        self.near.clear()
+        self.lane_readers.clear()
 
-    def _take(self, frame: zmq.Frame) -> None:
-        note = frame.bytes
-        is_note = note[:1] in (b"\0", b"\1")
-        # ZeroMQ keeps the connections of notes apart from the notes, and takes one off for anything it reads:
-        # what is no note puts those that wait out of step. Whoever is next then gets all of the topic.
-        self._astray |= not is_note
-        if self._astray:
+    def _handle(self, frame: zmq.Frame) -> None:
+        request = frame.bytes
+        is_request = request[:1] in (b"\0", b"\1")
+        # ZeroMQ keeps a queue of connections beside the queue of requests and removes one for each frame
+        # read. A frame that is no request shifts the two queues: the next connections then get the whole
+        # topic.
+        self._misattributed |= not is_request
+        if self._misattributed:
             self._socket.set(zmq.SUBSCRIBE, self._topic)
-        if not is_note:
+        if not is_request:
             return
-        joins, beginning = note[0] == 1, note[1:]
+        joins, beginning = request[0] == 1, request[1:]
         if beginning[:1] == b"~":
             name, _, beginning = beginning[1:].partition(b"/")
-            if self._topic.startswith(beginning) and not (joins and self._astray):
+            if self._topic.startswith(beginning) and not (joins and self._misattributed):
                 self._change_lane(joins, name, beginning)
         elif self._topic.startswith(beginning):
             if joins or not _is_from_peer(frame):
@@ -99,26 +104,26 @@ class Audience:
             self._set(joins, beginning)
 
     def _change_lane(self, joins: bool, name: bytes, beginning: bytes) -> None:
-        if joins == (name in self.near):
+        if joins == (name in self.lane_readers):
             return
         if joins:
             try:
-                self.near[name] = packet.Sender(packet.path(self._directory, name), self._topic)
+                self.lane_readers[name] = packet.Sender(packet.path(self._directory, name), self._topic)
             except OSError:
-                return  # a reader elsewhere
-            self.near = dict(sorted(self.near.items()))
+                return  # a reader on another host
+            self.lane_readers = dict(sorted(self.lane_readers.items()))
         else:
-            self.near.pop(name).close()
-        self.wants_every = packet.wants_every(next(iter(self.near), b""))
+            self.lane_readers.pop(name).close()
+        self.lossless = packet.is_lossless(next(iter(self.lane_readers), b""))
         self._set(not joins, beginning)
 
     def _set(self, joins: bool, beginning: bytes) -> None:
-        if not self._astray:
+        if not self._misattributed:
             self._socket.set(zmq.SUBSCRIBE if joins else zmq.UNSUBSCRIBE, beginning)
 
 
 def _is_from_peer(frame: zmq.Frame) -> bool:
-    """Return whether a peer sent this, rather than ZeroMQ because the peer's connection has ended."""
+    """Return whether a peer sent this frame; ZeroMQ itself sends one when a peer's connection ends."""
     try:
         frame.get("Peer-Address")
     except zmq.ZMQError:

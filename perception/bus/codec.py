@@ -1,4 +1,4 @@
-"""Messages to bytes and back: `[topic, msgpack map, payload?]`. Whatever the bytes, decoding is safe."""
+"""Messages to bytes and back: `[topic, msgpack map, payload?]`. Decoding is safe for any bytes."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -24,45 +24,45 @@ if TYPE_CHECKING:
     """Bytes or an array; numpy itself is not imported here."""
 
 MAX_PART_BYTES: Final = max(row.max_payload_bytes for row in topics.TOPICS.values())
-"""No part of any message is larger; sockets refuse to buffer more."""
+"""Size limit of every part of a message; sockets refuse larger ones."""
 
-_MAX_REASON: Final = 120
+_MAX_REASON_LENGTH: Final = 120
 _PIXEL_BYTES: Final = {"bgr8": 3, "mono8": 1}
 _SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
 
 
 def _plain(value: object) -> object:
-    """Return a number or text of a type of its own, such as NumPy's float64, as it is on the wire."""
+    """Return a number or text of a subclass, such as NumPy's float64, as the plain Python type."""
     for kind in (str, float, int):
         if isinstance(value, kind):
             return kind(value)
-    raise TypeError(f"{type(value).__name__} has no place in a header")
+    raise TypeError(f"a header cannot contain {type(value).__name__}")
 
 
 _pack: Final = msgspec.msgpack.Encoder(enc_hook=_plain).encode
 
 
 class Coder:
-    """Messages of one topic: what must hold of them, and their headers to bytes and back."""
+    """Validates, encodes and decodes the messages of one topic."""
 
     def __init__(self, topic: str) -> None:
-        """Look `topic` up, such as `camera/front`; BusError if it is none."""
+        """Create the coder of a topic such as `camera/front`; BusError if it is not a topic."""
         row = topics.lookup(topic)
         self.topic = topic
         self.name: Final = topic.encode()
-        """As it is on the wire."""
+        """The topic in bytes, as on the wire."""
         self._kind = row.message
         self._unpack = msgspec.msgpack.Decoder(row.message).decode
         self._most_bytes = row.max_payload_bytes
-        self._wrong = _WRONG.get(row.message, _never_wrong)
+        self._check_payload = _PAYLOAD_CHECKS.get(row.message, _accept_any)
 
     def pack(self, header: Header, payload_bytes: int) -> bytes:
-        """Return the header on the wire; MalformedMessageError if it is not what the topic carries."""
+        """Return the encoded header; MalformedMessageError if it does not fit the topic."""
         if not isinstance(header, self._kind):
             kind = type(header).__name__
             raise MalformedMessageError(f"{self.topic} carries {self._kind.__name__}, not {kind}")
-        if payload_bytes > self._most_bytes or self._wrong(header, payload_bytes) is not None:
-            raise self._unfit(header, payload_bytes)
+        if payload_bytes > self._most_bytes or self._check_payload(header, payload_bytes) is not None:
+            raise self._payload_error(header, payload_bytes)
         try:
             packed = _pack(header)
         except (ValueError, TypeError, OverflowError) as error:
@@ -72,28 +72,28 @@ class Coder:
         return packed
 
     def unpack(self, packed: bytes, payload: Payload, received_ns: int) -> Message[Header]:
-        """Return the message; MalformedMessageError says in one line what is wrong with it."""
+        """Return the message; MalformedMessageError with a one-line reason if it is invalid."""
         if len(packed) > topics.MAX_HEADER_BYTES:
             raise self._too_long(packed)
         try:
             header = self._unpack(packed)
         except msgspec.ValidationError as error:
-            raise MalformedMessageError(f"{self.topic}: {_brief(error)}") from error
+            raise MalformedMessageError(f"{self.topic}: {_shortened(error)}") from error
         except (ValueError, RecursionError) as error:
             raise MalformedMessageError(
-                f"{self.topic}: header is not msgpack within limits: {_brief(error)}"
+                f"{self.topic}: header is not msgpack within limits: {_shortened(error)}"
             ) from error
         size = len(payload)
-        if size > self._most_bytes or self._wrong(header, size) is not None:
-            raise self._unfit(header, size)
+        if size > self._most_bytes or self._check_payload(header, size) is not None:
+            raise self._payload_error(header, size)
         return Message(self.topic, header, payload, received_ns, (header, packed))
 
-    def _unfit(self, header: Header, size: int) -> MalformedMessageError:
+    def _payload_error(self, header: Header, size: int) -> MalformedMessageError:
         most = self._most_bytes
         reason = (
             f"payload of {size} bytes; at most {most} are allowed"
             if size > most
-            else self._wrong(header, size)
+            else self._check_payload(header, size)
         )
         return MalformedMessageError(f"{self.topic}: {reason}")
 
@@ -108,11 +108,11 @@ def encode(topic: str, header: Header, payload: "Data" = b"") -> list[bytes | me
     Args:
         topic: such as `camera/front`.
         header: of the topic's message type.
-        payload: bytes or a C-contiguous array; it is not copied, so it must not change until it is sent.
+        payload: bytes or array; a C-contiguous one is not copied and must not change until it is sent.
 
     Raises:
         BusError: `topic` is not a topic.
-        MalformedMessageError: header or payload is not what the topic carries.
+        MalformedMessageError: header or payload does not fit the topic.
     """
     coder, data = coder_of(topic), flat(topic, payload)
     parts: list[bytes | memoryview] = [coder.name, coder.pack(header, len(data))]
@@ -120,13 +120,13 @@ def encode(topic: str, header: Header, payload: "Data" = b"") -> list[bytes | me
 
 
 def decode(parts: Sequence[Payload], *, received_ns: int) -> Message[Header]:
-    """Return the message in `parts`; MalformedMessageError says in one line what is wrong with them."""
-    coder, packed, payload = opened(parts)
+    """Return the message in `parts`; MalformedMessageError with a one-line reason if they are invalid."""
+    coder, packed, payload = split(parts)
     return coder.unpack(packed, payload, received_ns)
 
 
-def opened(parts: Sequence[Payload]) -> tuple[Coder, bytes, Payload]:
-    """Return what reads the header of a message, the header, and the payload; or raise as `decode` does."""
+def split(parts: Sequence[Payload]) -> tuple[Coder, bytes, Payload]:
+    """Return (coder of the topic, header, payload) of a message; MalformedMessageError if it is invalid."""
     if len(parts) not in (2, 3):
         raise MalformedMessageError(f"a message has 2 or 3 parts, not {len(parts)}")
     coder = coder_named(bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]))
@@ -134,12 +134,12 @@ def opened(parts: Sequence[Payload]) -> tuple[Coder, bytes, Payload]:
 
 
 coder_of: Final = lru_cache(maxsize=256)(Coder)
-"""Return the coder of a topic, made once; BusError if it is none."""
+"""Return the coder of a topic, created once; BusError if it is not a topic."""
 
 
 @lru_cache(maxsize=256)
 def coder_named(name: bytes) -> Coder:
-    """Return the coder of a topic as it came; MalformedMessageError if it is none."""
+    """Return the coder of a received topic; MalformedMessageError if it is not a topic."""
     if len(name) > topics.MAX_TOPIC_LENGTH:
         raise MalformedMessageError(f"a topic of over {topics.MAX_TOPIC_LENGTH} bytes")
     try:
@@ -151,45 +151,45 @@ def coder_named(name: bytes) -> Coder:
 
 
 def flat(topic: str, payload: Any) -> memoryview:
-    """Return a payload as bytes in a row; MalformedMessageError if it cannot be had so."""
+    """Return a payload as contiguous bytes; MalformedMessageError if it is not a buffer."""
     try:
         view = memoryview(payload)
         if not view.nbytes:
             return memoryview(b"")
         return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
     except (TypeError, ValueError, BufferError, NotImplementedError) as error:
-        raise MalformedMessageError(f"{topic}: payload is no plain buffer: {error}") from error
+        raise MalformedMessageError(f"{topic}: payload is not a plain buffer: {error}") from error
 
 
-def _brief(error: Exception) -> str:
-    text = str(error)  # it may quote what came
-    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}…"
+def _shortened(error: Exception) -> str:
+    text = str(error)  # it may quote received bytes
+    return text if len(text) <= _MAX_REASON_LENGTH else f"{text[:_MAX_REASON_LENGTH]}…"
 
 
-def _never_wrong(_: Any, __: int) -> None:
-    """Any payload goes with most headers."""
+def _accept_any(_: Any, __: int) -> None:
+    """Accept any payload, for messages without a rule."""
 
 
-def _wrong_frame(header: Any, size: int) -> str | None:
+def _check_frame(header: Any, size: int) -> str | None:
     if not size:
         return f"empty {header.encoding} frame"
     if header.encoding == "jpeg":
         return None
     expected = header.width * header.height * _PIXEL_BYTES[header.encoding]
-    return None if size == expected else _contradiction(size, expected)
+    return None if size == expected else _size_mismatch(size, expected)
 
 
-def _wrong_block(header: Any, size: int) -> str | None:
+def _check_block(header: Any, size: int) -> str | None:
     expected = header.samples * header.channels * _SAMPLE_BYTES[header.format]
-    return None if size == expected else _contradiction(size, expected)
+    return None if size == expected else _size_mismatch(size, expected)
 
 
-def _contradiction(size: int, expected: int) -> str:
+def _size_mismatch(size: int, expected: int) -> str:
     return f"payload of {size} bytes where the header says {expected}"
 
 
-_WRONG: Final[dict[type[Header], Callable[[Any, int], str | None]]] = {
-    CameraFrame: _wrong_frame,
-    AudioBlock: _wrong_block,
+_PAYLOAD_CHECKS: Final[dict[type[Header], Callable[[Any, int], str | None]]] = {
+    CameraFrame: _check_frame,
+    AudioBlock: _check_block,
 }
-"""By message, what says how a header and the size of its payload do not go together."""
+"""By message type: returns why a payload's size does not fit its header, None if it does."""

@@ -1,4 +1,4 @@
-"""Which graph is meant where nobody names a domain: the only one that is up."""
+"""Selects the graph where no domain is named: the only one that is up."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,7 @@ JOINED_DOMAIN: Final = "Graph to join. Default: $PERCEPTION_DOMAIN, else the onl
 
 
 def graphs_up(base: Path | None = None) -> list[str]:
-    """Return the domains in which a node lives, one that publishes its health; sorted."""
+    """Return the domains in which at least one node publishes its health, sorted."""
     base = base or base_directory()
     folders = [folder for folder in base.iterdir() if (folder / "health").is_dir()]
     return sorted(
@@ -30,14 +30,14 @@ def named(domain: str | None) -> bool:
 
 
 def find(domain: str | None = None, base: Path | None = None) -> Runtime | None:
-    """Return the domain that is meant; None if none is named and no graph is up.
+    """Return the named domain, else that of the only graph that is up; None if no graph is up.
 
     Args:
-        domain: as named by the caller; without it $PERCEPTION_DOMAIN, else that of the only graph.
-        base: directory of all domains; without it the user's runtime directory.
+        domain: name; default: $PERCEPTION_DOMAIN, else that of the only graph.
+        base: directory of all domains; default: the user's runtime directory.
 
     Raises:
-        PerceptionError: none is named, and several graphs are up: it lists them.
+        PerceptionError: no domain is named and several graphs are up; the error lists them.
     """
     if named(domain):
         return Runtime(domain, base)
@@ -48,17 +48,17 @@ def find(domain: str | None = None, base: Path | None = None) -> Runtime | None:
 
 
 def joined(domain: str | None) -> Runtime:
-    """Return the domain that is meant, as `find` does; PerceptionError also if there is none."""
+    """Return the domain as `find` does; PerceptionError also if no graph is up."""
     runtime = find(domain)
     if runtime is None:
         raise PerceptionError(f"{NONE_UP}; start one: perception up PROFILE")
     return runtime
 
 
-def first_to_come(base: Path, wanted: Callable[[str], bool]) -> Runtime | None:
-    """Return the domain for a reader who waits: of the only graph, else `default` if it has what is wanted.
+def first_domain(base: Path, wanted: Callable[[str], bool]) -> Runtime | None:
+    """Return the domain for a reader that waits: of the only graph, else `default` if it has a wanted topic.
 
-    Programs without a graph publish there. PerceptionError as `find`.
+    Programs without a graph publish to `default`. Raises PerceptionError as `find` does.
     """
     if (runtime := find(base=base)) is not None:
         return runtime

@@ -1,4 +1,4 @@
-"""What a socket is given: an endpoint that is well-formed and safe, a bound on what may pile up."""
+"""Settings of sockets: checks that an endpoint is well-formed and safe; high-water marks."""
 
 import ipaddress
 import logging
@@ -9,17 +9,17 @@ from perception.profile.endpoint import parse
 from perception.topics import Topic
 
 _LOG: Final = logging.getLogger(__name__)
-# A recorder may be stopped for a second; a late reader drains them all and takes the last.
+# A recorder may stop for a second; a late reader reads them all and returns the last.
 _LATEST_BACKLOG: Final = 32
 
 
 def backlog(row: Topic) -> int:
-    """Return how many messages ZeroMQ may hold on either side of a connection (its high-water mark)."""
+    """Return ZeroMQ's high-water mark: messages that may wait on each side of a connection."""
     return row.depth if row.policy == "queue" else _LATEST_BACKLOG
 
 
 def check(endpoint: str, *, encrypted: bool, insecure: bool) -> None:
-    """Refuse an endpoint that is malformed, or that leaves the host in the clear unasked; BusError."""
+    """Raise BusError if the endpoint is malformed, or off loopback without keys or `insecure`."""
     if not is_safe(endpoint, encrypted=encrypted, insecure=insecure):
         raise BusError(unsafe(endpoint))
     if not is_safe(endpoint, encrypted=encrypted, insecure=False):
@@ -27,12 +27,12 @@ def check(endpoint: str, *, encrypted: bool, insecure: bool) -> None:
 
 
 def is_safe(endpoint: str, *, encrypted: bool, insecure: bool) -> bool:
-    """Return whether an endpoint stays on this host, is encrypted or need not; BusError if malformed."""
+    """Return whether an endpoint is on loopback, encrypted or allowed as insecure; BusError if malformed."""
     return _is_loopback(parse(endpoint).host) or encrypted or insecure
 
 
 def unsafe(endpoint: str) -> str:
-    """Say why an endpoint is refused, and what to do."""
+    """Return why an unsafe endpoint is refused, and what to do."""
     return (
         f"{endpoint} leaves this host unencrypted; give a keys folder (perception keys new), "
         "or set insecure = true"

@@ -1,8 +1,18 @@
-"""One host's shared ground: the clock all processes agree on, and the directory where topics meet.
+"""What the processes of one user on one host share: the host clock and the runtime directory.
 
-One user has one runtime directory, /tmp/perception-UID, whoever starts a process: a service, cron, sudo or a
-login shell. $XDG_RUNTIME_DIR is not asked, because only some of them have it and it goes with the last login.
-$PERCEPTION_RUNTIME_DIR names another place, for all processes that are to meet there.
+The runtime directory is /tmp/perception-UID, for a service, cron, sudo and a login shell alike.
+$XDG_RUNTIME_DIR is not read: only some of them have it, and it is removed at the last logout.
+$PERCEPTION_RUNTIME_DIR names another directory; processes with the same one find each other.
+
+Layout: `.clock` holds the anchor of the host clock, `DOMAIN/camera/front` is the socket of a topic,
+`DOMAIN/camera/.front.lock` its lock file with the publisher's process id, `.NAME.reader` the socket of a
+reader.
+
+Crash safety: a topic belongs to the process that holds the flock of its lock file. The kernel drops it when
+the process ends, so a claim never outlives its publisher; `sweep` removes files without a lock. A lock counts
+only while the locked file is the one at the path (`same_file`).
+
+Threads: `Runtime` and `HostClock` may be used from any thread. A `Claim` is guarded by its publisher's lock.
 """
 
 import fcntl
@@ -29,18 +39,18 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _MAX_SOCKET_PATH_BYTES: Final = 107  # sun_path of unix(7), less its closing zero
 _MAX_BASE_BYTES: Final = 60  # leaves 46 for a domain and a topic
-_CLAIM_PATIENCE_S: Final = 0.25  # outlasts another process's look at the lock, and an exiting publisher
+_CLAIM_TIMEOUT_S: Final = 0.25  # longer than another process tests the lock, or a publisher takes to end
 
 
 def base_directory() -> Path:
-    """Return this user's runtime directory, made if needed; BusError if others could reach into it."""
+    """Return this user's runtime directory, created if missing; BusError if other users can access it."""
     usual, chosen = Path(f"/tmp/perception-{os.getuid()}"), os.environ.get(RUNTIME_VARIABLE)
     if not chosen:
         return private_directory(usual)
     if not os.path.isabs(chosen):
-        raise BusError(f"{RUNTIME_VARIABLE}={chosen} is no absolute path, so processes would not meet there")
+        raise BusError(f"{RUNTIME_VARIABLE}={chosen} is not an absolute path")
     if len(os.fsencode(chosen)) > _MAX_BASE_BYTES:
-        _say_once(
+        _warn_once(
             f"{RUNTIME_VARIABLE}={chosen} is longer than {_MAX_BASE_BYTES} bytes, too long for the paths of "
             f"sockets; using {usual} instead"
         )
@@ -49,28 +59,28 @@ def base_directory() -> Path:
 
 
 @cache
-def _say_once(text: str) -> None:
+def _warn_once(text: str) -> None:
     _LOG.warning("%s", text)
 
 
 def private_directory(path: Path) -> Path:
-    """Return a directory that only this user can enter, made if needed; BusError if it cannot be had."""
+    """Return a directory that only this user can access, created if missing; BusError if that fails."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.lstat()
     except OSError as error:
         raise BusError(
-            f"cannot make the runtime directory {path}: {error.strerror}; {RUNTIME_VARIABLE} names another"
+            f"cannot create the runtime directory {path}: {error.strerror}; set {RUNTIME_VARIABLE}"
         ) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise BusError(f"{path} is not a directory of yours; remove it or set {RUNTIME_VARIABLE}")
+        raise BusError(f"{path} is not a directory of this user; remove it or set {RUNTIME_VARIABLE}")
     if status.st_mode & 0o077:
         raise BusError(f"{path} is open to other users; run: chmod 700 {path}")
     return path
 
 
 def same_file(path: Path, descriptor: int) -> bool:
-    """Return whether the file at a path is the open one; else a lock on the latter guards nothing."""
+    """Return whether the file at a path is the open one; otherwise a lock on the open one has no effect."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -78,9 +88,9 @@ def same_file(path: Path, descriptor: int) -> bool:
 
 
 class HostClock:
-    """UNIX-like nanoseconds that never step: CLOCK_MONOTONIC plus an anchor taken once per boot.
+    """UNIX-like nanoseconds that never step: CLOCK_MONOTONIC plus an anchor, set once per boot.
 
-    Every process of this user reads the same anchor, whatever its domain.
+    All processes of this user read the same anchor, in every domain.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -88,27 +98,27 @@ class HostClock:
         self._anchor_ns = _shared_anchor_ns(self._path)
 
     def now_ns(self) -> int:
-        """Return the time now."""
+        """Return the current host time in ns."""
         return time.monotonic_ns() + self._anchor_ns
 
     def to_host_ns(self, monotonic_ns: int) -> int:
-        """Return the host time of a CLOCK_MONOTONIC reading, such as a driver's buffer stamp."""
+        """Return the host time of a CLOCK_MONOTONIC time, such as a driver's buffer stamp."""
         return monotonic_ns + self._anchor_ns
 
     def restore(self) -> None:
-        """Put the anchor back if its file is gone, so that whoever starts next reads the same clock."""
+        """Write the anchor again if its file was removed, so that new processes read the same clock."""
         if self._path.exists():
             return
-        whole = self._path.with_name(f".clock{secrets.token_hex(4)}")
+        temporary = self._path.with_name(f".clock{secrets.token_hex(4)}")
         try:
-            whole.write_text(f"{self._anchor_ns} {_boot_id()}\n", encoding="ascii")
-            whole.chmod(0o600)
+            temporary.write_text(f"{self._anchor_ns} {_boot_id()}\n", encoding="ascii")
+            temporary.chmod(0o600)
             with suppress(FileExistsError):  # another process was faster
-                os.link(whole, self._path)
+                os.link(temporary, self._path)
         except OSError as error:
-            raise BusError(f"cannot keep the host clock in {self._path}: {error}") from error
+            raise BusError(f"cannot write the host clock to {self._path}: {error}") from error
         finally:
-            whole.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def _boot_id() -> str:
@@ -118,7 +128,7 @@ def _boot_id() -> str:
 def _shared_anchor_ns(path: Path) -> int:
     try:
         boot_id = _boot_id()
-        # The lock makes read-or-take one step, so that two first processes cannot take two anchors.
+        # Read or create under a lock: two first processes must not create two anchors.
         path.touch(mode=0o600)
         with path.open("r+", encoding="ascii") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -131,38 +141,38 @@ def _shared_anchor_ns(path: Path) -> int:
             file.write(f"{anchor_ns} {boot_id}\n")
             return anchor_ns
     except OSError as error:
-        raise BusError(f"cannot keep the host clock in {path}: {error}") from error
+        raise BusError(f"cannot write the host clock to {path}: {error}") from error
 
 
 class Runtime:
-    """The topics of one domain on this host: each a unix socket file of the topic's name."""
+    """The topics of one domain on this host; each has a unix socket file named like the topic."""
 
     def __init__(self, domain: str | None = None, base: Path | None = None) -> None:
         """Open a domain.
 
         Args:
-            domain: keeps graphs apart; without it $PERCEPTION_DOMAIN, else `default`.
-            base: directory of all domains; without it the user's runtime directory.
+            domain: name of the graph; default: $PERCEPTION_DOMAIN, else `default`.
+            base: directory of all domains; default: the user's runtime directory.
         """
         self.domain = os.environ.get(DOMAIN_VARIABLE) or "default" if domain is None else domain
         if not _DOMAIN.fullmatch(self.domain):
-            raise BusError(f"'{self.domain[:80]}' is no domain; use 1 to 32 letters, digits, '_' and '-'")
+            raise BusError(f"'{self.domain[:80]}' is not a domain; use 1 to 32 letters, digits, '_' and '-'")
         self.base = base_directory() if base is None else private_directory(base)
         self.directory = self.base / self.domain
         self.keeper = Keeper()
-        """Puts back what this process has in the directory, should somebody remove it."""
+        """Restores files of this process that were removed."""
 
     @cached_property
     def clock(self) -> HostClock:
-        """The clock of all processes that meet here."""
+        """The clock of all processes with this base directory."""
         return HostClock(self.base)
 
     def ipc_endpoint(self, topic: str) -> str:
-        """Return the endpoint publishers of `topic` bind and subscribers connect to."""
+        """Return the endpoint of `topic`: publishers bind it, subscribers connect to it."""
         return f"ipc://{self.socket_path(topic)}"
 
     def socket_path(self, topic: str) -> Path:
-        """Return the socket file of `topic`; BusError if its path is longer than the system allows."""
+        """Return the socket file of `topic`; BusError if its path is too long for the system."""
         topics.lookup(topic)
         path = self.directory / topic
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
@@ -173,12 +183,12 @@ class Runtime:
         return path
 
     def topics(self) -> list[str]:
-        """Return the topics that a live process of this host publishes now, sorted."""
+        """Return the topics that processes of this host publish now, sorted."""
         return sorted(topic for topic in self._found() if self._holder(topic) is not None)
 
     def claim(self, topic: str) -> "Claim":
-        """Take the right to publish `topic`; BusError if a live publisher has it."""
-        deadline = time.monotonic() + _CLAIM_PATIENCE_S
+        """Return the exclusive right to publish `topic`; BusError if another process or publisher has it."""
+        deadline = time.monotonic() + _CLAIM_TIMEOUT_S
         while True:
             claim = self._try_claim(topic)
             if claim is not None:
@@ -191,7 +201,7 @@ class Runtime:
             time.sleep(0.01)
 
     def renew(self, claim: "Claim") -> None:
-        """Take a claim again whose files are gone; BusError if another publisher was faster."""
+        """Claim the topic again if its files were removed; BusError if another publisher has claimed it."""
         if not claim.locked():
             topic = str(claim.path.relative_to(self.directory))
             again = self._try_claim(topic)
@@ -200,10 +210,10 @@ class Runtime:
                 raise BusError(
                     f"{topic}: its files were removed, and {holder} publishes it now: stop one of the two"
                 )
-            claim.take_over(again)
+            claim.replace_with(again)
 
     def sweep(self) -> None:
-        """Remove what dead processes left: socket files, lock files, empty directories."""
+        """Remove the files of ended processes: sockets, lock files, empty directories."""
         for topic in self._found():
             with suppress(BusError):
                 claim = self._try_claim(topic)
@@ -214,7 +224,7 @@ class Runtime:
                 os.rmdir(folder)
 
     def _found(self) -> Iterator[str]:
-        """Yield every topic that has a socket or a lock file, dead or alive."""
+        """Yield every topic that has a socket or a lock file, published or not."""
         seen = set()
         for folder, _, files in os.walk(self.directory):
             for file in files:
@@ -227,7 +237,7 @@ class Runtime:
                         yield topic
 
     def _holder(self, topic: str) -> str | None:
-        """Return `process 123` for the live publisher of `topic`, None if there is none."""
+        """Return `process 123` for the publisher of `topic`; None if there is none."""
         try:
             with _lock_path(self.directory / topic).open("rb") as file:
                 try:
@@ -246,7 +256,7 @@ class Runtime:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
-            return None  # swept away in between
+            return None  # `sweep` of another process removed the folder
         except OSError as error:
             raise BusError(f"cannot claim {topic}: {lock}: {error.strerror}") from error
         try:
@@ -271,29 +281,29 @@ def _lock_path(path: Path) -> Path:
 
 
 class Claim:
-    """The right to publish one topic on this host, held until released or until the process ends."""
+    """The right to publish one topic on this host, until `release` or the end of the process."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor: int | None = descriptor
 
     def locked(self) -> bool:
-        """Return whether the lock file that others would ask is still the one that is locked."""
+        """Return whether the lock file at the path is the one that is locked here."""
         assert self._descriptor is not None
         return same_file(_lock_path(self.path), self._descriptor)
 
-    def whole(self) -> bool:
-        """Return whether socket and lock file are still there."""
+    def intact(self) -> bool:
+        """Return whether socket and lock file still exist."""
         return self.path.exists() and self.locked()
 
-    def take_over(self, other: "Claim") -> None:
-        """Hold what the other claim of this topic holds, instead of what was held."""
+    def replace_with(self, other: "Claim") -> None:
+        """Take the lock of another claim of this topic, in place of the own one."""
         assert self._descriptor is not None
         os.close(self._descriptor)
         self._descriptor, other._descriptor = other._descriptor, None
 
     def release(self) -> None:
-        """Remove the socket and lock files and give the topic back."""
+        """Remove the socket and lock files and release the topic."""
         if self._descriptor is None:
             return
         self.path.unlink(missing_ok=True)

@@ -1,7 +1,11 @@
-"""Looks again and again whether what a process has in the runtime directory is still there.
+"""Checks every 0.25 s whether the files of this process in the runtime directory still exist.
 
-Somebody may remove it at any time: a cleaner of /tmp, a script, an administrator. What is connected stays so,
-because the kernel holds it; but nobody new could find it.
+A cleaner of /tmp, a script or an administrator may remove them at any time. Open connections stay, because
+the kernel holds them, but new readers do not find a publisher without its files.
+
+Threads: `add`, `remove` and `keeping` may be called from any thread, also from a task. Tasks run one after
+another in the keeper's own thread, which exists only while there are tasks. A task may still be running when
+`remove` returns; after `keeping` none is. So a lock held around `keeping`'s exit must not be taken by a task.
 """
 
 import logging
@@ -13,22 +17,25 @@ from typing import Final
 from perception.errors import PerceptionError
 
 _LOG: Final = logging.getLogger(__name__)
-_EVERY_S: Final = 0.25
-"""Shorter than the launcher waits before it restarts a node, which then finds everything."""
+_PERIOD_S: Final = 0.25
+"""Shorter than the supervisor's delay before a restart: a restarted node finds all files."""
 Task = Callable[[], None]
-"""Puts something back if it is gone. PerceptionError if that cannot be done now; it is tried again."""
+"""Restores a file if it is missing. On PerceptionError it is tried again at the next run."""
 
 
 class Keeper:
-    """Runs tasks every 0.25 s, in a thread that exists only while there are tasks."""
+    """Runs tasks every 0.25 s in its own thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the tasks and the event
-        self._at_work = threading.Lock()  # held while tasks run
+        self._lock = threading.Lock()
+        """Guards `_tasks` and `_end`; not held while tasks run."""
+        self._run_lock = threading.Lock()
+        """Held while tasks run."""
         self._tasks: list[Task] = []
         self._end = threading.Event()
-        """Ends the present thread."""
-        self._complaints: set[str] = set()
+        """Ends the current thread."""
+        self._warned: set[str] = set()
+        """Warnings already logged. Lock: `_run_lock`."""
 
     def add(self, task: Task) -> None:
         """Run the task from now on."""
@@ -39,7 +46,7 @@ class Keeper:
                 threading.Thread(target=self._run, args=(self._end,), name="bus keeper", daemon=True).start()
 
     def remove(self, task: Task) -> None:
-        """Run the task no more, but for a run that has begun; without effect if it was not added."""
+        """Stop running the task; a run that has begun continues. No effect if it was not added."""
         with self._lock:
             if task in self._tasks:
                 self._tasks.remove(task)
@@ -48,7 +55,7 @@ class Keeper:
 
     @contextmanager
     def keeping(self, *tasks: Task) -> Iterator[None]:
-        """Run tasks meanwhile, and none of them afterwards."""
+        """Run tasks while the context is open; on exit wait until none of them is running."""
         for task in tasks:
             self.add(task)
         try:
@@ -56,12 +63,12 @@ class Keeper:
         finally:
             for task in tasks:
                 self.remove(task)
-            with self._at_work:
+            with self._run_lock:
                 pass
 
     def _run(self, end: threading.Event) -> None:
-        while not end.wait(_EVERY_S):
-            with self._at_work:
+        while not end.wait(_PERIOD_S):
+            with self._run_lock:
                 with self._lock:
                     tasks = tuple(self._tasks)
                 for task in tasks:
@@ -71,6 +78,6 @@ class Keeper:
         try:
             task()
         except PerceptionError as error:
-            if str(error) not in self._complaints:
-                self._complaints.add(str(error))
+            if str(error) not in self._warned:
+                self._warned.add(str(error))
                 _LOG.warning("%s", error)

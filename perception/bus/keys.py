@@ -1,4 +1,4 @@
-"""CURVE keys: one pair per deployment, copied to every host of it; who lacks it gets nothing."""
+"""CURVE keys: one pair per deployment, copied to each of its hosts; peers without it are refused."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,25 +17,25 @@ _NAME: Final = "bus"
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The pair that every member of a deployment holds: it identifies readers and writers alike."""
+    """The key pair of a deployment: identifies readers and publishers alike."""
 
     public: bytes
     secret: bytes
 
     @contextmanager
     def serving(self, socket: zmq.Socket[bytes]) -> Iterator[None]:
-        """Encrypt what `socket` binds meanwhile; only holders of the same pair may connect."""
+        """Encrypt endpoints that `socket` binds while the context is open, for peers with this pair."""
         socket.set(zmq.CURVE_SECRETKEY, self.secret)
         socket.set(zmq.CURVE_PUBLICKEY, self.public)
         socket.set(zmq.CURVE_SERVER, 1)
         try:
             yield
         finally:
-            socket.set(zmq.CURVE_SERVER, 0)  # ZeroMQ goes back to plain for what is bound next
+            socket.set(zmq.CURVE_SERVER, 0)  # ZeroMQ binds later endpoints without encryption
 
     @contextmanager
     def connecting(self, socket: zmq.Socket[bytes]) -> Iterator[None]:
-        """Encrypt what `socket` connects to meanwhile; only a holder of the same pair is accepted."""
+        """Encrypt connections that `socket` makes while the context is open, to peers with this pair only."""
         socket.set(zmq.CURVE_SECRETKEY, self.secret)
         socket.set(zmq.CURVE_PUBLICKEY, self.public)
         socket.set(zmq.CURVE_SERVERKEY, self.public)
@@ -45,15 +45,15 @@ class Keys:
             socket.set(zmq.CURVE_SERVER, 0)
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Say whether a peer that proved to hold `key` (32 bytes, z85) is one of us."""
+        """Return whether a peer that has proved to own `key` (32 bytes, z85) may connect."""
         return key == self.public
 
 
 def new_keys(directory: Path | str) -> Path:
-    """Make a pair in `directory`, readable by its owner only; BusError rather than replace one."""
+    """Create a pair in `directory`, readable by its owner only; BusError if it already has one."""
     directory = Path(directory)
     if (directory / f"{_NAME}.key_secret").exists():
-        raise BusError(f"{directory} holds keys already; choose another folder, or remove them first")
+        raise BusError(f"{directory} already holds keys; choose another folder, or remove them first")
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for file in zmq.auth.create_certificates(directory, _NAME):
@@ -64,21 +64,21 @@ def new_keys(directory: Path | str) -> Path:
 
 
 def load(directory: Path | str) -> Keys:
-    """Read the pair in `directory`; BusError if it is missing or others may read it."""
+    """Return the pair in `directory`; BusError if it is missing or other users can read it."""
     path = Path(directory) / f"{_NAME}.key_secret"
     try:
         if path.stat().st_mode & 0o077:
             raise BusError(f"{path} is open to other users; run: chmod 600 {path}")
         public, secret = zmq.auth.load_certificate(path)
     except (OSError, ValueError) as error:
-        raise BusError(f"no keys in {directory}: {error}; make them with: perception keys new") from error
+        raise BusError(f"no keys in {directory}: {error}; create them with: perception keys new") from error
     if secret is None:
-        raise BusError(f"{path} holds no secret key; make new ones with: perception keys new")
+        raise BusError(f"{path} holds no secret key; create new ones with: perception keys new")
     return Keys(public, secret)
 
 
 def authenticator(context: zmq.Context[zmq.Socket[bytes]], keys: Keys) -> ThreadAuthenticator:
-    """Start refusing, on all sockets of `context`, peers that do not hold `keys`; stop it when done."""
+    """Start a thread that refuses peers without `keys` on all sockets of `context`; stop it when done."""
     guard = ThreadAuthenticator(context)
     guard.start()
     guard.configure_curve_callback(credentials_provider=keys)

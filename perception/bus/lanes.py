@@ -1,8 +1,10 @@
-"""A subscriber's side of the lane: asks for it, and gives it up where rings cannot be opened.
+"""A subscriber's side of the lanes: requests them, and leaves them where rings cannot be opened.
 
-A reader asks by a second subscription, `~NAME/` before the beginning of topics: its publishers find the
-socket of that name in the runtime directory, unless they are on another host, and from then on send
-there and no longer through ZeroMQ.
+A reader requests a lane by a second ZeroMQ subscription, `~NAME/PREFIX`. A publisher on this host finds the
+socket NAME in the runtime directory; from then on it sends there and no longer through ZeroMQ. A publisher on
+another host does not find it and continues through ZeroMQ. Unsubscribing `~NAME/PREFIX` reverses this.
+
+Threads: not thread-safe; the holder of `Drain._socket_lock` calls every method and owns every field.
 """
 
 import contextlib
@@ -22,56 +24,56 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class Lanes:
-    """What one subscriber receives from publishers on its host."""
+    """The lanes of one subscriber, from all publishers on its host."""
 
     def __init__(
-        self, socket: zmq.Socket[bytes], directory: Path, poll: "select.poll", *, every: bool
+        self, socket: zmq.Socket[bytes], directory: Path, poll: "select.poll", *, lossless: bool
     ) -> None:
-        """Listen in the runtime directory, or have all messages come through the ZeroMQ socket.
+        """Listen in the runtime directory; where that fails, all messages come through ZeroMQ.
 
         Args:
-            socket: the subscriber's.
+            socket: the subscriber's ZeroMQ socket.
             directory: the user's runtime directory, of all domains.
-            poll: is to wait for what comes by the lane.
-            every: whether no message is to be missed, rather than the newest to come soon.
+            poll: sockets of lanes are registered here.
+            lossless: whether publishers send to this reader before the others, as to a recorder.
         """
         self._socket = socket
         self._directory = directory
-        self._asked: list[str] = []
+        self._lane_filters: list[str] = []
         self._receiver: Receiver | None = None
-        self.receive: Callable[[int], Arrival | None] = _nothing
-        """Return what came first at a descriptor, if anything did that makes sense."""
+        self.receive: Callable[[int], Arrival | None] = _no_arrival
+        """Returns the next message at a descriptor, None if there is none or it is invalid."""
         if lane.SUPPORTED:
             with contextlib.suppress(OSError):
-                self._receiver = Receiver(directory, poll, every=every, unreadable=self._give_up)
+                self._receiver = Receiver(directory, poll, lossless=lossless, on_unreadable=self._leave)
                 self.receive = self._receiver.receive
 
     def subscribe(self, beginning: str) -> None:
-        """Subscribe to all topics that begin so, by the lane from publishers on this host."""
+        """Subscribe to all topics with this prefix; publishers on this host use the lane."""
         self._socket.subscribe(beginning)
         if self._receiver is not None:
-            # ZeroMQ tells publishers in order of bytes, '~' after all letters, so that this one prevails
-            self._asked.append(f"~{self._receiver.name}/{beginning}")
-            self._socket.subscribe(self._asked[-1])
+            # ZeroMQ sends subscriptions in order of bytes, '~' after all letters: this one comes last
+            self._lane_filters.append(f"~{self._receiver.name}/{beginning}")
+            self._socket.subscribe(self._lane_filters[-1])
 
     def restore(self) -> None:
-        """Let publishers find this reader again if its socket file is gone; OSError or BusError if not."""
-        if self._receiver is not None and not self._receiver.found:
+        """Create the socket file again if it was removed; OSError or BusError if that fails."""
+        if self._receiver is not None and not self._receiver.reachable:
             private_directory(self._directory)
             self._receiver.listen()
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Close all lanes and remove the socket file."""
         if self._receiver is not None:
             self._receiver.close()
 
-    def _give_up(self, topic: str) -> None:
-        if self._asked:
+    def _leave(self, topic: str) -> None:
+        if self._lane_filters:
             _LOG.warning("%s: cannot open its shared memory; payloads come through the socket", topic)
-        for beginning in self._asked:
+        for beginning in self._lane_filters:
             self._socket.unsubscribe(beginning)
-        self._asked.clear()
+        self._lane_filters.clear()
 
 
-def _nothing(_: int) -> None:
-    """Without a lane nothing comes by it."""
+def _no_arrival(_: int) -> None:
+    """Return None: there are no lanes."""

@@ -1,4 +1,10 @@
-"""What waits between socket and consumer: per-topic policy and exact accounts. No socket, no thread."""
+"""Messages between socket and consumer: queue policy and exact counts per topic. No socket, no thread.
+
+`put`, `refuse` and `put_and_take` count a message as received; exactly one of consumed, dropped and queued
+counts it afterwards. Lost messages are gaps in `seq` per publisher id, less the refused messages between.
+
+Threads: not thread-safe; `Inbox.lock` is held during every call.
+"""
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
@@ -8,7 +14,7 @@ from typing import Final
 from perception import topics
 from perception.messages import Header, InputHealth, Message
 
-_SOURCES_REMEMBERED: Final = 16  # incarnations per topic: a publisher restarting for ever stays bounded
+_MAX_SOURCES: Final = 16  # publisher ids per topic: a publisher that restarts again and again stays bounded
 
 
 @dataclass(slots=True)
@@ -22,15 +28,15 @@ class _Account:
     consumed: int = 0
     lost: int = 0
     unexplained: int = 0
-    """Refused messages since the last good one; each accounts for one missing number."""
+    """Refused messages since the last valid one; each explains one missing `seq`."""
     newest_stamp_ns: int | None = None
 
     def admit(self, header: Header) -> bool:
-        """Count a message that has arrived, and what is missing before it; return whether it is of use."""
+        """Count a received message and the loss before it; return False for a duplicate or an old `seq`."""
         self.received += 1
         source, seq, stamp_ns = header.source, header.seq, header.stamp_ns
         expected = self.next_seq.get(source)
-        if seq != expected and not self._leap(source, seq, expected):
+        if seq != expected and not self._is_new(source, seq, expected):
             return False
         self.unexplained = 0
         self.next_seq[source] = seq + 1
@@ -38,9 +44,9 @@ class _Account:
             self.newest_stamp_ns = stamp_ns
         return True
 
-    def _leap(self, source: str, seq: int, expected: int | None) -> bool:
+    def _is_new(self, source: str, seq: int, expected: int | None) -> bool:
         if expected is None:
-            if len(self.next_seq) >= _SOURCES_REMEMBERED:
+            if len(self.next_seq) >= _MAX_SOURCES:
                 del self.next_seq[next(iter(self.next_seq))]
         elif seq < expected:
             self.dropped["duplicate" if seq == expected - 1 else "backwards"] += 1
@@ -51,14 +57,14 @@ class _Account:
 
 
 class Mailbox:
-    """Messages that have arrived and are not consumed yet, in order of arrival.
+    """Received messages that are not consumed yet, in order of arrival.
 
-    Exact at any moment: received = consumed + dropped + queued, and per publisher that stays
-    connected, sent = received + lost.
+    Between calls received = consumed + dropped + queued, and for each connected publisher
+    sent = received + lost.
     """
 
     def __init__(self, policies: Mapping[str, topics.Topic] | None = None) -> None:
-        """Open an empty mailbox; `policies` replaces rows of the table of topics, by prefix."""
+        """Create an empty mailbox; `policies` replaces rows of the table of topics, by prefix."""
         self._rows = {**topics.TOPICS, **(policies or {})}
         self._accounts: dict[str, _Account] = {}
         self._waiting: OrderedDict[int, Message[Header]] = OrderedDict()
@@ -68,11 +74,11 @@ class Mailbox:
         return len(self._waiting)
 
     def expect(self, topic: str) -> None:
-        """Keep an account of `topic` from now on, even if nothing ever arrives."""
+        """Report counts of `topic` from now on, even if no message arrives."""
         self._account(topic)
 
     def put(self, message: Message[Header]) -> None:
-        """Take in one message, dropping what the topic's policy says."""
+        """Add one message; drop it or an older one if the topic's policy requires."""
         account = self._account(message.topic)
         if not account.admit(message.header):
             return
@@ -91,8 +97,8 @@ class Mailbox:
         account.arrivals.append(self._arrived)
         self._arrived += 1
 
-    def pass_on(self, message: Message[Header]) -> Message[Header] | None:
-        """Take in one message and hand out the one that arrived first, which is the same if none waits."""
+    def put_and_take(self, message: Message[Header]) -> Message[Header] | None:
+        """Add one message; return the one that arrived first, which is the same one if none is queued."""
         if self._waiting:
             self.put(message)
             return self.take()
@@ -103,14 +109,14 @@ class Mailbox:
         return message
 
     def refuse(self, topic: str, reason: str = "malformed") -> None:
-        """Count a message of `topic` that arrived but cannot be used."""
+        """Count a received message of `topic` that cannot be used."""
         account = self._account(topic)
         account.received += 1
         account.unexplained += 1
         account.dropped[reason] += 1
 
     def take(self) -> Message[Header] | None:
-        """Hand out the message that arrived first, None if none waits."""
+        """Return the message that arrived first; None if none is queued."""
         if not self._waiting:
             return None
         _, message = self._waiting.popitem(last=False)
@@ -121,7 +127,7 @@ class Mailbox:
         return message
 
     def health(self, now_ns: int) -> dict[str, InputHealth]:
-        """Return the accounts by topic; ages are measured at `now_ns`."""
+        """Return the counts by topic; ages are relative to `now_ns`."""
         return {topic: _report(account, now_ns) for topic, account in self._accounts.items()}
 
     def _account(self, topic: str) -> _Account:

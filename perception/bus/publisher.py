@@ -1,4 +1,13 @@
-"""Publish one topic: bind, number, stamp, send. Nobody who is slow to read can hold it up."""
+"""Publishes one topic: bind, number, stamp, send. A slow reader never blocks it.
+
+Threads: every public method may be called from any thread. `_lock` guards the ZeroMQ socket, the audience,
+the ring and all fields marked with it; `Keeper`'s thread calls `_restore`, which takes the lock too. `send`
+never waits for a reader: ZeroMQ drops beyond its high-water mark, a lane drops when its socket is full. Both
+are seq gaps that the reader counts as lost.
+
+After `__init__` the topic is claimed and its socket file bound; after `close` both are released. A process
+that is killed leaves its files; the next publisher of the topic finds the lock free and replaces them.
+"""
 
 import logging
 import secrets
@@ -26,19 +35,19 @@ if TYPE_CHECKING:
     from perception.bus.codec import Data
 
 Conversion: TypeAlias = Callable[[Header, Payload], tuple[Header, Payload]]
-"""Makes of header and payload what is sent instead of them."""
+"""Returns the header and payload to send instead of the given ones."""
 _LOG: Final = logging.getLogger(__name__)
 _LINGER_MS: Final = 1000
-_COPY_BELOW_BYTES: Final = 64 * 1024  # handing a buffer over costs more than copying a small one
+_COPY_BELOW_BYTES: Final = 64 * 1024  # passing a buffer without a copy costs more than copying a small one
 _POLL_MS: Final = 10
-_NUMBERED: Final = 1000
-"""Readers through ZeroMQ that are told apart: any of them may subscribe as often as it likes."""
-_LOOK_S: Final = 0.05
-"""So often a publisher looks who has come, at most: each time costs as much as a message does."""
+_MAX_UNNAMED: Final = 1000
+"""Most names given to readers through ZeroMQ: one reader may subscribe any number of times."""
+_UPDATE_S: Final = 0.05
+"""Shortest time between two reads of subscriptions in `send`: each costs as much as a message."""
 
 
 class Publisher(Closing):
-    """The one publisher of a topic. Safe to use from several threads."""
+    """The only publisher of a topic on this host and domain. Any thread may use it."""
 
     def __init__(
         self,
@@ -56,46 +65,46 @@ class Publisher(Closing):
 
         Args:
             topic: such as `camera/front`.
-            source: name of the publishing node; an id of this incarnation is added to it.
+            source: name of the publishing node; the publisher id is this name, `#` and a random number.
             runtime: the domain to publish in.
             clock: host time in ns.
-            endpoint: `tcp://HOST:PORT` for readers elsewhere; port `*` takes a free one.
+            endpoint: `tcp://HOST:PORT` for readers on other hosts; port `*` selects a free one.
             insecure: allow an endpoint off loopback without keys.
-            keys: folder of CURVE keys; the endpoint then serves only peers that have them.
-            remote: makes of header and payload what readers get that do not use the lane, because they are
-                on other hosts or in other languages.
+            keys: folder of CURVE keys; the endpoint then accepts only peers with the same keys.
+            remote: converts messages for readers through ZeroMQ: on other hosts or in other languages.
 
         Raises:
-            BusError: the topic is published already, the endpoint is busy, malformed or unsafe.
+            BusError: the topic is already published, or the endpoint is in use, malformed or unsafe.
         """
         self.topic = topic
         self.source = f"{source}#{secrets.token_hex(4)}"
         self._clock = clock
         self._remote = remote
+        self._lock = threading.Lock()
+        # Lock of all fields that change below: `_lock`.
         self._published = 0
         self._ring: lane.Ring | None = None
-        self._crowded = False
-        self._lock = threading.Lock()
+        self._memory_warned = False
         row = topics.lookup(topic)
         self._queued = row.policy == "queue"
         self._coder = codec.coder_of(topic)
         self._closed = False
-        self._next_look_s = 0.0
+        self._next_update_s = 0.0
         if endpoint is not None:
             endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
         self._runtime = runtime
         self._claim = runtime.claim(topic)
-        # A context of its own: ending it waits until what was sent is on its way.
+        # A separate context: `term` waits until sent messages have left the process.
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.set(zmq.LINGER, _LINGER_MS)
         self._socket.set(zmq.SNDHWM, endpoints.backlog(row))
         self._audience = Audience(self._socket, topic, runtime.base)
-        self._guard: ThreadAuthenticator | None = None
+        self._authenticator: ThreadAuthenticator | None = None
         self._watch: Watch | None = None
-        """Of the endpoint that others may reach."""
+        """Watches the endpoint for other hosts."""
         self._keyed = keys is not None
-        self._refused = False
+        self._refusal_warned = False
         self.endpoint: str | None = None
         try:
             self._bind(runtime.ipc_endpoint(topic))
@@ -108,29 +117,29 @@ class Publisher(Closing):
 
     @property
     def published(self) -> int:
-        """Messages sent so far; the next one gets this `seq`."""
+        """Number of messages sent; the `seq` of the next one."""
         return self._published
 
     @property
     def subscribers(self) -> int:
-        """Subscriptions to this topic in force now."""
+        """Number of subscriptions to this topic now."""
         with self._lock:
             self._audience.update()
             return len(self._audience)
 
     @property
     def readers(self) -> frozenset[str]:
-        """Names of those who subscribe to this topic now, each the same at every publisher it reads.
+        """Names of the readers of this topic now; a reader on this host has the same name at every publisher.
 
-        Readers through ZeroMQ alone have no names: of these it is their number, `1`, `2` and so on.
+        Readers through ZeroMQ have no names; they are numbered `1`, `2` and so on.
         """
         with self._lock:
             self._audience.update()
-            named = {name.decode("ascii", "replace") for name in self._audience.near}
-            return frozenset({*named, *map(str, range(1, min(self._audience.plain, _NUMBERED) + 1))})
+            named = {name.decode("ascii", "replace") for name in self._audience.lane_readers}
+            return frozenset({*named, *map(str, range(1, min(self._audience.zmq_readers, _MAX_UNNAMED) + 1))})
 
     def wait_for_subscriber(self, timeout_s: float) -> bool:
-        """Wait until somebody subscribes; return whether somebody did."""
+        """Wait for a first subscriber; return whether there is one."""
         deadline = time.monotonic() + timeout_s
         while True:
             with self._lock:
@@ -139,30 +148,34 @@ class Publisher(Closing):
                     return True
                 if self._closed or time.monotonic() >= deadline:
                     return False
-                self._audience.used = True
+                self._audience.socket_used = True
                 self._socket.poll(_POLL_MS)
 
     def loan(self, size: int) -> lane.Loan:
-        """Return memory for a payload of `size` bytes, to be filled and given to `send` once.
+        """Return memory for a payload of `size` bytes: fill it, then pass it to `send` once.
 
-        Readers on this host then see it without any copy. A loan that is dropped is given back; where the
-        interpreter cannot tell that it was dropped, it is memory of this process, and copied by `send`.
+        Readers on this host read it without a copy. A loan without references is free again. Where the
+        interpreter does not count references exactly, the loan is private memory, which `send` copies.
         """
         with self._lock:
-            self._look()
-            loan = self._lend(size) if lane.COUNTED and self._audience.near else None
+            self._update_audience()
+            loan = self._lend(size) if lane.COUNTED and self._audience.lane_readers else None
         return loan or lane.Loan(memoryview(bytearray(size)))
 
     def send(self, header: Header, payload: "Data | lane.Loan" = b"", *, now: bool = False) -> Header:
-        """Send one message and return its header as sent, with `seq`, `sent_ns` and `source` filled.
+        """Send one message; return its header as sent, with `seq`, `sent_ns` and `source` set.
 
-        A large payload is not copied if a reader wants it inline: it must not be written to afterwards.
-        With `now`, it happens at the moment of sending, and sound ends then: of several threads, no later
-        message is older.
+        For readers through ZeroMQ a large payload is not copied: do not write to it afterwards.
+
+        Args:
+            header: of the topic's message type.
+            payload: bytes, array or a loan of this publisher.
+            now: set `stamp_ns` to the time of sending; sound then ends at that time. Stamps of several
+                threads are then in order of `seq`.
 
         Raises:
-            MalformedMessageError: header or payload is not what the topic carries; nothing is sent.
-            BusError: the publisher is closed, or a loan has been published before.
+            MalformedMessageError: header or payload does not fit the topic; nothing is sent.
+            BusError: the publisher is closed, or the loan has already been published.
         """
         with self._lock:
             if self._closed:
@@ -170,7 +183,7 @@ class Publisher(Closing):
             if isinstance(payload, lane.Loan):
                 loan, data = payload, payload.data
             else:
-                self._look()
+                self._update_audience()
                 loan, data = None, codec.flat(self.topic, payload)
             at_ns = self._clock()
             stamp_ns = at_ns - (reached_ns(header) - header.stamp_ns) if now else header.stamp_ns
@@ -179,17 +192,17 @@ class Publisher(Closing):
             )
             packed = self._coder.pack(stamped, len(data))
             if loan is not None:
-                loan.spend()
+                loan.mark_published()
             placed = None if loan is None or loan.ring is None else loan
-            if self._audience.near:
-                self._send_near(packed, data, placed)
-            if self._audience.plain:
-                self._send_plain(stamped, packed, data, placed)
+            if self._audience.lane_readers:
+                self._send_by_lane(packed, data, placed)
+            if self._audience.zmq_readers:
+                self._send_by_zmq(stamped, packed, data, placed)
             self._published += 1
         return stamped
 
     def close(self) -> None:
-        """Send what is still on its way, for a second at most, and give the topic back."""
+        """Wait up to a second until sent messages have left the process, then release the topic."""
         self._runtime.keeper.remove(self._restore)
         with self._lock:
             self._closed = True
@@ -197,35 +210,35 @@ class Publisher(Closing):
                 self._watch.close()
             self._socket.close()
             self._audience.close()
-            if self._guard is not None:
-                self._guard.stop()
+            if self._authenticator is not None:
+                self._authenticator.stop()
             self._context.term()
             self._claim.release()
 
     def _restore(self) -> None:
-        """Bind again if the files of this topic are gone: those who are connected stay, new ones find it."""
+        """Bind again if the topic's files were removed; connections stay. Called by `Keeper`'s thread."""
         with self._lock:
             if self._closed:
                 return
-            self._look_for_strangers()
-            if not self._claim.whole():
+            self._warn_of_refused()
+            if not self._claim.intact():
                 self._runtime.renew(self._claim)
                 self._bind(self._runtime.ipc_endpoint(self.topic))
                 _LOG.warning("%s: its socket file was removed; bound again", self.topic)
         self._runtime.clock.restore()
 
-    def _look_for_strangers(self) -> None:
-        if self._watch is None or self._refused:
+    def _warn_of_refused(self) -> None:
+        if self._watch is None or self._refusal_warned:
             return
-        self._watch.given_up()
-        if self._watch.strangers():
-            self._refused = True
-            why = "it has other keys, or none" if self._keyed else "it wants keys, and none are given here"
-            _LOG.warning("%s: refused a connection to %s: %s", self.topic, self.endpoint, why)
+        self._watch.abandoned()
+        if self._watch.failed_handshakes():
+            self._refusal_warned = True
+            why = "has other keys, or none" if self._keyed else "requires keys, and none are given here"
+            _LOG.warning("%s: refused a connection to %s: the peer %s", self.topic, self.endpoint, why)
 
-    def _look(self) -> None:
-        if (now_s := time.monotonic()) >= self._next_look_s:
-            self._next_look_s = now_s + _LOOK_S
+    def _update_audience(self) -> None:
+        if (now_s := time.monotonic()) >= self._next_update_s:
+            self._next_update_s = now_s + _UPDATE_S
             self._audience.update()
 
     def _bind(self, endpoint: str) -> None:
@@ -242,39 +255,39 @@ class Publisher(Closing):
     def _bind_tcp(self, endpoint: str, folder: str | Path | None) -> None:
         self._watch = Watch(self._socket)
         if folder is None:
-            # Where keys are not asked for, this alone refuses ZMTP 1 and 2: `Audience` could be deceived by
-            # their notes, which have no address. Nobody need answer for the domain.
+            # Without keys, only this setting refuses ZMTP 1 and 2: their subscriptions have no address, which
+            # `Audience` needs. The domain needs no ZAP handler.
             self._socket.set(zmq.ZAP_DOMAIN, b"perception")
             self._bind(endpoint)
         else:
-            from perception.bus import keys  # costs a process that needs none 40 ms of imports
+            from perception.bus import keys  # 40 ms of imports
 
             pair = keys.load(Path(folder))
-            self._guard = keys.authenticator(self._context, pair)
+            self._authenticator = keys.authenticator(self._context, pair)
             with pair.serving(self._socket):
                 self._bind(endpoint)
         self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
-    def _send_plain(self, header: Header, packed: bytes, data: memoryview, placed: lane.Loan | None) -> None:
-        """Send through ZeroMQ, which reads a payload that is not small after this has returned."""
+    def _send_by_zmq(self, header: Header, packed: bytes, data: memoryview, placed: lane.Loan | None) -> None:
+        """Send through ZeroMQ, which reads a large payload after this has returned."""
         parts: list[bytes | memoryview] = [self._coder.name, packed]
         if self._remote is not None:
             parts = codec.encode(self.topic, *self._remote(header, data))
         elif len(data):
             parts.append(data)
-        if placed is not None:  # a slot may be lent anew by then
+        if placed is not None:  # the slot may be reused before ZeroMQ has read it
             parts[2:] = map(bytes, parts[2:])
-        self._audience.used = True
+        self._audience.socket_used = True
         self._socket.send_multipart(parts, copy=sum(map(len, parts[2:])) < _COPY_BELOW_BYTES)
 
-    def _send_near(self, packed: bytes, data: memoryview, placed: lane.Loan | None) -> None:
-        """Send by the lane, a large payload from where it is `placed` already or now copied to."""
+    def _send_by_lane(self, packed: bytes, data: memoryview, placed: lane.Loan | None) -> None:
+        """Send by the lanes: a large payload is in the slot `placed`, or copied to a slot here."""
         size = len(data)
         if placed is None and size >= lane.LANE_BYTES:
             placed = self._lend(size)
             if placed is None:
-                if not self._crowded:
-                    self._crowded = True
+                if not self._memory_warned:
+                    self._memory_warned = True
                     _LOG.warning("%s: no shared memory left; readers on this host miss messages", self.topic)
                 return
             placed.data[:] = data
@@ -282,17 +295,17 @@ class Publisher(Closing):
             ring, message = None, packet.pack(packed, data)
         else:
             message = packet.pack_placed(packed, placed.slot, size, ring.commit(placed.slot))
-        for sender in self._audience.near.values():
+        for sender in self._audience.lane_readers.values():
             sender.send(message, ring)
 
     def _lend(self, size: int) -> lane.Loan | None:
-        """Return a slot with room for `size` bytes, of a new ring if need be; None if there is no memory."""
+        """Return a slot for `size` bytes, of a new ring if slots are too small; None without memory."""
         ring = self._ring
         if ring is None or ring.stride < size:
             try:
                 ring = self._ring = lane.Ring(size)
             except OSError:
                 return None
-        if self._queued or self._audience.wants_every:
-            ring.widen()
+        if self._queued or self._audience.lossless:
+            ring.use_more_groups()
         return ring.lend(size)

@@ -11,18 +11,18 @@ from perception import messages, topics
 from perception.bus import codec
 from perception.units import SECOND_NS
 
-_STAMP_NS: Final = 1_700_000_000_123_456_789  # needs 64 bits: a reader that goes through doubles is found out
+_STAMP_NS: Final = 1_700_000_000_123_456_789  # needs 64 bits: reveals readers that convert to double
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON Schema of every header as it is written, by topic prefix."""
+    """Return the JSON Schema of every header as written, by topic prefix."""
     return {prefix: _schema(row.message) for prefix, row in topics.TOPICS.items()}
 
 
 def golden_vectors() -> list[dict[str, Any]]:
     """Return one message of every topic: `topic`, `header` as JSON, and `parts`, its bytes in hex.
 
-    The header is what a reader sees that knows MessagePack and nothing of this project.
+    The header is what any MessagePack decoder returns, without knowledge of this project.
     """
     wires = [(topic, codec.encode(topic, header, payload)) for topic, header, payload in _examples()]
     return [
@@ -51,7 +51,7 @@ def write(directory: Path | str) -> list[Path]:
 def _schema(message: type[messages.Header]) -> dict[str, Any]:
     (_,), models = msgspec.json.schema_components([message], ref_template="#/$defs/{name}")
     for model in models.values():
-        # publishers write every field, those with defaults too, so a reader may rely on all of them
+        # publishers write every field, also those with defaults
         model["required"] = list(model["properties"])
     return {**models.pop(message.__name__), "$defs": models}
 

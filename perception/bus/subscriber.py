@@ -1,4 +1,9 @@
-"""Subscribe to topics: the socket is drained all the time, the consumer takes what policy kept."""
+"""Subscribes to topics: sockets are read all the time; the consumer gets what the queue policy has kept.
+
+Threads: every method may be called from any thread; several threads and tasks may receive from one
+subscriber, and each message goes to one of them. `__init__` starts one daemon thread (`Drain.run`). It does
+not refer to the `Subscriber`, so an unreferenced subscriber is closed by garbage collection.
+"""
 
 import threading
 import weakref
@@ -20,7 +25,7 @@ _CLOSE_S: Final = 2.0
 
 
 class Subscriber(Closing):
-    """Receives the topics that match some patterns. Iterate over it, plainly or with `async for`."""
+    """Receives all topics that match its patterns. Iterate over it with `for` or `async for`."""
 
     def __init__(
         self,
@@ -32,15 +37,15 @@ class Subscriber(Closing):
         insecure: bool = False,
         keys: str | Path | None = None,
     ) -> None:
-        """Connect and start draining.
+        """Connect and start to receive.
 
         Args:
-            patterns: topics, or beginnings of topics with a `*` at their end, such as `camera/*`.
-            runtime: the domain whose topics are followed; None waits for one, the only graph that comes up.
+            patterns: topics, or prefixes of topics that end with `*`, such as `camera/*`.
+            runtime: the domain to read; None waits until a graph is up, and reads that one.
             clock: host time in ns.
-            connect: topic or pattern -> `tcp://HOST:PORT` of publishers that are not on this host.
-            policies: rows that replace those of the table of topics, by prefix: a recorder queues
-                what a display would skip.
+            connect: topic or pattern -> `tcp://HOST:PORT` of publishers on other hosts.
+            policies: replaces rows of the table of topics, by prefix: a recorder queues every frame,
+                where a display reads the latest.
             insecure: allow endpoints off loopback without keys.
             keys: folder of CURVE keys for all of `connect`.
 
@@ -55,18 +60,24 @@ class Subscriber(Closing):
         self._inbox = Inbox(Mailbox(policies))
         pair = None
         if keys is not None:
-            from perception.bus.keys import load  # costs a process that needs none 40 ms of imports
+            from perception.bus.keys import load  # 40 ms of imports
 
             pair = load(Path(keys))
         self._drain = Drain(
-            _checked(patterns), runtime, clock, remote, pair, self._inbox, every=_wants_every(policies or {})
+            _checked(patterns),
+            runtime,
+            clock,
+            remote,
+            pair,
+            self._inbox,
+            lossless=_is_lossless(policies or {}),
         )
         thread = threading.Thread(target=self._drain.run, name=f"bus {' '.join(patterns)}", daemon=True)
         self._finalizer = weakref.finalize(self, _stop, self._inbox, thread)
         thread.start()
 
     def receive(self, timeout_s: float | None = None) -> Message[Header] | None:
-        """Return the next message; None if none came in time, or if the subscriber is closed."""
+        """Return the next message; None after `timeout_s`, or if the subscriber is closed."""
         return self._drain.receive(timeout_s)
 
     def __iter__(self) -> Iterator[Message[Header]]:
@@ -78,18 +89,18 @@ class Subscriber(Closing):
             yield message
 
     def health(self) -> dict[str, InputHealth]:
-        """Return the exact account of every topic, by topic."""
+        """Return the exact counts of every topic, by topic."""
         return self._inbox.health(self._clock())
 
     def close(self) -> None:
-        """Disconnect. Who waits for a message gets None."""
+        """Disconnect; all waits for a message return None."""
         self._finalizer()
 
 
 def _stop(inbox: Inbox, thread: threading.Thread) -> None:
     inbox.close()
     if thread is not threading.current_thread() and thread.ident is not None:
-        thread.join(_CLOSE_S)  # a daemon: whatever ZeroMQ still waits for does not keep the process
+        thread.join(_CLOSE_S)  # a daemon thread: it does not keep the process alive
 
 
 def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -98,8 +109,8 @@ def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(topics.check_pattern, patterns))
 
 
-def _wants_every(policies: Mapping[str, topics.Topic]) -> bool:
-    """Return whether messages are queued of which others want the newest only: a recorder does so."""
+def _is_lossless(policies: Mapping[str, topics.Topic]) -> bool:
+    """Return whether topics with the policy `latest` are queued instead, as a recorder does."""
     return any(
         policies.get(kind, row).policy == "queue"
         for kind, row in topics.TOPICS.items()

@@ -1,4 +1,4 @@
-"""Watches a socket's connections: those that ZeroMQ gives up for good, and strangers."""
+"""Watches a ZeroMQ socket's connections: those that ZeroMQ abandons, and failed handshakes."""
 
 from collections import Counter
 from typing import Final
@@ -13,14 +13,15 @@ _POLLIN: Final = int(zmq.POLLIN)
 _WRONG: Final = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _FAILED: Final = _WRONG | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _CERTAIN: Final = 2
-"""A handshake may fail once because the other process ends in the middle of it."""
+"""Failures after which a handshake counts as failed: one may fail because the peer ends during it."""
 
 
 class Watch:
-    """Tells which endpoints must be connected anew.
+    """Reports endpoints that must be connected again.
 
-    ZeroMQ retries after a lost connection, but not after a breach of protocol, such as a message over
-    MAXMSGSIZE: without this, the publisher's next incarnation would not be heard.
+    ZeroMQ reconnects after a lost connection, but not after a protocol error, such as a message over
+    MAXMSGSIZE: the publisher's next incarnation would not be received. The thread that uses the socket calls
+    every method.
     """
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
@@ -31,8 +32,8 @@ class Watch:
         self._down: set[str] = set()
         self._failures: Counter[str] = Counter()
 
-    def given_up(self) -> set[str]:
-        """Return the endpoints that were down at the call before and that nobody has retried since."""
+    def abandoned(self) -> set[str]:
+        """Return the endpoints that were down at the previous call and were not retried since."""
         before = self._down.copy()
         while int(self._events.get(_EVENTS)) & _POLLIN:
             event = recv_monitor_message(self._events)
@@ -43,18 +44,18 @@ class Watch:
             else:
                 self._down.discard(endpoint)
                 before.discard(endpoint)
-        given_up = before & self._down
-        self._down -= given_up
-        return given_up
+        abandoned = before & self._down
+        self._down -= abandoned
+        return abandoned
 
-    def strangers(self) -> set[str]:
-        """Return the endpoints at which handshakes failed, up to the last call of `given_up`."""
+    def failed_handshakes(self) -> set[str]:
+        """Return the endpoints at which handshakes failed, up to the last call of `abandoned`."""
         return {endpoint for endpoint, count in self._failures.items() if count >= _CERTAIN}
 
     def _count(self, endpoint: str, event: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             del self._failures[endpoint]
-        elif event & _FAILED and endpoint.startswith("tcp:"):  # on this host nobody needs keys
+        elif event & _FAILED and endpoint.startswith("tcp:"):  # ipc endpoints use no keys
             self._failures[endpoint] += _CERTAIN if event & _WRONG else 1
 
     def close(self) -> None:
