@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeVar
 
-from msgspec import structs
-
 from perception.devices.device import (
     Captured,
     CapturedBlock,
@@ -26,7 +24,7 @@ from perception.devices.pixels import Layout
 from perception.devices.scene import Scene
 from perception.devices.script import Script
 from perception.devices.soundtrack import Soundtrack
-from perception.devices.wire import block_message, frame_message, label_message, text_message
+from perception.devices.wire import Numbering, block_message, frame_message, label_message, text_message
 from perception.messages import Header, Message, Payload
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from perception.units import SECOND_NS, Clock
@@ -271,11 +269,9 @@ def messages(
         _arrivals(_Blocks(play, microphone), span_ns, origin_ns, blocked),
         key=lambda arrival: arrival[0],
     )
-    sent: Counter[str] = Counter()
+    numbering = Numbering(_SOURCE)
     for due_ns, topic, header, payload in arrivals:
-        fields = {"seq": sent[topic], "sent_ns": due_ns, "source": _SOURCE}
-        sent[topic] += 1
-        yield Message(topic, structs.replace(header, **fields), payload, due_ns)
+        yield numbering.message(topic, header, payload, due_ns)
 
 
 def _arrivals(

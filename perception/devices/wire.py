@@ -4,6 +4,7 @@ The live capture nodes and the offline stream of a script share these functions,
 trained on exactly the bytes it will meet.
 """
 
+from collections import Counter
 from typing import Final
 
 import cv2
@@ -13,11 +14,37 @@ from msgspec import structs
 
 from perception.devices.device import CapturedBlock, CapturedFrame, CapturedLabel, CapturedText
 from perception.errors import MalformedMessageError
-from perception.messages import AudioBlock, CameraFrame, Header, HeaderT, Label, Payload, TextCommand, checked
+from perception.messages import (
+    AudioBlock,
+    CameraFrame,
+    Header,
+    HeaderT,
+    Label,
+    Message,
+    Payload,
+    TextCommand,
+    checked,
+)
 from perception.profile import CameraConfig, MicrophoneConfig
 from perception.units.arrays import SAMPLE_TYPES
 
 FULL_SCALE_S16: Final = 32768.0
+
+
+class Numbering:
+    """Numbers messages that were made and never published, as a publisher would have numbered them."""
+
+    def __init__(self, source: str) -> None:
+        """Give all of them the publisher id `source`."""
+        self._source = source
+        self.counts: Counter[str] = Counter()
+        """Messages so far, by topic."""
+
+    def message(self, topic: str, header: Header, payload: Payload, at_ns: int) -> Message[Header]:
+        """Return the next message of a topic, sent and received at `at_ns`."""
+        fields = {"seq": self.counts[topic], "sent_ns": at_ns, "source": self._source}
+        self.counts[topic] += 1
+        return Message(topic, structs.replace(header, **fields), payload, at_ns)
 
 
 def frame_message(frame: CapturedFrame, config: CameraConfig) -> tuple[CameraFrame, Payload]:

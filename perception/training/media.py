@@ -10,15 +10,14 @@ from typing import Final
 import cv2
 import numpy as np
 from av.video.frame import VideoFrame
-from msgspec import structs
 
 from perception.devices.device import CapturedBlock, CapturedFrame
 from perception.devices.media import Kind, Track, length_s, open_container, streams_of
 from perception.devices.pixels import FilmPixels
 from perception.devices.sound import Sound
-from perception.devices.wire import block_message, frame_message
+from perception.devices.wire import Numbering, block_message, frame_message
 from perception.errors import DeviceError, SessionError
-from perception.messages import Header, Message, Payload
+from perception.messages import Header, Message
 from perception.models.feature_cache import file_hash
 from perception.profile import CameraConfig, FusionConfig, MicrophoneConfig
 from perception.session import labels as label_files
@@ -96,10 +95,11 @@ class MediaSource:
 
     def _frames(self, topic: str) -> Iterator[Message[Header]]:
         config = CameraConfig(source="media", encoding="bgr8")
-        for seq, (seconds, image) in enumerate(_images(self.path)):
+        numbering = Numbering(_SOURCE)
+        for seconds, image in _images(self.path):
             stamp_ns = ORIGIN_NS + round(seconds * SECOND_NS)
             header, payload = frame_message(CapturedFrame(image, stamp_ns), config)
-            yield _message(topic, header, payload, seq, stamp_ns)
+            yield numbering.message(topic, header, payload, stamp_ns)
 
     def _blocks(self, topic: str) -> Iterator[Message[Header]]:
         config = MicrophoneConfig(rate_hz=_RATE_HZ, block_ms=_BLOCK_MS)
@@ -109,16 +109,12 @@ class MediaSource:
         silence = np.zeros((-index, 1), np.int16)
         blocks = [silence[at : at + size] for at in range(0, len(silence), size)]
         first = index
-        for seq, samples in enumerate(chain(blocks, sound.blocks(size))):
+        numbering = Numbering(_SOURCE)
+        for samples in chain(blocks, sound.blocks(size)):
             stamp_ns = ORIGIN_NS + index * SECOND_NS // _RATE_HZ
             header, payload = block_message(CapturedBlock(samples, stamp_ns, index - first), config)
             index += len(samples)
-            yield _message(topic, header, payload, seq, ORIGIN_NS + index * SECOND_NS // _RATE_HZ)
-
-
-def _message(topic: str, header: Header, payload: Payload, seq: int, due_ns: int) -> Message[Header]:
-    fields = {"seq": seq, "sent_ns": due_ns, "source": _SOURCE}
-    return Message(topic, structs.replace(header, **fields), payload, due_ns)
+            yield numbering.message(topic, header, payload, ORIGIN_NS + index * SECOND_NS // _RATE_HZ)
 
 
 def _tracks(path: Path) -> set[str]:

@@ -3,20 +3,18 @@
 import heapq
 import io
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from av.container import InputContainer
-from msgspec import structs
 
 from perception.devices import media
+from perception.devices.wire import Numbering
 from perception.errors import DeviceError, SessionError
 from perception.io.progress import progress
 from perception.io.text_file import read_text
-from perception.messages import Message
 from perception.session.convert import cut_off
 from perception.session.convert.media_parts import Arrival, Part, Pictures, Sounds, Words
 from perception.session.convert.selection import EVERYTHING, Selection
@@ -83,21 +81,19 @@ def read(
     with whole(target) as writer, progress("importing") as advance:
         zero_ns = max(span_ns[0], origin_ns)  # labels made on the film are right in the session
         writer.set_zero(Zero(zero_ns, zero_ns))
-        sent: Counter[str] = Counter()
+        numbering = Numbering(_SOURCE)
         streams = [_guarded(part, span_ns) for part in wanted]
         for due_ns, topic, header, payload in heapq.merge(*streams, key=lambda arrival: arrival[0]):
-            fields = {"seq": sent[topic], "sent_ns": due_ns, "source": _SOURCE}
-            writer.write(Message(topic, structs.replace(header, **fields), payload, due_ns))
-            sent[topic] += 1
+            writer.write(numbering.message(topic, header, payload, due_ns))
             advance()
         notes += [f"{part.topic}: {note}" for part in wanted for note in part.notes()]
-        if not sent:
+        if not numbering.counts:
             raise SessionError(f"{source}: nothing to import: {'; '.join(notes) or 'no such time in it'}")
         if span_ns[1] >= origin_ns + length_ns and len(wanted) == len(parts):
             notes += _cut_off(source, wanted)
         about = {"from": str(source), "kind": "video", "subtitles": beside and str(beside), "notes": notes}
         writer.add_metadata("imported", about)
-    yield from (f"{topic}: {number} messages" for topic, number in sorted(sent.items()))
+    yield from (f"{topic}: {number} messages" for topic, number in sorted(numbering.counts.items()))
     yield from notes
 
 

@@ -14,12 +14,12 @@ from typing import Any, Final
 import cv2
 import numpy as np
 import numpy.typing as npt
-from msgspec import structs
 
 from perception import topics
 from perception.bus import codec
 from perception.devices.damage import decode_jpeg
 from perception.devices.pixels import Layout
+from perception.devices.wire import Numbering
 from perception.errors import BusError, MalformedMessageError
 from perception.features.image import is_whole_jpeg
 from perception.features.jpeg import MAX_PIXELS, claimed_size
@@ -194,8 +194,7 @@ class Numbered:
     def __init__(self, topic: str, convert: Callable[[bytes, int], Made], source: str) -> None:
         self.topic = topic
         self._convert = convert
-        self._source = source
-        self._seq = 0
+        self._numbering = Numbering(source)
 
     def message(self, data: bytes, received_ns: int) -> Message[Header]:
         """Return our message for what was received at that time; UnusableError if there is none."""
@@ -203,12 +202,10 @@ class Numbered:
             header, payload = self._convert(data, received_ns)
             if header.stamp_ns < 0:
                 raise UnusableError(f"a stamp of {header.stamp_ns / SECOND_NS:.0f} s, before 1970")
-            made = structs.replace(header, seq=self._seq, sent_ns=received_ns, source=self._source)
-            codec.encode(self.topic, made, payload)
+            codec.encode(self.topic, header, payload)
         except (MalformedMessageError, ValueError) as error:
             raise UnusableError(str(error)) from error
-        self._seq += 1
-        return Message(self.topic, made, payload, received_ns)
+        return self._numbering.message(self.topic, header, payload, received_ns)
 
 
 def our_topic(name: str, prefix: str) -> str:
