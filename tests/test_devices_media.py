@@ -10,7 +10,6 @@ import numpy.typing as npt
 import pytest
 from av.video.frame import VideoFrame
 
-from perception.devices.device import is_file_name
 from perception.devices.media import Track
 from perception.devices.sound import Sound
 from perception.errors import DeviceError
@@ -145,11 +144,6 @@ def test_what_cannot_be_played_is_one_clear_line(tmp_path: Path) -> None:
         Track(str(wav), "video", loop=False)
     with pytest.raises(DeviceError, match=r"garbage\.mp4: cannot be opened: Invalid data"):
         Track(str(garbage), "video", loop=False)
-
-
-def test_file_names_and_device_names_are_told_apart() -> None:
-    assert all(map(is_file_name, ("clip.mp4", "./clip", "/data/speech", "talk.flac")))
-    assert not any(map(is_file_name, ("default", "pulse", "USB Audio: #1 (hw:1,0)", "HDA Intel PCH")))
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "ts", "avi"])

@@ -215,14 +215,19 @@ def test_a_fusion_that_loads_says_so_until_it_works() -> None:
 def test_a_file_that_cannot_be_read_is_not_tried_again_but_a_device_is() -> None:
     nodes = plan(
         profile(
-            camera={"film": {"source": "film.mp4"}, "web": {"source": 0}, "net": {"source": "rtsp://host/a"}},
+            camera={
+                "film": {"source": "film.mp4"},
+                "web": {"source": 0},
+                "net": {"source": "rtsp://host/a"},
+                "usb": {"source": "/dev/v4l/by-id/usb"},
+            },
             microphone={"file": {"source": "talk.wav"}, "desk": {"source": "USB Audio v1.2"}},
             text={"file": {"source": "lines"}},
         ),
         "p",
         origin_ns=0,
     )
-    assert [3 in node.given_up for node in nodes] == [True, False, False, True, False, True]
+    assert [3 in node.given_up for node in nodes] == [True, False, False, False, True, False, True]
     assert all(9 in node.given_up for node in nodes), "a package that is missing stays missing"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from perception.errors import ProfileError
-from perception.profile import LAUNCH_DIR, is_file_name, load, parse
+from perception.profile import LAUNCH_DIR, load, parse, source_kind
 
 SHIPPED = sorted(file.stem for file in LAUNCH_DIR.glob("*.toml"))
 
@@ -203,24 +203,22 @@ def test_names_that_topics_may_have_are_names_of_devices() -> None:
     assert profile.published() == [f"camera/{name}" for name in names]
 
 
-@pytest.mark.parametrize(
-    ("source", "is_file"),
-    [
-        ("mic.wav", True),
-        ("clip.3gp", True),
-        ("talk.h264", True),
-        ("./kitchen", True),
-        ("recordings/kitchen", True),
-        ("/data/speech", True),
-        ("default", False),
-        ("USB Audio v1.2 Mic", False),
-        ("Yeti Nano 2.02", False),
-        ("USB Audio: #1 (hw:1,0)", False),
-        ("http://camera.local/stream.mjpg", False),
+SOURCES: dict[str, list[int | str]] = {
+    "scripted": ["scripted"],
+    "device": [0, 7, "/dev/video0", "/dev/v4l/by-id/usb"],
+    "address": ["http://camera.local/stream.mjpg", "rtsp://host/a"],
+    "file": ["clip.mp4", "clip.3gp", "talk.h264", "./kitchen", "recordings/kitchen", "/data/speech"],
+    "name": [
+        *("default", "pulse", "USB Audio: #1 (hw:1,0)", "HDA Intel PCH"),
+        *("USB Audio v1.2 Mic", "Yeti Nano 2.02"),
     ],
-)
-def test_one_rule_tells_files_from_devices(source: str, is_file: bool) -> None:
-    assert is_file_name(source) is is_file
+}
+
+
+def test_one_rule_tells_files_from_devices_and_addresses() -> None:
+    assert {kind: {source_kind(one) for one in given} for kind, given in SOURCES.items()} == {
+        kind: {kind} for kind in SOURCES
+    }
 
 
 def test_an_override_is_toml_or_else_a_plain_string() -> None:

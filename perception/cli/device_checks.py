@@ -8,7 +8,7 @@ from typing import Final
 from perception.cli.finding import Finding
 from perception.cli.package_checks import Outcome
 from perception.errors.credentials import without_credentials
-from perception.profile import Profile, is_file_name
+from perception.profile import Profile, source_kind
 
 _SYNTHETIC: Final = ("scripted", "terminal")
 
@@ -74,7 +74,7 @@ def microphone_devices(profile: Profile) -> list[str]:
     return [
         name
         for name, microphone in profile.microphone.items()
-        if microphone.source not in _SYNTHETIC and not is_file_name(str(microphone.source))
+        if source_kind(microphone.source) not in ("scripted", "file")
     ]
 
 

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from perception.devices.device import CapturedFrame, Device, Lend, is_file_name
+from perception.devices.device import CapturedFrame, Device, Lend
 from perception.devices.grabber import FrameSource, Grabber
 from perception.devices.pixels import Layout
 from perception.errors import DeviceError
-from perception.profile import CameraConfig, ScriptConfig
+from perception.profile import CameraConfig, ScriptConfig, source_kind
 from perception.units import SECOND_NS, Clock
 from perception.units.arrays import Image
 
@@ -46,23 +46,23 @@ def open_camera(
     Raises:
         DeviceError: there is no such device, file or stream.
     """
-    source = config.source
-    if source == "scripted":
+    source, kind = config.source, source_kind(config.source)
+    if kind == "scripted":
         from perception.devices.scripted import open_scripted_camera
 
         return open_scripted_camera(config, script, clock=clock, origin_ns=origin_ns)
 
     def open_source(stop: threading.Event) -> FrameSource:
-        if isinstance(source, int) or source.startswith("/dev/"):
+        if kind == "device":
             return DeviceSource(source, config, clock=clock, lend=lend)
-        if "://" in source:
+        if kind == "address":
             from perception.devices.network import StreamSource  # loads FFmpeg, as files do
 
-            return StreamSource(source, config, clock=clock)
-        if is_file_name(source):
+            return StreamSource(str(source), config, clock=clock)
+        if kind == "file":
             from perception.devices.video import FileSource
 
-            return FileSource(source, config, clock=clock, origin_ns=origin_ns, stop=stop)
+            return FileSource(str(source), config, clock=clock, origin_ns=origin_ns, stop=stop)
         raise DeviceError(f"camera '{source}': not a device index, /dev path, file or URL; {_found()}")
 
     return Grabber(open_source, rate_hz=config.rate_hz)

@@ -9,7 +9,6 @@ from typing import Literal, Protocol, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from perception.profile import is_file_name as is_file_name
 from perception.units.arrays import RawSamples
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from perception.clock import LossDetector, SampleClock, device_to_host_ns
 from perception.devices.backoff import Backoff
-from perception.devices.device import CapturedBlock, Device, DeviceReport, is_file_name
+from perception.devices.device import CapturedBlock, Device, DeviceReport
 from perception.errors import DeviceError, MissingPackageError
-from perception.profile import MicrophoneConfig, ScriptConfig
+from perception.profile import MicrophoneConfig, ScriptConfig, source_kind
 from perception.units import SECOND_NS, Clock
 from perception.units.arrays import SAMPLE_TYPES, RawSamples
 from perception.units.closing import Closing
@@ -42,11 +42,12 @@ def open_microphone(
         DeviceError: there is no such device or file.
         MissingPackageError: PortAudio is missing.
     """
-    if config.source == "scripted":
+    kind = source_kind(config.source)
+    if kind == "scripted":
         from perception.devices.scripted import open_scripted_microphone
 
         return open_scripted_microphone(config, script, clock=clock, origin_ns=origin_ns)
-    if isinstance(config.source, str) and is_file_name(config.source):
+    if kind == "file":
         return FileMicrophone(config, clock=clock, origin_ns=origin_ns)
     return PortAudioMicrophone(config, clock=clock)
 

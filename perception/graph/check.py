@@ -35,7 +35,7 @@ from perception.models.head_config import (
     source_of,
 )
 from perception.models.options import options_of
-from perception.profile import FusionConfig, Profile, RecorderConfig, is_file_name
+from perception.profile import FusionConfig, Profile, RecorderConfig, source_kind
 from perception.profile.endpoint import parse
 
 _ANYWHERE: Final = ("*", "0.0.0.0", "::")
@@ -91,20 +91,22 @@ def _problems(profile: Profile, published: Collection[str]) -> Iterator[Problem]
 def _sources(profile: Profile) -> Iterator[Problem]:
     """Files must be there; devices may still be plugged in."""
     for name, camera in profile.camera.items():
-        source = camera.source
-        if isinstance(source, int) or source.startswith("/dev/"):
-            continue
-        if "://" not in source and source != "scripted" and not is_file_name(source):
-            text = f"camera.{name}.source: '{source}' is neither a device index, /dev path, file nor URL"
-            yield Problem(text, DeviceError)
-        yield from _file(f"camera.{name}.source", source)
-        yield from _address(f"camera.{name}.source", source)
+        key, source = f"camera.{name}.source", str(camera.source)
+        match source_kind(camera.source):
+            case "file":
+                yield from _file(key, source)
+            case "address":
+                yield from _address(key, source)
+            case "name":
+                text = f"{key}: '{source}' is neither a device index, /dev path, file nor URL"
+                yield Problem(text, DeviceError)
     for name, microphone in profile.microphone.items():
-        if isinstance(microphone.source, str):
-            yield from _file(f"microphone.{name}.source", microphone.source)
-            if "://" in microphone.source:
-                what = "a microphone is a device or a file, no address"
-                text = f"microphone.{name}.source: {microphone.source}: {what}"
+        key, source = f"microphone.{name}.source", str(microphone.source)
+        match source_kind(microphone.source):
+            case "file":
+                yield from _file(key, source)
+            case "address":
+                text = f"{key}: {source}: a microphone is a device or a file, no address"
                 yield Problem(text, DeviceError)
     for name, text_config in profile.text.items():
         if text_config.source not in ("scripted", "terminal"):
@@ -130,14 +132,12 @@ def _sizes(profile: Profile) -> Iterator[Problem]:
 
 
 def _file(key: str, source: str) -> Iterator[Problem]:
-    if is_file_name(source) and not os.path.isfile(source):
+    if not os.path.isfile(source):
         yield from _absent(key, source, no_file(source))
 
 
 def _address(key: str, source: str) -> Iterator[Problem]:
     """What no camera can be behind; the rest shows when it is opened."""
-    if "://" not in source:
-        return
     try:
         parts = urlsplit(source)
         missing = parts.scheme in _WITH_HOST and not parts.hostname

@@ -24,7 +24,7 @@ from perception.errors import DeviceError, MissingPackageError, PerceptionError,
 from perception.errors.credentials import without_credentials
 from perception.graph.lines import Lines
 from perception.graph.restart import LASTING, RestartPolicy, Verdict
-from perception.profile import OVERRIDES_VARIABLE, Profile, is_file_name
+from perception.profile import OVERRIDES_VARIABLE, Profile, source_kind
 
 ORIGIN_VARIABLE: Final = "PERCEPTION_ORIGIN_NS"
 """Host time at which all scripted and file devices of one launch start playing."""
@@ -80,7 +80,7 @@ def plan(
 
     def capture(kind: str, name: str, source: int | str) -> Node:
         # a device may be plugged in again, a file that cannot be read stays as it is
-        is_file = isinstance(source, str) and (is_file_name(source) or kind == "text")
+        is_file = kind == "text" or source_kind(source) == "file"
         given_up = {MissingPackageError.exit_code} | ({DeviceError.exit_code} if is_file else set())
         return Node(
             f"{kind}-{name}",

@@ -6,7 +6,7 @@ declare which values a key accepts; `loading` reads files. Nothing here imports 
 
 from perception.profile.devices import CameraConfig, Fit, MicrophoneConfig, ScriptConfig, TextConfig
 from perception.profile.fusion import EncoderConfig, FusionConfig, HeadConfig, InputConfig
-from perception.profile.keys import is_file_name
+from perception.profile.keys import source_kind
 from perception.profile.loading import LAUNCH_DIR, OVERRIDES_VARIABLE, as_override, find, load, parse
 from perception.profile.recording import RecorderConfig, ReplayConfig
 from perception.profile.root import Profile
@@ -30,7 +30,7 @@ __all__ = [
     "TextConfig",
     "as_override",
     "find",
-    "is_file_name",
     "load",
     "parse",
+    "source_kind",
 ]

@@ -5,7 +5,7 @@ A value that the bus would refuse when a node starts is refused here, when the p
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -92,9 +92,18 @@ Recorded = Annotated[str, _valid(_check_recorded)]
 """A pattern of topics in a session."""
 
 
-def is_file_name(source: str) -> bool:
-    """Return whether a camera's or microphone's device source is a file rather than a device or a URL.
+SourceKind = Literal["scripted", "device", "address", "file", "name"]
 
-    A file has a folder, or a suffix that contains a letter: `USB Audio v1.25` is a device.
+
+def source_kind(source: int | str) -> SourceKind:
+    """Return what a camera or microphone is opened from; only a microphone is opened from a name.
+
+    A file has a folder, or a suffix that contains a letter: `USB Audio v1.25` is a name.
     """
-    return "://" not in source and ("/" in source or _FILE.search(source) is not None)
+    if isinstance(source, int) or source.startswith("/dev/"):
+        return "device"
+    if source == SCRIPTED:
+        return "scripted"
+    if "://" in source:
+        return "address"
+    return "file" if "/" in source or _FILE.search(source) else "name"
