@@ -14,7 +14,7 @@ from perception.features.mfcc import mfcc
 from perception.io.home import expanded
 from perception.messages import BranchState
 from perception.models.device import Forward, upload
-from perception.models.encoder import AudioInput, Encoding
+from perception.models.encoder import AudioInput, Encoding, Untrained
 from perception.models.options import LevelOptions, MfccOptions, SileroOptions, VggishOptions
 from perception.models.silero import SileroNetwork, load_silero, packaged_file
 from perception.models.vggish import EMBEDDING, PRETRAINED_URL, Pca, load_pca, load_vggish, random_vggish
@@ -107,7 +107,7 @@ def _frames(data: AudioInput) -> Samples:
     return np.asarray(data.log_mel, np.float32)
 
 
-class MfccStatistics:
+class MfccStatistics(Untrained[MfccOptions]):
     """Statistics of the window's mel-frequency cepstral coefficients.
 
     Features: mean, standard deviation, minimum and maximum per coefficient, then mean and maximum of the
@@ -116,34 +116,20 @@ class MfccStatistics:
 
     Options: TypeAlias = MfccOptions
     modality: ClassVar[str] = "microphone"
-    cpu_only: ClassVar[bool] = True
 
-    def __init__(
-        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
-    ) -> None:
-        self._coefficients = options.coefficients
+    def __init__(self, options: Options, **others: Any) -> None:
+        super().__init__(options, **others)
         self.dim = 6 * options.coefficients
 
     def __call__(self, data: AudioInput, /) -> Encoding:
         """Describe the log-mel frames."""
         if not np.isfinite(data.log_mel).all():
             raise ValueError("log-mel frames are not finite")
-        frames = mfcc(data.log_mel, self._coefficients)
+        frames = mfcc(data.log_mel, self._options.coefficients)
         recent = _recent(frames)
-        statistics = [
-            frames.mean(axis=0),
-            frames.std(axis=0),
-            frames.min(axis=0),
-            frames.max(axis=0),
-            recent.mean(axis=0),
-            recent.max(axis=0),
-        ]
-        features = np.concatenate(statistics).astype(np.float32)
+        whole = [of(frames, axis=0) for of in (np.mean, np.std, np.min, np.max)]
+        features = np.concatenate([*whole, recent.mean(axis=0), recent.max(axis=0)]).astype(np.float32)
         return Encoding(torch.from_numpy(features))
-
-    def weights(self) -> State:
-        """None: it computes, it was not trained."""
-        return {}
 
 
 class SileroVoice:
@@ -184,7 +170,7 @@ class SileroVoice:
         return dict(self._network.state_dict())
 
 
-class Level:
+class Level(Untrained[LevelOptions]):
     """How loud it is, of what kind, and how often it began: no model at all.
 
     Features: level, peak, zero crossings and crest factor of the whole window, the same of its last third,
@@ -194,13 +180,7 @@ class Level:
 
     Options: TypeAlias = LevelOptions
     modality: ClassVar[str] = "microphone"
-    cpu_only: ClassVar[bool] = True
     dim = 11
-
-    def __init__(
-        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
-    ) -> None:
-        self._options = options
 
     def __call__(self, data: AudioInput, /) -> Encoding:
         """Measure the waveform."""
@@ -209,10 +189,6 @@ class Level:
         waveform = data.waveform.astype(np.float64)
         features = [*_loudness(waveform), *_loudness(_recent(waveform)), *self._onset_features(waveform)]
         return Encoding(torch.tensor(features, dtype=torch.float32))
-
-    def weights(self) -> State:
-        """None: it computes, it was not trained."""
-        return {}
 
     def _onset_features(self, waveform: npt.NDArray[np.float64]) -> list[float]:
         levels = _levels(waveform)

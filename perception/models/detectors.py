@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from perception.messages import Box, BranchState
-from perception.models.encoder import Encoding, ImageInput
+from perception.models.encoder import Encoding, ImageInput, Untrained
 from perception.models.images import check_bgr, shrunk_grey
 from perception.models.options import FacesOptions, MarkerOptions, MotionOptions
 from perception.units.arrays import Image
@@ -25,7 +25,7 @@ NOWHERE: Final = (0.5, 0.5)
 """Position features where nothing was found: the centre, so that they pull to no side."""
 
 
-class HaarFaces:
+class HaarFaces(Untrained[FacesOptions]):
     """Viola and Jones's frontal faces (IJCV 2004) with OpenCV's cascade.
 
     Features: number of faces / 4, and of the largest one x, y, size (its height over the frame's) and score.
@@ -33,13 +33,10 @@ class HaarFaces:
 
     Options: TypeAlias = FacesOptions
     modality: ClassVar[str] = "camera"
-    cpu_only: ClassVar[bool] = True
     dim = 5
 
-    def __init__(
-        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
-    ) -> None:
-        self._options = options
+    def __init__(self, options: Options, **others: Any) -> None:
+        super().__init__(options, **others)
         cascade = Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_default.xml"
         self._cascade = cv2.CascadeClassifier(str(cascade))
 
@@ -54,10 +51,6 @@ class HaarFaces:
         best = max((box.score for box in boxes), default=0.0)
         branch = BranchState(labels=("face",), scores=(best,), boxes=tuple(boxes))
         return Encoding(torch.tensor(features), branch)
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """None: the cascade comes with OpenCV."""
-        return {}
 
     def _detect(self, grey: Image, factor: int) -> list[Box]:
         """Return the faces, largest first."""
@@ -89,7 +82,7 @@ def _face(rectangle: Sequence[int], margin: float, factor: int) -> Box:
     return Box(x=x, y=y, width=width, height=height, label="face", score=margin / (1 + margin))
 
 
-class ArucoMarkers:
+class ArucoMarkers(Untrained[MarkerOptions]):
     """Square fiducial markers (Garrido-Jurado et al. 2014).
 
     Features: number of markers / 4, of the largest one x, y and size (its height over the frame's), then
@@ -98,35 +91,27 @@ class ArucoMarkers:
 
     Options: TypeAlias = MarkerOptions
     modality: ClassVar[str] = "camera"
-    cpu_only: ClassVar[bool] = True
 
-    def __init__(
-        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
-    ) -> None:
-        self._ids = options.ids
-        self._width = options.width
+    def __init__(self, options: Options, **others: Any) -> None:
+        super().__init__(options, **others)
         dictionary = cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, options.dictionary))
         parameters = cv2.aruco.DetectorParameters()
         parameters.minMarkerDistanceRate = 0.05  # else a card's edge is taken in place of the marker on it
         self._detector = cv2.aruco.ArucoDetector(dictionary, parameters)
-        self.dim = 4 + len(self._ids)
+        self.dim = 4 + len(self._options.ids)
 
     def __call__(self, data: ImageInput, /) -> Encoding:
         """Find markers in the newest frame."""
-        boxes = self._detect(*shrunk_grey(data, self._width))
+        boxes = self._detect(*shrunk_grey(data, self._options.width))
         height, width = data.image.shape[:2]
         features = [0.0, *NOWHERE, 0.0]
         if boxes:
             x, y = _centre(boxes[0], width, height)
             features = [min(len(boxes), 4) / 4, x, y, boxes[0].height / height]
         labels = tuple(sorted({box.label for box in boxes}, key=int))
-        features += [float(str(marker) in labels) for marker in self._ids]
+        features += [float(str(marker) in labels) for marker in self._options.ids]
         branch = BranchState(labels=labels, scores=(1.0,) * len(labels), boxes=tuple(boxes))
         return Encoding(torch.tensor(features), branch)
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """None: the dictionary is fixed."""
-        return {}
 
     def _detect(self, grey: Image, factor: int) -> list[Box]:
         """Return the markers' bounding boxes, largest first."""
@@ -144,7 +129,7 @@ def _bounding_box(points: np.typing.NDArray[Any], label: str) -> Box:
     return Box(x=left, y=top, width=right - left, height=bottom - top, label=label)
 
 
-class Motion:
+class Motion(Untrained[MotionOptions]):
     """Difference between the newest frame and the one a hop before; a change of exposure is no motion.
 
     Features: fraction of the pixels that changed, mean change (0 to 1), and the centre of the change.
@@ -152,14 +137,11 @@ class Motion:
 
     Options: TypeAlias = MotionOptions
     modality: ClassVar[str] = "camera"
-    cpu_only: ClassVar[bool] = True
     uses_previous: ClassVar[bool] = True
     dim = 4
 
-    def __init__(
-        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
-    ) -> None:
-        self._options = options
+    def __init__(self, options: Options, **others: Any) -> None:
+        super().__init__(options, **others)
         self._prepared: tuple[Image, Grey, int] | None = None
 
     def __call__(self, data: ImageInput, /) -> Encoding:
@@ -180,10 +162,6 @@ class Motion:
         rows, columns = np.nonzero(moved)
         centre = ((float(columns.mean()) + 0.5) / width, (float(rows.mean()) + 0.5) / height)
         return self._encoding([fraction, mean, *centre], (box,))
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """None."""
-        return {}
 
     def _prepare(self, data: ImageInput) -> tuple[Grey, int]:
         """Shrink and blur a frame, once: the newest of one window is the previous of the next."""

@@ -19,7 +19,7 @@ from perception.models.encoder import TextInput
 from perception.models.images import check_bgr
 from perception.models.text import TransformersTextEncoder, load_tokenizer
 from perception.models.transformers_audio import TransformersAudioEncoder
-from perception.models.vision import load_image_processor
+from perception.models.transformers_encoder import load_preprocessing
 from perception.models.weights import hub_folder, load_transformer, weights_hash
 from perception.units.arrays import Image
 
@@ -43,7 +43,7 @@ class PictureEmbedder:
         folder = model_folder(model)
         loaded = load_transformer(folder, 0)
         self._embed = _tower(loaded, "get_image_features", folder)
-        self._processor = load_image_processor(folder)
+        self._processor = load_preprocessing("AutoImageProcessor", folder)
         self._text = _TextTower(loaded, folder, device)
         self._device = device
         self.hash = weights_hash(loaded.eval().requires_grad_(False).to(device).state_dict())

@@ -1,7 +1,7 @@
 """What an encoder takes and gives: one modality of a window in, a feature vector out."""
 
 from collections.abc import Callable, Hashable
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -9,8 +9,10 @@ import numpy.typing as npt
 import torch
 
 from perception.messages import BranchState
+from perception.models.options import EncoderOptions
 
 MadeT = TypeVar("MadeT")
+OptionsT = TypeVar("OptionsT", bound=EncoderOptions)
 
 
 class ImageInput(msgspec.Struct, frozen=True):
@@ -70,6 +72,21 @@ class Encoding:
         if not isinstance(self._branch, BranchState):
             self._branch = self._branch()
         return self._branch
+
+
+class Untrained(Generic[OptionsT]):
+    """Base of encoders that compute on the CPU and were not trained."""
+
+    cpu_only: ClassVar[bool] = True
+
+    def __init__(
+        self, options: OptionsT, *, device: torch.device, seed: int, weights: str | None = None
+    ) -> None:
+        self._options = options
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return none: nothing was trained."""
+        return {}
 
 
 class Encoder(Protocol[InputT]):

@@ -15,7 +15,8 @@ from perception.messages import BranchState
 from perception.models.encoder import Encoding, TextInput
 from perception.models.lexical import phrase_vectorizer
 from perception.models.options import OTHER, TfidfOptions, TransformersTextOptions
-from perception.models.weights import State, hub_folder, load_transformer, save_transformer, seeded, source_of
+from perception.models.transformers_encoder import TransformersEncoder, stored_folder
+from perception.models.weights import load_transformer, seeded
 
 _BYTES_PER_TOKEN: Final = 16
 """Kept of a text for training; words of any language have fewer on average."""
@@ -66,7 +67,7 @@ class TextNetwork(nn.Module):
         return self.encode(as_texts(different))[which]
 
 
-class TransformersTextEncoder:
+class TransformersTextEncoder(TransformersEncoder):
     """Masked mean over the last hidden states of a transformers text model.
 
     The text tower of a two-tower model (CLIP, CLAP) and the encoder half of an encoder-decoder (T5) are
@@ -79,12 +80,10 @@ class TransformersTextEncoder:
     def __init__(
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
-        self._load = partial(_load_text, options, seed, weights)
-        whole, tokenizer = self._load()
-        self._model = _text_half(whole).eval().requires_grad_(False).to(device, getattr(torch, options.dtype))
-        self.network = TextNetwork(self._model, tokenizer, options.max_tokens)
+        super().__init__(partial(_load_text, options, seed, weights), _text_half, device, options.dtype)
+        self.network = TextNetwork(self.model, self._processor, options.max_tokens)
         self._bytes = _BYTES_PER_TOKEN * options.max_tokens
-        self.dim = int(self._model.config.hidden_size)
+        self.dim = int(self.model.config.hidden_size)
 
     @torch.no_grad()
     def __call__(self, data: TextInput, /) -> Encoding:
@@ -95,24 +94,12 @@ class TransformersTextEncoder:
         """Return what the network takes, for training: the text as uint8, which can still be disturbed."""
         return as_bytes(data.text, self._bytes)
 
-    def weights(self) -> State:
-        """Return the model's parameters and buffers."""
-        state: State = self._model.state_dict()
-        return state
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Write the model, with the half of it that is not used here, and its tokenizer."""
-        whole, tokenizer = self._load()
-        _text_half(whole).load_state_dict(self._model.state_dict())
-        save_transformer(folder, whole, tokenizer)
-
 
 def _load_text(options: TransformersTextEncoder.Options, seed: int, weights: str | None) -> tuple[Any, Any]:
     """Return model and tokenizer, on the CPU in float32."""
-    source, folder = source_of(weights)
-    if source == "random":
+    folder = stored_folder(options.model, options.revision, weights)
+    if folder is None:
         return _random_bert(seed)
-    folder = folder if source == "local" else hub_folder(options.model, options.revision)
     return load_transformer(folder, seed), load_tokenizer(folder)
 
 

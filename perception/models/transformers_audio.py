@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
@@ -10,11 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from perception.errors import ProfileError, WeightsError
+from perception.errors import ProfileError
 from perception.features.resample import resample
 from perception.models.encoder import AudioInput, Encoding
 from perception.models.options import TransformersAudioOptions
-from perception.models.weights import State, hub_folder, load_transformer, save_transformer, seeded, source_of
+from perception.models.transformers_encoder import TransformersEncoder, load_preprocessing, stored_folder
+from perception.models.weights import load_transformer, seeded
 
 SAMPLE_RATE_HZ: Final = 16_000
 
@@ -74,7 +74,7 @@ class AudioNetwork(nn.Module):
         return self.encode({self.main: x, **constant})
 
 
-class TransformersAudioEncoder:
+class TransformersAudioEncoder(TransformersEncoder):
     """The pooled output of an audio model, or else the mean over its positions.
 
     The model's own preprocessing runs on the window's waveform, resampled where it wants another rate than
@@ -88,12 +88,7 @@ class TransformersAudioEncoder:
     def __init__(
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
-        self._load = partial(_load_audio, options, seed, weights)
-        whole, self._processor = self._load()
-        self._device = device
-        self.model = (
-            _encoder_half(whole).eval().requires_grad_(False).to(device, getattr(torch, options.dtype))
-        )
+        super().__init__(partial(_load_audio, options, seed, weights), _encoder_half, device, options.dtype)
         second = np.zeros(SAMPLE_RATE_HZ, np.float32)
         example = self._inputs(second, SAMPLE_RATE_HZ)
         self.network = AudioNetwork(self.model, example, self._processor.feature_size)
@@ -106,17 +101,6 @@ class TransformersAudioEncoder:
     def prepare(self, data: AudioInput, /) -> torch.Tensor:
         """Return what the network takes, for training: (channels, frames, bands) float16 on the CPU."""
         return self.network.picture(self._inputs(data.waveform, SAMPLE_RATE_HZ)).half().cpu()
-
-    def weights(self) -> State:
-        """Return the model's parameters and buffers."""
-        state: State = self.model.state_dict()
-        return state
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Write the model, with the half of it that is not used here, and its preprocessing."""
-        whole, processor = self._load()
-        _encoder_half(whole).load_state_dict(self.model.state_dict())
-        save_transformer(folder, whole, processor)
 
     @torch.no_grad()
     def features(self, waveform: npt.NDArray[np.float32], rate_hz: int) -> torch.Tensor:
@@ -137,11 +121,10 @@ class TransformersAudioEncoder:
 
 def _load_audio(options: TransformersAudioEncoder.Options, seed: int, weights: str | None) -> tuple[Any, Any]:
     """Return model and preprocessing, on the CPU in float32."""
-    source, folder = source_of(weights)
-    if source == "random":
+    folder = stored_folder(options.model, options.revision, weights)
+    if folder is None:
         return _random_audio(options.architecture, seed)
-    folder = folder if source == "local" else hub_folder(options.model, options.revision)
-    return load_transformer(folder, seed), load_feature_extractor(folder)
+    return load_transformer(folder, seed), load_preprocessing("AutoFeatureExtractor", folder)
 
 
 def _encoder_half(model: Any) -> Any:
@@ -149,17 +132,6 @@ def _encoder_half(model: Any) -> Any:
     if getattr(model.config, "apply_spec_augment", False):
         model.config.apply_spec_augment = False
     return model.get_encoder() if model.config.is_encoder_decoder else model
-
-
-def load_feature_extractor(folder: Path) -> Any:
-    """Load the stored preprocessing of a transformers audio model; WeightsError if there is none."""
-    from transformers import AutoFeatureExtractor
-
-    try:
-        return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # each extractor has failures of its own
-        reason = str(error).strip().splitlines()[0]
-        raise WeightsError(f"{folder}: no usable preprocessor_config.json there: {reason}") from error
 
 
 def _random_audio(architecture: Literal["ast", "clap"], seed: int) -> tuple[Any, Any]:

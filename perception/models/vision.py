@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 import cv2
@@ -19,13 +18,12 @@ from perception.models.device import Forward, upload
 from perception.models.encoder import Encoding, ImageInput
 from perception.models.images import check_bgr
 from perception.models.options import TorchvisionOptions, TransformersVisionOptions
+from perception.models.transformers_encoder import TransformersEncoder, load_preprocessing, stored_folder
 from perception.models.weights import (
     State,
-    hub_folder,
     load_into,
     load_transformer,
     local_state,
-    save_transformer,
     seeded,
     source_of,
     url_state,
@@ -270,7 +268,7 @@ class _Pooled(nn.Module):
         return states.mean(dim=1) if states.ndim == 3 else states.mean(dim=(2, 3))
 
 
-class TransformersVisionEncoder:
+class TransformersVisionEncoder(TransformersEncoder):
     """A transformers vision model with its stored preprocessing; of CLIP and the like, the vision tower.
 
     Weights: a Hub name in the options, a local folder, or random ones of an `architecture`.
@@ -282,13 +280,8 @@ class TransformersVisionEncoder:
     def __init__(
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
     ) -> None:
-        self._load = partial(_load_vision, options, seed, weights)
-        whole, self._processor = self._load()
-        self._device = device
-        self._model = (
-            _vision_half(whole).eval().requires_grad_(False).to(device, getattr(torch, options.dtype))
-        )
-        self._pooled = _Pooled(self._model, options.pooling)
+        super().__init__(partial(_load_vision, options, seed, weights), _vision_half, device, options.dtype)
+        self._pooled = _Pooled(self.model, options.pooling)
         mean, std = self._processor.image_mean, self._processor.image_std
         plain = not self._processor.do_normalize
         self.network = self._pooled if plain else PictureNetwork(self._pooled, mean, std)
@@ -303,17 +296,6 @@ class TransformersVisionEncoder:
         """Return what the network takes, for training: (3, H, W) float16 in [0, 1] on the CPU."""
         check_bgr(data.image)
         return self._pixels(rgb_on_device(data, self._device), do_normalize=False)[0].half().cpu()
-
-    def weights(self) -> State:
-        """Return the model's parameters and buffers."""
-        state: State = self._model.state_dict()
-        return state
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Write the model, with the half of it that is not used here, and its preprocessing."""
-        whole, processor = self._load()
-        _vision_half(whole).load_state_dict(self._model.state_dict())
-        save_transformer(folder, whole, processor)
 
     @torch.no_grad()
     def _features(self, rgb: torch.Tensor) -> torch.Tensor:
@@ -332,27 +314,15 @@ def _load_vision(
     options: TransformersVisionEncoder.Options, seed: int, weights: str | None
 ) -> tuple[Any, Any]:
     """Return model and preprocessing, on the CPU in float32."""
-    source, folder = source_of(weights)
-    if source == "random":
+    folder = stored_folder(options.model, options.revision, weights)
+    if folder is None:
         return _random_vision(options.architecture, seed)
-    folder = folder if source == "local" else hub_folder(options.model, options.revision)
     model = load_transformer(folder, seed, pooler=options.pooling == "pooler")
-    return model, load_image_processor(folder)
+    return model, load_preprocessing("AutoImageProcessor", folder)
 
 
 def _vision_half(model: Any) -> Any:
     return getattr(model, "vision_model", model)
-
-
-def load_image_processor(folder: Path) -> Any:
-    """Load the stored preprocessing of a transformers vision model; WeightsError if there is none."""
-    from transformers import AutoImageProcessor
-
-    try:
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise WeightsError(f"{folder}: no usable preprocessor_config.json there: {reason}") from error
 
 
 def _random_vision(architecture: str, seed: int) -> tuple[Any, Any]:
