@@ -83,6 +83,10 @@ class CameraFrame(Header):
     exposure_ns: Annotated[Count | None, Meta(description="exposure time if known")] = None
 
 
+PIXEL_BYTES: Final = {"bgr8": 3, "mono8": 1}
+"""Size of a pixel by encoding; that of JPEG depends on the picture."""
+SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
+"""Size of a sample of one channel by format."""
 MAX_BLOCK_NS: Final = SECOND_NS
 """Longest block of sound that `perception.publish` sends, in ns; fusion does not wait longer for its end."""
 

@@ -10,6 +10,8 @@ from typing_extensions import Buffer
 from perception import topics
 from perception.errors import BusError, MalformedMessageError
 from perception.messages import (
+    PIXEL_BYTES,
+    SAMPLE_BYTES,
     AudioBlock,
     CameraFrame,
     Header,
@@ -27,8 +29,6 @@ MAX_PART_BYTES: Final = max(row.max_payload_bytes for row in topics.TOPICS.value
 """Size limit of every part of a message; sockets refuse larger ones."""
 
 _MAX_REASON_LENGTH: Final = 120
-_PIXEL_BYTES: Final = {"bgr8": 3, "mono8": 1}
-_SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
 
 
 def _plain(value: object) -> object:
@@ -175,12 +175,12 @@ def _check_frame(header: Any, size: int) -> str | None:
         return f"empty {header.encoding} frame"
     if header.encoding == "jpeg":
         return None
-    expected = header.width * header.height * _PIXEL_BYTES[header.encoding]
+    expected = header.width * header.height * PIXEL_BYTES[header.encoding]
     return None if size == expected else _size_mismatch(size, expected)
 
 
 def _check_block(header: Any, size: int) -> str | None:
-    expected = header.samples * header.channels * _SAMPLE_BYTES[header.format]
+    expected = header.samples * header.channels * SAMPLE_BYTES[header.format]
     return None if size == expected else _size_mismatch(size, expected)
 
 

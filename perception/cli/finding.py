@@ -1,8 +1,7 @@
 """One line of an examination of this machine, and how findings are printed."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, Literal, TextIO
+from typing import Final, Literal, NamedTuple, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -13,8 +12,7 @@ Level = Literal["ok", "warn", "fail"]
 _STYLE: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One line of `perception doctor`."""
 
     check: str

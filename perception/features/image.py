@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from perception.features.jpeg import claimed_size
-from perception.messages import CameraFrame, Payload
+from perception.messages import PIXEL_BYTES, CameraFrame, Payload
 from perception.profile import Fit
 from perception.units.arrays import Image
 
@@ -25,7 +25,7 @@ def decode_frame(header: CameraFrame, payload: Payload) -> Image:
     data = np.frombuffer(payload, np.uint8)
     if header.encoding == "jpeg":
         return _decode_jpeg(data, shape)
-    channels = 3 if header.encoding == "bgr8" else 1
+    channels = PIXEL_BYTES[header.encoding]
     if data.size != header.height * header.width * channels:
         raise ValueError(f"{data.size} bytes are no {header.width} x {header.height} {header.encoding} image")
     if channels == 3:

@@ -26,22 +26,14 @@ from perception.errors import (
 )
 from perception.errors.credentials import without_credentials
 from perception.io.out_path import unusable
-from perception.models.head_config import (
-    HEAD_WEIGHTS,
-    check_random_head,
-    head_folder,
-    misfits,
-    read_head_config,
-    source_of,
-)
+from perception.messages import PIXEL_BYTES, SAMPLE_BYTES
+from perception.models import head_config
 from perception.models.options import options_of
 from perception.profile import FusionConfig, Profile, RecorderConfig, source_kind
 from perception.profile.endpoint import parse
 
 _ANYWHERE: Final = ("*", "0.0.0.0", "::")
 _MIB: Final = 1 << 20
-_PIXEL_BYTES: Final = {"jpeg": 0, "bgr8": 3, "mono8": 1}  # a JPEG's size is not known beforehand
-_SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
 _WITH_HOST: Final = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps")
 """Addresses that are connected to; those of other schemes may also be listened at, `udp://:5000`."""
 
@@ -91,23 +83,9 @@ def _problems(profile: Profile, published: Collection[str]) -> Iterator[Problem]
 def _sources(profile: Profile) -> Iterator[Problem]:
     """Files must be there; devices may still be plugged in."""
     for name, camera in profile.camera.items():
-        key, source = f"camera.{name}.source", str(camera.source)
-        match source_kind(camera.source):
-            case "file":
-                yield from _file(key, source)
-            case "address":
-                yield from _address(key, source)
-            case "name":
-                text = f"{key}: '{source}' is neither a device index, /dev path, file nor URL"
-                yield Problem(text, DeviceError)
+        yield from _source("camera", f"camera.{name}.source", camera.source)
     for name, microphone in profile.microphone.items():
-        key, source = f"microphone.{name}.source", str(microphone.source)
-        match source_kind(microphone.source):
-            case "file":
-                yield from _file(key, source)
-            case "address":
-                text = f"{key}: {source}: a microphone is a device or a file, no address"
-                yield Problem(text, DeviceError)
+        yield from _source("microphone", f"microphone.{name}.source", microphone.source)
     for name, text_config in profile.text.items():
         if text_config.source not in ("scripted", "terminal"):
             source = text_config.source
@@ -115,13 +93,28 @@ def _sources(profile: Profile) -> Iterator[Problem]:
                 yield from _absent(f"text.{name}.source", source, no_file(source))
 
 
+def _source(device: str, key: str, source: int | str) -> Iterator[Problem]:
+    """Yield what is wrong with the device source of a camera or microphone."""
+    match source_kind(source), device:
+        case "file", _:
+            if not os.path.isfile(source):
+                yield from _absent(key, str(source), no_file(str(source)))
+        case "address", "camera":
+            yield from _address(key, str(source))
+        case "address", _:
+            yield Problem(f"{key}: {source}: a microphone is a device or a file, no address", DeviceError)
+        case "name", "camera":
+            text = f"{key}: '{source}' is neither a device index, /dev path, file nor URL"
+            yield Problem(text, DeviceError)
+
+
 def _sizes(profile: Profile) -> Iterator[Problem]:
     """No message may be larger than readers take."""
     sizes = {
-        f"camera.{name}": one.width * one.height * _PIXEL_BYTES[one.encoding]
+        f"camera.{name}": one.width * one.height * PIXEL_BYTES.get(one.encoding, 0)
         for name, one in profile.camera.items()
     } | {
-        f"microphone.{name}": one.channels * one.rate_hz * one.block_ms / 1e3 * _SAMPLE_BYTES[one.format]
+        f"microphone.{name}": one.channels * one.rate_hz * one.block_ms / 1e3 * SAMPLE_BYTES[one.format]
         for name, one in profile.microphone.items()
     }
     for key, size in sizes.items():
@@ -129,11 +122,6 @@ def _sizes(profile: Profile) -> Iterator[Problem]:
         if size > limit:
             text = f"{key}: its messages would be {size / _MIB:.0f} MiB; at most {limit / _MIB:.0f} are sent"
             yield Problem(text, ProfileError)
-
-
-def _file(key: str, source: str) -> Iterator[Problem]:
-    if not os.path.isfile(source):
-        yield from _absent(key, source, no_file(source))
 
 
 def _address(key: str, source: str) -> Iterator[Problem]:
@@ -265,7 +253,7 @@ def _models(fusion: FusionConfig) -> Iterator[Problem]:
         if topics.kind_of(topic) != options.modality:
             text = f"fusion.encoders.{name}: '{encoder.kind}' takes {options.modality}, not {topic}"
             yield Problem(text, ProfileError)
-        source, path = source_of(encoder.weights or fusion.weights)
+        source, path = head_config.source_of(encoder.weights or fusion.weights)
         if source == "local" and not os.path.exists(path):
             yield Problem(f"fusion.encoders.{name}.weights: {path}: no such file or folder", WeightsError)
     try:
@@ -276,20 +264,20 @@ def _models(fusion: FusionConfig) -> Iterator[Problem]:
 
 def _head(fusion: FusionConfig, features: Mapping[str, int | None]) -> Iterator[Problem]:
     """Yield how a trained head does not fit; raise what is wrong with the head itself."""
-    source, _ = source_of(fusion.head.weights)
+    source, _ = head_config.source_of(fusion.head.weights)
     if source == "pretrained":
         raise ProfileError("fusion.head.weights: give a checkpoint folder or 'random'")
     if source == "random":
-        check_random_head(fusion.head)
+        head_config.check_random_head(fusion.head)
         return
-    folder = Path(head_folder(fusion.head))
-    config = read_head_config(folder)
-    if not os.path.isfile(folder / HEAD_WEIGHTS):
-        raise WeightsError(f"{folder}: holds no {HEAD_WEIGHTS}")
+    folder = Path(head_config.head_folder(fusion.head))
+    config = head_config.read_head_config(folder)
+    if not os.path.isfile(folder / head_config.HEAD_WEIGHTS):
+        raise WeightsError(f"{folder}: holds no {head_config.HEAD_WEIGHTS}")
     trained = config.get("dims")
     if not isinstance(trained, dict):
         raise WeightsError(f"{folder / 'config.json'}: dims are missing")
-    if wrong := misfits(trained, features):
+    if wrong := head_config.misfits(trained, features):
         yield Problem(f"fusion.head does not fit fusion.encoders: {'; '.join(wrong)}", ProfileError)
 
 

@@ -2,8 +2,7 @@
 
 import ipaddress
 import re
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from perception.errors import BusError
 
@@ -16,8 +15,7 @@ _LONGEST_NAME: Final = 253
 _HIGHEST_PORT: Final = 65535
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """Address that a publisher binds and readers on other hosts connect to."""
 
     host: str

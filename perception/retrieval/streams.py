@@ -7,7 +7,7 @@ what each encoder saw or heard. A name that states repeat is one thing, from its
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,7 @@ _PAUSE_NS: Final = SECOND_NS
 """A name that no state has for so long is another thing when it comes back."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """What of continuous streams is embedded: a frame every so often, sounds that overlap by half."""
 
     every_s: float = 0.5

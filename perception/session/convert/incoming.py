@@ -23,14 +23,13 @@ from perception.devices.wire import Numbering
 from perception.errors import BusError, MalformedMessageError
 from perception.features.image import is_whole_jpeg
 from perception.features.jpeg import MAX_PIXELS, claimed_size
-from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand, checked
+from perception.messages import SAMPLE_BYTES, AudioBlock, CameraFrame, Header, Message, TextCommand, checked
 from perception.units import SECOND_NS
 from perception.units.arrays import Image
 
 Made = tuple[Header, bytes]
 
 _JITTER_S: Final = 0.05
-_SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
 _NAME_SHOWN: Final = 40
 _LONGEST_NAME: Final = topics.MAX_TOPIC_LENGTH - len("microphone/") - len("-99")
 _JPEG: Final = b"\xff\xd8"
@@ -161,7 +160,7 @@ class Sound:
         """Return a block of `s16` or `f32` samples; with a stamp of 0 it ended when it was received."""
         if not (rate_hz > 0 and channels > 0):
             raise UnusableError(f"sound of {rate_hz} Hz and {channels} channels")
-        samples = len(data) // (_SAMPLE_BYTES[kind] * channels)
+        samples = len(data) // (SAMPLE_BYTES[kind] * channels)
         stamp_ns = stamp_ns or received_ns - samples * SECOND_NS // rate_hz
         if self._first_ns is None:
             self._first_ns = stamp_ns

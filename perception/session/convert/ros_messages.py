@@ -12,6 +12,7 @@ from rosbags.typesys.store import Typestore
 
 from perception import topics
 from perception.messages import (
+    SAMPLE_BYTES,
     AudioBlock,
     Box,
     CameraFrame,
@@ -59,7 +60,6 @@ _VISION_TYPES: Final = {
 }
 _SAMPLE_FORMATS: Final = {"s16": "S16LE", "f32": "F32LE"}
 _FORMATS: Final = {name: ours for ours, name in _SAMPLE_FORMATS.items()}
-_SAMPLE_BYTES: Final = {"s16": 2, "f32": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def encode(store: Typestore, message: Message[Header]) -> Outgoing:
 
 def sound_info(store: Typestore, topic: str, header: AudioBlock) -> Outgoing:
     """Return what readers must know of a microphone."""
-    bits = 8 * _SAMPLE_BYTES[header.format]
+    bits = 8 * SAMPLE_BYTES[header.format]
     made = store.types[AUDIO_INFO](
         channels=header.channels,
         sample_rate=header.rate_hz,

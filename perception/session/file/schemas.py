@@ -18,6 +18,7 @@ from msgspec import structs, to_builtins
 from perception import topics
 from perception.features.window import raw_samples
 from perception.messages import (
+    PIXEL_BYTES,
     AudioBlock,
     CameraFrame,
     FusedState,
@@ -176,7 +177,7 @@ def view(topic: str, header: Header, payload: Payload = b"") -> View:
             return View(COMPRESSED_IMAGE, common | {"format": "jpeg"}, payload_field=2)
         case CameraFrame():
             size = {"width": header.width, "height": header.height}
-            step = header.width * (3 if header.encoding == "bgr8" else 1)
+            step = header.width * PIXEL_BYTES[header.encoding]
             return View(
                 RAW_IMAGE, common | size | {"encoding": header.encoding, "step": step}, payload_field=6
             )

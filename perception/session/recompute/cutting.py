@@ -11,15 +11,7 @@ from perception.fusion.early import Early
 from perception.fusion.presence import Presence
 from perception.fusion.streams import RESYNC_NS
 from perception.fusion.window import CameraSlice, TextSlice, Window
-from perception.messages import (
-    CameraFrame,
-    ClockTick,
-    CoreMark,
-    Header,
-    HeldInput,
-    Message,
-    TextCommand,
-)
+from perception.messages import CameraFrame, ClockTick, CoreMark, Header, HeldInput, Message, TextCommand
 from perception.profile import FusionConfig
 from perception.session.recompute.arrivals import STREAM_KINDS, arrivals
 from perception.session.recompute.journal import Begin, End, Missed, Step
