@@ -20,6 +20,15 @@ _BLOCK: Final = VGGISH.rate_hz // _BLOCKS_PER_S
 _WINDOW: Final = VGGISH.window + (FRAMES - 1) * VGGISH.hop
 _DEVICE_HZ: Final = 48_000
 _REPEATS: Final = 200
+_MEL: Final[dict[str, Any]] = {
+    "n_fft": VGGISH.fft,
+    "win_length": VGGISH.window,
+    "hop_length": VGGISH.hop,
+    "n_mels": VGGISH.bands,
+    "power": 1,
+    "center": False,
+}
+"""Arguments that torchaudio and librosa call alike."""
 
 
 def cases(*, peers: bool) -> dict[str, Callable[[], Values]]:
@@ -92,17 +101,7 @@ def _torchaudio(sound: Any, *, resampled: bool = False) -> Callable[[], object]:
         rolloff=design.rolloff,
         beta=design.beta,
     )
-    mel = MelSpectrogram(
-        VGGISH.rate_hz,
-        n_fft=VGGISH.fft,
-        win_length=VGGISH.window,
-        hop_length=VGGISH.hop,
-        n_mels=VGGISH.bands,
-        f_min=VGGISH.low_hz,
-        f_max=VGGISH.high_hz,
-        power=1,
-        center=False,
-    )
+    mel = MelSpectrogram(VGGISH.rate_hz, f_min=VGGISH.low_hz, f_max=VGGISH.high_hz, **_MEL)
 
     def transform() -> None:
         torch.log(mel(resample(window) if resampled else window) + VGGISH.log_offset)
@@ -136,16 +135,11 @@ def _librosa(sound: Any) -> Callable[[], object]:
         mel = melspectrogram(
             y=sound,
             sr=VGGISH.rate_hz,
-            n_fft=VGGISH.fft,
-            win_length=VGGISH.window,
-            hop_length=VGGISH.hop,
-            n_mels=VGGISH.bands,
             fmin=VGGISH.low_hz,
             fmax=VGGISH.high_hz,
-            power=1,
-            center=False,
             htk=True,
             norm=None,
+            **_MEL,
         )
         np.log(mel + VGGISH.log_offset)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from perception.bench.transport_peers import (
     read,
     stamp,
 )
+
+if TYPE_CHECKING:
+    from perception.bus.publisher import Publisher
 
 WARM_UP: Final = 30
 
@@ -91,6 +94,7 @@ def _cpu_s() -> float:
 class Perception:
     """This project's bus, the payload copied by `send`."""
 
+    topic = "camera/bench"
     lent = False
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -103,15 +107,12 @@ class Perception:
     @contextmanager
     def sending(self) -> Iterator[Emit]:
         """Yield what sends one message."""
-        from perception.bus.publisher import Publisher
         from perception.messages import CameraFrame
 
         # a JPEG may have any size, so that one header does for all
         header = CameraFrame(stamp_ns=1, width=1, height=1, encoding="jpeg")
         image = np.zeros(self.size, np.uint8)
-        with Publisher(
-            "camera/bench", source="bench", runtime=self.runtime, clock=self.clock.now_ns
-        ) as publisher:
+        with self._publisher() as publisher:
             publisher.wait_for_subscriber(SILENT_S)
 
             def copy() -> None:
@@ -125,12 +126,17 @@ class Perception:
 
             yield lend if self.lent else copy
 
+    def _publisher(self) -> "Publisher":
+        from perception.bus.publisher import Publisher
+
+        return Publisher(self.topic, source="bench", runtime=self.runtime, clock=self.clock.now_ns)
+
     @contextmanager
     def receiving(self) -> Iterator[Frames]:
         """Yield what comes."""
         from perception.bus.subscriber import Subscriber
 
-        with Subscriber("camera/bench", runtime=self.runtime, clock=self.clock.now_ns) as subscriber:
+        with Subscriber(self.topic, runtime=self.runtime, clock=self.clock.now_ns) as subscriber:
 
             def frames() -> Frames:
                 while message := subscriber.receive(SILENT_S):
@@ -148,35 +154,21 @@ class PerceptionLoan(Perception):
 class State(Perception):
     """This project's bus with a state of some 2 kB; the payload is only the stamp."""
 
+    topic = "state/bench"
+
     @contextmanager
     def sending(self) -> Iterator[Emit]:
         """Yield what sends one message."""
         from perception.bench.samples import fused_state
-        from perception.bus.publisher import Publisher
 
         state = fused_state()
-        with Publisher(
-            "state/bench", source="bench", runtime=self.runtime, clock=self.clock.now_ns
-        ) as publisher:
+        with self._publisher() as publisher:
             publisher.wait_for_subscriber(SILENT_S)
 
             def emit() -> None:
                 publisher.send(state, STAMP.pack(time.monotonic_ns()))
 
             yield emit
-
-    @contextmanager
-    def receiving(self) -> Iterator[Frames]:
-        """Yield what comes."""
-        from perception.bus.subscriber import Subscriber
-
-        with Subscriber("state/bench", runtime=self.runtime, clock=self.clock.now_ns) as subscriber:
-
-            def frames() -> Frames:
-                while message := subscriber.receive(SILENT_S):
-                    yield read(message.payload)
-
-            yield frames()
 
 
 CASES: Final[dict[str, Callable[[argparse.Namespace], Any]]] = {

@@ -5,6 +5,7 @@ import termios
 import time
 import tty
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from perception.bus.api import clock_now_ns, publish
@@ -46,15 +47,7 @@ class Marker:
 
 def send(span: Span, domain: str | None) -> None:
     """Publish a span on label/mark; PerceptionError if the topic has no subscriber."""
-    sent = publish(
-        TOPIC,
-        domain=domain,
-        stamp_ns=span.start_ns,
-        start_ns=span.start_ns,
-        end_ns=span.end_ns,
-        name=span.name,
-        track=span.track,
-    )
+    sent = publish(TOPIC, domain=domain, stamp_ns=span.start_ns, **asdict(span))
     if not sent:
         raise PerceptionError(f"no subscriber to {TOPIC}; start a recorder, or choose --domain")
 

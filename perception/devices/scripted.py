@@ -27,6 +27,7 @@ from perception.devices.soundtrack import Soundtrack
 from perception.devices.wire import Numbering, block_message, frame_message, label_message, text_message
 from perception.messages import Header, Message, Payload
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
+from perception.profile.keys import SCRIPTED
 from perception.units import SECOND_NS, Clock
 from perception.units.closing import Closing
 
@@ -58,6 +59,11 @@ class _Reel(Protocol[Item]):
         """Make the item; `missed` were skipped just before it. None if there is nothing."""
 
 
+def _facts(**delivered: float) -> dict[str, str | float]:
+    """Return the facts of a scripted device for its report."""
+    return {"source": SCRIPTED, **delivered}
+
+
 class _Frames:
     backlog = 0
     standing = 0
@@ -66,12 +72,7 @@ class _Frames:
         self._layout = Layout.of(config)
         self._scene = Scene(script, *self._layout.before((config.width, config.height)))
         self._rate_hz = config.rate_hz
-        self.facts: dict[str, str | float] = {
-            "source": "scripted",
-            "width": config.width,
-            "height": config.height,
-            "rate_hz": config.rate_hz,
-        }
+        self.facts = _facts(width=config.width, height=config.height, rate_hz=config.rate_hz)
 
     def due_ns(self, number: int) -> int:
         return round(number * SECOND_NS / self._rate_hz)
@@ -96,12 +97,7 @@ class _Blocks:
         self._channels = config.channels
         self._size = max(round(config.rate_hz * config.block_ms / 1000), 1)
         self.backlog = math.ceil(_SOUND_BACKLOG_S * config.rate_hz / self._size)
-        self.facts: dict[str, str | float] = {
-            "source": "scripted",
-            "rate_hz": config.rate_hz,
-            "channels": config.channels,
-            "block_samples": self._size,
-        }
+        self.facts = _facts(rate_hz=config.rate_hz, channels=config.channels, block_samples=self._size)
 
     def due_ns(self, number: int) -> int:
         return -(-(number + 1) * self._size * SECOND_NS // self._rate_hz)
@@ -128,7 +124,7 @@ class _Lines:
 
     def __init__(self, script: Script) -> None:
         self._script = script
-        self.facts: dict[str, str | float] = {"source": "scripted", "seed": script.config.seed}
+        self.facts = _facts(seed=script.config.seed)
 
     def due_ns(self, number: int) -> int:
         return self._script.segment(number // 2).start_ns

@@ -15,12 +15,12 @@ class OutputError(PerceptionError):
     exit_code = 2
 
 
-class OutFile(click.Path):
-    """Option type: a file to write, in an existing folder.
+class _OutPath(click.Path):
+    """Option type: a path to write to.
 
     Args:
         error: class of the error where it cannot be written.
-        new: whether the file must not exist.
+        new: whether nothing must be there yet.
     """
 
     def __init__(self, error: type[PerceptionError] = OutputError, *, new: bool = False) -> None:
@@ -31,41 +31,39 @@ class OutFile(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path, or raise the error with its reason."""
         path = Path(value)
-        folder = path.absolute().parent
-        if reason := unusable(path):
-            raise self._error(f"{path}: {reason}")
-        if self._new and os.path.lexists(path):
+        reason = unusable(path)
+        if not reason and self._new and os.path.lexists(path):
             raise self._error(f"{path} exists; remove it or choose another name")
-        if path.is_dir():
-            raise self._error(f"{path}: is a folder; give the name of a file in it")
-        if not folder.is_dir():
-            raise self._error(f"{path}: no such folder: {folder}; create it first")
-        if not os.access(path if path.exists() else folder, os.W_OK):
-            raise self._error(f"{path}: no permission to write there")
+        if reason := reason or self._obstacle(path):
+            raise self._error(f"{path}: {reason}")
         return path
 
+    def _obstacle(self, path: Path) -> str:
+        """Return why the path cannot be written to, empty if it can."""
+        raise NotImplementedError
 
-class OutFolder(click.Path):
-    """Option type: a folder to write to, created with its parents if missing. Arguments as of `OutFile`."""
 
-    def __init__(self, error: type[PerceptionError] = OutputError, *, new: bool = False) -> None:
-        super().__init__(path_type=Path)
-        self._error = error
-        self._new = new
+class OutFile(_OutPath):
+    """Option type: a file to write, in an existing folder. Arguments as of `_OutPath`."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Return the path, or raise the error with its reason."""
-        path = Path(value)
-        if reason := unusable(path):
-            raise self._error(f"{path}: {reason}")
-        if self._new and os.path.lexists(path):
-            raise self._error(f"{path} exists; remove it or choose another name")
+    def _obstacle(self, path: Path) -> str:
+        folder = path.absolute().parent
+        if path.is_dir():
+            return "is a folder; give the name of a file in it"
+        if not folder.is_dir():
+            return f"no such folder: {folder}; create it first"
+        writable = os.access(path if path.exists() else folder, os.W_OK)
+        return "" if writable else "no permission to write there"
+
+
+class OutFolder(_OutPath):
+    """Option type: a folder to write to, created with its parents if missing. Arguments as of `_OutPath`."""
+
+    def _obstacle(self, path: Path) -> str:
         there = next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))
         if not there.is_dir():
-            raise self._error(f"{path}: {there} is not a folder")
-        if not os.access(there, os.W_OK):
-            raise self._error(f"{path}: no permission to write in {there}")
-        return path
+            return f"{there} is not a folder"
+        return "" if os.access(there, os.W_OK) else f"no permission to write in {there}"
 
 
 def unusable(path: Path) -> str:

@@ -4,6 +4,7 @@ Written out here because the library copies a payload twice on its way to disk a
 Encoding: https://protobuf.dev/programming-guides/encoding/
 """
 
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -72,6 +73,23 @@ class Schema:
     def full_name(self) -> str:
         """The name viewers know it by."""
         return f"{self.package}.{self.name}"
+
+
+def declared(package: str, text: str, **known: Enum | Schema) -> dict[str, Schema]:
+    """Return the messages that a text in protobuf's language declares, by name.
+
+    Args:
+        package: of all of them.
+        text: messages of plain and repeated fields, each after those that it names.
+        known: other types that it names.
+    """
+    messages: dict[str, Schema] = {}
+    for name, body in re.findall(r"message (\w+) {(.*?)}", text, re.DOTALL):
+        types: dict[str, Enum | Schema] = {**known, **messages}
+        found = re.findall(r"(repeated )?(\w+) (\w+) = (\d+);", body)
+        made = (Field(each, int(number), types.get(of, of), bool(many)) for many, of, each, number in found)
+        messages[name] = Schema(package, name, tuple(made))
+    return messages
 
 
 def encode(schema: Schema, values: Mapping[str, Any]) -> bytes:
@@ -255,44 +273,23 @@ def _field_descriptor(schema: Schema, field: Field) -> dict[str, Any]:
     }
 
 
-# The part of descriptor.proto that the functions above fill.
-_ENUM_VALUE: Final = Schema(
-    "google.protobuf", "EnumValueDescriptorProto", (Field("name", 1, "string"), Field("number", 2, "int32"))
-)
-_ENUM: Final = Schema(
+_DESCRIPTOR: Final = declared(
     "google.protobuf",
-    "EnumDescriptorProto",
-    (Field("name", 1, "string"), Field("value", 2, _ENUM_VALUE, repeated=True)),
+    """
+    message EnumValueDescriptorProto { string name = 1; int32 number = 2; }
+    message EnumDescriptorProto { string name = 1; repeated EnumValueDescriptorProto value = 2; }
+    message FieldDescriptorProto {
+      string name = 1; int32 number = 3; int32 label = 4; int32 type = 5; string type_name = 6;
+    }
+    message DescriptorProto {
+      string name = 1; repeated FieldDescriptorProto field = 2; repeated EnumDescriptorProto enum_type = 4;
+    }
+    message FileDescriptorProto {
+      string name = 1; string package = 2; repeated string dependency = 3;
+      repeated DescriptorProto message_type = 4; string syntax = 12;
+    }
+    message FileDescriptorSet { repeated FileDescriptorProto file = 1; }
+    """,
 )
-_FIELD: Final = Schema(
-    "google.protobuf",
-    "FieldDescriptorProto",
-    (
-        Field("name", 1, "string"),
-        Field("number", 3, "int32"),
-        Field("label", 4, "int32"),
-        Field("type", 5, "int32"),
-        Field("type_name", 6, "string"),
-    ),
-)
-_MESSAGE: Final = Schema(
-    "google.protobuf",
-    "DescriptorProto",
-    (
-        Field("name", 1, "string"),
-        Field("field", 2, _FIELD, repeated=True),
-        Field("enum_type", 4, _ENUM, repeated=True),
-    ),
-)
-_FILE: Final = Schema(
-    "google.protobuf",
-    "FileDescriptorProto",
-    (
-        Field("name", 1, "string"),
-        Field("package", 2, "string"),
-        Field("dependency", 3, "string", repeated=True),
-        Field("message_type", 4, _MESSAGE, repeated=True),
-        Field("syntax", 12, "string"),
-    ),
-)
-_FILE_SET: Final = Schema("google.protobuf", "FileDescriptorSet", (Field("file", 1, _FILE, repeated=True),))
+"""The part of descriptor.proto that the functions above fill."""
+_FILE_SET: Final = _DESCRIPTOR["FileDescriptorSet"]

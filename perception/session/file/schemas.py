@@ -29,7 +29,7 @@ from perception.messages import (
     TextCommand,
 )
 from perception.session.file.pcm import as_s16
-from perception.session.file.protobuf import Enum, Field, Schema, encode
+from perception.session.file.protobuf import Enum, Field, Schema, declared, encode
 from perception.units import SECOND_NS
 
 HEADER_FIELD: Final = 1000
@@ -44,82 +44,58 @@ _PAYLOAD: Final = Field("payload", PAYLOAD_FIELD, "bytes")
 _TIMESTAMP: Final = Schema(
     "google.protobuf", "Timestamp", (Field("seconds", 1, "int64"), Field("nanos", 2, "int32"))
 )
-
-
-def _foxglove(name: str, *fields: Field) -> Schema:
-    return Schema("foxglove", name, fields)
-
+_LEVELS: Final = Enum("Level", ("UNKNOWN", "DEBUG", "INFO", "WARNING", "ERROR", "FATAL"))
+_LINES: Final = Enum("Type", ("UNKNOWN", "POINTS", "LINE_LOOP", "LINE_STRIP", "LINE_LIST"))
 
 # https://github.com/foxglove/foxglove-sdk/tree/main/schemas/proto/foxglove
-COMPRESSED_IMAGE: Final = _foxglove(
-    "CompressedImage",
-    Field("timestamp", 1, _TIMESTAMP),
-    Field("frame_id", 4, "string"),
-    Field("data", 2, "bytes"),
-    Field("format", 3, "string"),
-    _HEADER,
+_FOXGLOVE: Final = declared(
+    "foxglove",
+    """
+    message CompressedImage {
+      Timestamp timestamp = 1; string frame_id = 4; bytes data = 2; string format = 3;
+    }
+    message RawImage {
+      Timestamp timestamp = 1; string frame_id = 7; fixed32 width = 2; fixed32 height = 3;
+      string encoding = 4; fixed32 step = 5; bytes data = 6;
+    }
+    message RawAudio {
+      Timestamp timestamp = 1; bytes data = 2; string format = 3; fixed32 sample_rate = 4;
+      fixed32 number_of_channels = 5;
+    }
+    message Log {
+      Timestamp timestamp = 1; Level level = 2; string message = 3; string name = 4; string file = 5;
+      fixed32 line = 6;
+    }
+    message Point2 { double x = 1; double y = 2; }
+    message Color { double r = 1; double g = 2; double b = 3; double a = 4; }
+    message PointsAnnotation {
+      Timestamp timestamp = 1; Type type = 2; repeated Point2 points = 3; Color outline_color = 4;
+      double thickness = 7;
+    }
+    message TextAnnotation {
+      Timestamp timestamp = 1; Point2 position = 2; string text = 3; double font_size = 4;
+      Color text_color = 5;
+    }
+    message ImageAnnotations {
+      repeated PointsAnnotation points = 2; repeated TextAnnotation texts = 3; Timestamp timestamp = 5;
+    }
+    """,
+    Timestamp=_TIMESTAMP,
+    Level=_LEVELS,
+    Type=_LINES,
 )
-RAW_IMAGE: Final = _foxglove(
-    "RawImage",
-    Field("timestamp", 1, _TIMESTAMP),
-    Field("frame_id", 7, "string"),
-    Field("width", 2, "fixed32"),
-    Field("height", 3, "fixed32"),
-    Field("encoding", 4, "string"),
-    Field("step", 5, "fixed32"),
-    Field("data", 6, "bytes"),
-    _HEADER,
-)
-RAW_AUDIO: Final = _foxglove(
-    "RawAudio",
-    Field("timestamp", 1, _TIMESTAMP),
-    Field("data", 2, "bytes"),
-    Field("format", 3, "string"),
-    Field("sample_rate", 4, "fixed32"),
-    Field("number_of_channels", 5, "fixed32"),
-    _HEADER,
-    _PAYLOAD,
-)
-LOG: Final = _foxglove(
-    "Log",
-    Field("timestamp", 1, _TIMESTAMP),
-    Field("level", 2, Enum("Level", ("UNKNOWN", "DEBUG", "INFO", "WARNING", "ERROR", "FATAL"))),
-    Field("message", 3, "string"),
-    Field("name", 4, "string"),
-    Field("file", 5, "string"),
-    Field("line", 6, "fixed32"),
-    _HEADER,
-)
-_POINT: Final = _foxglove("Point2", Field("x", 1, "double"), Field("y", 2, "double"))
-_COLOUR: Final = _foxglove(
-    "Color",
-    Field("r", 1, "double"),
-    Field("g", 2, "double"),
-    Field("b", 3, "double"),
-    Field("a", 4, "double"),
-)
-_OUTLINE: Final = _foxglove(
-    "PointsAnnotation",
-    Field("timestamp", 1, _TIMESTAMP),
-    Field("type", 2, Enum("Type", ("UNKNOWN", "POINTS", "LINE_LOOP", "LINE_STRIP", "LINE_LIST"))),
-    Field("points", 3, _POINT, repeated=True),
-    Field("outline_color", 4, _COLOUR),
-    Field("thickness", 7, "double"),
-)
-_CAPTION: Final = _foxglove(
-    "TextAnnotation",
-    Field("timestamp", 1, _TIMESTAMP),
-    Field("position", 2, _POINT),
-    Field("text", 3, "string"),
-    Field("font_size", 4, "double"),
-    Field("text_color", 5, _COLOUR),
-)
-IMAGE_ANNOTATIONS: Final = _foxglove(
-    "ImageAnnotations",
-    Field("points", 2, _OUTLINE, repeated=True),
-    Field("texts", 3, _CAPTION, repeated=True),
-    Field("timestamp", 5, _TIMESTAMP),
-)
+
+
+def _recorded(name: str, *exact: Field) -> Schema:
+    """Return a schema of Foxglove with the fields that hold the wire bytes."""
+    return Schema("foxglove", name, (*_FOXGLOVE[name].fields, *exact))
+
+
+COMPRESSED_IMAGE: Final = _recorded("CompressedImage", _HEADER)
+RAW_IMAGE: Final = _recorded("RawImage", _HEADER)
+RAW_AUDIO: Final = _recorded("RawAudio", _HEADER, _PAYLOAD)
+LOG: Final = _recorded("Log", _HEADER)
+IMAGE_ANNOTATIONS: Final = _FOXGLOVE["ImageAnnotations"]
 _HEADER_DECLARATION: Final = b"\n\x06header" + b"\x18\xe8\x07"
 """Name and number 1000 of a field, as a FileDescriptorSet has them."""
 _PAYLOADS: Final = {"foxglove.CompressedImage": "2", "foxglove.RawImage": "6", "foxglove.RawAudio": "2"}
