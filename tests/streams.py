@@ -131,7 +131,7 @@ def run(core: FusionCore, messages: Iterable[Message[Header]]) -> list[Window]:
     windows = core.push(clock_tick(START_NS))
     for message in messages:
         windows += core.push(message)
-    return [presence.since(window) for window in windows]
+    return [presence.mark_held(window) for window in windows]
 
 
 def run_live(core: FusionCore, messages: Iterable[Message[Header]], until_ns: int) -> list[Window]:

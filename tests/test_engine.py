@@ -183,7 +183,7 @@ def test_an_encoder_on_the_wrong_kind_of_input_is_one_clear_error() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_asking_for_cuda_without_it_is_one_clear_error() -> None:
-    with pytest.raises(ProfileError, match="sees no CUDA devices"):
+    with pytest.raises(ProfileError, match="finds no CUDA devices"):
         pick_device("cuda")
     assert pick_device("auto") == torch.device("cpu")
 

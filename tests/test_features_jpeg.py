@@ -98,7 +98,7 @@ def test_a_picture_that_claims_more_than_it_can_hold_is_never_given_to_a_decoder
 def test_a_frame_of_another_size_or_another_format_is_refused() -> None:
     header = CameraFrame(stamp_ns=1, width=64, height=47, encoding="jpeg")
     png = cv2.imencode(".png", np.zeros((47, 64, 3), np.uint8))[1].tobytes()
-    with pytest.raises(ValueError, match="image is 64 x 48, its header says 64 x 47"):
+    with pytest.raises(ValueError, match="image is 64 x 48, expected 64 x 47 by its header"):
         decode_frame(header, PICTURES[0])
     with pytest.raises(ValueError, match="is no JPEG"):
         decode_frame(header, png + b"\xff\xd9")

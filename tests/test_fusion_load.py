@@ -79,7 +79,7 @@ def test_what_is_new_since_the_last_published_state_is_present_though_its_window
     windows = {w.end_ns - START_NS: w for one in stream for w in core.push(one)}
     for at_ms in (300, 400):  # shed: the first with this frame, and with this command
         assert windows[at_ms * MS].inputs["camera"].presence == "present"
-    published = [presence.since(windows[at_ms * MS]) for at_ms in (100, 500, 600, 700, 900, 1000)]
+    published = [presence.mark_held(windows[at_ms * MS]) for at_ms in (100, 500, 600, 700, 900, 1000)]
     assert [w.inputs["camera"].presence for w in published] == [
         *("present", "present", "present", "held", "present", "present")
     ]

@@ -190,7 +190,7 @@ def live(stream: Stream, fusion: FusionConfig) -> list[Window]:
         while (deadline_ns := core.deadline_ns) is not None and deadline_ns < message.received_ns:
             found += core.push(clock_tick(deadline_ns))
         found += core.push(message)
-    return list(map(Presence().since, found))
+    return list(map(Presence().mark_held, found))
 
 
 @pytest.mark.parametrize("hop_ms", [100.0, 250.0, 2000.0])

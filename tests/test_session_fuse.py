@@ -14,7 +14,7 @@ from perception.profile import load
 from perception.session import Session, SessionWriter, read, replay
 from perception.session.convert import import_media, rosbag
 from perception.session.convert.fuse import fuse, mapped
-from perception.session.recompute.compare import concluded
+from perception.session.recompute.compare import without_measured
 from perception.session.recompute.perturb import Perturbed, stamp_leap
 from tests.media import RATE_HZ, write_clip
 from tests.streams import Stream, scripted_room
@@ -78,7 +78,7 @@ def states(path: Path) -> list[FusedState]:
 def test_the_states_of_a_session_are_those_of_a_replay(session: Path, tmp_path: Path) -> None:
     lines = list(fuse(session, tmp_path / "s.mcap"))
     found = states(tmp_path / "s.mcap")
-    assert [concluded(state) for state in found] == list(replay(session))
+    assert [without_measured(state) for state in found] == list(replay(session))
     assert lines[0] == "text: absent, no text is there for it"
     assert lines[1] == f"state/fused: {len(found)} states: {_counted(state.fused.label for state in found)}"
     assert lines[2].startswith("camera (camera/front): present ")
@@ -113,7 +113,7 @@ def test_a_film_is_fused_as_it_would_be_imported(film: Path, profile: str, tmp_p
     }
     renamed = load(profile).model_copy(update={"fusion": config.model_copy(update={"inputs": inputs})})
     found = states(tmp_path / "s.mcap")
-    assert [concluded(state) for state in found] == list(replay(tmp_path / "imported.mcap", renamed))
+    assert [without_measured(state) for state in found] == list(replay(tmp_path / "imported.mcap", renamed))
     assert len(found) in (19, 20)
     assert {found[-1].modalities[name].presence for name in names} == {"present"}
     assert sorted(file.name for file in tmp_path.iterdir()) == ["imported.mcap", "s.mcap"]
@@ -180,6 +180,6 @@ def test_the_command_says_what_came_of_it_and_ends_with_the_right_code(
 
 def test_a_session_that_is_too_short_for_a_state_leaves_no_file(profile: str, tmp_path: Path) -> None:
     path = record(tmp_path / "short.mcap", [structs.replace(one) for one in scripted_room()[:2]])
-    with pytest.raises(SessionError, match=r"short\.mcap: no state comes of it: .* shorter than a tick"):
+    with pytest.raises(SessionError, match=r"short\.mcap: no state computed: .* shorter than a tick"):
         list(fuse(path, tmp_path / "s.mcap", load(profile)))
     assert [file.name for file in tmp_path.iterdir()] == ["short.mcap"]

@@ -107,7 +107,7 @@ class Room:
             self._push(message)
 
     def _push(self, message: Message[Header]) -> None:
-        self.windows += map(self._presence.since, self.core.push(message))
+        self.windows += map(self._presence.mark_held, self.core.push(message))
 
     def play(self, file: Path, **playback: Any) -> Self:
         with Session(file) as session:

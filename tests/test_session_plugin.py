@@ -143,7 +143,7 @@ def test_golden_states_are_written_compared_and_their_first_difference_told(run:
         ["*1 of 29 states differ, first number 3 (tick *): fused.probabilities.1: expected *, actual *"]
     )
     file.write_text("".join(f"{json.dumps(state)}\n" for state in states[:-2]))
-    run(GOLDEN.replace("1e-9", "1e-3")).stdout.fnmatch_lines(["*27 states are expected, 29 came out*"])
+    run(GOLDEN.replace("1e-9", "1e-3")).stdout.fnmatch_lines(["*27 states are expected, 29 were computed*"])
 
 
 def test_the_golden_file_is_named_after_the_test_by_default(run: Run) -> None:
@@ -299,7 +299,7 @@ def test_what_was_refused_is_said_at_the_end_and_nothing_at_all_is_one_line(run:
     result.assert_outcomes(passed=1, errors=2)
     result.stdout.fnmatch_lines(
         [
-            "*room.mcap: messages: no state comes of it: what it holds of * is shorter than a tick of 100 ms",
+            "*room.mcap: messages: no state computed: the recording of * is shorter than a tick of 100 ms",
             "*none.toml: no such profile file",
             "room.mcap, stamp_leap(*): camera/front: refused: stamp ahead (3 times)",
         ]

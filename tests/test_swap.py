@@ -28,7 +28,7 @@ from perception.models.fusion import FeatureFusion
 from perception.profile import FusionConfig, HeadConfig, Profile, RecorderConfig
 from perception.session import Session, SessionWriter, read
 from perception.session.info import info
-from perception.session.recompute.compare import conclusion
+from perception.session.recompute.compare import unmeasured_fields
 from perception.session.recompute.engines import replay
 from perception.session.recompute.verify import verify
 from perception.session.recorder import Recorder, describe
@@ -119,7 +119,7 @@ def test_it_is_verified_from_anywhere(swapped: Recording, folder: Path, began_s:
 def test_replay_of_a_session_switches_where_it_did(swapped: Recording, folder: Path, tmp_path: Path) -> None:
     profile = Profile(fusion=configured(folder))
     file = written(swapped, tmp_path / "swapped.mcap", profile)
-    assert list(map(conclusion, replay(file))) == list(map(conclusion, states_of(swapped)))
+    assert list(map(unmeasured_fields, replay(file))) == list(map(unmeasured_fields, states_of(swapped)))
     assert len(hashes(list(replay(file, profile)))) == 1, "a profile that is given brings its own head"
 
 
@@ -136,7 +136,7 @@ def test_a_head_that_is_gone_is_named_and_the_rest_is_verified(
     first = next(s for s in states_of(swapped) if s.model.weights_hash == hashes(states_of(swapped))[1])
     assert verdict.exit_code == 2
     assert verdict.obstacles[0].startswith(f"cannot verify from tick {first.tick}: head ")
-    assert set(verdict.skipped) == {"their head is not at hand"}
+    assert set(verdict.skipped) == {"their head is not found"}
     assert verdict.equal + sum(verdict.skipped.values()) == len(states_of(swapped))
     assert (found.exit_code, found.equal) == (0, len(states_of(swapped)))
 
@@ -207,15 +207,15 @@ class Conversation:
         self._windows = iter(windows)
 
     def ask(self, request: SwapRequest, windows: int) -> list[HeadStatus]:
-        self.swap.ask(request)
+        self.swap.request(request)
         while self.swap._loading.locked():
             pass
         for _ in range(windows):
             window = next(self._windows)
-            self.swap.before(window.tick)
-            self.swap.after(self.engine.run(window).fused)
-        told = list(self.swap.told)
-        self.swap.told.clear()
+            self.swap.apply_requests(window.tick)
+            self.swap.compare(self.engine.run(window).fused)
+        told = list(self.swap.statuses)
+        self.swap.statuses.clear()
         return told
 
 
@@ -229,7 +229,7 @@ def test_in_shadow_both_conclude_and_the_old_one_is_published(folder: Path, wind
     assert not talk.swap.uses
     old, new = (load_head(folder / name) for name in ("one", "two"))
     engine = build_engine(configured(folder), clock=lambda: 0)
-    pairs = [(engine.run(window).fused, engine.second_opinion(new)) for window in windows[:4]]
+    pairs = [(engine.run(window).fused, engine.infer_last(new)) for window in windows[:4]]
     p, q = (np.array([pair[i].probabilities for pair in pairs]) for i in (0, 1))
     assert told[-1].agreement.variation == pytest.approx(np.abs(p - q).sum(axis=1).mean() / 2)
     assert told[-1].agreement.equal == np.mean(p.argmax(axis=1) == q.argmax(axis=1))
@@ -292,7 +292,7 @@ def missing_one(dims: dict[str, int]) -> dict[str, int]:
         (lambda dims: random_head(3, missing_one(dims)), {}, "it does not know encoder 'motion'"),
         (lambda dims: random_head(3, dims | {"faces": 9}), {}, "encoder 'faces', which is missing"),
         (lambda dims: spoiled(random_head(3, dims)), {}, "its weights are not all finite"),
-        (lambda dims: random_head(3, dims), {"head_hash": "0" * 64}, "asked for was 000000000000"),
+        (lambda dims: random_head(3, dims), {"head_hash": "0" * 64}, "requested was 000000000000"),
         (lambda dims: random_head(3, dims), {"folder": "/nowhere"}, "/nowhere: no fusion head there"),
     ],
 )
@@ -344,7 +344,7 @@ def test_a_head_that_fails_in_shadow_does_no_harm(
     talk = Conversation(configured(folder), windows)
     told = talk.ask(shadow(tmp_path), windows=3)
     assert [status.phase for status in told] == ["refused"]
-    assert talk.swap.in_force.folder == str(folder / "one")
+    assert talk.swap.active.folder == str(folder / "one")
 
 
 GRAPH = """

@@ -181,15 +181,15 @@ def swap_to(folder: Path, live: FusionConfig, candidate: Path) -> tuple[list[Hea
     presence = Presence()
     for number, window in enumerate(windows):
         if number == 12:
-            swap.ask(checked(SwapRequest, {"action": "shadow", **request}))
+            swap.request(checked(SwapRequest, {"action": "shadow", **request}))
             while swap._loading.locked():
                 pass
         if number == 16:
-            swap.ask(checked(SwapRequest, {"action": "go", **request}))
-        swap.before(window.tick)
-        state = engine.run(presence.since(window))
-        swap.after(state.fused)
-    return list(swap.told), state
+            swap.request(checked(SwapRequest, {"action": "go", **request}))
+        swap.apply_requests(window.tick)
+        state = engine.run(presence.mark_held(window))
+        swap.compare(state.fused)
+    return list(swap.statuses), state
 
 
 def test_a_swap_keeps_the_encoders_and_what_they_made_of_a_text_that_still_holds(

@@ -24,7 +24,7 @@ from perception.profile import (
     ScriptConfig,
 )
 from perception.session import SessionWriter
-from perception.session.recompute.compare import Difference, conclusion, first_difference
+from perception.session.recompute.compare import Difference, first_difference, unmeasured_fields
 from perception.session.recompute.engines import replay
 from perception.session.recompute.journal import PATIENCE_NS, Missed
 from perception.session.recompute.verify import verify
@@ -103,7 +103,9 @@ def test_a_live_run_under_overload_follows_from_its_recording(overloaded: tuple[
 
 def test_replay_gives_the_live_states_byte_for_byte(recording: Recording) -> None:
     replayed = list(replay(recording, PROFILE))
-    assert [conclusion(one) for one in replayed] == [conclusion(one) for one in states_of(recording)]
+    assert [unmeasured_fields(one) for one in replayed] == [
+        unmeasured_fields(one) for one in states_of(recording)
+    ]
     assert list(replay(recording, PROFILE)) == replayed
 
 
@@ -126,7 +128,7 @@ def test_a_head_with_a_memory_under_overload_follows_from_its_recording_too(tmp_
 def test_what_is_measured_is_left_out_as_its_declaration_says(recording: Recording) -> None:
     state = states_of(recording)[-1]
     assert state.latency.total_ms > 0
-    assert structs.asdict(state).keys() - conclusion(state).keys() == {"sent_ns", "source", "latency"}
+    assert structs.asdict(state).keys() - unmeasured_fields(state).keys() == {"sent_ns", "source", "latency"}
 
 
 def changed(recording: Recording, number: int, **update: Any) -> Recording:
@@ -232,7 +234,7 @@ def test_a_restarted_fusion_is_another_core(recording: Recording) -> None:
     assert verdict.exit_code == 0
     assert set(verdict.skipped) <= {
         "the fusion ended before it journaled their inputs",
-        "no journal tells what was shed for them",
+        "no journal names what was shed for them",
     }
     assert verdict.equal >= len(states_of(second))
 
@@ -280,7 +282,7 @@ def test_what_was_recorded_already_is_no_advice(
 def test_without_states_there_is_nothing_to_compare(recording: Recording) -> None:
     verdict = verify(left_out(recording, lambda one: isinstance(one.header, FusedState)), PROFILE)
     assert verdict.exit_code == 2
-    assert verdict.obstacles == ["it holds no state/fused that could be compared"]
+    assert verdict.obstacles == ["it contains no state/fused that could be compared"]
 
 
 def test_another_grid_is_another_journal(recording: Recording) -> None:
@@ -306,7 +308,7 @@ def test_a_gpu_that_is_not_here_is_said(recording: Recording) -> None:
     verdict = verify(there, PROFILE)
     assert (verdict.exit_code, verdict.obstacles) == (
         2,
-        ["it was computed on cuda:63, and there is none here"],
+        ["it was computed on cuda:63, which this machine does not have"],
     )
 
 

@@ -190,7 +190,7 @@ class TickBench:
         self._calls.clear()
         self._times_ns.clear()
         cpu_ns = time.thread_time_ns()
-        state = self._engine.run(self._presence.since(window))
+        state = self._engine.run(self._presence.mark_held(window))
         concluded_ns = time.perf_counter_ns()
         codec.encode(f"state/{self._config.name}", state)
         published_ns = time.perf_counter_ns()

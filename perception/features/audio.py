@@ -1,4 +1,4 @@
-"""Successive windows of one microphone to what the audio encoders take; each sample is transformed once."""
+"""Turns successive windows of one microphone into inputs of encoders; each sample is transformed once."""
 
 import math
 from typing import Final
@@ -18,9 +18,9 @@ _SHORTEST: Final = (FRAMES - 1) * VGGISH.hop + VGGISH.window
 class AudioFrontEnd:
     """Turns each window of a stream into a 16 kHz waveform and VGGish's log-mel frames.
 
-    Overlapping windows share their work, yet the result is bit-equal to that of a new front end which is
-    given the one window alone, if the caller adds `context_ns` of sound before each window: what the
-    resampler and the frames' grid reach back to.
+    Overlapping windows share their work. The result is bit-equal to that of a new front end on the same
+    window, if the caller adds `context_ns` of sound before each window: the resampler and the frames' grid
+    need it.
 
     Raises:
         ValueError: windows of `length_ns` are shorter than a VGGish example, 0.975 s.
@@ -34,25 +34,25 @@ class AudioFrontEnd:
         if self._waveform_samples < _SHORTEST:
             raise ValueError(f"audio windows of {length_ns / 1e6:g} ms: expected at least 975 ms")
         self._end: int | None = None
-        self._start_anew()
+        self._reset()
         reach = self._waveform_samples + VGGISH.hop
         samples = math.ceil(reach * rate_hz / RATE_HZ) + self._resampler.before + self._resampler.after
         self.context_ns = max(0, math.ceil((samples + 1) * 1e9 / rate_hz) - length_ns)
-        """How much sound before the nominal window `update` must be given too; see `CONTEXT_NS`."""
+        """Sound before the nominal window that `update` needs too; see `CONTEXT_NS`."""
 
     def update(self, samples: Samples, end_index: int, missing: int = 0) -> tuple[Samples, Frames]:
         """Return the waveform (samples,) and the log-mel (96, 64) that end with this window.
 
-        The waveform ends as close to the window's end as the resampler can see, at most 1.6 ms before it
-        (3.3 ms where the device's rate is below 16 kHz) and exactly there at 16 kHz. The frames lie on the
-        hop grid of the whole stream, so the last one ends less than a hop, 10 ms, before the waveform does.
+        The waveform ends as close to the window's end as the resampler allows, at most 1.6 ms before it
+        (3.3 ms where the device's rate is below 16 kHz) and exactly there at 16 kHz. The frames are on the
+        hop grid of the whole stream, so the last one ends less than a hop, 10 ms, before the waveform.
 
         Args:
             samples: float32 mono at the device's rate, exactly those of `[end_index - n, end_index)`. At
                 16 kHz the waveform is a part of them, without a copy.
             end_index: absolute index one past the window.
-            missing: how many of the samples are zeros for want of data. Later windows may hold the real
-                ones, so nothing is kept for them from a window with gaps.
+            missing: how many of the samples are zeros because data is missing. Later windows may contain
+                the data, so nothing is reused from a window with gaps.
 
         Raises:
             ValueError: the window is shorter than `length_ns` and `context_ns` together.
@@ -64,7 +64,7 @@ class AudioFrontEnd:
         if self._resampler.first(start) > earliest:
             raise ValueError(f"{samples.size} samples at {self._rate_hz} Hz are too few for an audio window")
         if self._end is None or not start <= self._end <= end_index:
-            self._start_anew()
+            self._reset()
         known = 0 if self._end is None else self._end - start
         first, outputs = self._resampler.push(start + known, samples[known:])
         self._log_mel.push(first, outputs)
@@ -76,10 +76,10 @@ class AudioFrontEnd:
             waveform, _ = self._waveform.read(end - self._waveform_samples, end)
         log_mel = self._log_mel.frames(last - FRAMES, last)
         if missing:
-            self._start_anew()
+            self._reset()
         return waveform, log_mel
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self._resampler = Resampler(self._rate_hz, RATE_HZ, exact=self._exact)
         self._waveform = SampleHistory(self._waveform_samples)
         self._log_mel = StreamingLogMel(VGGISH, history=FRAMES)

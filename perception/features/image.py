@@ -1,4 +1,4 @@
-"""Camera messages to pixels, and pixels to another size."""
+"""Decodes camera messages to pixels, and resizes pixels."""
 
 from typing import Final
 
@@ -12,14 +12,14 @@ from perception.units.arrays import Image
 
 _END_OF_IMAGE: Final = b"\xff\xd9"
 _PADDING: Final = 4096
-"""How many zero bytes a camera may have left behind the image."""
+"""How many zero bytes a camera may append to the image."""
 
 
 def decode_frame(header: CameraFrame, payload: Payload) -> Image:
     """Return the frame as (height, width, 3) BGR; `bgr8` is a view of the payload, without a copy.
 
     Raises:
-        ValueError: the payload is no JPEG, or its size is not what the header says.
+        ValueError: the payload is no JPEG, or its size differs from the header.
     """
     shape = (header.height, header.width)
     data = np.frombuffer(payload, np.uint8)
@@ -34,7 +34,7 @@ def decode_frame(header: CameraFrame, payload: Payload) -> Image:
 
 
 def is_whole_jpeg(data: Image) -> bool:
-    """Return whether a JPEG has its end: a decoder paints what is missing grey and calls it success."""
+    """Return whether a JPEG has its end: decoders fill missing parts with grey and raise no error."""
     return data[-_PADDING:].tobytes().rstrip(b"\0").endswith(_END_OF_IMAGE)
 
 
@@ -43,7 +43,7 @@ def _decode_jpeg(data: Image, shape: tuple[int, int]) -> Image:
         raise ValueError(f"payload of {data.size} bytes is no whole JPEG")
     width, height = claimed_size(data.data)
     if (height, width) != shape:
-        raise ValueError(f"image is {width} x {height}, its header says {shape[1]} x {shape[0]}")
+        raise ValueError(f"image is {width} x {height}, expected {shape[1]} x {shape[0]} by its header")
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
@@ -59,7 +59,7 @@ def fitted(image: Image, size: tuple[int, int], fit: Fit) -> Image:
     Args:
         image: (height, width, 3) or (height, width).
         size: width and height.
-        fit: what becomes of another aspect.
+        fit: how another aspect ratio is handled.
     """
     if fit == "crop":
         image = _cut(image, size)
@@ -76,7 +76,7 @@ def fitted(image: Image, size: tuple[int, int], fit: Fit) -> Image:
 
 
 def inner_size(shown: tuple[int, int], size: tuple[int, int], fit: Fit) -> tuple[int, int]:
-    """Return how large a picture of (width, height) `shown` is within one of `size`."""
+    """Return the (width, height) that a picture of size `shown` has within one of `size`."""
     if fit != "letterbox":
         return size
     scale = min(size[0] / shown[0], size[1] / shown[1])
@@ -84,7 +84,7 @@ def inner_size(shown: tuple[int, int], size: tuple[int, int], fit: Fit) -> tuple
 
 
 def _cut(image: Image, size: tuple[int, int]) -> Image:
-    """Return the middle of a picture that has the aspect of `size`."""
+    """Return the largest centre part of a picture with the aspect ratio of `size`."""
     height, width = image.shape[:2]
     kept_width = min(width, max(round(height * size[0] / size[1]), 1))
     kept_height = min(height, max(round(width * size[1] / size[0]), 1))

@@ -1,4 +1,4 @@
-"""The structure of JPEG pictures: where one ends in a stream of bytes, and how large it claims to be.
+"""The structure of JPEG pictures: their end in a stream of bytes, and the size in their header.
 
 Pure, and nothing is decoded: a walk from marker to marker costs a hundredth of decoding. Markers are those of
 ITU-T T.81, table B.1.
@@ -11,10 +11,10 @@ from typing import Final
 import numpy as np
 
 MAX_PIXELS: Final = 8192 * 8192
-"""More than any profile asks for; decoded it takes 200 MB."""
+"""More than any profile can request; decoded it takes 200 MB."""
 MAX_BYTES: Final = 64 << 20
 _PIXELS_PER_BYTE: Final = 8 * 64
-"""A block of 8 x 8 pixels takes a bit at least: a header that claims more is a bomb."""
+"""A block of 8 x 8 pixels takes at least one bit: a header that claims more pixels is an attack."""
 
 _BASELINE, _EXTENDED, _START, _END, _SCAN, _INTERVAL = 0xC0, 0xC1, 0xD8, 0xD9, 0xDA, 0xDD
 _FRAME: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -27,10 +27,10 @@ _PADDING: Final = b"\x00\xff"
 
 
 def claimed_size(data: bytes | memoryview) -> tuple[int, int]:
-    """Return the (width, height) that a JPEG's header says, in pixels.
+    """Return the (width, height) in a JPEG's header, in pixels.
 
     Raises:
-        ValueError: it is no JPEG, or no decoder should be given it: it claims more than it can hold.
+        ValueError: it is no JPEG, or it claims more pixels than its bytes can contain.
     """
     for marker, at, end in _segments(data):
         if marker in _FRAME and end - at >= 9:
@@ -42,7 +42,7 @@ def claimed_size(data: bytes | memoryview) -> tuple[int, int]:
 
 
 def check_restarts(data: bytes) -> None:
-    """Count the restart markers of a picture in one scan: decoders go on at the next one and say nothing.
+    """Check the restart markers of a picture in one scan: decoders skip to the next one without an error.
 
     Raises:
         ValueError: some are missing, or their numbers do not follow each other.
@@ -69,7 +69,7 @@ def check_restarts(data: bytes) -> None:
 
 
 def _units(frame: bytes) -> int:
-    """Return how many coded units, each a block or more of every component, a frame header's picture has."""
+    """Return how many coded units, each a block or more of every component, the picture of a header has."""
     height, width = (int.from_bytes(frame[at : at + 2], "big") for at in (5, 7))
     samplings = frame[11 : 10 + 3 * frame[9] : 3]
     if len(samplings) == 1:
@@ -101,26 +101,26 @@ def _marker_end(buffer: bytearray, at: int) -> int:
 
 
 class JpegSplitter:
-    """Cuts whole JPEG pictures out of a stream of bytes, whatever stands between them.
+    """Cuts whole JPEG pictures out of a stream of bytes with any bytes between them.
 
-    Boundaries, types and lengths that a server announces are not believed: browsers show cameras whose are
-    wrong. A picture begins where it begins, and ends at its own end marker; one cut short is counted.
+    Boundaries, types and lengths that a server announces are ignored: browsers accept cameras that send wrong
+    ones. A picture starts at its start marker and ends at its end marker; an incomplete one is counted.
     """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._at = 0
-        """How far the buffer was looked through; 0 while it does not begin with a picture."""
+        """How far the buffer was parsed; 0 while it does not start with a picture."""
         self._scanning = False
-        """Whether that is inside of coded data, not between segments."""
+        """Whether that position is inside coded data, not between segments."""
         self._unknown = self._counted = False
-        """Whether bytes that are no text were passed over since the last picture, and whether they count."""
+        """Whether bytes that are no text were skipped since the last picture; whether they were counted."""
         self.pictures = 0
         self.corrupt = 0
         """Pictures that were cut short or broken, and runs of bytes that are neither picture nor text."""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take in the next bytes; return the pictures that they complete."""
+        """Add the next bytes; return the pictures that they complete."""
         self._buffer += data
         whole: list[bytes] = []
         while self._scan(whole) if self._scanning else self._segment() if self._at else self._begin():
@@ -129,7 +129,7 @@ class JpegSplitter:
         return whole
 
     def end(self) -> None:
-        """Count a picture that is unfinished when the stream ends, and begin again with another stream."""
+        """Count a picture that is incomplete at the end of the stream; start another stream."""
         self.corrupt += bool(self._at)
         self._restart(len(self._buffer))
 
@@ -182,12 +182,12 @@ class JpegSplitter:
         return True
 
     def _cut(self, at: int) -> None:
-        """Another picture begins before this one ended."""
+        """Count the picture as cut short and start with the one at `at`."""
         self.corrupt += 1
         self._restart(at)
 
     def _broken(self) -> None:
-        """Look for another beginning behind this one."""
+        """Count the picture as broken and search for the next start marker."""
         self.corrupt += 1
         self._counted = True
         self._restart(len(_FIRST))

@@ -1,6 +1,6 @@
 """Streaming log-mel spectra on the absolute sample grid: each frame computed once, bit-equal to a batch.
 
-Frame k covers the samples `[k * hop, k * hop + window)`, whatever blocks they arrived in.
+Frame k covers the samples `[k * hop, k * hop + window)`, independent of the blocks in which they arrived.
 """
 
 import math
@@ -67,10 +67,10 @@ def log_mel(samples: Real, config: LogMelConfig = VGGISH) -> Frames:
 
 
 class StreamingLogMel:
-    """Log-mel frames of a stream, computed as the samples come; the newest `history` frames are held.
+    """Log-mel frames of a stream, computed as samples arrive; the newest `history` frames are stored.
 
-    Samples and frames are appended to buffers whose rest moves to the front when they are full, so that
-    both are read without a copy. What a new number of frames needs is allocated once.
+    Samples and frames are appended to buffers; when one is full, its used part moves to the front. So both
+    are read without a copy. Work space is allocated once per number of frames.
     """
 
     def __init__(self, config: LogMelConfig = VGGISH, history: int = 128) -> None:
@@ -88,7 +88,7 @@ class StreamingLogMel:
         """Frames computed since the stream last started or jumped: `[first, end)`."""
 
     def push(self, start_index: int, samples: Real) -> None:
-        """Take the samples from `start_index` on; any other index than the next starts anew there."""
+        """Add the samples from `start_index` on; an index other than the next starts a new stream there."""
         if start_index != self._next:
             self.first = self.end = -(-start_index // self.config.hop)
             self._begin = self._filled = self._held = 0
@@ -101,13 +101,13 @@ class StreamingLogMel:
                 self._compute(count)
 
     def frames(self, first: int, last: int) -> Frames:
-        """Return a copy of the frames `[first, last)` as (frames, bands); ValueError if not held."""
+        """Return a copy of the frames `[first, last)` as (frames, bands); raise ValueError if not stored."""
         if not max(self.first, self.end - self._history) <= first <= last <= self.end:
-            raise ValueError(f"log-mel frames [{first}, {last}) are not held")
+            raise ValueError(f"log-mel frames [{first}, {last}) are not stored")
         return self._frames[self._held - self.end + first : self._held - self.end + last].copy()
 
     def _append(self, samples: Real) -> int:
-        """Take as many samples as there is room for; return how many."""
+        """Add as many samples as there is room for; return how many."""
         if self._filled + samples.size > self._samples.size:
             rest = self._filled - self._begin
             self._samples[:rest] = self._samples[self._begin : self._filled]
@@ -136,7 +136,7 @@ class _Transform:
 
     Every step works on each row alone and in one order, so a row's result does not depend on how many are
     computed with it. A dense matrix product would not promise that: BLAS picks its kernel by shape.
-    The spectrum is float64: in float32, the rounding of a loud tone would be heard in the quiet bands.
+    The spectrum is float64: in float32, the rounding error of a loud tone exceeds the level of quiet bands.
     """
 
     def __init__(self, config: LogMelConfig, rows: int) -> None:

@@ -17,5 +17,5 @@ def mfcc(log_mel: Frames, coefficients: int) -> Frames:
         coefficients: at most the number of bands.
     """
     if not 0 < coefficients <= log_mel.shape[1]:
-        raise ValueError(f"{coefficients} coefficients cannot come out of {log_mel.shape[1]} bands")
+        raise ValueError(f"{coefficients} coefficients requested from {log_mel.shape[1]} bands")
     return cast(Frames, scipy.fft.dct(log_mel, type=2, norm="ortho", axis=1)[:, :coefficients])

@@ -1,7 +1,7 @@
 """Streaming resampling between any two rates on the absolute sample grid, without delay.
 
-Output sample m lies at input position m * in_rate / out_rate and depends on the input samples around it
-alone, so neither the blocks nor what came long before can change it.
+Output sample m is at input position m * in_rate / out_rate and depends only on the input samples around it,
+not on the blocks in which they arrive or on earlier samples.
 """
 
 import math
@@ -16,9 +16,9 @@ from perception.units.arrays import Samples
 
 _FEW_PHASES: Final = 8
 _ROWS: Final = 256
-"""Outputs computed at once where their windows must be copied: they stay in the cache."""
+"""Outputs computed at once where their windows must be copied: these stay in the processor's cache."""
 _ROOM: Final = 8192
-"""Input samples taken at once."""
+"""Input samples added at once."""
 _MAX_TAPS: Final = 5 << 17
 """5 MiB of filter, built in less than 0.1 s; the usual rates need less, such as 44,100 Hz a twentieth."""
 _MAX_EXACT_TAPS: Final = 1 << 23
@@ -44,8 +44,8 @@ class Resampler:
     """Turns blocks of one rate into blocks of another; bit-equal however the blocks are cut.
 
     Where the rates share so small a divisor that a filter for each output of a cycle exceeds 5 MiB,
-    each output takes the nearest of as many as fit: from 44.1 kHz at most a 8,800th of an input sample beside
-    its position, -83 dB of noise from a tone at 8 kHz and less from lower ones. It adds up to no drift.
+    each output uses the nearest of as many as fit: from 44.1 kHz at most a 8,800th of an input sample from
+    its position, -83 dB of noise from a tone at 8 kHz and less from lower ones. The error causes no drift.
 
     Raises:
         ValueError: the filter exceeds its limit: the input's rate is thousands of times the output's, or
@@ -61,24 +61,24 @@ class Resampler:
         self._taps = _taps(in_rate_hz, out_rate_hz, design, exact)
         self._offsets, past = np.divmod(np.arange(self._up) * self._down, self._up)
         self._nearest = _nearest(past / self._up, self._taps.shape[0])
-        """By place in the cycle, which filter it takes; None if each has its own."""
+        """Filter of each output of a cycle; None if each has its own."""
         taps = self._taps.shape[1]
         self.after: int = taps // 2
         """How many input samples after an output's position, rounded down, it depends on."""
         self.before: int = taps - 1 - self.after
-        """How many before it."""
-        self._held = np.empty(2 * taps + _ROOM)
-        self._windows = np.lib.stride_tricks.sliding_window_view(self._held, taps)
+        """How many samples before it."""
+        self._buffer = np.empty(2 * taps + _ROOM)
+        self._windows = np.lib.stride_tricks.sliding_window_view(self._buffer, taps)
         self._base = self._filled = 0
-        """Index of the first sample held, and how many are."""
+        """Index of the first sample in the buffer, and number of samples in it."""
         self._next: int | None = None
         self._output = 0
 
     def push(self, start_index: int, samples: npt.NDArray[Any]) -> tuple[int, Samples]:
-        """Take the input from `start_index` on; return the index of the first new output, and the outputs.
+        """Add the input from `start_index` on; return the index of the first new output, and the outputs.
 
-        An output comes as soon as the input `after` its position is there. Any other index than the next
-        starts anew there: the first output is the first that has all its input.
+        An output is returned as soon as the `after` samples after its position were added. An index other
+        than the next starts a new stream there: its first output is the first that has all its input.
         """
         if self._up == self._down:
             return start_index, np.asarray(samples, np.float32)
@@ -105,22 +105,23 @@ class Resampler:
         return -(-(end_index - self.after) * self._up // self._down)
 
     def _append(self, samples: npt.NDArray[Any]) -> int:
-        """Take as many samples as there is room for; return how many."""
-        if self._filled + samples.size > self._held.size:
+        """Add as many samples as there is room for; return how many."""
+        if self._filled + samples.size > self._buffer.size:
             needed = self._output * self._down // self._up - self.before
-            rest = self._held[max(0, needed - self._base) : self._filled]
+            rest = self._buffer[max(0, needed - self._base) : self._filled]
             self._base += self._filled - rest.size
             self._filled = rest.size
-            self._held[: rest.size] = rest
-        taken = min(samples.size, self._held.size - self._filled)
-        self._held[self._filled : self._filled + taken] = samples[:taken]
+            self._buffer[: rest.size] = rest
+        taken = min(samples.size, self._buffer.size - self._filled)
+        self._buffer[self._filled : self._filled + taken] = samples[:taken]
         self._filled += taken
         return taken
 
     def _interpolate(self, outputs: Samples) -> None:
-        """Compute the next outputs, each as the dot product of its own row: no neighbour changes its bits.
+        """Compute the next outputs, each as the dot product of its own row: its bits depend on no neighbour.
 
-        With few phases, all outputs of one phase lie evenly in the samples; with many, a cycle at a time.
+        With few phases, all outputs of a phase are computed at once, as their windows are evenly spaced; with
+        many, the outputs of a cycle.
         """
         if self._up <= _FEW_PHASES:
             for first in range(min(self._up, outputs.size)):
@@ -140,7 +141,7 @@ class Resampler:
             done += offsets.size
 
     def _find(self, output: int) -> tuple[int, int]:
-        """Return the output's place in the cycle, and where in `_held` its window begins."""
+        """Return the output's place in the cycle, and the start of its window in `_buffer`."""
         # Python integers: a product of sample index and rate may exceed 64 bits
         cycle, place = divmod(output, self._up)
         return place, cycle * self._down + int(self._offsets[place]) - self.before - self._base
@@ -152,14 +153,14 @@ def resample(
     out_rate_hz: int,
     design: SincFilter = SincFilter(),
 ) -> Samples:
-    """Return a whole clip at another rate, ceil(n * out / in) samples; silence lies before and after it."""
+    """Return a whole clip at another rate, ceil(n * out / in) samples, with silence before and after it."""
     resampler = Resampler(in_rate_hz, out_rate_hz, design)
     padded = np.pad(samples, (resampler.before, resampler.after))
     return resampler.push(-resampler.before, padded)[1]
 
 
 def _nearest(past: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.intp] | None:
-    """Return which of the filters of a table is nearest to each phase, None if every phase has its own."""
+    """Return the index of the nearest filter for each phase, None if each phase has its own."""
     if rows == past.size:
         return None
     return np.rint(past * (rows - 1)).astype(np.intp)
@@ -167,9 +168,9 @@ def _nearest(past: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.intp] |
 
 @lru_cache(maxsize=16)
 def _taps(in_rate_hz: int, out_rate_hz: int, design: SincFilter, exact: bool) -> npt.NDArray[np.float64]:
-    """Return (phases, taps): what weighs the input around each output of a cycle, in the outputs' order.
+    """Return (phases, taps): the weights of the input around each output of a cycle, in the outputs' order.
 
-    Where those are too many: around positions spread evenly from one input sample to the next, both included.
+    If those are too many: around positions spaced evenly from one input sample to the next, both included.
     """
     if in_rate_hz == out_rate_hz:
         return np.ones((1, 1))

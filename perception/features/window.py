@@ -49,7 +49,7 @@ def decode_samples(header: AudioBlock, payload: Payload) -> Samples:
 
 
 def is_whole(header: AudioBlock, payload: Payload) -> bool:
-    """Return whether the payload has the size that the header says."""
+    """Return whether the payload has the size given by the header."""
     return len(payload) == header.samples * header.channels * SAMPLE_TYPES[header.format].itemsize
 
 
@@ -61,21 +61,21 @@ def is_finite(header: AudioBlock, payload: Payload) -> bool:
 class SampleHistory:
     """The newest `capacity` mono samples of one stream, addressed by absolute sample index.
 
-    What was never pushed, or is no longer held, reads as zero and counts as missing. Samples are appended to
-    a buffer, in which they never change; when it is full, those that are held go on in a new one. So what is
-    read need not be copied.
+    Samples never pushed, or no longer stored, are read as zero and count as missing. Samples are appended to
+    a buffer, in which they never change; when it is full, the stored ones are copied to a new buffer. So
+    `read` needs no copy, and what it returned stays valid.
     """
 
     def __init__(self, capacity: int) -> None:
-        """Hold so many samples, at least one, or ValueError."""
+        """Store the newest `capacity` samples; raise ValueError if it is below one."""
         if capacity < 1:
             raise ValueError("capacity must be at least one sample")
         self.capacity = capacity
         self.end: int | None = None
-        """One past the newest sample; None until something was pushed."""
+        """One past the newest sample; None before the first push."""
         self._first = 0
         self._gaps: deque[tuple[int, int]] = deque()
-        """Spans that were skipped since `_first`, as far as they are still held."""
+        """Spans skipped since `_first`, as far as they are within the capacity."""
         self._buffer = np.zeros(2 * capacity, np.float32)
         self._base = 0
         """Index of the buffer's first sample."""
@@ -84,7 +84,7 @@ class SampleHistory:
         """Append `samples`, the first of them at `index`; a gap before it is zero and missing.
 
         Raises:
-            ValueError: samples at these indices were pushed, or skipped, before. Nothing changes then.
+            ValueError: samples at these indices were pushed or skipped before; nothing is changed.
         """
         stop = index + samples.size
         if self.end is None:
@@ -107,7 +107,7 @@ class SampleHistory:
     def read(self, start: int, stop: int) -> tuple[Samples, int]:
         """Return exactly `[start, stop)` as (stop - start,) float32, and how many of them are missing.
 
-        It may be a part of the buffer, which cannot be written to.
+        The array may be a read-only view of the buffer.
         """
         if self.end is None:
             return np.zeros(stop - start, np.float32), stop - start

@@ -17,34 +17,34 @@ from perception.topics import kind_of
 
 
 def pick_device(name: str) -> torch.device:
-    """Resolve `auto`; ProfileError if a CUDA device is asked for and absent."""
+    """Return the device, `auto` resolved; raise ProfileError if a CUDA device is requested and absent."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not exists(name):
-        seen = torch.cuda.device_count() or "no"
-        raise ProfileError(f"fusion.device: '{name}' asked for, torch sees {seen} CUDA devices; use 'auto'")
+        found = torch.cuda.device_count() or "no"
+        raise ProfileError(f"fusion.device: '{name}' requested, torch finds {found} CUDA devices; use 'auto'")
     return torch.device(name)
 
 
 def cores() -> int:
-    """Return how many cores this process may run on: under a CPU set fewer than the machine has."""
+    """Return how many cores this process may run on: in a CPU set, fewer than the machine has."""
     return len(os.sched_getaffinity(0))
 
 
 def threads_for(threads: int, cores: int) -> int:
-    """Return `threads`, of 0 one on two cores, else all cores but two for capture."""
+    """Return `threads`; for 0, all cores but two, which capture needs, and at least one."""
     return threads or max(1, cores - 2)
 
 
 def use_threads(threads: int) -> None:
-    """Limit torch and OpenCV to `threads`; 0 is what `threads_for` makes of it on this machine."""
+    """Limit torch and OpenCV to `threads`; 0: see `threads_for`."""
     count = threads_for(threads, cores())
     torch.set_num_threads(count)
     cv2.setNumThreads(count)
 
 
 def build_engine(config: FusionConfig, *, clock: Callable[[], int]) -> Engine:
-    """Build encoders and head of a profile on its device; encoders that were trained with the head are its.
+    """Build encoders and head of a profile on its device; those trained with the head are preferred.
 
     Raises:
         ProfileError: an encoder or option does not exist, or the head does not fit the encoders.
@@ -62,7 +62,7 @@ def build_engine(config: FusionConfig, *, clock: Callable[[], int]) -> Engine:
             chosen = item.model_copy(update={"weights": item.weights or config.weights})
             return build_encoder(name, chosen, device=device, seed=config.seed)
 
-        # encoders that differ in nothing but their input are one model
+        # encoders that differ only in their input share one model
         same = item.model_dump_json(exclude={"input"})
         if same not in alike:
             alike[same] = _in_format(name, item, config.dtype, build)
@@ -81,7 +81,7 @@ def build_engine(config: FusionConfig, *, clock: Callable[[], int]) -> Engine:
 def _in_format(
     name: str, config: EncoderConfig, dtype: str, build: Callable[[EncoderConfig], RegisteredEncoder]
 ) -> tuple[EncoderConfig, RegisteredEncoder, precision.Facts]:
-    """Build an encoder in the number format of `[fusion] dtype`, unless its own options name one."""
+    """Build an encoder in the number format of `[fusion] dtype`, unless its own options set one."""
     if dtype == "float32" or not precision.leaves_open(name, config):
         return config, build(config), {}
     if dtype == "auto":

@@ -1,9 +1,14 @@
-"""The event-time core: messages in, finished windows out. It owns no clock, thread or socket.
+"""The event-time core: messages in, finished windows out. Pure: no clock, thread or socket.
 
 watermark = max(oldest among the newest stamps of the clocked streams, newest stamp of all - lateness).
 A window is cut when the watermark passes its end, so one dead stream delays the output by `lateness` and
 never stops it. In `reproducible` alignment the first term is left out: every window waits the whole
 `lateness`, and the order of arrival within it cannot matter, not even for sparse text.
+
+Rules. One thread owns a core and calls all of it; no lock. The same messages in the same order give the same
+windows, and bad messages are counted, never raised. After `push` every window whose end the watermark has
+passed has been returned once, or was counted as skipped. Returned windows are never changed afterwards, so
+other threads may read them.
 """
 
 import hashlib
@@ -33,37 +38,37 @@ from perception.topics import lookup
 from perception.units import MILLISECOND_NS, SECOND_NS, Counts
 
 MAX_CUT_AT_ONCE: Final = 100
-"""After a longer stretch without any input, older windows are skipped and counted, not cut."""
+"""If more windows are due at once, the older ones are skipped and counted, not cut."""
 MAX_TOPICS: Final = 64
-"""Topics of patterns such as `text/*`; for one more the one with the oldest stamp is forgotten."""
+"""Topics of patterns such as `text/*`; one more drops the topic with the oldest stamp."""
 MAX_COUNTED: Final = 4 * MAX_TOPICS
-"""Topics with refusals by name."""
+"""Topics with counters of their own; further ones are counted by their pattern."""
 RULES: Final = 1
-"""Number of the rules in force; marks hold it, so that a recording is cut by the rules of its time.
+"""Number of the current rules; marks store it, so that a recording is cut by the rules it was recorded with.
 
 0: a leap is judged by the stamp alone, the first MAX_TOPICS topics stay, presence compares with the
-window before, which may have been shed, and sound of any rate is resampled by exact filters. 1: a leap is
-judged by what a message reaches, topics give up their place, presence compares with the state before, and
-odd rates are resampled by the nearest filter of a table.
+last window, which may have been shed, and sound of any rate is resampled by exact filters. 1: a leap is
+judged by the end of a message, old topics are dropped for new ones, presence compares with the last state,
+and odd rates are resampled by the nearest filter of a table.
 """
 
 
 class FusionCore:
-    """Cuts aligned windows out of messages. `push` is its only entry."""
+    """Cuts aligned windows out of messages. Messages enter by `push` only."""
 
     def __init__(self, config: FusionConfig, counts: Counts | None = None, *, rules: int = RULES) -> None:
-        """Audio windows begin CONTEXT_NS before their nominal length, for the resampler's sake.
+        """Audio windows start CONTEXT_NS before their nominal length: the resampler needs that sound.
 
         Args:
             config: the grid and the inputs.
-            counts: goes on with these, where several cores cut one recording.
+            counts: counters to add to, where several cores cut one recording.
             rules: those of a recording; see RULES.
         """
         self.rules = rules
         self.hop_ns = round(config.hop_ms * MILLISECOND_NS)
         self.lateness_ns = round(config.lateness_ms * MILLISECOND_NS)
         self.config_hash = _decisive_hash(config)
-        """Of all that decides which windows a stream of messages gives."""
+        """Hash of all configuration that decides which windows given messages produce."""
         self.counts: Counts = defaultdict(Counter) if counts is None else counts
         self._waits_for_streams = config.alignment == "low-latency"
         self.max_leap_ns = round(config.max_leap_ms * MILLISECOND_NS)
@@ -114,9 +119,9 @@ class FusionCore:
 
     @property
     def deadline_ns(self) -> int | None:
-        """When time must move whatever arrives: then push a ClockTick of that time.
+        """Host time at which a ClockTick must be pushed if nothing arrives, None before the first message.
 
-        The next window is due, or, where a hop is long, stamps would soon be taken for leaps.
+        The next window is due then, or, where a hop is long, new stamps would be refused as leaps.
         """
         if self._next_tick is None or self._newest_ns is None:
             return None
@@ -128,10 +133,10 @@ class FusionCore:
         return topic in self._routes or any(fnmatchcase(topic, s.topic) for s in self._streams.values())
 
     def push(self, message: Message[Header]) -> list[Window]:
-        """Take one message; return the windows it completes, oldest first.
+        """Add one message; return the windows it completes, oldest first.
 
-        A message that must not enter (its stamp runs backwards, it reaches too far ahead, its samples are not
-        finite) is refused and counted in `counts`; this never raises for bad data.
+        A bad message (its stamp runs backwards, it reaches too far ahead, its samples are not finite) is
+        refused and counted in `counts`, never raised.
         """
         header = message.header
         try:
@@ -144,16 +149,16 @@ class FusionCore:
             self._newest_ns = reach_ns
         elif reach_ns > self._newest_ns:
             self._newest_ns = reach_ns
-        # the watermark is never beyond what has been reached
+        # the watermark is never beyond the newest time reached
         return [] if self._newest_ns < self._next_tick * self.hop_ns else self._cut(self._next_tick)
 
     def count(self, topic: str, reason: str) -> None:
-        """Count a message that is not taken; where there are too many topics, by the pattern of its topic."""
+        """Count a refused message by its topic, or by its pattern if there are too many topics."""
         known = topic in self._routes or len(self.counts) < MAX_COUNTED
         self.counts[topic if known else self._pattern(topic)][reason] += 1
 
     def expects(self, message: Message[Any]) -> TypeGuard[Message[CameraFrame]]:
-        """Whether the frame just pushed is likely the one that the window after it takes."""
+        """Return whether the next window will likely use the frame just pushed."""
         if not isinstance(message.header, CameraFrame):
             return False
         for stream in self._routes.get(message.topic, ()):
@@ -162,7 +167,7 @@ class FusionCore:
         return False
 
     def mark(self) -> CoreMark:
-        """Return where this core stands, without pixels and samples."""
+        """Return the position of this core in its streams, without pixels and samples."""
         return CoreMark(
             config_hash=self.config_hash,
             newest_ns=self._newest_ns,
@@ -173,12 +178,15 @@ class FusionCore:
         )
 
     def resume(self, mark: CoreMark, find: Callable[[HeldInput], Message[Any]]) -> None:
-        """Go on from where another core of the same configuration stood; this one has taken nothing yet.
+        """Continue from the mark of another core of the same configuration; nothing was pushed into this one.
 
-        `find` returns the frames and commands that were held. Sound from before the mark is missing.
+        `find` returns the frames and commands that the mark names. Sound from before the mark is missing.
+
+        Raises:
+            ValueError: the mark is of a core with another configuration.
         """
         if (mark.config_hash, mark.rules) != (self.config_hash, self.rules):
-            raise ValueError("the mark is of a core that was configured otherwise")
+            raise ValueError("the mark is of a core with another configuration")
         self._newest_ns, self._next_tick = mark.newest_ns, mark.next_tick
         self._newest_of_topic = dict(mark.newest_of_topic)
         for name, stream in self._streams.items():
@@ -188,10 +196,9 @@ class FusionCore:
                 stream.resume(mark.inputs[name], find)
 
     def _admit(self, message: Message[Any]) -> int:
-        """Check the stamp against its stream and the newest of all, then hand it to its streams.
+        """Check the stamp against its topic and the newest of all, then push the message into its streams.
 
-        Returns:
-            The event time that the message reaches.
+        Return the event time that the message reaches. Raise RefusedError.
         """
         topic, stamp_ns = message.topic, message.header.stamp_ns
         streams = self._routes.get(topic) or self._route(topic)
@@ -206,8 +213,8 @@ class FusionCore:
             stream.push(message)
         self._newest_of_topic[topic], self._routes[topic] = stamp_ns, streams
         if newest_ns is None and self.rules:
-            self._forget()
-        # a window takes the frame or text at its very end, but sound only before it
+            self._drop_oldest_topic()
+        # a window includes a frame or text exactly at its end, but sound only before it
         if stamp_ns + isinstance(message.header, AudioBlock) <= self._final_ns:
             self.counts[topic]["late"] += 1
         return reached_ns(message.header)
@@ -218,8 +225,8 @@ class FusionCore:
             raise RefusedError("no such input" if not streams else "too many topics")
         return streams
 
-    def _forget(self) -> None:
-        """Make room for the topic that has just been taken; the counts of the forgotten go to its pattern."""
+    def _drop_oldest_topic(self) -> None:
+        """Drop the topic with the oldest stamp if there are too many; add its counts to its pattern's."""
         own = self._newest_of_topic.keys() - {stream.topic for stream in self._streams.values()}
         if len(own) > MAX_TOPICS:
             oldest = min(own, key=lambda topic: (self._newest_of_topic[topic], topic))
@@ -233,7 +240,7 @@ class FusionCore:
         return next((s.topic for s in self._streams.values() if fnmatchcase(topic, s.topic)), topic)
 
     def _cut(self, next_tick: int) -> list[Window]:
-        """Return the windows from `next_tick` on whose end the watermark has passed."""
+        """Return the windows from `next_tick` on that end at or before the watermark."""
         watermark_ns = self.watermark_ns
         assert watermark_ns is not None
         last_tick = watermark_ns // self.hop_ns

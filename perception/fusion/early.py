@@ -1,7 +1,8 @@
-"""Messages that reach into the future of the host's clock wait until it has come. Pure.
+"""Messages whose stamps lie ahead of the host's clock wait until their time has come. Pure.
 
-So event time never runs ahead of the host: neither a clock that is fast nor a block published before it was
-heard makes the messages of others late.
+Rules. Owned by the receiving thread, no lock. A message enters by `put` and leaves by `due`, those of one
+topic in their order. So event time never runs ahead of the host: neither a fast clock nor a block published
+before its last sample was recorded makes the messages of others late.
 """
 
 from collections.abc import Iterator
@@ -13,21 +14,21 @@ from perception.fusion.core import FusionCore, leap
 from perception.messages import Header, Message, reached_ns
 
 CLOCK_ERROR_NS: Final = 20_000_000
-"""Clocks of hosts and devices agree so closely; what waits longer is counted as `early`."""
+"""Clocks of hosts and devices agree within this; a message that waits longer is counted as `early`."""
 MAX_WAITING: Final = 2048
 """Messages that may wait."""
 MAX_WAITING_BYTES: Final = 256 << 20
 
 
 class Early:
-    """Stands before a core; what is handed on of one topic stays in its order."""
+    """Queue in front of a core."""
 
     def __init__(self, core: FusionCore, *, count_waits: bool = True) -> None:
-        """Refusals go to the counts of `core`, whose `max_leap_ns` a message may reach ahead.
+        """Use the counters and `max_leap_ns` of `core`: how far a message may reach ahead.
 
         Args:
-            core: takes what is due.
-            count_waits: whether `early` is counted; it says nothing where times of arrival are estimates.
+            core: receives the messages that are due.
+            count_waits: whether `early` is counted; False where times of arrival are estimates.
         """
         self._core = core
         self._count_waits = count_waits
@@ -37,11 +38,11 @@ class Early:
 
     @property
     def next_ns(self) -> int | None:
-        """Host time at which the first of the waiting messages is due, None if none waits."""
+        """Host time at which the first waiting message is due, None if none waits."""
         return self._waiting[0][0] if self._waiting else None
 
     def put(self, message: Message[Header], now_ns: int) -> None:
-        """Take a message: it is due now or waits, or it is refused and counted."""
+        """Add a message, due now or later; one that reaches too far ahead or has no room is counted."""
         ahead_ns, size = reached_ns(message.header) - now_ns, len(message.payload)
         full = len(self._waiting) >= MAX_WAITING or self._bytes + size > MAX_WAITING_BYTES
         if reason := leap(message.header, now_ns + self._core.max_leap_ns):
@@ -55,7 +56,7 @@ class Early:
             heappush(self._waiting, (now_ns + max(0, ahead_ns), next(self._number), message))
 
     def due(self, now_ns: int) -> Iterator[Message[Header]]:
-        """Yield the messages whose time has come."""
+        """Yield and remove the messages that are due."""
         while self._waiting and self._waiting[0][0] <= now_ns:
             *_, message = heappop(self._waiting)
             self._bytes -= len(message.payload)

@@ -1,4 +1,10 @@
-"""Runs the models on the core's windows: encoders where their input changed, then the head."""
+"""Runs the models on windows: each encoder whose input changed, then the head.
+
+Rules. One compute thread owns an `Engine`; no lock. Two methods are exempt: the receiving thread may call
+`expect`, any thread `warm_up_head`; both touch nothing that `run` changes. The receiving thread also reads
+`counts` and `facts()` for its health reports. `use` takes effect with the next window. A state depends on the
+windows and heads since the start alone, never on time or threads.
+"""
 
 import math
 from collections import Counter
@@ -10,7 +16,7 @@ import msgspec
 import torch
 
 from perception.fusion.reader import InputReader, Reading
-from perception.fusion.recent import Recent, Shown
+from perception.fusion.recent import HeadInputs, Recent
 from perception.fusion.window import Window
 from perception.messages import (
     BranchState,
@@ -37,21 +43,21 @@ NO_BRANCH: Final = BranchState()
 class _Cached(msgspec.Struct, frozen=True):
     key: Hashable
     encoding: Encoding | None
-    """None if the encoder could not use the input."""
+    """None if the encoder refused the input."""
 
 
 class Encoded(msgspec.Struct, frozen=True):
-    """What the encoders made of one window."""
+    """Encodings of one window."""
 
     encodings: dict[str, Encoding]
-    """By encoder; those whose input is absent are left out."""
+    """By encoder; encoders whose input is absent are missing."""
     corrupt: set[str]
     """Inputs whose data could not be decoded."""
     took_ms: dict[str, float]
 
 
 class Engine:
-    """Encoders, fusion and head on one device. Not thread-safe: one compute thread owns it."""
+    """Encoders, fusion and head on one device."""
 
     def __init__(
         self,
@@ -66,13 +72,14 @@ class Engine:
     ) -> None:
         """Encoders by name; the head takes their features in the order of sorted names.
 
-        `batched`: whether inputs of one encoder are encoded in one pass; on CUDA if not said. A CPU gains
-        nothing by it, and a pass of several has other last bits than one of one.
+        `batched`: whether inputs of one encoder are encoded in one pass; None: on CUDA only. A CPU gains
+        nothing by it, and the last bits of a result depend on the size of the pass.
         """
         self.config = config
         self.encoders = dict(sorted(encoders.items()))
         self.device = device
         self.counts: Counter[str] = Counter()
+        """Inputs not used, by encoder or input and reason. The compute thread writes."""
         self.encoders_hash = weights_hash(
             {
                 f"{name}.{key}": value
@@ -105,13 +112,13 @@ class Engine:
         return {name: encoder.dim for name, encoder in self.encoders.items()}
 
     def use(self, head: Head) -> None:
-        """Conclude with this head from the next window on; it fits the encoders and is on their device."""
+        """Use this head from the next window on; it must fit the encoders and be on their device."""
         self.head = head
         weights = config_hash({"encoders": self.encoders_hash, "head": head_hash(head)})
         self.info = ModelInfo(config_hash=self._config_hash, weights_hash=weights)
 
     def facts(self) -> dict[str, str | float]:
-        """Return what may change the last bits of a result besides weights and inputs."""
+        """Return what affects the last bits of a result besides weights and inputs."""
         return {
             "device": str(self.device),
             "threads": torch.get_num_threads(),
@@ -121,29 +128,29 @@ class Engine:
             **self._facts,
         }
 
-    def note_published(self, took_ns: int) -> None:
-        """Tell how long publishing a state took; the next state carries it."""
+    def set_publish_time(self, took_ns: int) -> None:
+        """Set how long publishing a state took; the next state carries it."""
         self._publish_ms = took_ns / MILLISECOND_NS
 
     def expect(self, message: Message[CameraFrame]) -> None:
-        """Begin to decode a frame that the next window will take; from the thread that receives."""
+        """Start to decode a frame that the next window will use. Receiving thread only."""
         for reader in self._readers_of.get(message.topic, ()):
             reader.expect(message)
 
     def run(self, window: Window, *, cut_ns: int = 0, shed: int = 0) -> FusedState:
-        """Conclude one window. Data that cannot be decoded counts as absent, reason `corrupt`."""
+        """Return the state of one window. Data that cannot be decoded is absent, reason `corrupt`."""
         began_ns = self._clock()
         with torch.inference_mode():  # once: entered with cold caches, it costs as much as a head
             encoded = self._encode(window)
-            return self._conclude(window, encoded, began_ns=began_ns, cut_ns=cut_ns, shed=shed)
+            return self._infer(window, encoded, began_ns=began_ns, cut_ns=cut_ns, shed=shed)
 
-    def _conclude(
+    def _infer(
         self, window: Window, encoded: Encoded, *, began_ns: int = 0, cut_ns: int = 0, shed: int = 0
     ) -> FusedState:
-        """Run the head on what the encoders made of a window."""
+        """Run the head on the encodings of a window."""
         encoded_ns = self._clock()
         self.recent.add(window.tick, self.tensors(window, encoded))
-        fused = _conclusion(self.head, self.recent)
+        fused = _infer(self.head, self.recent)
         ready_ns = self._clock()
         return FusedState(
             stamp_ns=window.end_ns,
@@ -163,12 +170,12 @@ class Engine:
             ),
         )
 
-    conclude = torch.inference_mode()(_conclude)
+    infer = torch.inference_mode()(_infer)
 
     def _encode(self, window: Window) -> Encoded:
-        """Run the encoders whose input changed since the window before.
+        """Run the encoders whose input changed since the last window.
 
-        An encoder that cannot use its input, or makes features of it that are not finite, is left out.
+        An encoder that refuses its input, or returns features that are not finite, is counted and left out.
         """
         readings, corrupt = self._read(window)
         inputs: dict[str, Reading] = {}
@@ -179,14 +186,14 @@ class Engine:
                 key = (reading.key, reading.previous_key) if name in self._look_back else reading.key
                 if name not in self._cache or self._cache[name].key != key:
                     stale[name] = key
-        took_ms = self._renew(stale, inputs)
+        took_ms = self._run_encoders(stale, inputs)
         known = {name: encoding for name in inputs if (encoding := self._cache[name].encoding) is not None}
         return Encoded(known, corrupt, took_ms)
 
     encode = torch.inference_mode()(_encode)
 
-    def _renew(self, stale: Mapping[str, Hashable], inputs: Mapping[str, Reading]) -> dict[str, float]:
-        """Run encoders whose cached encodings are stale, by the key they then have; return what each took."""
+    def _run_encoders(self, stale: Mapping[str, Hashable], inputs: Mapping[str, Reading]) -> dict[str, float]:
+        """Run the encoders in `stale`, cache their encodings under its keys; return ms by encoder."""
         launched: dict[str, Encoding | None] = {}
         spans: dict[str, Span] = {}
         for modality, names in self._groups:
@@ -202,7 +209,7 @@ class Engine:
         return {name: spans[name].ms if name in spans else 0.0 for name in self.encoders}
 
     def _launch(self, names: Sequence[str], inputs: Mapping[str, Reading]) -> dict[str, Encoding | None]:
-        """Encode what there is for encoders of one model; on CUDA this only begins it."""
+        """Encode the inputs of encoders of one model; on CUDA this only starts the work."""
         encoder: Any = self.encoders[names[0]]
         if len(names) > 1:
             batch = [inputs[name].data if name in inputs else None for name in names]
@@ -213,7 +220,7 @@ class Engine:
             return {names[0]: None}
 
     def _checked(self, name: str, encoding: Encoding | None, finite: bool) -> Encoding | None:
-        """Leave out and count what is of no use; `finite` if all features are known to be."""
+        """Return the encoding, None and a count if it is unusable; `finite`: all features are known to be."""
         if encoding is None:
             self.counts[f"{name} refused its input"] += 1
             return None
@@ -222,8 +229,8 @@ class Engine:
             return None
         return encoding
 
-    def tensors(self, window: Window, encoded: Encoded) -> Shown:
-        """Return what the head takes."""
+    def tensors(self, window: Window, encoded: Encoded) -> HeadInputs:
+        """Return the arguments of the head."""
         encodings = encoded.encodings
         ages_s = {name: (item.age_ns or 0) / 1e9 for name, item in window.inputs.items()}
         known = torch.tensor([[float(name in encodings) for name in self._input_of]])
@@ -246,9 +253,9 @@ class Engine:
         return inputs, corrupt
 
     @torch.inference_mode()
-    def second_opinion(self, head: Head) -> Fused:
-        """Return what another head concludes from the window concluded last."""
-        return _conclusion(head, self.recent)
+    def infer_last(self, head: Head) -> Fused:
+        """Return the result of another head for the window computed last."""
+        return _infer(head, self.recent)
 
     def _modalities(self, window: Window, encoded: Encoded) -> dict[str, ModalityState]:
         branches: dict[str, dict[str, BranchState]] = {name: {} for name in window.inputs}
@@ -269,7 +276,7 @@ class Engine:
 
     @torch.inference_mode()
     def warm_up(self, image_size: tuple[int, int] = (640, 480), repeats: int = 2) -> None:
-        """Run every encoder and the head on noise, so that the first real window is not the slow one."""
+        """Run every encoder and the head on noise, so that the first real window is not slower."""
         samples = noise(image_size=image_size)
         inputs = {name: Reading(samples[one.modality], None) for name, one in self.encoders.items()}
         for _ in range(repeats):
@@ -284,20 +291,21 @@ class Engine:
 
     @torch.inference_mode()
     def warm_up_head(self, head: Head) -> None:
-        """Run a head on zeros; unlike all else here, any thread may."""
+        """Run a head on zeros. From any thread."""
         features = {name: torch.zeros(1, dim, device=self.device) for name, dim in self.dims.items()}
         present = torch.ones(1, len(features), dtype=torch.bool, device=self.device)
         recent = Recent(self.dims)
         recent.add(0, (features, present, torch.zeros(1, len(features), device=self.device)))
-        _conclusion(head, recent)
+        _infer(head, recent)
 
 
-def _conclusion(head: Head, recent: Recent) -> Fused:
+def _infer(head: Head, recent: Recent) -> Fused:
+    """Return the result of a head for the last tick; raise ValueError if it is NaN."""
     logits = head(*recent.last(head.ticks))
     (probabilities,) = torch.softmax(logits, dim=1, dtype=torch.float64).tolist()
     confidence = max(probabilities)
-    if math.isnan(confidence):  # one that is not a number makes all of them so
-        raise ValueError("the fusion head concludes what is not a number")
+    if math.isnan(confidence):  # softmax spreads one NaN to all classes
+        raise ValueError("fusion head returned NaN")
     return Fused(
         classes=head.classes,
         probabilities=tuple(probabilities),
@@ -308,7 +316,7 @@ def _conclusion(head: Head, recent: Recent) -> Fused:
 
 
 def _entropy(probabilities: Iterable[float]) -> float:
-    """Return the entropy in nats, the same bits on every Python: from 3.12 on `sum` rounds otherwise."""
+    """Return the entropy in nats, the same bits on every Python: `sum` rounds differently from 3.12 on."""
     total = 0.0
     for part in probabilities:
         if part > 0:
@@ -317,9 +325,9 @@ def _entropy(probabilities: Iterable[float]) -> float:
 
 
 def _are_finite(features: Iterable[torch.Tensor]) -> bool:
-    """Return whether all these float32 numbers are finite; this waits for the devices they lie on."""
+    """Return whether all these float32 numbers are finite; waits for their devices."""
     by_device: dict[torch.device, list[torch.Tensor]] = {}
-    for feature in features:  # what is yet to be encoded in training has any shape
+    for feature in features:  # in training, inputs of encoders that are trained have any shape
         by_device.setdefault(feature.device, []).append(feature if feature.ndim == 1 else feature.flatten())
     # a sum in float64 is finite exactly if they are
     return all(math.isfinite(float(torch.cat(one).sum(dtype=torch.float64))) for one in by_device.values())
@@ -334,9 +342,9 @@ def _is_finite(branch: BranchState) -> bool:
 def _groups(
     encoders: Mapping[str, RegisteredEncoder], *, batched: bool
 ) -> list[tuple[str | None, tuple[str, ...]]]:
-    """Return modality and names of encoders that run in one pass: those of one model, if it can.
+    """Return modality and names of the encoders of each pass: those of one model together, if it can.
 
-    Those that compute on the CPU come last, without a modality: a GPU is at work meanwhile.
+    Encoders that compute on the CPU come last, without a modality, so that they run while the GPU works.
     """
     groups: dict[Hashable, list[str]] = {}
     for name, encoder in encoders.items():
@@ -348,7 +356,7 @@ def _groups(
 
 
 def _receive_ms(window: Window) -> float:
-    """From the event to its arrival, for the newest data in the window that has been received."""
+    """Return the ms from event to arrival of the newest data that the window received."""
     newest = max(
         (item for item in window.inputs.values() if item.happened_ns and item.received_ns),
         key=lambda item: item.happened_ns or 0,
@@ -360,5 +368,5 @@ def _receive_ms(window: Window) -> float:
 
 
 def _decisive(config: FusionConfig) -> dict[str, Any]:
-    """All that decides a state besides weights and inputs: grid, inputs, encoders, head."""
+    """Return what decides a state besides weights and inputs: grid, inputs, encoders, head."""
     return config.model_dump(mode="json", exclude={"endpoint", "device", "threads", "dtype"})

@@ -1,4 +1,9 @@
-"""What fusion does with its windows under load: the journal of it, and the windows not yet computed. Pure."""
+"""The ledger records what a core received and what was shed; the backlog holds the window due next. Pure.
+
+Rules. `Ledger` belongs to the receiving thread: all of its methods. Every message reaches the core through
+`push`, so the journal names each one in its order. Shed ticks and head switches come from the compute thread
+and enter here before the journal that names them. `Backlog` is shared; its owner `Compute` locks it.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,15 +13,15 @@ from perception.messages import Header, HeadUse, Journal, JournalEntry, Message
 
 
 class Ledger:
-    """Pushes messages into a core and keeps the journal of it. Pure."""
+    """Pushes messages into a core and records them for the journal. Pure."""
 
     def __init__(
         self, core: FusionCore, *, state_topic: str, state_source: str, head: HeadUse | None = None
     ) -> None:
-        """The states concluded from this core's windows are published as told, by this head at first."""
+        """Journals name the topic and the publisher id of the states, and `head` as the first active one."""
         self.core = core
         self.entries: list[JournalEntry] = []
-        """Not yet journaled."""
+        """Recorded since the last journal."""
         self._state_topic = state_topic
         self._state_source = state_source
         self._heads = [] if head is None else [head]
@@ -24,26 +29,26 @@ class Ledger:
         self._before = core.mark()
 
     def push(self, message: Message[Header]) -> list[Window]:
-        """Note a message and take it; return the windows it completes, oldest first."""
+        """Record a message and push it into the core; return the windows it completes, oldest first."""
         header = message.header
         entry = JournalEntry(kind="input", topic=message.topic, source=header.source, seq=header.seq)
         self.entries.append(entry)
         return self.core.push(message)
 
     def shed(self, ticks: Iterable[int]) -> None:
-        """Note windows that were shed."""
+        """Record windows that were shed."""
         self.entries += [JournalEntry(kind="shed", seq=tick) for tick in ticks]
 
     def switched(self, uses: Iterable[HeadUse]) -> None:
-        """Note heads that came into force."""
+        """Record heads that became active."""
         uses = list(uses)
         self._heads += uses
         self._switched |= bool(uses)
 
     def journal(self, now_ns: int, *, last: bool = False) -> Journal | None:
-        """Return what was noted since the journal before, None if nothing was.
+        """Return what was recorded since the last journal, None if nothing was.
 
-        The `last` one is made all the same: it says that nothing was shed for the states since then.
+        The `last` journal is returned even if empty: it records that nothing was shed for the last states.
         """
         if not (self.entries or self._switched or last):
             return None
@@ -62,14 +67,14 @@ class Ledger:
 
 
 class Backlog:
-    """The newest window that is due and not yet computed; the older ones are shed as it comes. Pure."""
+    """The newest window that is due and not yet computed; a newer one replaces it. Pure."""
 
     def __init__(self) -> None:
         self._due: tuple[Window, int] | None = None
         self._shed = 0
 
     def offer(self, windows: Sequence[Window], cut_ns: int) -> list[int]:
-        """Put in windows that were cut at host time `cut_ns`; return the ticks shed for them."""
+        """Add windows that were cut at host time `cut_ns`; return the ticks that are shed for them."""
         if not windows:
             return []
         *older, newest = windows if self._due is None else (self._due[0], *windows)
@@ -78,7 +83,7 @@ class Backlog:
         return [window.tick for window in older]
 
     def take(self) -> tuple[Window, int, int] | None:
-        """Return the due window, when it was cut, and how many were shed since the one before; or None."""
+        """Return the due window, when it was cut, and how many were shed before it; None if none is due."""
         if self._due is None:
             return None
         due, shed = self._due, self._shed

@@ -1,4 +1,7 @@
-"""From a slice of a window to what encoders take: pixels decoded, sound transformed, each only once."""
+"""Turns slices of windows into inputs of encoders: decodes pixels and transforms sound, each only once.
+
+Rules. The compute thread owns an `InputReader`; only `expect` is for the receiving thread (see `decoder`).
+"""
 
 from collections.abc import Hashable
 
@@ -14,11 +17,11 @@ from perception.units.arrays import Image
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """What encoders take, and keys that change with it."""
+    """Input of the encoders, and keys that change with it."""
 
     data: EncoderInput
     key: Hashable
-    """Of the newest data: enough for every encoder that does not look at the previous frame."""
+    """Of the newest data: enough for encoders that do not use the previous frame."""
     previous_key: Hashable = None
 
 
@@ -34,11 +37,11 @@ class InputReader:
         self._images: dict[Hashable, Image] = {}
 
     def expect(self, message: Message[CameraFrame]) -> None:
-        """Begin to decode a frame that a window will take; from the thread that receives."""
+        """Start to decode a frame that a window will use. Receiving thread only."""
         self._decoder.expect(message)
 
     def read(self, data: Slice) -> Reading:
-        """Decode or transform a slice. A previous frame that cannot be decoded counts as none.
+        """Decode or transform a slice. A previous frame that cannot be decoded is left out.
 
         Raises:
             ValueError: the newest data cannot be decoded.

@@ -1,4 +1,7 @@
-"""One class per kind of stream: takes messages in, cuts its part of a window out. Pure."""
+"""One class per modality: stores the messages of a stream, cuts its part of a window. Pure.
+
+Rules. A stream belongs to its `FusionCore`, whose one thread calls it; no lock.
+"""
 
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, deque
@@ -29,19 +32,19 @@ Count = Callable[[str, str], None]
 DEAD_AFTER_NS: Final = SECOND_NS
 """A stream whose newest data is older than this is reported dead rather than late."""
 RESYNC_NS: Final = 50 * MILLISECOND_NS
-"""A sample counter that disagrees with its stamps by more than this is not believed."""
+"""If sample counter and stamps differ by more than this, the stamps count."""
 MAX_MISSING: Final = 0.1
 """A window with a larger lost share is absent; with a smaller one it is present, reason `gap`."""
 MAX_FRAMES: Final = 256
 EARLY: Final = 0.9
-"""A frame may come a little sooner than one period after the one before."""
+"""Share of the last period after which the next frame is expected at the earliest."""
 MAX_TEXTS: Final = 64
 MAX_UNREAD: Final = 64
-"""Blocks kept as they came until a window is cut; more are decoded before."""
+"""Blocks stored undecoded until a window is cut; if there are more, they are decoded earlier."""
 
 
 class RefusedError(ValueError):
-    """A message that must not enter the windows; its text is the reason that is counted."""
+    """Raised for a message that must not enter the windows; its text is the reason that is counted."""
 
 
 def _held(message: Message[CameraFrame] | Message[TextCommand]) -> HeldInput:
@@ -53,7 +56,7 @@ class CameraStream:
     """Frames of one camera."""
 
     def __init__(self, topic: str, *, hop_ns: int, max_age_ns: int, count: Count) -> None:
-        """Frames older than `max_age_ns` are absent; frames that there is no room for go to `count`."""
+        """Frames older than `max_age_ns` are absent; dropped frames are counted by `count`."""
         self.topic = topic
         self._count = count
         self.newest_ns: int | None = None
@@ -62,14 +65,14 @@ class CameraStream:
         self._frames: deque[Message[CameraFrame]] = deque(maxlen=MAX_FRAMES)
 
     def push(self, message: Message[CameraFrame]) -> None:
-        """Take one frame, stamps rise."""
+        """Add one frame; stamps must rise."""
         if len(self._frames) == MAX_FRAMES:
             self._count(self.topic, "dropped")
         self._frames.append(message)
         self.newest_ns = message.header.stamp_ns
 
     def expects(self, message: Message[CameraFrame]) -> bool:
-        """Whether the next window will take this frame, as far as the rate of frames can tell."""
+        """Return whether the next window will likely use this frame, by the rate of frames."""
         if not self._frames or self._frames[-1] is not message:
             return False
         before = self._frames[-2].header.stamp_ns if len(self._frames) > 1 else message.header.stamp_ns
@@ -77,11 +80,11 @@ class CameraStream:
         return stamp_ns + (stamp_ns - before) * EARLY > -(-stamp_ns // self._hop_ns) * self._hop_ns
 
     def mark(self) -> InputMark:
-        """Return which frames are held."""
+        """Return which frames are stored."""
         return InputMark(held=tuple(_held(frame) for frame in self._frames))
 
     def resume(self, mark: InputMark, find: Callable[[HeldInput], Message[CameraFrame]]) -> None:
-        """Go on from `mark`; `find` returns the frames that were held."""
+        """Continue from `mark`; `find` returns the frames that it names."""
         for item in mark.held:
             self.push(find(item))
 
@@ -135,9 +138,9 @@ class AudioStream:
     def __init__(
         self, topic: str, *, length_ns: int, history_ns: int, counts: Counter[str], exact: bool = False
     ) -> None:
-        """Windows are `length_ns` long; `history_ns` of sound are held; repairs go to `counts`.
+        """Cut windows of `length_ns`; store `history_ns` of sound; count repairs in `counts`.
 
-        `exact`: passed on in each `AudioSlice`.
+        `exact`: copied into each `AudioSlice`.
         """
         self.topic = topic
         self.newest_ns: int | None = None
@@ -156,11 +159,10 @@ class AudioStream:
         """Blocks that are not decoded yet, with the index of their first sample."""
 
     def push(self, message: Message[AudioBlock]) -> None:
-        """Take one block.
+        """Add one block.
 
         Raises:
-            RefusedError: the samples are not as many as the header says, are not finite, or overlap what is
-                already there.
+            RefusedError: the samples are not as many as in the header, not finite, or overlap earlier ones.
         """
         header = message.header
         if not is_whole(header, message.payload):
@@ -178,7 +180,7 @@ class AudioStream:
             self._blocks.popleft()
 
     def _read(self) -> None:
-        """Decode the blocks that came since the last window, those that lie end to end at once."""
+        """Decode the blocks received since the last window, adjacent ones together."""
         assert self._history is not None
         while self._unread:
             start, first = self._unread.popleft()
@@ -196,7 +198,10 @@ class AudioStream:
         self.newest_ns = block.stamp_ns + duration_ns(block.stop - block.start, self._rate_hz)
 
     def _place(self, header: AudioBlock) -> int:
-        """Index of the block's first sample; a counter that contradicts its stamps is re-anchored."""
+        """Return the index of the block's first sample; raise RefusedError if it overlaps earlier blocks.
+
+        A sample counter that contradicts its stamps gets a new offset, counted as `resync`.
+        """
         if self._history is None or header.rate_hz != self._rate_hz:
             self._open(header)
             return header.sample_index
@@ -225,7 +230,7 @@ class AudioStream:
         self._unread.clear()
 
     def mark(self) -> InputMark:
-        """Return where the samples stand."""
+        """Return the position in the samples."""
         if not self._blocks:
             return InputMark()
         last = self._blocks[-1]
@@ -243,7 +248,7 @@ class AudioStream:
         )
 
     def resume(self, mark: InputMark) -> None:
-        """Go on from `mark`; the samples up to there count as missing."""
+        """Continue from `mark`; the samples up to there are missing."""
         at = mark.samples
         if at is None:
             return
@@ -285,7 +290,7 @@ class AudioStream:
         )
 
     def _index_at(self, at_ns: int) -> int | None:
-        """Index of the first sample at or after `at_ns`, by the stamp of the block it lies in."""
+        """Return the index of the first sample at or after `at_ns`, by its block's stamp, or None."""
         following: _Block | None = None
         for block in reversed(self._blocks):
             if block.stamp_ns <= at_ns:
@@ -307,24 +312,24 @@ class TextStream:
     """Commands, from any number of topics; sparse, so it never holds a window back."""
 
     def __init__(self, topic: str, *, ttl_ns: int, count: Count) -> None:
-        """Commands are in force for `ttl_ns`; those that there is no room for go to `count`."""
+        """Commands are in force for `ttl_ns`; dropped commands are counted by `count`."""
         self.topic = topic
         self._ttl_ns = ttl_ns
         self._count = count
         self._commands: list[Message[TextCommand]] = []
 
     def push(self, message: Message[TextCommand]) -> None:
-        """Take one command."""
+        """Add one command."""
         insort(self._commands, message, key=lambda item: (item.header.stamp_ns, item.topic, item.header.seq))
         if len(self._commands) > MAX_TEXTS:
             self._count(self._commands.pop(0).topic, "dropped")
 
     def mark(self) -> InputMark:
-        """Return which commands are held."""
+        """Return which commands are stored."""
         return InputMark(held=tuple(_held(command) for command in self._commands))
 
     def resume(self, mark: InputMark, find: Callable[[HeldInput], Message[TextCommand]]) -> None:
-        """Go on from `mark`; `find` returns the commands that were held."""
+        """Continue from `mark`; `find` returns the commands that it names."""
         self._commands += [find(item) for item in mark.held]
 
     def cut(self, end_ns: int) -> WindowInput:

@@ -1,4 +1,4 @@
-"""What the fusion core cuts out of the streams for one tick."""
+"""The windows that the fusion core cuts out of the streams, one per tick."""
 
 import msgspec
 import numpy as np
@@ -22,7 +22,7 @@ class AudioSlice(msgspec.Struct, frozen=True):
     end_index: int
     rate_hz: int
     missing: int
-    """How many of them were lost and stand as zeros."""
+    """How many of them were lost and are zeros."""
     exact: bool = False
     """Whether they are resampled by exact filters at any rate, as in sessions recorded by rules 0."""
 
@@ -42,7 +42,7 @@ class WindowInput(msgspec.Struct, frozen=True):
     topic: str
     presence: Presence
     reason: str = ""
-    """Why it is not simply present."""
+    """Why it is not present, or present with a gap; empty else."""
     age_ns: int | None = None
     """Window end minus the newest data used."""
     seqs: tuple[int, int] | None = None
@@ -50,13 +50,13 @@ class WindowInput(msgspec.Struct, frozen=True):
     data: Slice | None = None
     """None exactly when absent."""
     received_ns: int | None = None
-    """Arrival of the newest message used: measured, so no part of what the window is."""
+    """Arrival of the newest message used: measured, so it decides nothing."""
     happened_ns: int | None = None
     """Event time of the newest data used."""
 
 
 class Window(msgspec.Struct, frozen=True):
-    """Everything known at the end of tick `tick`, on the grid `end_ns = tick * hop_ns`."""
+    """All inputs at the end of tick `tick`, on the grid `end_ns = tick * hop_ns`."""
 
     tick: int
     end_ns: int

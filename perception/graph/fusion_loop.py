@@ -99,7 +99,7 @@ class FusionLoop:
             core,
             state_topic=outputs.state.topic,
             state_source=outputs.state.source,
-            head=compute.swap.in_force.use(),
+            head=compute.swap.active.use(),
         )
 
     def run(self, stopped: threading.Event) -> None:
@@ -131,7 +131,7 @@ class FusionLoop:
         message = self._inbox.receive(min(IDLE_S, max(0.0, (wake_ns - self._clock()) / 1e9)))
         now_ns = self._clock()
         if message is not None and isinstance(message.header, SwapRequest):
-            self._compute.swap.ask(message.header)
+            self._compute.swap.request(message.header)
         elif message is not None:
             self._early.put(message, now_ns)
         for due in self._early.due(now_ns):
@@ -152,7 +152,7 @@ class FusionLoop:
         self._take(Message(self._out.clock.topic, tick))
 
     def _publish_heads(self, now_ns: int) -> None:
-        for status in _drained(self._compute.swap.told):
+        for status in _drained(self._compute.swap.statuses):
             self._out.head.send(structs.replace(status, stamp_ns=now_ns))
 
     def _publish_journal(self, now_ns: int, *, last: bool = False) -> None:

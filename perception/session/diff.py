@@ -8,7 +8,7 @@ from msgspec import to_builtins
 
 from perception.messages import Header, Message
 from perception.session.file.reader import Session, matches
-from perception.session.recompute.compare import Difference, conclusion, first_difference
+from perception.session.recompute.compare import Difference, first_difference, unmeasured_fields
 
 _PAYLOAD_BYTES: Final = 8
 
@@ -60,7 +60,7 @@ def diff(
 
 def _first(expected: Message[Header], actual: Message[Header], measured: bool) -> Difference | None:
     left, right = (
-        to_builtins(message.header) if measured else conclusion(message.header)
+        to_builtins(message.header) if measured else unmeasured_fields(message.header)
         for message in (expected, actual)
     )
     return first_difference(left, right) or _in_payload(bytes(expected.payload), bytes(actual.payload))

@@ -77,15 +77,15 @@ class Replays:
         with Recording(self._file) as recording:
             config = recording.profile.required_fusion()
             known = fusing.survey_of(recording, config)
-            with fusing.Crew(config, known, workers) as crew:
+            with fusing.EnginePool(config, known, workers) as pool:
                 watch = Stopwatch()
-                for engine in crew.engines:
+                for engine in pool.engines:
                     engine.warm_up()
                     if workers == 1:
                         watch.watch_models(engine)
                 begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
                 told = fusing.cuts(recording, config, fusing.survey_of(recording, config))
-                stamps = [state.stamp_ns for _, state in crew.conclude(told) if state is not None]
+                stamps = [state.stamp_ns for _, state in pool.infer(told) if state is not None]
                 took_s, cpu_s = time.perf_counter() - begun_s, time.process_time() - begun_cpu_s
         if workers == 1:
             self._models_s = watch.seconds

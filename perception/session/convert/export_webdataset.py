@@ -21,7 +21,7 @@ from perception.io.beside import beside
 from perception.messages import CameraFrame
 from perception.session.convert.samples import Moment, Moments, inputs_of
 from perception.session.file.reader import Session
-from perception.session.recompute.compare import conclusion
+from perception.session.recompute.compare import unmeasured_fields
 from perception.topics import name_of
 
 _SHARD_BYTES: Final = 500_000_000
@@ -135,5 +135,5 @@ def _facts(moment: Moment) -> dict[str, Any]:
         "stamp_ns": window.end_ns,
         "inputs": inputs,
         "labels": {label.track: label.name for label in moment.labels},
-        "state": None if moment.state is None else conclusion(moment.state),
+        "state": None if moment.state is None else unmeasured_fields(moment.state),
     }

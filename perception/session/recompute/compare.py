@@ -1,4 +1,4 @@
-"""What a message concludes, without what was measured meanwhile, and where two conclusions differ. Pure.
+"""Messages without their measured fields, and the first difference of two. Pure.
 
 Which fields are measured is declared with the message: `perception.messages.measured`.
 """
@@ -19,7 +19,7 @@ HeaderT = TypeVar("HeaderT", bound=Header)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One value that is not what it should be."""
+    """One value that differs."""
 
     path: str
     """Dotted, such as `fused.probabilities.2`; empty for the whole."""
@@ -31,25 +31,25 @@ class Difference:
 
 
 MISSING: Final = "(nothing)"
-"""Stands for a value that is not there."""
+"""Placeholder for a missing value."""
 
 
-def conclusion(header: Model) -> dict[str, Any]:
+def unmeasured_fields(header: Model) -> dict[str, Any]:
     """Return the fields of a message without those declared as measured, at any depth."""
-    return {name: _plain(getattr(header, name)) for name in _concluded(type(header))}
+    return {name: _plain(getattr(header, name)) for name in _unmeasured(type(header))}
 
 
-def concluded(header: HeaderT) -> HeaderT:
+def without_measured(header: HeaderT) -> HeaderT:
     """Return the message with its measured fields at their defaults."""
-    return checked(type(header), conclusion(header))
+    return checked(type(header), unmeasured_fields(header))
 
 
 def first_difference(expected: Any, actual: Any, tolerance: float = 0.0, path: str = "") -> Difference | None:
     """Return where two plain values differ first, None if they are the same.
 
     Args:
-        expected: what it should be: maps, sequences, strings, numbers.
-        actual: what it is. The order of a map's keys does not matter.
+        expected: maps, sequences, strings, numbers.
+        actual: likewise. The order of a map's keys does not matter.
         tolerance: how far two floats may be apart; 0 means equal in every bit.
         path: of the values themselves.
     """
@@ -87,12 +87,12 @@ def _same(expected: Any, actual: Any, tolerance: float) -> bool:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Model):
-        return conclusion(value)
+        return unmeasured_fields(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return tuple(map(_plain, value)) if isinstance(value, tuple) else value
 
 
 @cache
-def _concluded(model: type[Model]) -> tuple[str, ...]:
+def _unmeasured(model: type[Model]) -> tuple[str, ...]:
     return tuple(field.name for field in structs.fields(model) if not is_measured(field))

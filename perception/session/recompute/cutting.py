@@ -1,4 +1,10 @@
-"""The windows of a recording, cut by the fusion core itself: as the journals tell, or as messages came."""
+"""Cuts the windows of a recording by the fusion core itself: as journaled, or by the order of arrival.
+
+Rules. Pure generators, iterated by one thread; no lock. As journaled: the core receives the inputs of the
+live run in its order, by the rules that its mark names, so the windows equal those of the live run. A core
+that is resumed from a mark lacks what was recorded before it: `Cut.whole` is False for each window that
+depends on that.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
@@ -21,16 +27,16 @@ from perception.units import SECOND_NS, Counts
 
 CLOCK_TOPIC: Final = "clock/replay"
 MAX_SILENCE_NS: Final = 3_600_000_000_000
-"""A clock that was set makes years of silence, and a window of nothing is of use to nobody."""
-_WORDS: Final = {
+"""After a clock was set, stamps may leap by years; longer silence is passed over, its windows are not cut."""
+_TEXT_OF: Final = {
     "late": "too late for a window that was cut",
-    "resync": "sample counter placed by its stamps",
+    "resync": "sample counter corrected by its stamps",
     "skipped": "passed over in a long silence",
     "no such input": "read by no input",
     "dropped": "no room until their window was cut",
-    "topics forgotten": "topics gave up their place to newer ones",
+    "topics forgotten": "topics dropped for newer ones",
 }
-"""What is counted and is no refusal."""
+"""By counter of the core: those that count no refused message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +45,11 @@ class Cut:
 
     window: Window
     shed: int
-    """Windows shed since the one before."""
+    """Windows shed since the last one."""
     source: str
-    """Publisher of the live states, empty if there was none."""
+    """Publisher id of the live states, empty if there was none."""
     whole: bool
-    """Whether the recording holds all that decided its state."""
+    """Whether all that decided its state is recorded."""
 
 
 def cut_as_journaled(
@@ -52,16 +58,16 @@ def cut_as_journaled(
     shed: Callable[[str], Set[int]],
     counts: Counts | None = None,
 ) -> Iterator[Cut | Begin | Missed | End]:
-    """Cut windows as a live fusion did; what is said of the recording comes in between.
+    """Yield the windows of a live fusion, with the other steps in between.
 
     Args:
-        steps: what the fusion took in.
-        config: as that of the live fusion.
-        shed: ticks of the windows it shed, by the source of its states.
-        counts: takes what it refused and what came late.
+        steps: what the fusion received.
+        config: of the live fusion.
+        shed: returns the ticks of its shed windows, by the publisher id of its states.
+        counts: counters of refused and late messages.
 
     Raises:
-        SessionError: a later version recorded it, with rules that this one does not know.
+        SessionError: a later version recorded it, with rules that this version does not know.
     """
     core, reach, source = FusionCore(config, counts), _Reach(config), ""
     presence, count = Presence(), 0
@@ -79,7 +85,7 @@ def cut_as_journaled(
             for window in core.push(step):
                 is_shed = window.tick in shed(source)
                 if not core.rules or not is_shed:
-                    window = presence.since(window)
+                    window = presence.mark_held(window)
                 if is_shed:
                     count += 1
                 else:
@@ -88,7 +94,7 @@ def cut_as_journaled(
 
 
 def _rules(step: Begin) -> int:
-    """Return the rules that a recorded fusion cut by; SessionError if a later version made them."""
+    """Return the rules of a recorded fusion; raise SessionError if they are of a later version."""
     rules = 0 if step.journal.before is None else step.journal.before.rules
     if rules > RULES:
         raise SessionError(
@@ -104,21 +110,21 @@ def cut_as_arrived(
     *,
     on_clock: bool = False,
 ) -> Iterator[Cut]:
-    """Cut all windows of a recording in its own order, and those that its last data completes.
+    """Yield all windows of a recording in its own order, up to those that its last data completes.
 
-    Time goes on by arrivals, as it would have for a live fusion by the ticks of its clock, even while nothing
-    it fuses arrives; the ticks of a recorded clock, made for another fusion, are left out. It begins with the
-    first data. A silence of more than an hour is passed over, but for its last windows.
+    Arrivals move time, as clock ticks do in a live fusion, even while no input arrives; recorded clock ticks
+    are of another fusion and left out. Time begins with the first input. A silence of more than an hour is
+    passed over except for its last windows.
 
     Args:
         messages: in order of arrival.
         config: any.
-        counts: takes what was refused, came late or was passed over.
+        counts: counters of messages refused or late, and windows passed over.
         on_clock: see `arrivals`.
     """
     presence = Presence()
     for window in _windows(messages, FusionCore(config, counts), on_clock=on_clock):
-        yield Cut(presence.since(window), 0, "", True)
+        yield Cut(presence.mark_held(window), 0, "", True)
 
 
 def _windows(messages: Iterable[Message[Header]], core: FusionCore, *, on_clock: bool) -> Iterator[Window]:
@@ -140,7 +146,7 @@ def _windows(messages: Iterable[Message[Header]], core: FusionCore, *, on_clock:
 
 
 def _move(core: FusionCore, early: Early, now_ns: int) -> Iterator[Window]:
-    """Move time as the ticks of a live fusion do, and take what was early when its time has come."""
+    """Move time as the ticks of a live fusion do, and push early messages when they are due."""
     while (due_ns := early.next_ns) is not None and due_ns <= now_ns:
         yield from _tick_to(core, due_ns)
         for message in early.due(due_ns):
@@ -160,14 +166,14 @@ def _tick(stamp_ns: int) -> Message[ClockTick]:
 
 
 def account(counts: Counts, *, unread: bool = False) -> list[str]:
-    """Return in lines what did not enter the windows, or not as it came.
+    """Return lines about messages that did not enter the windows, or were corrected.
 
     Args:
-        counts: as the core counted.
-        unread: also what belongs to no input of the fusion.
+        counts: of the core.
+        unread: include topics that belong to no input of the fusion.
     """
     return [
-        f"{topic}: {_WORDS.get(reason) or f'refused: {reason}'} ({count} times)"
+        f"{topic}: {_TEXT_OF.get(reason) or f'refused: {reason}'} ({count} times)"
         for topic, reasons in sorted(counts.items())
         for reason, count in sorted(reasons.items())
         if unread or reason != "no such input"
@@ -175,7 +181,7 @@ def account(counts: Counts, *, unread: bool = False) -> list[str]:
 
 
 class _Reach:
-    """Which windows of a core that was taken up in the middle depend on nothing from before."""
+    """Which windows of a resumed core depend on nothing from before its mark."""
 
     def __init__(self, config: FusionConfig) -> None:
         self._config = config
@@ -186,7 +192,10 @@ class _Reach:
     def limit(
         self, mark: CoreMark, held: Mapping[HeldInput, Message[Any]]
     ) -> Callable[[HeldInput], Message[Any]]:
-        """Take note that what came before `mark` is not known, but for `held`; return what finds the rest."""
+        """Record that everything before `mark` is unknown except `held`.
+
+        Return a function that finds what the mark names: the message, or a placeholder if it is unknown.
+        """
         # some of the windows shed for the first state may have been due before the mark
         self._shed_known = False
         for name, item in mark.inputs.items():
@@ -198,7 +207,7 @@ class _Reach:
         return lambda item: held.get(item) or self._unknown_input(item)
 
     def covers(self, window: Window) -> bool:
-        """Tell whether a window holds nothing unknown."""
+        """Return whether a window contains nothing unknown."""
         if not self._shed_known:
             self._shed_known = True
             return False
@@ -218,7 +227,7 @@ class _Reach:
         return True
 
     def _unknown_input(self, item: HeldInput) -> Message[Any]:
-        """Return what stands for a frame or command that was held and is not recorded."""
+        """Return a placeholder for a frame or command that the mark names and that is not recorded."""
         self._unknown.add((item.topic, item.source, item.seq))
         fields: dict[str, Any] = {"seq": item.seq, "stamp_ns": item.stamp_ns, "source": item.source}
         if lookup(item.topic).message is TextCommand:

@@ -1,7 +1,10 @@
-"""Journals joined with the recorded inputs: what a fusion process took in, in its order. Pure.
+"""Joins journals with the recorded inputs: what a fusion process received, in its order. Pure.
 
-Every journal says where the core stood before it, so the tale can be taken up at any of them: where a
-recording begins late, behind a hole in it, or when the fusion process was started again.
+Rules. One thread iterates; no lock. A journal names inputs that were recorded before or after it, so it waits
+until all of them are there, or PATIENCE_NS have passed in the recording. Inputs come out in the order of the
+journals, each once. Each journal stores the mark of the core before it, so a core can be resumed at any of
+them: where a recording begins late, after a gap in it, or when the fusion process was restarted. After a gap
+nothing comes out until the next journal, which starts with `Begin`.
 """
 
 from collections import defaultdict, deque
@@ -22,35 +25,35 @@ from perception.messages import (
 from perception.topics import kind_of, name_of
 
 PATIENCE_NS: Final = 10_000_000_000
-"""An input that is not recorded so long after the journal that names it will not come any more."""
+"""An input that is not recorded within this time after the journal that names it counts as lost."""
 _KEPT_NS: Final = 2 * PATIENCE_NS
-"""So long an input is kept: its journal comes later than itself, and may wait for another input then."""
+"""How long an input is stored: its journal comes later, and may then wait for another input."""
 EDGE_NS: Final = 2_000_000_000
-"""So close to its ends, a recording may hold journals but not yet, or not any more, the inputs they name."""
+"""This close to its ends, a recording may contain journals without the inputs that they name."""
 _BEGINNING: Final = "the beginning of the fusion is not recorded"
 INPUT_KINDS: Final = ("camera", "microphone", "text", "clock")
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A core begins, or one whose beginning is not recorded is taken up where it stood."""
+    """A core starts, or is resumed from a mark because its start is not recorded."""
 
     journal: Journal
     held: Mapping[HeldInput, Message[Any]]
-    """What is recorded of the frames and commands that it held."""
+    """Those of the frames and commands named in the mark that are recorded."""
     reason: str
-    """Why it is taken up in the middle, empty if it begins anew."""
+    """Why it is resumed from a mark, empty if it starts."""
 
     @property
     def mark(self) -> CoreMark | None:
-        """Where the core stood, None if it begins anew."""
+        """The mark to resume from, None if the core starts."""
         before = self.journal.before
         return before if before is not None and before.newest_ns is not None else None
 
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """Messages that the recording lacks; what follows in the journal is left out."""
+    """Messages that are not recorded; the rest of the journal is left out."""
 
     topic: str
     source: str
@@ -69,29 +72,29 @@ Step = Begin | Missed | End | Message[Header]
 
 @dataclass(slots=True)
 class Run:
-    """Journals of one source without a gap."""
+    """Journals of one publisher id without a gap."""
 
     first_seq: int
     last_seq: int
     end_ns: int
-    """When the last one was made: all that was shed before then has been told."""
+    """When the last one was made: all shed windows before that time are in the journals."""
 
 
 @dataclass(slots=True)
 class Survey:
-    """What has to be known about the journals of one fusion before its windows are cut again."""
+    """Summary of the journals of one fusion, needed before its windows are cut again."""
 
     runs: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
-    """By the source of the states."""
+    """By the publisher id of the states."""
     shed: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
-    """Ticks, likewise."""
+    """Ticks of shed windows, by the same id."""
     heads: defaultdict[str, list[HeadUse]] = field(default_factory=lambda: defaultdict(list))
-    """Which head concluded from which tick on, likewise."""
+    """Which head was active from which tick on, by the same id."""
     facts: dict[str, str | float] = field(default_factory=dict)
     """Device, threads and versions of the live run."""
 
     def add(self, journal: Journal) -> None:
-        """Take note of a journal."""
+        """Add a journal."""
         shed = (entry.seq for entry in journal.entries if entry.kind == "shed")
         self.shed[journal.state_source].update(shed)
         heads = self.heads[journal.state_source]
@@ -103,18 +106,18 @@ class Survey:
             runs.append(Run(journal.seq, journal.seq, journal.stamp_ns))
 
     def head_at(self, source: str, tick: int) -> HeadUse | None:
-        """Return the head that concluded a window; None if the journals do not say."""
+        """Return the head that computed a window; None if the journals do not name it."""
         uses = reversed(self.heads[source])
         return next((use for use in uses if use.from_tick is None or use.from_tick <= tick), None)
 
     def settled_ns(self, journal: Journal) -> int:
-        """Return until when it is told, from this journal on and without a gap, which windows were shed."""
+        """Return the time up to which the journals, from this one on without a gap, name all shed windows."""
         runs = self.runs[journal.state_source]
         return next(run.end_ns for run in runs if run.first_seq <= journal.seq <= run.last_seq)
 
 
 def survey(messages: Iterable[Message[Header]], wanted: Callable[[Journal], bool]) -> Survey:
-    """Go through the journals and health reports of a recording once."""
+    """Return a summary of the journals and health reports of a recording, read once."""
     found = Survey()
     health: dict[str, dict[str, str | float]] = {}
     nodes: set[str] = set()
@@ -131,40 +134,40 @@ def survey(messages: Iterable[Message[Header]], wanted: Callable[[Journal], bool
 
 
 def steps(messages: Iterable[Message[Header]], wanted: Callable[[Journal], bool]) -> Iterator[Step]:
-    """Yield what the fusion took in, in its order.
+    """Yield what the fusion received, in its order.
 
     Args:
         messages: a recording in its order, with the journals, the inputs and the clock's ticks.
-        wanted: tells the journals of the fusion in question.
+        wanted: returns whether a journal is of the fusion to recompute.
     """
-    tale = _Tale()
+    playback = _Playback()
     now_ns = 0
     for message in messages:
         now_ns = max(now_ns, message.received_ns)
-        tale.start_ns = tale.start_ns or now_ns
+        playback.start_ns = playback.start_ns or now_ns
         if isinstance(message.header, Journal):
             if wanted(message.header):
-                tale.waiting.append((now_ns, message.topic, message.header))
+                playback.waiting.append((now_ns, message.topic, message.header))
         elif kind_of(message.topic) in INPUT_KINDS:
-            tale.shelf.put(message)
-        while tale.ready(now_ns):
-            yield from tale.play()
-    while tale.waiting:
-        if not tale.ready(now_ns) and now_ns - tale.waiting[0][0] < EDGE_NS:
-            yield from tale.play_tail()
+            playback.inputs.put(message)
+        while playback.ready(now_ns):
+            yield from playback.play()
+    while playback.waiting:
+        if not playback.ready(now_ns) and now_ns - playback.waiting[0][0] < EDGE_NS:
+            yield from playback.play_tail()
             yield End()
             return
-        yield from tale.play()
+        yield from playback.play()
 
 
-class _Shelf:
-    """Inputs recorded and not yet taken, each publisher's in the order of their numbers."""
+class _Inputs:
+    """Inputs recorded and not yet yielded, those of each publisher in the order of their numbers."""
 
     def __init__(self) -> None:
         self._rows: defaultdict[tuple[str, str], deque[Message[Header]]] = defaultdict(deque)
         self._newest: dict[tuple[str, str], int] = {}
         self._order: deque[tuple[int, tuple[str, str]]] = deque()
-        """When each input was recorded, and its row."""
+        """When each input was recorded, and its key in `_rows`."""
 
     def put(self, message: Message[Header]) -> None:
         key = message.topic, message.header.source
@@ -174,7 +177,7 @@ class _Shelf:
         self._drop(message.received_ns - _KEPT_NS)
 
     def _drop(self, before_ns: int) -> None:
-        """Drop what was recorded before, of publishers too that have ended."""
+        """Drop inputs recorded before that time, also those of publishers that have ended."""
         while self._order[0][0] < before_ns:
             _, key = self._order.popleft()
             row = self._rows.get(key)
@@ -184,11 +187,11 @@ class _Shelf:
                 self._rows.pop(key, None)
 
     def passed(self, entry: JournalEntry) -> bool:
-        """Whether this input is here, or a later one is."""
+        """Return whether this input or a later one of its publisher was recorded."""
         return self._newest.get((entry.topic, entry.source), -1) >= entry.seq
 
     def take(self, entry: JournalEntry) -> Message[Header] | None:
-        """Return an input; those before it were never taken and never will be."""
+        """Remove and return an input, None if it is not recorded; drop those before it."""
         row = self._rows.get((entry.topic, entry.source), deque())
         while row and row[0].header.seq < entry.seq:
             row.popleft()
@@ -199,56 +202,59 @@ class _Shelf:
         return next((message for message in row if message.header.seq == item.seq), None)
 
 
-class _Tale:
+class _Playback:
+    """Journals not yet yielded, and the inputs that they name."""
+
     def __init__(self) -> None:
-        self.shelf = _Shelf()
+        self.inputs = _Inputs()
         self.start_ns = 0
         self.waiting: deque[tuple[int, str, Journal]] = deque()
         self._checked = 0
         self._last: Journal | None = None
         self._broken = ""
-        self._told = False
-        """Whether a journal could be told to its end."""
+        self._played = False
+        """Whether a journal was yielded to its end."""
 
     def ready(self, now_ns: int) -> bool:
-        """Whether the oldest journal's inputs are there, or will not come any more."""
+        """Return whether the inputs of the oldest journal are recorded, or one of them counts as lost."""
         if not self.waiting:
             return False
         arrived_ns, _, journal = self.waiting[0]
         while self._checked < len(journal.entries):
             entry = journal.entries[self._checked]
-            if entry.kind == "input" and not self.shelf.passed(entry):
+            if entry.kind == "input" and not self.inputs.passed(entry):
                 return now_ns - arrived_ns > PATIENCE_NS
             self._checked += 1
         return True
 
     def play(self) -> Iterator[Step]:
-        """Tell the oldest journal, up to the first input that is missed."""
+        """Yield the oldest journal, up to the first input that is not recorded."""
         arrived_ns, topic, journal = self.waiting.popleft()
         self._checked = 0
-        yield from self._link(topic, journal)
+        yield from self._begin(topic, journal)
         self._last, self._broken = journal, ""
         for entry in journal.entries:
             if entry.kind == "input":
-                message = self.shelf.take(entry)
+                message = self.inputs.take(entry)
                 if message is None:
-                    at_edge = not self._told and arrived_ns - self.start_ns < EDGE_NS
+                    at_edge = not self._played and arrived_ns - self.start_ns < EDGE_NS
                     self._broken = _BEGINNING if at_edge else "an input was not recorded"
                     if not at_edge:
                         yield Missed(entry.topic, entry.source, entry.seq)
                     return
                 yield message
-        self._told = True
+        self._played = True
 
     def play_tail(self) -> Iterator[Step]:
-        """Tell the oldest journal as far as its inputs are recorded."""
+        """Yield the oldest journal as far as its inputs are recorded."""
         _, topic, journal = self.waiting.popleft()
-        yield from self._link(topic, journal)
+        yield from self._begin(topic, journal)
         for entry in journal.entries[: self._checked]:
-            if entry.kind == "input" and (message := self.shelf.take(entry)) is not None:
+            if entry.kind == "input" and (message := self.inputs.take(entry)) is not None:
                 yield message
 
-    def _link(self, topic: str, journal: Journal) -> Iterator[Step]:
+    def _begin(self, topic: str, journal: Journal) -> Iterator[Step]:
+        """Yield a Begin unless the journal follows the last one without a gap."""
         last = self._last
         if last is not None and last.source == journal.source:
             if journal.seq > last.seq + 1:
@@ -259,7 +265,7 @@ class _Tale:
         held = [
             item for mark in (journal.before.inputs.values() if journal.before else ()) for item in mark.held
         ]
-        found = {item: self.shelf.find(item) for item in held}
-        anew = journal.before is None or journal.before.newest_ns is None
-        reason = "" if anew else self._broken or _BEGINNING
+        found = {item: self.inputs.find(item) for item in held}
+        is_start = journal.before is None or journal.before.newest_ns is None
+        reason = "" if is_start else self._broken or _BEGINNING
         yield Begin(journal, {item: one for item, one in found.items() if one is not None}, reason)

@@ -1,7 +1,7 @@
-"""What can go wrong with the inputs, as functions over recorded messages.
+"""Faults of inputs as functions over recorded messages.
 
-Each perturbation acts on what the messages mean: a delay moves arrivals, not stamps; a drift moves the
-stamps that a sample counter stands for; noise is added to the sound itself. All are deterministic.
+Each perturbation changes what a real fault would change: a delay moves arrivals, not stamps; a drift moves
+the stamps of a sample counter; noise is added to the samples. All are deterministic.
 """
 
 import heapq
@@ -33,34 +33,34 @@ _INPUTS: Final = ("camera", "microphone", "text")
 _SOUND: Final = ("microphone",)
 _TEXT: Final = ("text",)
 _SIGNALS: Final = ("camera", "microphone")
-_CONCLUDED: Final = ("journal", "state", "head")
+_OUTPUTS: Final = ("journal", "state", "head")
 _FULL_SCALE: Final = {"s16": 32768.0, "f32": 1.0}
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """One thing that goes wrong; call it with messages. Two of the same arguments are equal."""
+    """One fault; call it with messages. Perturbations with equal arguments are equal."""
 
     name: str
     apply: Apply = field(compare=False, repr=False)
     topic: str | None = field(default=None, compare=False, repr=False)
-    """What it acts on; None where that is not known."""
+    """The topic it changes; None if unknown."""
     modalities: tuple[str, ...] = field(default=_INPUTS, compare=False, repr=False)
-    """The kinds of streams that it can change."""
+    """The modalities that it can change."""
     span_s: tuple[float, float] = field(default=(-math.inf, math.inf), compare=False, repr=False)
-    """From when to when it acts, in seconds from the zero of the recording; the end is excluded."""
+    """Start and end of its effect, in seconds from the zero of the recording; the end is excluded."""
 
     def meets(self, topic: str) -> bool:
-        """Whether it acts on a topic; always, where that is not known."""
+        """Return whether it changes a topic; True if its topic is unknown."""
         kind = kind_of(topic)
         return self.topic is None or (kind in self.modalities and _meets(topic, self.topic))
 
     def lasts(self, at_s: float) -> bool:
-        """Whether that second is in its span."""
+        """Return whether that second is in its span."""
         return self.span_s[0] <= at_s < self.span_s[1]
 
     def __call__(self, messages: Messages) -> Iterator[Message[Header]]:
-        """Yield the perturbed messages in order of arrival; `messages` may be gone through twice."""
+        """Yield the perturbed messages in order of arrival; `messages` may be iterated twice."""
         return self.apply(messages)
 
     def __str__(self) -> str:
@@ -68,34 +68,34 @@ class Perturbation:
 
 
 class Perturbed:
-    """A recording seen through perturbations, applied anew each time it is gone through.
+    """A recording with perturbations, applied at each iteration.
 
-    What a fusion concluded and journaled of the recording as it was is left out.
+    States, journals and head statuses of the original recording are left out.
     """
 
     def __init__(self, messages: Messages, *perturbations: Perturbation, strict: bool = True) -> None:
-        """Apply them in their order; `strict` makes one that meets no topic of the recording an error."""
+        """Apply them in their order; `strict`: a perturbation that changes no topic is an error."""
         self._messages = messages
         self._perturbations = perturbations
         self._strict = strict
 
     @property
     def zero(self) -> Zero:
-        """From where its seconds count: that of the recording as it was."""
+        """The time from which its seconds count: that of the original recording."""
         messages = self._messages
         if isinstance(messages, Perturbed | Recording):
             return messages.zero
         return Zero.of(next(iter(messages), None))
 
     def __iter__(self) -> Iterator[Message[Header]]:
-        """Yield the messages; SessionError if one meets none of their topics, or its span none of them."""
+        """Yield the messages; raise SessionError if a perturbation or its span matches none."""
         if self._strict:
             self._check()
             self._strict = False
         if self._perturbations:
             *before, last = self._perturbations
             return last(Perturbed(self._messages, *before, strict=False))
-        return (one for one in self._messages if kind_of(one.topic) not in _CONCLUDED)
+        return (one for one in self._messages if kind_of(one.topic) not in _OUTPUTS)
 
     def _check(self) -> None:
         """Raise SessionError for a perturbation that changes nothing."""
@@ -119,17 +119,17 @@ class Perturbed:
                 raise SessionError(f"{where}{one} changes nothing; the recording is from {span}")
 
     def _moved_into(self, one: Perturbation) -> bool:
-        """Whether perturbations before it move anything into its span."""
+        """Return whether earlier perturbations move a message into its span."""
         before = self._perturbations[: self._perturbations.index(one)]
         moved = Perturbed(self._messages, *before, strict=False)
         return bool(before) and any(one.lasts(at_s) for at_s, _ in _timed(moved))
 
 
 def without(topic: str, from_s: float = 0.0, to_s: float = math.inf) -> Perturbation:
-    """Lose a stream, for good or for a while.
+    """Lose a stream, permanently or for a time.
 
     Args:
-        topic: such as `camera/front`, or `camera` for all of a kind.
+        topic: such as `camera/front`, or `camera` for all of a modality.
         from_s: seconds from the zero of the recording.
         to_s: likewise.
     """
@@ -144,7 +144,7 @@ def without(topic: str, from_s: float = 0.0, to_s: float = math.inf) -> Perturba
 
 
 def delay(topic: str, ms: float) -> Perturbation:
-    """Let a stream arrive later; its stamps still tell when it happened."""
+    """Delay the arrivals of a stream; its stamps stay."""
     late_ns = round(ms * 1e6)
     if late_ns < 0:
         raise ValueError(f"delay: {ms} ms; nothing arrives before it is sent")
@@ -163,10 +163,10 @@ def delay(topic: str, ms: float) -> Perturbation:
 
 
 def drop(rate: float, seed: int, topic: str = "*") -> Perturbation:
-    """Lose single messages at random; their numbers are gone with them."""
+    """Lose single messages at random, with their numbers."""
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
-        # one generator per topic, so that what one loses does not depend on the others
+        # one generator per topic, so that the losses of one do not depend on the others
         dice: defaultdict[str, random.Random] = defaultdict(random.Random)
         for message in messages:
             if message.topic not in dice:
@@ -178,7 +178,7 @@ def drop(rate: float, seed: int, topic: str = "*") -> Perturbation:
 
 
 def drift(ppm: float, topic: str = "microphone") -> Perturbation:
-    """Let the sample clock of a microphone run fast, or slow if negative: the same samples take less time."""
+    """Speed up the sample clock of a microphone, or slow it down if negative; the samples stay."""
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         first_ns: dict[str, int] = {}
@@ -205,7 +205,7 @@ def drift(ppm: float, topic: str = "microphone") -> Perturbation:
 
 
 def noise(snr_db: float, seed: int = 0, topic: str = "microphone") -> Perturbation:
-    """Add white noise to the sound, so far below the mean power of the whole recording; it may clip."""
+    """Add white noise, `snr_db` below the mean power of the whole recording; the sound may clip."""
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         deviations = {
@@ -221,7 +221,7 @@ def noise(snr_db: float, seed: int = 0, topic: str = "microphone") -> Perturbati
 
 
 def gain(db: float, topic: str = "microphone") -> Perturbation:
-    """Make the sound louder, or softer if negative; it may clip."""
+    """Make the sound louder, or softer if negative; the sound may clip."""
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         for message in messages:
@@ -235,7 +235,7 @@ def gain(db: float, topic: str = "microphone") -> Perturbation:
 
 
 def shift(ms: float, topic: str = "microphone") -> Perturbation:
-    """Let a stream happen later, or earlier if negative: both its stamps and its arrivals move."""
+    """Move a stream later, or earlier if negative: both its stamps and its arrivals."""
     shift_ns = round(ms * 1e6)
 
     def moved(message: Message[Header]) -> Message[Header]:
@@ -256,7 +256,7 @@ def typos(rate: float, seed: int = 0, drops: float = 0.0, topic: str = "text") -
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         for message in messages:
             if isinstance(message.header, TextCommand) and _is(message, topic):
-                # seeded by place, as noise is
+                # seeded by the stamp, so that other texts do not change it
                 rng = random.Random(f"{seed} {message.topic} {message.header.stamp_ns}")
                 text = typed_badly(message.header.text, rng, rate, drops)
                 yield structs.replace(message, header=structs.replace(message.header, text=text))
@@ -269,7 +269,7 @@ def typos(rate: float, seed: int = 0, drops: float = 0.0, topic: str = "text") -
 
 
 def freeze(topic: str = "camera", from_s: float = 0.0, to_s: float = math.inf) -> Perturbation:
-    """Let a device repeat what it saw or heard last; its stamps and counters go on."""
+    """Repeat the last data of a device; its stamps and counters go on."""
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         held: dict[str, Message[Header]] = {}
@@ -284,7 +284,7 @@ def freeze(topic: str = "camera", from_s: float = 0.0, to_s: float = math.inf) -
 
 
 def stamp_leap(topic: str, ms: float, at_s: float = 0.0, count: int = 1) -> Perturbation:
-    """Let the stamps of `count` messages in a row leap ahead, or back if negative."""
+    """Move the stamps of `count` consecutive messages ahead, or back if negative."""
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         leapt: dict[str, int] = defaultdict(int)
@@ -306,7 +306,7 @@ def _is(message: Message[Header], pattern: str) -> bool:
 
 
 def _meets(topic: str, pattern: str) -> bool:
-    """Whether an input's topic matches; `camera` and `*` stand for all topics of a kind, and all kinds."""
+    """Return whether an input's topic matches; `camera` matches all topics of a modality, `*` all inputs."""
     kind = kind_of(topic)
     return kind in _INPUTS and (kind == pattern or fnmatchcase(topic, pattern))
 
@@ -324,9 +324,9 @@ def _in_order(
     change: Callable[[Message[Header]], Message[Header]],
     earliest: Callable[[int], int],
 ) -> Iterator[Message[Header]]:
-    """Change messages and put them in order of arrival again.
+    """Change messages and sort them by arrival again.
 
-    `earliest` tells how early a message may arrive whose unchanged arrival was at a time or after.
+    `earliest` returns the earliest changed arrival of all messages whose arrival was at or after a time.
     """
     heap: list[tuple[int, int, Message[Header]]] = []
     for number, message in enumerate(messages):
@@ -357,7 +357,7 @@ def _powers(messages: Messages, topic: str) -> dict[str, float]:
 
 
 def _with_noise(message: Message[Header], header: AudioBlock, deviation: float, seed: int) -> Message[Header]:
-    # seeded by place: what is added to a block does not depend on which others are there
+    # seeded by the sample index: the noise of a block does not depend on other blocks
     rng = np.random.default_rng([seed, zlib.crc32(message.topic.encode()), header.sample_index])
     samples = _samples(message, header)
     return _with_samples(message, header, samples + deviation * rng.standard_normal(samples.size))
@@ -392,7 +392,7 @@ def _typo(word: str, rng: random.Random, p: float) -> list[str]:
 
 
 def _repeat(held: Message[Header], message: Message[Header]) -> Message[Header]:
-    """Return `message` with what `held` shows or says, where it fits."""
+    """Return `message` with the data of `held`, unchanged if the sizes of two blocks differ."""
     content: dict[str, Any] = {}
     if isinstance(held.header, CameraFrame):
         content = {name: getattr(held.header, name) for name in ("width", "height", "encoding")}

@@ -7,7 +7,7 @@
         assert states[-1].fused.label == "come"
         assert_states(golden="kitchen-blind.jsonl", tolerance=1e-6)
 
-`pytest --update-golden` writes what came out as what is expected from now on.
+`pytest --update-golden` writes the current states as the expected ones.
 """
 
 import json
@@ -36,7 +36,7 @@ _Kind = type[Exception] | tuple[type[Exception], ...]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--update-golden`."""
     group = parser.getgroup("perception")
-    group.addoption(_UPDATE, action="store_true", help="take the states of today as those expected")
+    group.addoption(_UPDATE, action="store_true", help="write the current states as the expected ones")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,11 +61,11 @@ class _Wanted:
 
 
 _LOST: Final = pytest.StashKey[dict[_Wanted, list[str]]]()
-"""By session, what did not enter the windows."""
+"""Lines about what did not enter the windows, by session."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say what of the sessions did not enter the windows."""
+    """Print what of the sessions did not enter the windows."""
     lines = [f"{wanted}: {line}" for wanted, lost in config.stash.get(_LOST, {}).items() for line in lost]
     if lines:
         terminalreporter.section("perception sessions")
@@ -89,7 +89,7 @@ def states(request: pytest.FixtureRequest) -> "list[FusedState]":
     if profile is not None:
         beside = str(profile).endswith(".toml")
         profile = str(request.path.parent / profile) if beside else str(profile)
-    # wrong profile, missing weights, damaged session: no fault of the code under test
+    # wrong profile, missing weights, damaged session: the code under test is not the cause
     wanted = _Wanted(path, path.stat().st_mtime_ns, profile, tuple(perturbations))
     found, lost = _or_fail(
         lambda: _replayed(wanted),
@@ -108,12 +108,12 @@ def _from_fixture(request: pytest.FixtureRequest, name: str) -> Path:
     )
 
 
-def _or_fail(make: Callable[[], _Made], kind: _Kind, say: Callable[[Exception], str]) -> _Made:
-    """Return what is made; where an error of this kind is raised, the test fails by one line."""
+def _or_fail(make: Callable[[], _Made], kind: _Kind, text: Callable[[Exception], str]) -> _Made:
+    """Return the result of `make`; on an error of this kind the test fails with one line."""
     try:
         return make()
     except kind as error:
-        line = " ".join(say(error).split())
+        line = " ".join(text(error).split())
     pytest.fail(line, pytrace=False)  # outside of `except`, or pytest would show the error itself too
 
 
@@ -173,13 +173,13 @@ def compare_states(
             f"(tick {actual[index]['tick']}): {first}"
         )
     if len(expected) != len(actual):
-        return f"{len(expected)} states are expected, {len(actual)} came out; the others are the same"
+        return f"{len(expected)} states are expected, {len(actual)} were computed; the others are the same"
     return ""
 
 
 @lru_cache(maxsize=8)
 def _replayed(wanted: _Wanted) -> "tuple[tuple[FusedState, ...], list[str]]":
-    """Return the states, and in lines what did not enter their windows."""
+    """Return the states, and lines about what did not enter their windows."""
     # imported here: every pytest run loads this plugin, and few need torch
     from perception.profile import load
     from perception.session.recompute.cutting import account
@@ -196,9 +196,9 @@ def _replayed(wanted: _Wanted) -> "tuple[tuple[FusedState, ...], list[str]]":
 
 
 def _plain(state: "FusedState") -> dict[str, Any]:
-    """Return what was concluded as JSON has it, whichever weights concluded it."""
-    from perception.session.recompute.compare import conclusion
+    """Return the unmeasured fields as plain JSON data, without the model's hashes."""
+    from perception.session.recompute.compare import unmeasured_fields
 
-    plain: dict[str, Any] = json.loads(json.dumps({**conclusion(state), "model": None}))
+    plain: dict[str, Any] = json.loads(json.dumps({**unmeasured_fields(state), "model": None}))
     del plain["model"]
     return plain

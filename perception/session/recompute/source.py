@@ -1,4 +1,4 @@
-"""A recording to replay: a session file, or messages at hand."""
+"""A recording to recompute: a session file, or messages in memory."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,14 +12,14 @@ from perception.session.file.zero import Zero
 from perception.units.closing import Closing
 
 Source = Path | str | Iterable[Message[Header]]
-"""A session file, or messages in their order: those are gone through several times."""
+"""A session file, or messages in their order, which are iterated several times."""
 
 
 class Recording(Closing):
-    """Either kind of source, opened; all its messages, as often as they are gone through."""
+    """Either kind of source, opened; yields all messages at each iteration."""
 
     def __init__(self, source: Source) -> None:
-        """Open a file; SessionError if that fails."""
+        """Open the source; raise SessionError if a file cannot be read."""
         self.name = "messages"
         self._session: Session | None = None
         self._messages: Iterable[Message[Header]] = ()
@@ -40,24 +40,24 @@ class Recording(Closing):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the recorder noted."""
+        """Metadata of the file by name, empty for messages."""
         return {} if self._session is None else self._session.metadata
 
     @property
     def zero(self) -> Zero:
-        """The moment from which its seconds count."""
+        """The time from which its seconds count."""
         if self._session is not None:
             return self._session.zero
         return Zero.of(next(iter(self._messages), None))
 
     @property
     def damage(self) -> list[str]:
-        """What could not be read so far, a line each."""
+        """Damage found so far, one line each."""
         return [] if self._session is None else self._session.damage
 
     @property
     def profile(self) -> Profile:
-        """The profile it was recorded with; SessionError if that was not noted."""
+        """The profile it was recorded with; raise SessionError if the file does not contain it."""
         noted = self.metadata.get("profile")
         if not isinstance(noted, dict):
             raise SessionError(f"{self.name}: does not say which profile it was recorded with; give one")

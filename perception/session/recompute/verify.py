@@ -1,4 +1,9 @@
-"""Does a recording follow from itself? Its states are computed again and compared, every byte: `verify`."""
+"""Recomputes the states of a recording and compares them with the recorded ones, every byte: `verify`.
+
+Rules. One thread; the engines' threads belong to `EnginePool`. Recorded states and cuts both come in the
+order of ticks, one live run after the other, so one pass compares them. Each recorded state is counted once:
+equal, different, or skipped with its reason.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,9 +20,9 @@ from perception.messages import FusedState, ModelInfo
 from perception.models.device import exists
 from perception.profile import FusionConfig, Profile
 from perception.session.file.reader import matches
-from perception.session.recompute.compare import MISSING, Difference, conclusion, first_difference
+from perception.session.recompute.compare import MISSING, Difference, first_difference, unmeasured_fields
 from perception.session.recompute.cutting import Cut
-from perception.session.recompute.engines import Crew, Heads, Told, cuts, survey_of
+from perception.session.recompute.engines import CutStep, EnginePool, Heads, cuts, survey_of
 from perception.session.recompute.journal import Begin, End, Missed, Survey
 from perception.session.recompute.source import Recording, Source
 from perception.session.recorder import MODEL
@@ -30,7 +35,7 @@ _MAX_NAMED: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """A state that does not come out as it was recorded."""
+    """A recomputed state that differs from the recorded one."""
 
     topic: str
     seq: int
@@ -43,7 +48,7 @@ class Divergence:
 
 @dataclass(slots=True)
 class Verdict:
-    """What a verification found."""
+    """The result of a verification."""
 
     states: int = 0
     """States in the recording."""
@@ -51,13 +56,13 @@ class Verdict:
     different: int = 0
     first: Divergence | None = None
     models: Counter[str] = field(default_factory=Counter)
-    """States in the recording by the hash of the weights that concluded them."""
+    """States in the recording by the hash of the weights that computed them."""
     skipped: Counter[str] = field(default_factory=Counter)
     """States that could not be compared, by reason."""
     missed: list[Missed] = field(default_factory=list)
-    """What the recorder missed, the first of it."""
+    """The first messages that the recorder missed."""
     obstacles: list[str] = field(default_factory=list)
-    """Why it cannot be verified, or not wholly."""
+    """Why it cannot be verified, or in part only."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -96,16 +101,16 @@ def verify(
     workers: int | None = None,
     heads: Iterable[Path | str] = (),
 ) -> Verdict:
-    """Compute the states of a recording again and compare them with the recorded ones.
+    """Recompute the states of a recording and compare them with the recorded ones.
 
     Args:
         source: a session file, or messages in recorded order.
-        profile: the one it was recorded with, if the file does not say.
-        workers: as those of `replay`.
-        heads: folders of heads that were swapped in, besides where the recording says they lay.
+        profile: the one it was recorded with, if the file does not contain it.
+        workers: as for `replay`.
+        heads: folders of heads that were swapped in, besides those that the recording names.
 
     Raises:
-        SessionError: the file cannot be read, or does not say its profile.
+        SessionError: the file cannot be read, or does not contain its profile.
         ProfileError: the profile has no [fusion] table, or its models cannot be built.
         WeightsError: weights are missing.
     """
@@ -115,31 +120,31 @@ def verify(
         verdict = Verdict()
         if not known.runs:
             verdict.obstacles.append(_no_journal(recording, config))
-        elif (problem := _foreign_device(known)) is not None:
+        elif (problem := _missing_device(known)) is not None:
             verdict.obstacles.append(problem)
         else:
-            with Crew(config, known, workers, heads=heads) as crew:
+            with EnginePool(config, known, workers, heads=heads) as pool:
                 verdict.obstacles += [
-                    f"cannot verify from tick {use.from_tick}: head {use.head_hash[:12]} is not at hand, "
+                    f"cannot verify from tick {use.from_tick}: head {use.head_hash[:12]} not found, "
                     f"neither in {use.folder} nor in a folder given by --head"
-                    for use in crew.heads.missing
+                    for use in pool.heads.missing
                 ]
-                comparison = _Comparison(recording, config, known, crew.heads, verdict)
+                comparison = _Comparison(recording, config, known, pool.heads, verdict)
                 with progress("verifying states") as advance:
-                    for step, state in crew.conclude(cuts(recording, config, known)):
+                    for step, state in pool.infer(cuts(recording, config, known)):
                         comparison.take(step, state)
                         advance()
                 comparison.finish()
-                verdict.notes += _strangeness(known, crew.engines[0]) if verdict.different else []
+                verdict.notes += _environment_differences(known, pool.engines[0]) if verdict.different else []
         if not (verdict.equal or verdict.different or verdict.obstacles):
-            verdict.obstacles.append(f"it holds no state/{config.name} that could be compared")
+            verdict.obstacles.append(f"it contains no state/{config.name} that could be compared")
         verdict.notes += _models(recording, verdict)
         verdict.notes += recording.damage
         return verdict
 
 
 class _Comparison:
-    """Lays cuts beside recorded states; both come in the order of ticks, one live run after the other."""
+    """Compares cuts with recorded states; both come in the order of ticks, one live run after the other."""
 
     def __init__(
         self,
@@ -159,24 +164,24 @@ class _Comparison:
         self._sources: set[str] = set()
         self._reason = "the beginning of the fusion is not recorded"
         self._from_tick: int | None = None
-        """First tick of the stretch that is told without a break; None outside of one."""
+        """First tick of the part that is journaled without a gap; None outside of one."""
         self._settled_ns = 0
-        self._concluded = 0
+        self._cut_count = 0
         self._first_seq: int | None = None
 
-    def take(self, step: Told, state: FusedState | None) -> None:
-        """Take one cut and what comes of it, or news of the recording."""
+    def take(self, step: CutStep, state: FusedState | None) -> None:
+        """Add one cut and its recomputed state, or another step."""
         if isinstance(step, Begin):
             self._begin(step)
         elif isinstance(step, Missed):
-            self._miss(step)
+            self._add_missed(step)
         elif isinstance(step, End):
             self._from_tick, self._reason = None, "the recording ends before all of their inputs"
         else:
-            self._compare(step, state)
+            self._compare_cut(step, state)
 
     def finish(self) -> None:
-        """Account for the states that are left."""
+        """Count the recorded states that are left."""
         if self._from_tick is not None:
             self._reason = "the recording ends before all of their inputs"
         while self._next is not None:
@@ -193,16 +198,16 @@ class _Comparison:
         self._reason = step.reason
         self._from_tick = 0 if mark is None else mark.next_tick
         self._settled_ns = self._known.settled_ns(step.journal)
-        self._concluded, self._first_seq = 0, None
+        self._cut_count, self._first_seq = 0, None
 
-    def _miss(self, step: Missed) -> None:
+    def _add_missed(self, step: Missed) -> None:
         if not self._verdict.obstacles:
             self._verdict.obstacles.append("not all that decided the states was recorded")
         if len(self._verdict.missed) < _MAX_NAMED:
             self._verdict.missed.append(step)
-        self._from_tick, self._reason = None, "they follow on something that was not recorded"
+        self._from_tick, self._reason = None, "something before them was not recorded"
 
-    def _compare(self, cut: Cut, actual: FusedState | None) -> None:
+    def _compare_cut(self, cut: Cut, actual: FusedState | None) -> None:
         tick = cut.window.tick
         while (state := self._state_of(cut.source)) is not None and state.tick < tick:
             if self._from_tick is not None and state.tick >= self._from_tick:
@@ -212,26 +217,26 @@ class _Comparison:
                 self._skip(self._reason)
         if state is not None and state.tick == tick:
             if self._first_seq is None:
-                self._first_seq = 0 if self._from_tick == 0 else state.seq - self._concluded
+                self._first_seq = 0 if self._from_tick == 0 else state.seq - self._cut_count
             if actual is None:
                 absent = cut.whole and not self._heads.at(cut.source, tick)
-                self._skip("their head is not at hand" if absent else self._reason)
+                self._skip("their head is not found" if absent else self._reason)
             elif (reason := self._obstacle(state, actual.model)) is not None:
                 self._skip(reason)
             else:
-                self._judge(state, structs.replace(actual, seq=self._first_seq + self._concluded))
+                self._compare_state(state, structs.replace(actual, seq=self._first_seq + self._cut_count))
                 self._next = self._read()
-        # what was concluded and not recorded counts too: the numbers tell
-        self._concluded += 1
+        # a state that was published and not recorded has a number too
+        self._cut_count += 1
 
     def _obstacle(self, state: FusedState, model: ModelInfo) -> str | None:
-        """Why a recorded state cannot be compared, None if it can."""
+        """Return why a recorded state cannot be compared, None if it can."""
         if state.sent_ns > self._settled_ns:
-            return "no journal tells what was shed for them"
-        return None if self._is_comparable(state.model, model) else "another model made them"
+            return "no journal names what was shed for them"
+        return None if self._is_comparable(state.model, model) else "another model computed them"
 
-    def _judge(self, state: FusedState, actual: FusedState) -> None:
-        difference = first_difference(conclusion(state), conclusion(actual))
+    def _compare_state(self, state: FusedState, actual: FusedState) -> None:
+        difference = first_difference(unmeasured_fields(state), unmeasured_fields(actual))
         if difference is None:
             self._verdict.equal += 1
         else:
@@ -254,7 +259,7 @@ class _Comparison:
 
     def _state_of(self, source: str) -> FusedState | None:
         while self._next is not None and self._next.source not in self._known.runs:
-            self._skip("no journal tells of their inputs")
+            self._skip("no journal names their inputs")
         return self._next if self._next is not None and self._next.source == source else None
 
     def _skip(self, reason: str) -> None:
@@ -274,21 +279,21 @@ def _no_journal(recording: Recording, config: FusionConfig) -> str:
     topics = sorted({message.topic for message in recording.messages("journal/*")})
     if topics:
         return (
-            f"no journal in it is of a fusion with this grid, these inputs and the name '{config.name}': "
+            f"it contains no journal of a fusion with this grid, these inputs and the name '{config.name}': "
             f"give the profile that {', '.join(topics)} had"
         )
     if _was_to_be_recorded(recording, ("journal/fusion", "clock/fusion")) and not any(
         recording.messages(f"state/{config.name}")
     ):
         return (
-            f"no state/{config.name} in it: the fusion published none while it was recorded, it may still "
-            "have been loading its models; record again, --seconds counts from the first state"
+            f"it contains no state/{config.name}: the fusion published none while it was recorded, it may "
+            "still have been loading its models; record again, --seconds counts from the first state"
         )
     return "no journal: record journal/* and clock/* too, then it can be verified"
 
 
 def _models(recording: Recording, verdict: Verdict) -> Iterator[str]:
-    """Say which weights concluded, where there were several, and which of them the metadata does not name."""
+    """Yield which weights computed the states, if there were several or the metadata does not name them."""
     noted = [value for name, value in recording.metadata.items() if name.startswith(f"{MODEL} ")]
     named = {value.get("weights_hash") for value in noted if isinstance(value, dict)}
     for weights, count in verdict.models.items() if named else ():
@@ -298,23 +303,23 @@ def _models(recording: Recording, verdict: Verdict) -> Iterator[str]:
 
 
 def _was_to_be_recorded(recording: Recording, topics: Iterable[str]) -> bool:
-    """Return whether the recorder was asked for all of these topics, as far as the file says."""
+    """Return whether the profile in the file records all of these topics."""
     try:
-        asked = recording.profile.recording
+        requested = recording.profile.recording
     except PerceptionError:
         return False
-    return asked is not None and all(matches(topic, asked.topics) for topic in topics)
+    return requested is not None and all(matches(topic, requested.topics) for topic in topics)
 
 
-def _foreign_device(known: Survey) -> str | None:
+def _missing_device(known: Survey) -> str | None:
     device = str(known.facts.get("device", "cpu"))
     if not exists(device):
-        return f"it was computed on {device}, and there is none here"
+        return f"it was computed on {device}, which this machine does not have"
     return None
 
 
-def _strangeness(known: Survey, engine: Engine) -> list[str]:
-    """What differs here from the live run, besides the code."""
+def _environment_differences(known: Survey, engine: Engine) -> list[str]:
+    """Return what differs here from the live run, besides the code."""
     here = engine.facts()
     return [
         f"{name} was {was}, here it is {here[name]}"
