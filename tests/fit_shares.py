@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from perception.models.fusion import FeatureFusion
 from perception.models.networks import ConvEncoder
 from perception.training.examples import Examples
-from perception.training.fit import TrainingConfig, fit
+from perception.training.fit import fit
+from perception.training.fit_config import TrainingConfig
 from perception.training.model import FusionModel
 from perception.training.processes import join
 

@@ -25,9 +25,9 @@ from perception.session.convert import export_lerobot, export_webdataset, import
 from perception.session.recompute.arrivals import AHEAD, FIRST, LONE_NS
 from perception.session.recompute.cutting import MAX_SILENCE_NS, account, cut_as_arrived
 from perception.session.recompute.perturb import Perturbed, stamp_leap
-from perception.training import dataset
-from perception.training.dataset import SessionSource
+from perception.training import dataset, encoding
 from perception.training.media import media_sources
+from perception.training.sources import SessionSource
 from perception.units import SECOND_NS, Counts
 from tests import retrieval
 from tests.streams import CAMERA, MS, START_NS, Stream, clock_tick, scripted_room
@@ -108,7 +108,7 @@ def entries(path: Path, how: str, out: Path) -> int:
     if how == "replay":
         return len(list(replay(path, Profile(fusion=config()))))
     if how == "training":
-        return len(dataset.encode(SessionSource(path), config())["ends_ns"])
+        return len(encoding.encode(SessionSource(path), config())["ends_ns"])
     write = {"lerobot": export_lerobot.write, "webdataset": export_webdataset.write}[how]
     with Session(path) as session:
         return int(next(iter(list(write(session, out)))).split()[0])
@@ -169,7 +169,7 @@ def test_a_film_is_cut_to_its_end_imported_and_in_a_folder_of_media(name: str, t
     (tmp_path / "media" / "a").mkdir(parents=True)
     path = write_film(tmp_path / "media" / "a" / "film.mkv", times_s)
     (source,) = media_sources(tmp_path / "media", config())
-    in_folder = list(dataset.windows(source, config()))
+    in_folder = list(encoding.windows(source, config()))
     list(import_media.read(path, tmp_path / "s.mcap"))
     video = config().model_copy(update={"inputs": {"camera": InputConfig(topic="camera/video")}})
     imported, _ = windows(list(read(tmp_path / "s.mcap")), video)

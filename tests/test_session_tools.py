@@ -20,7 +20,7 @@ from perception.session.diff import diff
 from perception.session.edit import repair, trim
 from perception.session.info import info
 from perception.session.labels import Span, from_messages, indices_at
-from perception.training.plan import find_sources
+from perception.training.sources import find_sources
 from perception.units import SECOND_NS
 from tests import streams
 

@@ -23,7 +23,7 @@ from perception.session.convert.selection import Selection
 from perception.session.edit import repair, trim
 from perception.session.recompute.perturb import Perturbed, without
 from perception.session.recompute.source import Recording
-from perception.training.dataset import SessionSource
+from perception.training.sources import SessionSource
 from perception.units import SECOND_NS
 from tests.media import grey, write_clip
 from tests.streams import MS, START_NS

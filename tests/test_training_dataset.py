@@ -30,11 +30,13 @@ from perception.profile import (
 from perception.session.edit import repair, trim
 from perception.session.file.writer import SessionWriter
 from perception.session.labels import Span, from_messages
-from perception.training import dataset
-from perception.training.dataset import SessionSource, build, folds, holdout
+from perception.training import encoding
+from perception.training.dataset import build
 from perception.training.examples import Examples
 from perception.training.media import media_sources
 from perception.training.rows import Rows
+from perception.training.sources import SessionSource
+from perception.training.splits import folds, holdout
 from tests import tiny_models
 
 CAMERA = CameraConfig(source="scripted", width=160, height=120, rate_hz=10)
@@ -128,7 +130,7 @@ def test_dataset_features_are_the_live_bytes_for_every_encoder(tmp_path: Path) -
     for message in stream:
         for window in core.push(message):
             live[window.end_ns] = engine.tensors(window, engine.encode(window))
-    stored = dataset.encode(source, fusion)
+    stored = encoding.encode(source, fusion)
     row_of = {end_ns: row for row, end_ns in enumerate(stored["ends_ns"].tolist())}
     assert live
     assert live.keys() <= row_of.keys()
@@ -207,10 +209,10 @@ class Film(Playing):
 
 def test_what_is_played_from_a_file_is_not_held_in_memory() -> None:
     film = Film(tuple(script(6.0)))
-    played = dataset.windows(film, config(CHEAP))
+    played = encoding.windows(film, config(CHEAP))
     next(played)
     assert len(film.made) < len(film.stream) / 2
-    ends_ns = [window.end_ns for window in dataset.windows(Playing(film.stream), config(CHEAP))]
+    ends_ns = [window.end_ns for window in encoding.windows(Playing(film.stream), config(CHEAP))]
     assert [window.end_ns for window in played] == ends_ns[1:]
 
 
@@ -288,7 +290,7 @@ def test_labelled_windows_with_nothing_present_are_left_out_counted_and_still_se
         )
     fusion = config({"mfcc": ENCODERS["mfcc"]})
     sources = media_sources(tmp_path / "media", fusion)
-    raw = dataset.encode(sources[0], fusion)
+    raw = encoding.encode(sources[0], fusion)
     empty = 2 * int((~raw["present"].any(dim=1)).sum())
     assert empty, "while the first sound fills its window"
     examples = build(sources, fusion, tmp_path / "cache")

@@ -33,9 +33,9 @@ from perception.models.registry import build_encoder
 from perception.models.text import as_bytes, as_texts
 from perception.profile import CameraConfig, EncoderConfig, FusionConfig, MicrophoneConfig, ScriptConfig
 from perception.session import SessionWriter
-from perception.training import dataset
-from perception.training.dataset import SessionSource
+from perception.training import encoding
 from perception.training.finetune import Augmentation, save, trainable
+from perception.training.sources import SessionSource
 from tests import tiny_models
 from tests.test_models_transformers_audio import clap, wav2vec2
 
@@ -127,7 +127,7 @@ def test_live_features_of_tuned_encoders_are_those_of_the_data_set_and_of_traini
     source = SessionSource(folder / "sessions" / "1.mcap")
     use_threads(live.threads)
     core, engine = FusionCore(live), build_engine(live, clock=lambda: 0)
-    stored, raw = dataset.encode(source, tuned), dataset.encode(source, tuned, tuple(KINDS))
+    stored, raw = encoding.encode(source, tuned), encoding.encode(source, tuned, tuple(KINDS))
     row_of = {end_ns: row for row, end_ns in enumerate(stored["ends_ns"].tolist())}
     networks = {name: one.network.eval() for name, one in trainable(tuned, KINDS, 0).items()}
     heard = 0

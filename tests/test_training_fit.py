@@ -14,12 +14,13 @@ from perception.errors import PerceptionError
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.networks import ConvEncoder
 from perception.profile import EncoderConfig
-from perception.training import augment, evaluate
+from perception.training import augment, evaluate, heads
 from perception.training import plan as plans
 from perception.training.evaluate import metrics, probabilities
 from perception.training.examples import Examples
 from perception.training.finetune import trainable
-from perception.training.fit import TrainingConfig, draw_lags, fit, hide_inputs, thinning
+from perception.training.fit import fit, thinning
+from perception.training.fit_config import TrainingConfig
 from perception.training.imbalance import (
     REMEDIES,
     ClassificationLoss,
@@ -28,6 +29,7 @@ from perception.training.imbalance import (
     epoch_order,
     long_tail,
 )
+from perception.training.lost_inputs import draw_lags, hide_inputs
 from perception.training.model import FusionModel, predict
 
 CLASSES = ("a", "b", "c")
@@ -361,7 +363,7 @@ def test_a_remedy_acts_at_every_level_whatever_chooses_the_epoch(
     )
     settings = {"epochs": 12, "batch": 250, "learning_rate": 5e-2, "select": select, "input_dropout": 0}
     config = TrainingConfig.model_validate({**settings, "imbalance": {"remedy": remedy}})
-    model = FusionModel(plans.new_head(plan, {"eye": 2, "ear": 2}, ("common", "rare"), 0))
+    model = FusionModel(heads.new_head(plan, {"eye": 2, "ear": 2}, ("common", "rare"), 0))
     fit(model, one_in_twenty(2000, 1), one_in_twenty(1000, 2), config)
     test = one_in_twenty(2000, 3)
     assert metrics(evaluate.truth_of(test), probabilities(model, test)).macro_recall > 0.78

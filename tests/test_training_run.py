@@ -20,14 +20,15 @@ from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from perception.session.edit import trim
 from perception.session.file.writer import SessionWriter
 from perception.session.labels import Span
+from perception.training import card, dataset, encoding, heads
 from perception.training import commands as training
-from perception.training import dataset
 from perception.training import plan as plans
 from perception.training.copies import CopyPlan
-from perception.training.dataset import SessionSource, build
+from perception.training.dataset import build
 from perception.training.examples import Examples
 from perception.training.finetune import trainable
-from perception.training.fit import TrainingConfig
+from perception.training.fit_config import TrainingConfig
+from perception.training.sources import SessionSource
 
 PROFILE = """
 domain = "training-test"
@@ -153,7 +154,7 @@ def test_evaluate_reports_what_search_finds_as_search_itself_does(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     head, out = folder / "searched", folder / "searched-report"
-    plans.new_head(plans.HeadPlan(), {"level": 11, "motion": 4}, CLASSES, 0).save_pretrained(head)
+    heads.new_head(plans.HeadPlan(), {"level": 11, "motion": 4}, CLASSES, 0).save_pretrained(head)
     options = ("--profile", folder / "profile.toml", "--cache", folder / "cache", "--out", out)
     assert command("evaluate", head, folder / "sessions", *options, "--retrieval", "commands=lexical") == 0
     assert "search, commands: mAP " in capsys.readouterr().out
@@ -231,13 +232,13 @@ def test_the_plan_that_a_run_followed_lies_beside_the_head_with_every_default(
     plan = tmp_path / "plan.toml"
     plan.write_text(f'profile = "{folder / "profile.toml"}"\nseeds = 1\n[training]\nepochs = 2\n' + COPIES)
     assert command("train", plan, *options, "--out", tmp_path / "head") == 0
-    written = json.loads((tmp_path / "head" / plans.PLAN_FILE).read_text())
+    written = json.loads((tmp_path / "head" / card.PLAN_FILE).read_text())
     assert written.keys() == plans.TrainPlan.model_fields.keys()
     assert written["training"].keys() == TrainingConfig.model_fields.keys()
     assert written["training"]["input_dropout"] == TrainingConfig().input_dropout
     head = load_head(tmp_path / "head")
     assert written["classes"] == list(head.classes)
-    assert command("train", tmp_path / "head" / plans.PLAN_FILE, *options, "--out", tmp_path / "again") == 0
+    assert command("train", tmp_path / "head" / card.PLAN_FILE, *options, "--out", tmp_path / "again") == 0
     assert head_hash(load_head(tmp_path / "again")) == head_hash(head)
 
 
@@ -248,7 +249,7 @@ def test_wide_branches_of_frozen_encoders_are_reduced_by_default_and_no_others()
     )
 
     def widths(**plan: Any) -> tuple[int, ...]:
-        model, _ = plans.new_model(plans.TrainPlan(profile="demo", **plan), wide, 0, fusion)
+        model, _ = heads.new_model(plans.TrainPlan(profile="demo", **plan), wide, 0, fusion)
         reduction = getattr(model.head, "reduction", None)
         return tuple(model.head.dims.values()) if reduction is None else reduction.widths
 
@@ -319,10 +320,10 @@ def test_an_interrupted_training_goes_on_with_the_same_copies_only(folder: Path,
         plans.TrainPlan(profile="demo", seeds=1, copies=(one,), training=TrainingConfig(epochs=1))
         for one in copies
     )
-    plans.train_heads(plans.split(data, before, [data]), before, fusion, state_folder=tmp_path)
-    plans.train_heads(plans.split(data, before, [data]), before, fusion, state_folder=tmp_path)
+    heads.train_heads(heads.split(data, before, [data]), before, fusion, state_folder=tmp_path)
+    heads.train_heads(heads.split(data, before, [data]), before, fusion, state_folder=tmp_path)
     with pytest.raises(PerceptionError, match="another configuration, head, copies"):
-        plans.train_heads(plans.split(data, after, [data]), after, fusion, state_folder=tmp_path)
+        heads.train_heads(heads.split(data, after, [data]), after, fusion, state_folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -393,8 +394,8 @@ sound = { input = "microphone", kind = "cnn-sound", weights = "random", options 
         assert weights_hash(before.encoders[name].weights()) != weights_hash(after.encoders[name].weights())
     # what the trained networks say of what they were trained on is what the live encoders say
     source = SessionSource(folder / "sessions" / "play-1.mcap")
-    raw = dataset.encode(source, fusion, ("picture", "sound"))
-    live_features = dataset.encode(source, fusion)
+    raw = encoding.encode(source, fusion, ("picture", "sound"))
+    live_features = encoding.encode(source, fusion)
     for name in ("picture", "sound"):
         encoder = trainable(fusion, [name], 0)[name]
         with torch.no_grad():

@@ -37,7 +37,7 @@ from perception.reproduce.results import Figures
 from perception.training.cost import head_ms
 from perception.training.evaluate import Labels, Probabilities, mcnemar, metrics, probabilities, shuffle_drops
 from perception.training.examples import Examples
-from perception.training.fit import TrainingConfig
+from perception.training.fit_config import TrainingConfig
 from perception.training.imbalance import epoch_length, long_tail
 from perception.training.model import FusionModel
 

@@ -16,7 +16,8 @@ from perception.reproduce.avmnist_data import CLASSES
 from perception.reproduce.avmnist_recipes import DIM
 from perception.training.evaluate import Labels, Probabilities, metrics
 from perception.training.examples import Examples
-from perception.training.fit import TrainingConfig, fit
+from perception.training.fit import fit
+from perception.training.fit_config import TrainingConfig
 from perception.training.imbalance import REMEDIES, Imbalance
 from perception.training.model import FusionModel
 

@@ -27,7 +27,8 @@ from perception.reproduce.avmnist_data import CLASSES, RATE_HZ, Pairs
 from perception.training import augment
 from perception.training.augment import Disturbance
 from perception.training.examples import Examples
-from perception.training.fit import Augment, TrainingConfig, fit
+from perception.training.fit import Augment, fit
+from perception.training.fit_config import TrainingConfig
 from perception.training.imbalance import Imbalance
 from perception.training.model import FusionModel
 

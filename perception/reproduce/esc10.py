@@ -31,7 +31,8 @@ from perception.reproduce.results import Figures
 from perception.training import augment
 from perception.training.evaluate import Labels, Probabilities, metrics, probabilities
 from perception.training.examples import Examples
-from perception.training.fit import TrainingConfig, fit
+from perception.training.fit import fit
+from perception.training.fit_config import TrainingConfig
 from perception.training.imbalance import REMEDIES, Imbalance, RemedyName, long_tail
 from perception.training.model import FusionModel
 

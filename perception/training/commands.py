@@ -13,17 +13,16 @@ from perception.errors import PerceptionError, SessionError, located
 from perception.fusion import build
 from perception.io.beside import beside, written
 from perception.io.home import kept_in
-from perception.io.progress import Advance, nothing, progress
+from perception.io.progress import progress
 from perception.models.checkpoint import check_branches, load_head, with_own_encoders
 from perception.profile import FusionConfig
-from perception.training import copies, cost, dataset, processes, report
+from perception.training import card, copies, cost, dataset, heads, processes, report, splits
 from perception.training import finetune as encoders
 from perception.training import plan as plans
-from perception.training.dataset import DataSource
 from perception.training.examples import Examples
-from perception.training.fit import fit
 from perception.training.model import FusionModel
-from perception.training.plan import CACHE, Split, TrainPlan
+from perception.training.plan import CACHE, TrainPlan
+from perception.training.sources import DataSource, find_sources
 from perception.training.workers import workers_for
 
 Say = Callable[[str], Any]
@@ -46,7 +45,7 @@ def train(
     Without `workers`, as many encode as `cores` allow, by default those of this machine.
     """
     plan = plans.load_plan(config)
-    plans.refuse_unlike_head(out)
+    card.refuse_unlike_head(out)
     here = processes.join(build.pick_device(plan.training.device))
     main = here.is_main_process
     fusion = profiles.load(plan.profile).required_fusion()
@@ -63,7 +62,7 @@ def train(
     )
     copies.check(config, plan.copies, fusion)
     encoders.check(config, plan.augment, fusion, plan.train_encoders)
-    sources = plans.find_sources(paths, fusion)
+    sources = find_sources(paths, fusion)
     with located(plan.profile), _unfinished(out, resume, main) as states:
         with here.main_process_first():
             data = encoded(sources, classes=plan.classes)
@@ -110,16 +109,16 @@ def _train(
     say: Say,
 ) -> None:
     """Train on examples, report and store; only the main process speaks and writes."""
-    parts = plans.split(data, plan, perturbed)
+    parts = heads.split(data, plan, perturbed)
     inputs = plans.branch_inputs(fusion)
     if main:
         counts = [len(part.labelled) for part in (parts.train, parts.validation, parts.test)]
         say("{} windows to train on, {} to choose by, {} to test on".format(*counts))
     fits = plan.seeds + len(set(inputs.values())) + plan.folds
     with progress("training heads", fits, hidden=not main) as advance:
-        models = plans.train_heads(parts, plan, fusion, states, advance)
-        singles = train_singles(parts, plan, fusion, advance)
-        tested = plans.cross_validate(data, plan, fusion, perturbed, advance) if plan.folds else ()
+        models = heads.train_heads(parts, plan, fusion, states, advance)
+        singles = heads.train_singles(parts, plan, fusion, advance)
+        tested = heads.cross_validate(data, plan, fusion, perturbed, advance) if plan.folds else ()
         folds = report.over_folds(tested) if plan.folds else {}
     if not main:
         return
@@ -128,32 +127,13 @@ def _train(
         found["cost"] = cost.of_tick(models[0], parts.test, sources, fusion)
     found["folds"] = folds
     found["training"] = plan.used.model_copy(update={"classes": data.classes}).model_dump(mode="json")
-    plans.refuse_unlike_head(out)
+    card.refuse_unlike_head(out)
     with beside(out, replace=True) as part, written(out):
-        plans.save(part, models[0], parts, found, inputs, plans.encoders_config_hash(fusion), out)
+        card.save(part, models[0], parts, found, inputs, card.encoders_config_hash(fusion), out)
         encoders.save(part, fusion, dict(models[0].encoders))
         report.write(part, found, f"Fusion head {out.name}")
     _summarise(found, say)
     say(f"stored {out}; report: {out / 'report.html'}")
-
-
-def train_singles(
-    parts: Split, plan: TrainPlan, fusion: FusionConfig, advance: Advance = nothing
-) -> dict[str, FusionModel]:
-    """Train the same kind of head on each input alone: what fusion has to beat."""
-    inputs = plans.branch_inputs(fusion)
-    head = plan.head.model_copy(update={"modality_dropout": 0.0})
-    config = plan.training.model_copy(update={"input_dropout": 0.0})
-    alone = plan.model_copy(update={"head": head, "training": config})
-    singles: dict[str, FusionModel] = {}
-    for name in sorted(set(inputs.values())):
-        branches = [branch for branch in parts.train.branches if inputs[branch] == name]
-        own = Split(*(part.select(branches) for part in (parts.train, parts.validation, parts.test)))
-        model, augment = plans.new_model(alone, own.train, config.seed, fusion)
-        fit(model, own.train, own.validation, config, augment=augment, on_epoch=plans.noted(advance))
-        advance()
-        singles[name] = model.cpu()
-    return singles
 
 
 def evaluate(
@@ -174,11 +154,11 @@ def evaluate(
     Half of the sessions choose the conformal thresholds; of one session or recording alone, none does.
     What search is worth in them is reported too, if that is given. Workers are those of `train`.
     """
-    out = out or folder / plans.EVALUATION
+    out = out or folder / card.EVALUATION
     report.refuse_training(out)
     fusion = with_own_encoders(profiles.load(name).required_fusion(), folder)
     head = load_head(folder)
-    sources = plans.find_sources(paths, fusion)
+    sources = find_sources(paths, fusion)
     with located(name):
         data = _build(
             sources,
@@ -191,7 +171,7 @@ def evaluate(
         )
     check_branches(head, {branch: data.features[branch].shape[1] for branch in data.branches})
     single = len(set(data.groups.tolist())) == 1
-    calibration, test = (None, data) if single else dataset.holdout(data, 0.5, 0)
+    calibration, test = (None, data) if single else splits.holdout(data, 0.5, 0)
     model = FusionModel(head)
     with progress("testing"):
         found = report.assess([model], calibration, test, plans.branch_inputs(fusion))

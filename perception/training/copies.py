@@ -22,8 +22,8 @@ from perception.session.labels import Span
 from perception.session.recompute import perturb
 from perception.session.recompute.perturb import Perturbation, Perturbed
 from perception.topics import kind_of
-from perception.training.dataset import DataSource
 from perception.training.examples import Examples
+from perception.training.sources import DataSource
 
 _ABOUT: Final = {
     "noise_snr_db": "microphone",

@@ -11,10 +11,10 @@ import torch
 
 from perception.fusion.build import use_threads
 from perception.profile import FusionConfig
-from perception.training import dataset
-from perception.training.dataset import DataSource
+from perception.training import encoding
 from perception.training.examples import Examples
 from perception.training.model import FusionModel
+from perception.training.sources import DataSource
 
 WINDOWS: Final = 50
 _REPEATS: Final = 20
@@ -65,7 +65,7 @@ def head_ms(model: FusionModel, data: Examples) -> float:
 
 def _encoding_ms(sources: Sequence[DataSource], config: FusionConfig) -> Iterator[dict[str, float]]:
     for source in sources:
-        engine = dataset.fresh_engine(config, clock=time.perf_counter_ns)
+        engine = encoding.fresh_engine(config, clock=time.perf_counter_ns)
         engine.warm_up()
-        for window in dataset.windows(source, config):
+        for window in encoding.windows(source, config):
             yield dict(engine.encode(window).took_ms)

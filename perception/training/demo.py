@@ -23,7 +23,8 @@ from perception.session.labels import Span, from_messages
 from perception.training import dataset
 from perception.training.evaluate import by_subset
 from perception.training.examples import Examples
-from perception.training.fit import TrainingConfig, fit
+from perception.training.fit import fit
+from perception.training.fit_config import TrainingConfig
 from perception.training.model import FusionModel
 from perception.training.plan import CACHE, branch_inputs, input_columns
 

@@ -15,9 +15,10 @@ from perception.errors import SessionError
 from perception.io.beside import replace_file
 from perception.io.text_file import read_text
 from perception.training import evaluate
+from perception.training.card import REPORT
 from perception.training.examples import Examples
+from perception.training.heads import Split
 from perception.training.model import FusionModel
-from perception.training.plan import REPORT, Split
 
 ALPHA: Final = 0.1
 _SPREAD: Final = ("accuracy", "macro_recall", "macro_f1", "nll", "ece")

@@ -20,11 +20,11 @@ from perception.devices.scripted import messages
 from perception.fusion.build import build_engine, use_threads
 from perception.profile import FusionConfig, Profile, ScriptConfig, load
 from perception.session import SessionWriter
-from perception.training import dataset
-from perception.training import plan as plans
-from perception.training.dataset import SessionSource
+from perception.training import dataset, encoding, heads
 from perception.training.examples import Examples
-from perception.training.plan import HeadPlan, Split, TrainPlan
+from perception.training.heads import Split
+from perception.training.plan import HeadPlan, TrainPlan
+from perception.training.sources import SessionSource
 
 HOUR: int = 36_000
 
@@ -42,9 +42,9 @@ def recorded(folder: Path, profile: Profile, seed: int, seconds: float) -> Sessi
 
 def pure_s(source: SessionSource, config: FusionConfig) -> float:
     """What the encoders alone take for a session."""
-    engine = build_engine(dataset.headless(config), clock=time.process_time_ns)
+    engine = build_engine(encoding.headless(config), clock=time.process_time_ns)
     engine.warm_up()
-    windows = dataset.windows(source, config)
+    windows = encoding.windows(source, config)
     return sum(sum(engine.encode(window).took_ms.values()) for window in windows) / 1000
 
 
@@ -87,7 +87,7 @@ def main(seconds: float, rounds: int, gru: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sources = [recorded(Path(folder), profile, seed, seconds) for seed in (1, 2)]
         figures: dict[str, list[float]] = {"pure": [], "one": [], "two": []}
-        dataset.encoders_hash(config)
+        encoding.encoders_hash(config)
         for _ in range(rounds):
             figures["pure"].append(sum(pure_s(source, config) for source in sources))
             took, data = build_s(sources, config, 1)
@@ -100,14 +100,14 @@ def main(seconds: float, rounds: int, gru: int) -> None:
     use_threads(config.threads)  # as `perception train` does
     hour = an_hour(data)
     plan = TrainPlan(profile="demo", seeds=1, test=0, head=HeadPlan(**({"gru": gru} if gru else {})))
-    parts: Split = plans.split(hour, plan)
+    parts: Split = heads.split(hour, plan)
     began = time.perf_counter()
     epochs: list[str] = []
 
     def advance(count: int = 1, note: str = "") -> None:
         epochs.extend([note] if note else [])
 
-    plans.train_heads(parts, plan, config, advance=advance)
+    heads.train_heads(parts, plan, config, advance=advance)
     took = time.perf_counter() - began
     rows = len(parts.train)
     print(f"training on {rows} of {HOUR} windows: {took:.1f} s, {took / len(epochs):.2f} s an epoch")
