@@ -141,7 +141,7 @@ def test_a_domain_is_given_by_keyword_or_environment(monkeypatch: pytest.MonkeyP
     [
         ("publish('text/say', txt='x')", "text/say: Object missing required field `text`"),
         ("publish('text/say', text=7)", "text/say: Expected `str`, got `int` - at `$.text`"),
-        ("publish('camera/a', b'x', width=2, height=2, encoding='bgr8')", "where the header says 12"),
+        ("publish('camera/a', b'x', width=2, height=2, encoding='bgr8')", "the header requires 12"),
         ("publish('nose/a', text='x')", "'nose/a' is not a topic; topics are camera/<name>"),
         ("subscribe('nose/*')", "matches no topic"),
         ("subscribe('text/*', domain='a b')", "'a b' is not a domain"),

@@ -112,8 +112,8 @@ def test_what_a_reader_does_not_know_it_passes_over_unread(novelty: Any) -> None
     ("topic", "message", "payload", "reason"),
     [
         ("text/say", frame(), bytes(24), "text/say carries TextCommand, not CameraFrame"),
-        ("camera/a", frame(), bytes(23), "payload of 23 bytes where the header says 24"),
-        ("camera/a", frame(encoding="mono8"), bytes(24), "where the header says 8"),
+        ("camera/a", frame(), bytes(23), "payload of 23 bytes; the header requires 24"),
+        ("camera/a", frame(encoding="mono8"), bytes(24), "the header requires 8"),
         ("camera/a", frame(encoding="jpeg"), b"", "empty jpeg frame"),
         ("text/say", TextCommand(stamp_ns=0, text="x"), b"1", "at most 0 are allowed"),
         ("clock/a", ClockTick(stamp_ns=2**70), b"", "header cannot be packed"),

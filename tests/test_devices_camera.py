@@ -179,7 +179,7 @@ def test_what_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:
     text.write_text("no film at all\n" * 100)
     with pytest.raises(DeviceError, match=r"camera /dev/video97: no such device; "):
         camera_on(97)
-    with pytest.raises(DeviceError, match=r"camera /dev/null: is no camera, or another program is using it"):
+    with pytest.raises(DeviceError, match=r"camera /dev/null: not a camera, or in use by another program"):
         camera_on("/dev/null")
     with pytest.raises(DeviceError, match=r"none\.mp4: no such file"):
         camera_on(str(tmp_path / "none.mp4"))

@@ -84,7 +84,7 @@ def test_the_address_of_a_single_picture_is_asked_again_and_again() -> None:
 def test_a_web_page_is_no_camera_and_says_so() -> None:
     with (
         raw_server(b"HTTP/1.0 200 OK\r\nContent-Length: 20\r\n\r\n<html>log in</html>\n") as port,
-        pytest.raises(DeviceError, match=r"127\.0\.0\.1:\d+/: answers with a web page"),
+        pytest.raises(DeviceError, match=r"127\.0\.0\.1:\d+/: returns a web page"),
     ):
         camera(f"http://127.0.0.1:{port}/")
 
@@ -261,7 +261,7 @@ def test_a_camera_that_sends_no_whole_picture_is_lost_though_its_connection_stay
             f"http://127.0.0.1:{port}/", config("http://camera/"), clock=time.time_ns, stall_s=0.2
         )
         eventually(source.read)
-        with pytest.raises(DeviceError, match=r"sent no whole picture for 0\.2 s"):
+        with pytest.raises(DeviceError, match=r"sent no complete picture for 0\.2 s"):
             eventually(source.read)
         source.close()
 
@@ -276,7 +276,7 @@ def test_a_camera_that_is_lost_for_its_broken_pictures_says_how_many_there_were(
         url = f"http://127.0.0.1:{server.server_port}/"
         source = StreamSource(url, config(url), clock=time.time_ns, stall_s=0.5)
         eventually(source.read)
-        with pytest.raises(DeviceError, match=r"sent no whole picture for 0\.5 s, [1-9]\d* were damaged"):
+        with pytest.raises(DeviceError, match=r"sent no complete picture for 0\.5 s, [1-9]\d* were damaged"):
             eventually(lambda: source.read() and False)
         source.close()
 

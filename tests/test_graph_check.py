@@ -195,7 +195,7 @@ def test_a_file_that_is_there_and_devices_are_left_to_their_nodes(tmp_path: Path
 def test_a_pipe_is_no_film(tmp_path: Path, kind: str) -> None:
     os.mkfifo(path := tmp_path / "film.mp4")
     said = complaint({kind: {"x": {"source": str(path)}}}, DeviceError)
-    assert f"{kind}.x.source: {path}: is a pipe or a device, no file that can be played" in said
+    assert f"{kind}.x.source: {path}: is a pipe or a device, not a file that can be played" in said
 
 
 def test_a_pipe_of_lines_may_be_read(tmp_path: Path) -> None:

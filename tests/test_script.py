@@ -142,7 +142,7 @@ def test_disturbances_follow_the_noise_and_leave_the_truth_alone(hour: list[Segm
     calm, wild = (Script(ScriptConfig(seed=7, noise=noise)) for noise in (0, 4))
     for index, segment in enumerate(hour[:100]):
         assert calm.segment(index).name == wild.segment(index).name == segment.name
-        assert (calm.segment(index).grain, calm.segment(index).things) == (0, ())
+        assert (calm.segment(index).grain, calm.segment(index).objects) == (0, ())
         assert calm.segment(index).sound.backdrop_db == -np.inf
 
 
@@ -179,7 +179,7 @@ def test_the_scene_fits_any_picture_size(script: Script, size: tuple[int, int]) 
 def test_a_face_in_view_is_found_and_posters_are_not(script: Script, hour: list[Segment]) -> None:
     cascade = cv2.CascadeClassifier(str(CASCADE))
     scene = Scene(script, 640, 480)
-    clear = [segment for segment in hour[:40] if not any(thing.in_front for thing in segment.things)]
+    clear = [segment for segment in hour[:40] if not any(item.in_front for item in segment.objects)]
     right = 0
     for segment in clear:
         grey = cv2.cvtColor(scene.at(middle(segment)), cv2.COLOR_BGR2GRAY)

@@ -122,7 +122,9 @@ def test_sound_that_is_promised_and_never_comes_leaves_the_picture(tmp_path: Pat
 
 def test_a_pipe_is_said_to_be_one(tmp_path: Path) -> None:
     os.mkfifo(path := tmp_path / "film.mp4")
-    with pytest.raises(DeviceError, match=r"film\.mp4: is a pipe or a device, no file that can be played$"):
+    with pytest.raises(
+        DeviceError, match=r"film\.mp4: is a pipe or a device, not a file that can be played$"
+    ):
         imported(path)
 
 

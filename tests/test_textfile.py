@@ -80,7 +80,7 @@ def test_what_is_typed_may_begin_with_a_mark() -> None:
     from perception.devices.text import TerminalText
 
     terminal = TerminalText(0, clock=lambda: 0)
-    terminal._take(codecs.BOM_UTF8 + b"come here\n")
+    terminal._split(codecs.BOM_UTF8 + b"come here\n")
     line = terminal.read(0)
     assert line is not None
     assert line.text == "come here"

@@ -185,7 +185,7 @@ def _check_block(header: Any, size: int) -> str | None:
 
 
 def _size_mismatch(size: int, expected: int) -> str:
-    return f"payload of {size} bytes where the header says {expected}"
+    return f"payload of {size} bytes; the header requires {expected}"
 
 
 _PAYLOAD_CHECKS: Final[dict[type[Header], Callable[[Any, int], str | None]]] = {

@@ -1,38 +1,38 @@
-"""When a packet of a network stream was sent, from its own timestamp and the host's clock. Pure."""
+"""Estimates when a packet of a network stream was sent, from its timestamp and the host clock. Pure."""
 
 from typing import Final
 
-_LEARNING_NS: Final = 4_000_000_000
+_MEASURE_NS: Final = 4_000_000_000
 _SLACK: Final = 0.02
-"""Timestamps that run further from the host's clock are a nominal rate, not times.
+"""Timestamps that drift more than this from the host clock come from a nominal rate, not from a clock.
 
-As fast a lasting delay is forgotten: it looks the same as such a rate.
+A lasting delay is absorbed at the same rate: it cannot be distinguished from drift.
 """
 _LEAP_NS: Final = 10_000_000_000
-"""A stream that seems later than this was started again."""
+"""A stream that is later than this was restarted."""
 
 
 class StreamClock:
-    """Stamps packets by the timestamps of their stream.
+    """Computes stamps of packets from the timestamps of their stream.
 
-    The packet with the least delay seen so far had none; every other is as late as its timestamp says. That
-    shows what arrival hides: a network, a relay or a busy host that holds packets back. A stream whose
-    timestamps do not run like a clock is stamped by arrival.
+    The packet with the smallest delay so far is taken as delay 0; the delay of every other follows from its
+    timestamp. So delays by the network, a relay or a busy host are removed. A stream whose timestamps do not
+    run like a clock is stamped by arrival.
     """
 
     def __init__(self) -> None:
         self._began: tuple[int, int] | None = None
         self._last_ns = 0
         self._offset_ns: float = 0.0
-        """Host time minus stream time of the packets with the least delay."""
+        """Host time minus stream time of the packets with the smallest delay."""
         self._updated_ns = 0
         self.trusted = False
 
     def stamp_ns(self, time_ns: int | None, arrival_ns: int) -> int:
-        """Return when a packet was sent.
+        """Return the host time in ns at which a packet was sent.
 
         Args:
-            time_ns: the stream's own time of it in ns, if it has one.
+            time_ns: its timestamp in the stream in ns, None if it has none.
             arrival_ns: host time at which it was received.
         """
         if time_ns is None:
@@ -43,7 +43,7 @@ class StreamClock:
             delay_ns = 0.0
         self._last_ns = time_ns
         if not self.trusted:
-            self._learn(time_ns, arrival_ns)
+            self._measure(time_ns, arrival_ns)
             return arrival_ns
         return arrival_ns - round(delay_ns)
 
@@ -52,16 +52,16 @@ class StreamClock:
         self._offset_ns, self._updated_ns = arrival_ns - time_ns, arrival_ns
 
     def _delay_ns(self, time_ns: int, arrival_ns: int) -> float:
-        """Return how much later than the earliest it came; the earliest may drift."""
+        """Return the delay relative to the packets with the smallest delay, with drift allowed."""
         allowed_ns = self._offset_ns + _SLACK * (arrival_ns - self._updated_ns)
         self._offset_ns = min(allowed_ns, arrival_ns - time_ns)
         self._updated_ns = arrival_ns
         return arrival_ns - time_ns - self._offset_ns
 
-    def _learn(self, time_ns: int, arrival_ns: int) -> None:
+    def _measure(self, time_ns: int, arrival_ns: int) -> None:
         assert self._began is not None
         streamed_ns, passed_ns = time_ns - self._began[0], arrival_ns - self._began[1]
-        if passed_ns < _LEARNING_NS:
+        if passed_ns < _MEASURE_NS:
             return
         self.trusted = abs(streamed_ns - passed_ns) <= _SLACK * passed_ns
         if not self.trusted:

@@ -1,4 +1,8 @@
-"""What a network camera has sent and nobody has decoded yet: what is late is dropped undecoded."""
+"""Packets of a network camera that are not decoded yet; late packets are dropped without decoding.
+
+Threads: every method may be called from any thread. One thread puts, another takes; `_ready` guards all
+fields.
+"""
 
 import threading
 from collections import Counter, deque
@@ -11,36 +15,35 @@ if TYPE_CHECKING:
     from av.packet import Packet
 
 _LONGEST_NS: Final = SECOND_NS
-"""A reader that is further behind goes on with the next key frame."""
+"""If the decoder is further behind than this, it continues with the next key frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """One packet, received."""
+    """One received packet."""
 
     packet: "Packet[Any]"
     stamp_ns: int
-    """When it was sent, as far as that is known, else received."""
+    """Host time at which it was sent if known, else received."""
 
 
 class Backlog:
-    """Packets from the thread that receives them to the one that decodes them.
+    """Queue of packets from the receiving to the decoding thread.
 
-    A key frame makes all packets before it superfluous: pictures of them would only be late. Every method may
-    be called from any thread.
+    A key frame drops all packets before it: their pictures would be late.
     """
 
     def __init__(self) -> None:
         self._ready = threading.Condition()
         self._waiting: deque[Arrived] = deque()
         self._skipped = False
-        """Whether packets were dropped that those waiting rest on."""
+        """Whether packets were dropped that later packets depend on."""
         self._end: Exception | None = None
         self.counts: Counter[str] = Counter(late=0)  # other threads read it: no new keys
-        """`late`: packets that were never decoded."""
+        """`late`: packets dropped without decoding."""
 
     def put(self, arrived: Arrived) -> None:
-        """Take in a packet."""
+        """Add a packet, or drop it and count it."""
         with self._ready:
             key = arrived.packet.is_keyframe
             waited_ns = arrived.stamp_ns - self._waiting[0].stamp_ns if self._waiting else 0
@@ -55,13 +58,13 @@ class Backlog:
             self._ready.notify_all()
 
     def end(self, error: Exception) -> None:
-        """Let whoever takes packets know that none will come after those that wait."""
+        """End the queue: `take` returns the remaining packets, then raises `error`."""
         with self._ready:
             self._end = error
             self._ready.notify_all()
 
     def take(self, timeout_s: float) -> list[Arrived]:
-        """Return all packets that wait, in order, none if none came in time; or raise what ended them."""
+        """Return all queued packets in order, none after `timeout_s`; raise the error given to `end`."""
         with self._ready:
             self._ready.wait_for(lambda: self._waiting or self._end is not None, timeout_s)
             if not self._waiting and self._end is not None:

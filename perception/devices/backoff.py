@@ -1,30 +1,30 @@
-"""How long to wait before something that failed is tried again."""
+"""Delays between attempts after failures."""
 
 from dataclasses import dataclass
 
 
 @dataclass(slots=True)
 class Backoff:
-    """Delays that double with each failure, and start over only after what was tried has worked well.
+    """Delays that double with each failure; reset only after a device or process has worked for `healthy_s`.
 
-    That something could be opened is not enough: it may fail at its first use, again and again.
+    Opening it is not enough for a reset: it may fail at its first use, again and again.
     """
 
     first_s: float = 0.5
     longest_s: float = 10.0
     healthy_s: float = 10.0
-    """So long it has to work before earlier failures are forgiven."""
+    """Working time in seconds after which earlier failures no longer count."""
     failures: int = 0
-    """In a row, none of them forgiven."""
+    """Consecutive failures."""
 
     def failed(self, worked_s: float) -> float:
-        """Return the delay in seconds after a failure of what had worked for `worked_s`, 0 if never."""
-        if self.forgiven(worked_s):
+        """Count a failure after `worked_s` seconds of work (0: never worked); return the delay in seconds."""
+        if self.healthy(worked_s):
             self.failures = 0
         delay_s = min(self.first_s * 2.0 ** min(self.failures, 32), self.longest_s)
         self.failures += 1
         return delay_s
 
-    def forgiven(self, worked_s: float) -> bool:
-        """Return whether something that has worked for so long may fail as if for the first time."""
+    def healthy(self, worked_s: float) -> bool:
+        """Return whether `worked_s` seconds of work reset the delays."""
         return worked_s >= self.healthy_s

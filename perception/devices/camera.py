@@ -1,4 +1,4 @@
-"""Cameras: opens whichever a profile names, and those of this machine, through OpenCV."""
+"""Cameras: opens the device source of a profile; cameras of this machine through OpenCV."""
 
 import math
 import os
@@ -27,21 +27,21 @@ _UNCOMPRESSED: Final = (
     *(b"YUYV", b"YUY2", b"UYVY", b"YVYU", b"NV12", b"NV21", b"YU12", b"YV12", b"422P", b"411P"),
     *(b"GREY", b"Y16 ", b"BGR3", b"RGB3", b"BA81", b"GBRG", b"GRBG", b"RGGB"),
 )
-"""V4L2's names of pixel formats that no coding has smoothed."""
+"""V4L2's codes of uncompressed pixel formats."""
 _MAX_DRIVER_AGE_NS: Final = SECOND_NS
 
 
 def open_camera(
     config: CameraConfig, script: ScriptConfig, *, clock: Clock, origin_ns: int, lend: Lend | None = None
 ) -> Device[CapturedFrame]:
-    """Open the camera a profile names.
+    """Open the camera that a profile names.
 
     Args:
         config: its section of the profile.
         script: what a scripted camera plays.
         clock: host time in ns.
         origin_ns: host time at which a script or file starts.
-        lend: gives memory for raw frames, which a device's are then written to instead of copied.
+        lend: returns memory for raw frames; a device's frames are written there directly.
 
     Raises:
         DeviceError: there is no such device, file or stream.
@@ -69,7 +69,10 @@ def open_camera(
 
 
 class DeviceSource:
-    """A camera of this machine. By a path under /dev/v4l/by-id it is found again wherever it reappears."""
+    """A camera of this machine. A path under /dev/v4l/by-id finds it again at another port.
+
+    One thread calls all methods: that of `Grabber`.
+    """
 
     def __init__(
         self,
@@ -88,7 +91,7 @@ class DeviceSource:
         self._lend = lend if config.encoding != "jpeg" else None
         self._shape = (config.height, config.width, 3)[: 2 if config.encoding == "mono8" else 3]
         self._capture = (open_device or _open_device)(source)
-        # Most cameras reach their rate at full size only as MJPEG; those without it keep their format.
+        # Most cameras reach their full rate and size only with MJPEG; without MJPEG the format is unchanged.
         self._capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
         width, height = self._layout.before((config.width, config.height))
         self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
@@ -103,7 +106,7 @@ class DeviceSource:
         self.counts: Counter[str] = Counter(corrupt=0)  # other threads read it: no new keys
         form = int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True)
         self._raw = form in _UNCOMPRESSED
-        # OpenCV would paint over what a damaged JPEG lacks; this has to be the last setting.
+        # OpenCV conceals damage of a JPEG; so it returns the undecoded JPEG. This must be the last setting.
         as_sent = form == b"MJPG" and self._capture.getBackendName() == "V4L2"
         self._decode = _decoder(self._layout) if as_sent and self._capture.set(_CONVERT, 0) else None
 
@@ -143,10 +146,10 @@ def _decoder(layout: Layout) -> Callable[[npt.NDArray[np.generic]], Image]:
 
 
 def driver_stamp_ns(position_ms: float, monotonic_ns: int, host_ns: int) -> int | None:
-    """Map a driver's buffer time, if it is one on CLOCK_MONOTONIC, to the host clock.
+    """Return the host time of a driver's buffer time; None if it is not on CLOCK_MONOTONIC.
 
-    Backends that know no buffer time give the position in a file, zero or -1 instead, and some drivers
-    stamp with the wall clock: a time not within the last second is none of ours.
+    Backends without buffer times return a position in a file, 0 or -1, and some drivers stamp with the wall
+    clock: a time that is not within the last second is not used.
 
     Args:
         position_ms: CAP_PROP_POS_MSEC of the frame.
@@ -158,7 +161,7 @@ def driver_stamp_ns(position_ms: float, monotonic_ns: int, host_ns: int) -> int 
 
 
 def _open_device(source: int | str) -> cv2.VideoCapture:
-    # OpenCV would wait ten seconds for a frame, and writes its own complaints to the terminal.
+    # By default OpenCV waits ten seconds for a frame and logs to the terminal.
     os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "2")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     if sys.platform != "linux" and isinstance(source, int):
@@ -171,7 +174,7 @@ def _open_device(source: int | str) -> cv2.VideoCapture:
             raise DeviceError(f"camera {path}: no permission; add your user to the group of that file")
         capture = cv2.VideoCapture(str(path.resolve()), cv2.CAP_V4L2)
     if not capture.isOpened():
-        raise DeviceError(f"camera {source}: is no camera, or another program is using it; {_found()}")
+        raise DeviceError(f"camera {source}: not a camera, or in use by another program; {_found()}")
     return capture
 
 
@@ -186,7 +189,7 @@ def _if_colour(target: Image | None) -> Image | None:
 
 
 def _write(image: Image, target: Image) -> None:
-    """Write a BGR image to `target` of the same size, grey if that is."""
+    """Write a BGR image to `target` of the same size, converted to grey if `target` is grey."""
     if target.ndim == 2:
         cv2.cvtColor(image, cv2.COLOR_BGR2GRAY, dst=target)
     else:

@@ -1,4 +1,4 @@
-"""Which decoded pictures rest on whole data: damage lasts until a whole key frame."""
+"""Refuses decoded pictures that depend on damaged data: damage lasts until an undamaged key frame."""
 
 from collections import Counter, deque
 from collections.abc import Callable
@@ -17,25 +17,23 @@ from perception.features.jpeg import check_restarts, claimed_size
 from perception.units.arrays import Image
 
 _REORDERED: Final = 64
-"""More packets than any codec holds back (H.264 and HEVC: 16)."""
+"""More packets than any codec delays for reordering (H.264 and HEVC: 16)."""
 _REFRESHED: Final = 300
-"""Pictures after which a stream without key frames, refreshed part by part, counts as whole again."""
+"""Pictures after which a stream without key frames (intra refresh) counts as undamaged again."""
 
 
 def expose_damage(context: VideoCodecContext) -> None:
-    """Set up a decoder so that it says what is damaged, before its first packet.
+    """Configure a decoder to report damage; call it before the first packet.
 
-    With slice threads FFmpeg conceals damage and does not flag it; frame threads would hold frames back.
+    With slice threads FFmpeg conceals damage without a flag; frame threads delay frames.
     """
     context.thread_type = "NONE"
-    if (
-        context.name == "mjpeg"
-    ):  # else it fills what is missing with the picture before, and calls that success
+    if context.name == "mjpeg":  # otherwise it fills gaps from the previous picture and reports success
         context.options = {**context.options, "err_detect": "explode"}
 
 
 def decode_jpeg(layout: Layout) -> Callable[[npt.NDArray[np.generic]], Image]:
-    """Return what decodes the bytes of JPEG pictures, laid out; it raises ValueError for a damaged one."""
+    """Return a decoder of JPEG bytes to images in this layout; it raises ValueError for a damaged one."""
     context = CodecContext.create("mjpeg", "r")
     assert isinstance(context, VideoCodecContext)
     expose_damage(context)
@@ -56,15 +54,15 @@ def decode_jpeg(layout: Layout) -> Callable[[npt.NDArray[np.generic]], Image]:
 
 
 class Damage:
-    """Refuses pictures that are damaged, and those predicted from them, until the next whole key frame.
+    """Refuses damaged pictures and those predicted from them, until the next undamaged key frame.
 
-    Decoders conceal what is missing with parts of earlier pictures and flag at most the first that they
-    patched; all that follow are predicted from it.
+    Decoders conceal gaps with parts of earlier pictures and flag at most the first concealed picture; the
+    following ones are predicted from it.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter(corrupt=0, after_damage=0)  # other threads read it: no new keys
-        """`corrupt`: packets and pictures damaged themselves; `after_damage`: those that rest on them."""
+        """`corrupt`: damaged packets and pictures; `after_damage`: pictures that depend on them."""
         self._lasting = self._suspect = False
         self._refused = 0
         self._packets: deque[int | None] = deque(maxlen=_REORDERED)
@@ -72,24 +70,24 @@ class Damage:
         self._key_pts: int | None = None
 
     def failed(self) -> None:
-        """Take note of a packet that could not be decoded."""
+        """Count a packet that could not be decoded."""
         self.counts["corrupt"] += 1
         self._begin()
 
     def note(self, packet: "Packet[Any]") -> None:
-        """Take in a packet before it is decoded."""
-        # FFmpeg's parsers hand out a packet once the next has begun: the flag may be meant for that one.
+        """Check the flags of a packet before it is decoded."""
+        # FFmpeg's parsers return a packet once the next has begun: the flag may belong to the next one.
         if packet.is_corrupt or self._suspect:
             self._packets.append(packet.pts)
             self.failed()
         self._suspect = packet.is_corrupt
 
     def admits(self, frame: VideoFrame) -> bool:
-        """Return whether a picture rests on whole data only; in the order in which they are decoded."""
+        """Return whether a picture depends on undamaged data only; call it in decoding order."""
         known = frame.pts is not None and frame.pts in self._packets
         if frame.is_corrupt or known:
             self.counts["corrupt"] += not known  # a damaged packet was counted already
-            # Pictures shown before a key frame but sent after it lack what they rest on after any leap.
+            # Pictures shown before a key frame but sent after it lack their reference after a seek.
             if self._key_pts is None or frame.pts is None or frame.pts > self._key_pts or frame.key_frame:
                 self._begin()
             return False

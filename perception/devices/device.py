@@ -1,4 +1,4 @@
-"""What every capture device looks like to its node: open, read with a time limit, close."""
+"""The interface of every capture device: open, read with a time limit, report, close."""
 
 import os
 from collections.abc import Callable
@@ -13,39 +13,40 @@ from perception.units.arrays import RawSamples
 
 
 class Lent(Protocol):
-    """Memory of who publishes, to be written to until it is published."""
+    """Memory of a publisher; write to it before it is published, not after."""
 
     data: memoryview
 
 
 Lend = Callable[[int], Lent]
-"""Returns memory of so many bytes."""
+"""Returns memory for the given number of bytes."""
 
 
 def no_file(path: str | Path) -> str:
-    """Return what stands in the place of a regular file, which can be read from anywhere in it."""
+    """Return why `path` is not a regular file."""
     if not os.path.exists(path):
         return "no such file"
-    return "is a folder" if os.path.isdir(path) else "is a pipe or a device, no file that can be played"
+    return "is a folder" if os.path.isdir(path) else "is a pipe or a device, not a file that can be played"
 
 
 @dataclass(frozen=True, slots=True)
 class CapturedFrame:
-    """A camera image and the moment its light arrived."""
+    """A camera image and the time of its exposure."""
 
     image: npt.NDArray[np.uint8]
     """(height, width, 3) BGR or (height, width) grey, owned by the receiver."""
     stamp_ns: int
+    """Host time."""
     exposure_ns: int | None = None
     raw: bool = False
-    """Whether the pixels are as a sensor gave them, with no lossy coding in between."""
+    """Whether the pixels come from the sensor without lossy coding."""
     lent: object = None
-    """What `Lend` returned, if `image` lies there, as it is to be published."""
+    """What `Lend` returned if `image` is stored there in its published form."""
 
 
 @dataclass(frozen=True, slots=True)
 class CapturedBlock:
-    """Consecutive samples and the moment of the first."""
+    """Consecutive samples and the host time of the first."""
 
     samples: RawSamples
     """(samples, channels)."""
@@ -74,7 +75,7 @@ class CapturedLabel:
 
 @dataclass(slots=True)
 class DeviceReport:
-    """The device's own account for `Health`: counts that only grow, and what it really delivers."""
+    """A device's part of `Health`: counts that only increase, and facts of the open device."""
 
     counts: dict[str, int] = field(default_factory=dict)
     facts: dict[str, str | float] = field(default_factory=dict)
@@ -86,13 +87,16 @@ Captured = TypeVar("Captured", covariant=True)
 
 
 class Device(Protocol[Captured]):
-    """A source of captured data. Opening happens in the constructor and raises DeviceError."""
+    """A source of captured data. The constructor opens it and raises DeviceError.
+
+    One thread calls all methods. A device may have threads of its own; `close` joins them.
+    """
 
     def read(self, timeout_s: float) -> Captured | None:
-        """Return the next item, None if none came in time; EOFError at the end of a file."""
+        """Return the next item, None after `timeout_s`; EOFError at the end of a file."""
 
     def report(self) -> DeviceReport:
-        """Return counts and facts so far."""
+        """Return the counts and facts so far."""
 
     def close(self) -> None:
         """Release the device and join its threads."""

@@ -1,4 +1,13 @@
-"""A camera as its node sees it: a thread keeps the newest frame, so a slow reader never adds latency."""
+"""Reads a camera in its own thread and keeps the newest frame, so a slow reader adds no latency.
+
+Threads: the grabbing thread alone calls the source and `open_source`, except the first opening in `__init__`.
+The thread of the capture loop calls `read`, `report` and `close`. They share `_newest`, `_counts`, `_reason`,
+`_end` and the reference `_source`, all guarded by `_ready`. A source's `facts` and `counts` are read by
+`report` while the grabbing thread writes them: a source never adds keys to `counts` later.
+
+After a DeviceError the source is closed and opened again with growing delays. Any other exception, EOFError
+included, ends the thread and is raised by `read` after the last frame. After `close` the source is closed.
+"""
 
 import threading
 import time
@@ -11,27 +20,27 @@ from perception.devices.device import CapturedFrame, DeviceReport
 from perception.errors import DeviceError
 from perception.units.closing import Closing
 
-# A source that claims 30 Hz may run a little faster; only a truly faster one loses frames.
+# A source with a nominal 30 Hz may run slightly faster without losing frames.
 _RATE_SLACK: Final = 1.05
 
 
 class FrameSource(Protocol):
-    """One opened camera, stream or file. Every call ends within seconds."""
+    """One open camera, stream or file. Every call returns within seconds."""
 
     @property
     def facts(self) -> dict[str, str | float]:
-        """What it really delivers."""
+        """Facts of the open source: size, rate, format."""
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """What it refused or left out so far, by reason."""
+        """Frames refused or left out so far, by reason."""
 
     def read(self) -> CapturedFrame | None:
-        """Return the next frame, or None if waiting was cut short.
+        """Return the next frame, None if there is none yet.
 
         Raises:
-            EOFError: the file is over.
-            DeviceError: the device or stream died.
+            EOFError: end of the file.
+            DeviceError: the device or stream failed.
         """
 
     def close(self) -> None:
@@ -39,12 +48,12 @@ class FrameSource(Protocol):
 
 
 class Grabber(Closing):
-    """Reads a source on a thread, keeps its newest frame, and opens it again when it dies.
+    """Reads a source in a thread, keeps its newest frame, and opens it again when it fails.
 
     Args:
-        open_source: opens the source, or raises DeviceError; the event it is given is set on close.
+        open_source: opens the source, or raises DeviceError; its argument is an event that is set on close.
         rate_hz: frames beyond this rate are left out.
-        backoff: how long to wait before a source that died is opened again.
+        backoff: delays before a failed source is opened again.
     """
 
     def __init__(
@@ -59,7 +68,7 @@ class Grabber(Closing):
         self._source = open_source(self._stop)
         self._backoff = backoff or Backoff()
         self._delivers_since_s: float | None = None
-        """When the source that is open gave its first frame. Of the grabbing thread alone."""
+        """When the open source returned its first frame. Owner: the grabbing thread."""
         self._pace = RateLimit.of(rate_hz)
         self._ready = threading.Condition()
         self._newest: CapturedFrame | None = None
@@ -70,7 +79,7 @@ class Grabber(Closing):
         self._thread.start()
 
     def read(self, timeout_s: float) -> CapturedFrame | None:
-        """Return the newest frame not yet read, None if none came in time; EOFError at the end of a file."""
+        """Return the newest unread frame, None after `timeout_s`; EOFError at the end of a file."""
         with self._ready:
             self._ready.wait_for(lambda: self._newest is not None or self._end is not None, timeout_s)
             frame, self._newest = self._newest, None
@@ -79,14 +88,14 @@ class Grabber(Closing):
             return frame
 
     def report(self) -> DeviceReport:
-        """Return counts of frames left out and of losses, and what the source delivers."""
+        """Return counts of frames left out and of failures, and the source's facts."""
         with self._ready:
             counts = self._counts + Counter(self._source.counts)
             status: Literal["ok", "lost"] = "lost" if self._reason else "ok"
             return DeviceReport(dict(counts), dict(self._source.facts), status, self._reason)
 
     def close(self) -> None:
-        """Stop and join the thread; the source is released."""
+        """Stop and join the thread, which closes the source."""
         self._stop.set()
         self._thread.join()
 
@@ -144,7 +153,7 @@ class Grabber(Closing):
 
 
 class RateLimit:
-    """Admits at most `rate_hz` items per second of their own stamps, evenly, two at once at most."""
+    """Admits at most `rate_hz` items per second of their stamps, evenly; at most two at once."""
 
     def __init__(self, rate_hz: float) -> None:
         self._rate_hz = rate_hz
@@ -153,7 +162,7 @@ class RateLimit:
 
     @classmethod
     def of(cls, rate_hz: float) -> Self:
-        """Return the limit for a source that claims this rate."""
+        """Return the limit for a source with this nominal rate."""
         return cls(rate_hz * _RATE_SLACK)
 
     def admits(self, stamp_ns: int) -> bool:

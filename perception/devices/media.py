@@ -1,4 +1,4 @@
-"""Media files and network streams through PyAV: opened with one clear line, decoded lap after lap."""
+"""Media files and network streams through PyAV: opening with one-line errors, decoding, looping."""
 
 import os
 from collections.abc import Iterator
@@ -22,16 +22,16 @@ OPEN_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 2.0
 _US_PER_S: Final = 1_000_000
 
-_LEAD_S: Final = 1.0
-"""A leap goes this long before what is wanted: some containers overshoot, MP3 needs what came before."""
+_SEEK_LEAD_S: Final = 1.0
+"""A seek goes this long before the wanted time: some containers overshoot, MP3 needs earlier frames."""
 _LEAP_S: Final = 3600.0
-"""A time that is further ahead than this is damage, not a hole."""
+"""A time that is further ahead than this is damage, not a gap."""
 _USUAL_RATE_HZ: Final = 25
 _NO_TIMESTAMPS: Final = 0x80  # AVFMT_NOTIMESTAMPS of libavformat/avformat.h
 _ANY_TAGS: Final[dict[str, Any]] = (
     {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 )
-"""Titles and comments are in whatever encoding somebody had; nobody reads them. From 19 on PyAV takes any."""
+"""Titles and comments may have any encoding and are not used. PyAV 19 and later accept any."""
 
 Kind = Literal["video", "audio"]
 FrameT = TypeVar("FrameT", VideoFrame, AudioFrame)
@@ -45,9 +45,14 @@ def open_container(
     form: str | None = None,
     read_timeout_s: float = READ_TIMEOUT_S,
 ) -> InputContainer:
-    """Open a file or URL, or what is in memory under a name; DeviceError says what stands in the way.
+    """Open a file, a URL or a file object; DeviceError with a one-line reason if that fails.
 
-    `form` is FFmpeg's name of the format where it need not be found out.
+    Args:
+        source: path, URL or file object.
+        options: of FFmpeg.
+        name: of a file object, for the error.
+        form: FFmpeg's name of the format; None detects it.
+        read_timeout_s: time limit of each read of a network stream.
     """
     try:
         timeout = (OPEN_TIMEOUT_S, read_timeout_s)
@@ -60,18 +65,18 @@ def open_container(
 
 
 def check_file(path: str | Path) -> None:
-    """Raise DeviceError unless a regular file is there: what is played is read from anywhere in it."""
+    """Raise DeviceError unless `path` is a regular file: playing requires seeking."""
     if not os.path.isfile(path):
         raise DeviceError(f"{path}: {no_file(path)}")
 
 
 def cause(error: Exception) -> str:
-    """Return what FFmpeg says went wrong, without the address it repeats."""
+    """Return FFmpeg's reason without the address it contains."""
     return str(getattr(error, "strerror", None) or error)
 
 
 def streams_of(container: InputContainer, kind: str) -> list[Stream]:
-    """Return the streams of one kind that can be decoded and are no cover picture; the default first."""
+    """Return the decodable streams of one kind without cover pictures; the default stream first."""
     streams = [
         stream
         for stream in container.streams
@@ -83,9 +88,12 @@ def streams_of(container: InputContainer, kind: str) -> list[Stream]:
 
 
 def length_s(path: str) -> float:
-    """Return how long a file is; where it does not say, its packets do. DeviceError as `open_container`."""
+    """Return the duration of a file in seconds, from its packets if the header has none.
+
+    Raises DeviceError as `open_container` does.
+    """
     with open_container(path) as container:
-        # Writers of Matroska do not agree whether the time before its beginning counts.
+        # Writers of Matroska differ in whether the duration includes the time before the first frame.
         doubtful = container.format.name.startswith("matroska") and container.start_time
         if container.duration and not doubtful:
             return container.duration / _US_PER_S
@@ -101,7 +109,7 @@ def length_s(path: str) -> float:
 
 
 def origin_of(container: InputContainer) -> float:
-    """Return the time in seconds that is the file's zero, free of the rounding to microseconds."""
+    """Return the file's start time in seconds, without rounding to microseconds."""
     start_us = container.start_time or 0
     starts = (
         float(stream.start_time * stream.time_base) * _US_PER_S
@@ -112,18 +120,18 @@ def origin_of(container: InputContainer) -> float:
 
 
 class Track(Generic[FrameT]):
-    """One stream of a media file, decoded on demand, lap after lap if it loops.
+    """One stream of a media file, decoded on demand, repeated if it loops.
 
-    Times are seconds since the file's start, the same zero for picture and sound: that is what keeps
-    a camera and a microphone that play one file together. A frame without a time begins where the one
-    before it ended.
+    Times are seconds since the file's start, with the same zero for picture and sound: so a camera and a
+    microphone that play one file stay synchronous. A frame without a time begins at the end of the previous
+    one.
 
     Args:
         path: the file.
-        kind: which of its streams.
+        kind: `video` or `audio`.
         loop: start again at the end; a lap lasts as long as the whole file.
-        start_s: leave out what lies before, for a device that joins late.
-        number: of its streams of that kind, from 0.
+        start_s: leave out frames before this time, for a device that starts late.
+        number: index of the stream among those of its kind, from 0.
     """
 
     def __init__(self, path: str, kind: Kind, *, loop: bool, start_s: float = 0.0, number: int = 0) -> None:
@@ -134,23 +142,23 @@ class Track(Generic[FrameT]):
         self._loop = loop
         self._start_s = start_s
         self.corrupt = 0
-        """Packets that could not be decoded and frames that are damaged or rest on damage so far."""
+        """Number of packets that could not be decoded and of frames that are damaged or depend on damage."""
         self.untimed = 0
-        """Frames whose time was derived so far."""
+        """Number of frames without a time of their own."""
         with open_container(path) as container:
             stream = self._stream_of(container)
             aspect = stream.sample_aspect_ratio if isinstance(stream, VideoStream) else None
             self.pixel_aspect = float(aspect) if aspect else None
-            """Width of a pixel by its height, None if unknown."""
+            """Pixel aspect ratio, width / height; None if unknown."""
         self.lap_s = length_s(path) if loop else 0.0
         if loop and not self.lap_s:
-            raise DeviceError(f"{path}: does not say how long it is, so it cannot loop")
+            raise DeviceError(f"{path}: duration unknown, so it cannot loop")
 
     def laps(self) -> Iterator[tuple[float, Iterator[tuple[float, FrameT]]]]:
-        """Yield each lap's start and its `(seconds since the lap's start, frame)`; take each lap whole.
+        """Yield (start of the lap in s, iterator of (seconds since that start, frame)); exhaust each one.
 
         Raises:
-            DeviceError: a lap held nothing that can be decoded.
+            DeviceError: no frame of a lap can be decoded.
         """
         lap = int(self._start_s // self.lap_s) if self._loop else 0
         while True:
@@ -176,10 +184,10 @@ class Track(Generic[FrameT]):
         with open_container(self._path) as container:
             stream = self._stream_of(container)
             timing = _Timing(container, stream)
-            if skip_s > 2 * _LEAD_S and timing.may_leap:
+            if skip_s > 2 * _SEEK_LEAD_S and timing.can_seek:
                 first = next(self._one_lap(0.0), None) if timing.by_decoding else None
-                timing.leap(first and first[1])
-                _seek(container, timing.origin_s + skip_s - _LEAD_S)
+                timing.prepare_seek(first and first[1])
+                _seek(container, timing.origin_s + skip_s - _SEEK_LEAD_S)
             damage = Damage()
             if isinstance(stream, VideoStream):
                 expose_damage(stream.codec_context)
@@ -192,7 +200,7 @@ class Track(Generic[FrameT]):
                 elif seconds is not None:
                     self._decoded += 1
                     reached_s = max(reached_s, seconds)
-                    if skip_s <= 0 or seconds >= skip_s or seconds + sounding_s(frame) > skip_s:
+                    if skip_s <= 0 or seconds >= skip_s or seconds + sound_s(frame) > skip_s:
                         yield seconds, frame
             self.untimed += timing.untimed
 
@@ -213,31 +221,31 @@ class Track(Generic[FrameT]):
 
 
 class _Timing:
-    """When each frame begins, in seconds from the file's start.
+    """Begin of each frame, in seconds from the file's start.
 
-    Neither raw streams nor AVI know when a picture is shown, only when it is decoded: there the first one is
-    shown at the beginning, and all are decoded as much later than shown as that one.
+    Raw streams and AVI store decoding times only, no display times: there the first picture is at 0, and the
+    offset of its decoding time applies to all.
     """
 
     def __init__(self, container: InputContainer, stream: Stream) -> None:
         self._stream = stream
         self.origin_s = origin_of(container)
         timeless = bool(container.format.flags & _NO_TIMESTAMPS)
-        self.may_leap = not timeless
+        self.can_seek = not timeless
         self.by_decoding = stream.type == "video" and (timeless or container.format.name == "avi")
         self.untimed = 0
-        """Frames so far whose time is the end of the one before."""
+        """Number of frames whose time is the end of the previous one."""
         self._next_s: float | None = 0.0
         self._late_s: float | None = None
 
-    def leap(self, first: VideoFrame | AudioFrame | None) -> None:
-        """Expect a frame from anywhere next; `first` is the file's first one, if decoding gives the times."""
+    def prepare_seek(self, first: VideoFrame | AudioFrame | None) -> None:
+        """Prepare for a seek; `first` is the file's first frame if times are decoding times, else None."""
         self._next_s = None
         if first is not None:
             self._own_s(first)
 
     def begin_s(self, frame: VideoFrame | AudioFrame) -> float | None:
-        """Return when the next frame begins; None after a leap as long as no frame has a time."""
+        """Return when the next frame begins; None after a seek until a frame has a time."""
         own_s = self._own_s(frame)
         begin_s = self._next_s if own_s is None else own_s
         if begin_s is not None:
@@ -257,24 +265,24 @@ class _Timing:
 
 
 def _seek(container: InputContainer, seconds: float) -> None:
-    """Let reading go on shortly before this time; what cannot leap goes on from the beginning."""
+    """Seek to shortly before this time; a container that cannot seek continues from its start."""
     with suppress(av.FFmpegError):
         container.seek(int(seconds * _US_PER_S))
 
 
-def lasting_s(frame: VideoFrame) -> float:
-    """Return how many seconds a picture is shown, 0 if the file does not say."""
+def picture_s(frame: VideoFrame) -> float:
+    """Return the display duration of a picture in seconds, 0 if unknown."""
     return float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
 
 
-def sounding_s(frame: VideoFrame | AudioFrame) -> float:
-    """Return how many seconds of sound a frame holds."""
+def sound_s(frame: VideoFrame | AudioFrame) -> float:
+    """Return the duration of the sound in a frame in seconds, 0 for a picture."""
     return frame.samples / frame.sample_rate if isinstance(frame, AudioFrame) else 0.0
 
 
 def _duration_s(frame: VideoFrame | AudioFrame, stream: Stream) -> float:
-    """Return how long a frame lasts; a picture as long as the file says, else as its rate says."""
+    """Return the duration of a frame in seconds; for a picture without one, from the frame rate."""
     if isinstance(frame, AudioFrame):
-        return sounding_s(frame)
+        return sound_s(frame)
     rate = isinstance(stream, VideoStream) and (stream.guessed_rate or stream.average_rate)
-    return lasting_s(frame) or float(1 / (rate or _USUAL_RATE_HZ))
+    return picture_s(frame) or float(1 / (rate or _USUAL_RATE_HZ))

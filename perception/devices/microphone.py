@@ -1,4 +1,10 @@
-"""Microphones: live ones through PortAudio, and the sound tracks of files played as if they were live."""
+"""Microphones: live ones through PortAudio, and sound tracks of files played as if live.
+
+Threads of `PortAudioMicrophone`: PortAudio's own thread calls `_on_audio` only. It writes `_received_ns` (so
+does `_reopen`) and `_dropped`, and puts callbacks into a bounded queue; it never waits. Everything else
+belongs to the thread that calls `read`, `report` and `close`. When the queue is full, samples are dropped
+there and become a gap of the next block. `FileMicrophone` has no thread.
+"""
 
 import queue
 import threading
@@ -17,8 +23,8 @@ from perception.units import SECOND_NS, Clock
 from perception.units.arrays import SAMPLE_TYPES, RawSamples
 from perception.units.closing import Closing
 
-# The first callbacks are heard but not given out: they place the clock. Some backends start with half a
-# second of ADC times that stand still, so eight blocks in a row must agree; but we do not wait for ever.
+# The first callbacks only set the clock and are not returned. Some backends start with half a second of
+# constant ADC times, so eight consecutive blocks must agree, within a limit of blocks.
 _SETTLE_BLOCKS: Final = 8
 _SETTLE_SPREAD_NS: Final = 25_000_000
 _SETTLE_LIMIT_BLOCKS: Final = 100
@@ -30,7 +36,7 @@ _MAX_ADC_AGE_S: Final = 5.0
 def open_microphone(
     config: MicrophoneConfig, script: ScriptConfig, *, clock: Clock, origin_ns: int
 ) -> Device[CapturedBlock]:
-    """Open the microphone a profile names.
+    """Open the microphone that a profile names.
 
     Args:
         config: its section of the profile.
@@ -54,18 +60,18 @@ def open_microphone(
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """What PortAudio handed over: interleaved samples, and when the first of them was converted."""
+    """One call by PortAudio: interleaved samples, and when the first of them was converted."""
 
     data: bytes
     frames: int
     adc_ns: int
     overflow: bool
     dropped: int
-    """Samples left out just before, because the reader was seconds behind."""
+    """Samples dropped just before, because the queue was full."""
 
 
 class BlockStamper:
-    """Turns callbacks into blocks: counts samples, fits the clock, finds losses. Pure."""
+    """Converts callbacks to blocks: counts samples, fits the clock, detects losses. Pure."""
 
     def __init__(self, config: MicrophoneConfig) -> None:
         self.clock = SampleClock(config.rate_hz)
@@ -79,11 +85,11 @@ class BlockStamper:
         self._reopened = False
 
     def reopened(self) -> None:
-        """Say that the device was opened anew: what it missed in between is a gap."""
+        """Record that the device was reopened: the samples missed meanwhile are a gap."""
         self._reopened = True
 
     def block(self, callback: Callback) -> CapturedBlock | None:
-        """Return the callback's block, or None while the clock settles."""
+        """Return the callback's block; None while the clock settles."""
         gap = callback.dropped
         self._index += gap
         if self._settling is not None:
@@ -104,49 +110,49 @@ class BlockStamper:
         self._index += callback.frames
         return block
 
-    def _settle(self, heard: deque[tuple[int, int]], adc_ns: int) -> None:
-        heard.append((self._index, adc_ns))
-        starts_ns = [adc_ns - round(index * 1e9 / self.clock.rate_hz) for index, adc_ns in heard]
-        agreed = len(heard) == _SETTLE_BLOCKS and max(starts_ns) - min(starts_ns) < _SETTLE_SPREAD_NS
+    def _settle(self, observed: deque[tuple[int, int]], adc_ns: int) -> None:
+        observed.append((self._index, adc_ns))
+        starts_ns = [adc_ns - round(index * 1e9 / self.clock.rate_hz) for index, adc_ns in observed]
+        agreed = len(observed) == _SETTLE_BLOCKS and max(starts_ns) - min(starts_ns) < _SETTLE_SPREAD_NS
         self._settled_after += 1
         if agreed or self._settled_after >= _SETTLE_LIMIT_BLOCKS:
-            for observation in heard:
+            for observation in observed:
                 self.clock.observe(*observation)
             self._settling = None
 
 
 class PortAudioMicrophone(Closing):
-    """A live microphone. If it stops delivering it is opened again, and the missing samples are a gap."""
+    """A live microphone. If it stops delivering it is opened again; the missing samples are a gap."""
 
     def __init__(self, config: MicrophoneConfig, *, clock: Clock, audio: Any = None) -> None:
-        """Open it; `audio` stands in for the module `sounddevice`."""
+        """Open it; `audio` replaces the module `sounddevice` in tests."""
         self._config = config
         self._clock = clock
         self._audio = audio or _portaudio()
         self._callbacks: queue.Queue[Callback] = queue.Queue(_BACKLOG_BLOCKS)
         self._dropped = 0
         self._stamper = BlockStamper(config)
-        self._heard_ns = clock()
+        self._received_ns = clock()
         self._reason = ""
         self._retry_ns = 0
-        """When to open it next; 0 while it is open."""
+        """Host time at which to open it next; 0 while it is open."""
         self._backoff = Backoff()
-        self._opened_ns = self._heard_ns
+        self._opened_ns = self._received_ns
         self._stream: Any = self._open()
 
     def read(self, timeout_s: float) -> CapturedBlock | None:
-        """Return the next block, None if none came in time."""
+        """Return the next block, None after `timeout_s`."""
         try:
             callback = self._callbacks.get(timeout=timeout_s)
         except queue.Empty:
-            if self._clock() - self._heard_ns > _DEAD_NS:
-                self._revive()
+            if self._clock() - self._received_ns > _DEAD_NS:
+                self._reopen()
             return None
         self._reason = ""
         return self._stamper.block(callback)
 
     def report(self) -> DeviceReport:
-        """Return losses, and the drift of the device's clock (ppm, positive when it runs fast)."""
+        """Return losses, and the drift of the device's clock in ppm, positive when it runs fast."""
         facts: dict[str, str | float] = {
             "source": str(self._config.source),
             "drift_ppm": round(self._stamper.clock.drift_ppm, 1) + 0.0,
@@ -170,7 +176,7 @@ class PortAudioMicrophone(Closing):
                 device=device,
                 channels=config.channels,
                 dtype="int16" if config.format == "s16" else "float32",
-                callback=self._hear,
+                callback=self._on_audio,
             )
             stream.start()
             return stream
@@ -189,13 +195,13 @@ class PortAudioMicrophone(Closing):
         offers = f"{entry['default_samplerate']:.0f} Hz and up to {entry['max_input_channels']} channels"
         return f"cannot be opened: {error.args[0]}; '{entry['name']}' offers {offers}"
 
-    def _hear(self, data: Any, frames: int, times: Any, status: Any) -> None:
-        # On PortAudio's own thread: copy, note the time, leave.
+    def _on_audio(self, data: Any, frames: int, times: Any, status: Any) -> None:
+        # PortAudio's thread: copy and return.
         host_ns = self._clock()
-        self._heard_ns = host_ns
+        self._received_ns = host_ns
         adc_s, now_s = times.inputBufferAdcTime, times.currentTime
         if not 0 <= now_s - adc_s <= _MAX_ADC_AGE_S:
-            # Some backends leave the ADC time empty: the block ended when it was handed over.
+            # Some backends set no ADC time: the block ended at the time of the call.
             adc_s, now_s = 0.0, frames / self._config.rate_hz
         adc_ns = device_to_host_ns(adc_s, now_s, host_ns)
         callback = Callback(bytes(data), frames, adc_ns, bool(status.input_overflow), self._dropped)
@@ -205,32 +211,32 @@ class PortAudioMicrophone(Closing):
         except queue.Full:
             self._dropped += frames
 
-    def _revive(self) -> None:
+    def _reopen(self) -> None:
         now_ns = self._clock()
-        if not self._retry_ns:  # it was open, and has fallen silent
+        if not self._retry_ns:  # it was open, and stopped delivering
             self._stamper.counts["lost"] += not self._reason
             self._reason = self._reason or f"microphone '{self._config.source}': stopped delivering sound"
-            self._put_off(now_ns, worked_s=max(0, self._heard_ns - self._opened_ns) / 1e9)
+            self._schedule_retry(now_ns, worked_s=max(0, self._received_ns - self._opened_ns) / 1e9)
             if self._backoff.failures == 1:
                 self._retry_ns = now_ns
         if now_ns < self._retry_ns:
             return
         try:
             self.close()
-            # PortAudio sees devices come and go only when it is started anew.
+            # PortAudio lists devices only when it is initialised.
             self._audio._terminate()
             self._audio._initialize()
             self._stream = self._open()
         except (DeviceError, self._audio.PortAudioError) as error:
             self._reason = str(error)
-            self._put_off(now_ns, worked_s=0.0)
+            self._schedule_retry(now_ns, worked_s=0.0)
             return
-        self._heard_ns = self._opened_ns = now_ns
+        self._received_ns = self._opened_ns = now_ns
         self._retry_ns = 0
         self._stamper.reopened()
         self._stamper.counts["reopened"] += 1
 
-    def _put_off(self, now_ns: int, worked_s: float) -> None:
+    def _schedule_retry(self, now_ns: int, worked_s: float) -> None:
         self._retry_ns = now_ns + round(self._backoff.failed(worked_s) * 1e9)
 
 
@@ -243,10 +249,10 @@ def _portaudio() -> Any:
 
 
 class FileMicrophone(Closing):
-    """A file's sound, played from `origin_ns` on, paced by its own sample counter: no drift, no gap."""
+    """A file's sound, played from `origin_ns` on by its sample counter: no drift, no gap."""
 
     def __init__(self, config: MicrophoneConfig, *, clock: Clock, origin_ns: int) -> None:
-        from perception.devices.sound import Sound  # loads FFmpeg, which a live microphone does without
+        from perception.devices.sound import Sound  # loads FFmpeg, which a live microphone does not need
 
         self._config = config
         self._clock = clock
@@ -262,31 +268,31 @@ class FileMicrophone(Closing):
             start=self._index,
         )
         self._blocks = self._sound.blocks(round(config.block_ms * config.rate_hz / 1000))
-        # Decoded already here, so that a damaged file is refused at the start.
-        self._ahead: RawSamples | None = next(self._blocks, None)
+        # Decode the first block here, so that a damaged file is refused at the start.
+        self._next_block: RawSamples | None = next(self._blocks, None)
 
     def read(self, timeout_s: float) -> CapturedBlock | None:
-        """Return the next block once its last sample is due, None if not in time; EOFError at the end."""
-        if self._ahead is None:
+        """Return the next block when its last sample is due, None after `timeout_s`; EOFError at the end."""
+        if self._next_block is None:
             raise EOFError("end of file")
-        wait_s = (self._stamp_ns(self._index + len(self._ahead)) - self._clock()) / 1e9
+        wait_s = (self._stamp_ns(self._index + len(self._next_block)) - self._clock()) / 1e9
         if wait_s > timeout_s:
             self._closed.wait(timeout_s)
             return None
         self._closed.wait(max(wait_s, 0))
-        block = CapturedBlock(self._ahead, self._stamp_ns(self._index), self._index)
-        self._index += len(self._ahead)
-        self._ahead = next(self._blocks, None)
+        block = CapturedBlock(self._next_block, self._stamp_ns(self._index), self._index)
+        self._index += len(self._next_block)
+        self._next_block = next(self._blocks, None)
         return block
 
     def report(self) -> DeviceReport:
-        """Return how many packets could not be decoded, and where sound is missing or comes twice."""
+        """Return the number of undecodable packets, of gaps and of overlaps of sound."""
         sound = self._sound
         counts = {"corrupt": sound.corrupt, "holes": sound.holes, "overlaps": sound.overlaps}
         return DeviceReport(counts, {"source": str(self._config.source)})
 
     def close(self) -> None:
-        """Cut a wait short and close the file."""
+        """End a wait in `read` and close the file."""
         self._closed.set()
         self._blocks.close()
 

@@ -1,4 +1,10 @@
-"""Network cameras: JPEG over HTTP in any dialect that browsers show, RTSP and whatever else FFmpeg reads."""
+"""Network cameras: JPEG over HTTP in all variants that browsers show, RTSP, and everything FFmpeg reads.
+
+Threads of `StreamSource`: the receiving thread (`_receive`) reads the feed's packets, stamps them and puts
+them into the `Backlog`; it alone uses `_feed.packets`, closes the feed and updates `_sent`. The thread that
+calls `read` decodes and owns all other fields; `facts` and `counts` may be read from any thread. `close` sets
+`_stopped`; a thread that waits for a silent camera ends at its time limit.
+"""
 
 import errno
 import re
@@ -31,14 +37,14 @@ from perception.profile import CameraConfig
 from perception.units import SECOND_NS, Clock
 
 STALL_S: Final = 5.0
-"""A camera that sends no whole picture for so long is lost; at night some send one in three seconds."""
+"""A camera that sends no complete picture for this time is lost; at night some send one in three seconds."""
 _POLL_S: Final = 0.1
 _JOIN_S: Final = 1.0
 _REORDERED: Final = 64
 _SNIFFED_BYTES: Final = 1 << 16
 _READ_BYTES: Final = 1 << 16
 _LIVE_OPTIONS: Final = {
-    # Without these FFmpeg gathers frames to guess the rate, and hands them out late.
+    # By default FFmpeg buffers frames to estimate the rate, and returns them late.
     "fflags": "nobuffer",
     "flags": "low_delay",
     "fpsprobesize": "0",
@@ -46,32 +52,32 @@ _LIVE_OPTIONS: Final = {
     "rtsp_transport": "tcp",
 }
 _FILM: Final = re.compile(r"\.(flv|m3u8?|mkv|mov|mp4|mpd|mpg|ts|webm)(\?.*)?$", re.IGNORECASE)
-"""What needs no first look, which some servers answer only once."""
-_JPEG_BEHIND_TEXT: Final = re.compile(rb"[\t\r\n -~]*\xff\xd8\xff")
+"""Files and playlists: opened directly, because some servers answer only one request."""
+_JPEG_AFTER_TEXT: Final = re.compile(rb"[\t\r\n -~]*\xff\xd8\xff")
 _TEXT_SO_FAR: Final = re.compile(rb"[\t\r\n -~]*\xff?\xd8?")
 
 
 class Feed(Protocol):
-    """What a camera sends, as packets of one video stream."""
+    """The packets of a camera's video stream."""
 
     format: str
     context: VideoCodecContext
     aspect: float | None
-    """Width of a pixel by its height, None if unknown."""
+    """Pixel aspect ratio, width / height; None if unknown."""
 
     @property
     def corrupt(self) -> int:
-        """Pictures found cut short or broken so far."""
+        """Number of incomplete or damaged pictures so far."""
 
     def packets(self, stopped: threading.Event) -> "Iterator[tuple[Packet[Any], int | None]]":
-        """Yield packets with the stream's own time in ns; DeviceError when the camera ends it."""
+        """Yield (packet, its timestamp in ns or None) until the camera ends the stream."""
 
     def close(self) -> None:
-        """Hang up; not while another thread waits for a packet."""
+        """Disconnect; do not call it while another thread waits for a packet."""
 
 
 class JpegFeed:
-    """JPEG pictures over HTTP, one after the other, or one at an address that is asked again and again."""
+    """JPEG pictures over HTTP: a stream of them, or one per request, requested at the camera's rate."""
 
     format = "http/mjpeg"
     aspect: float | None = None
@@ -89,28 +95,28 @@ class JpegFeed:
 
     @property
     def corrupt(self) -> int:
-        """Pictures found cut short or broken so far."""
+        """Number of incomplete or damaged pictures so far."""
         return self._splitter.corrupt + self._refused
 
     def packets(self, stopped: threading.Event) -> "Iterator[tuple[Packet[Any], int | None]]":
-        """Yield one packet per whole picture."""
+        """Yield one packet per complete picture."""
         chunks = chain(self._begin, _chunks(self._container))
         single = self._begin[0].startswith(b"\xff\xd8")
         while True:
-            asked_s, before = time.monotonic(), self._splitter.pictures
+            requested_s, before = time.monotonic(), self._splitter.pictures
             for chunk in chunks:
                 yield from self._whole(self._splitter.feed(chunk))
             self._splitter.end()
             if not single or self._splitter.pictures - before > 1:
                 return
-            if stopped.wait(max(asked_s + self._period_s - time.monotonic(), 0)):
+            if stopped.wait(max(requested_s + self._period_s - time.monotonic(), 0)):
                 return
             self._container.close()
             self._container = _open_bytes(self._url)
             chunks = chain(_chunks(self._container))
 
     def close(self) -> None:
-        """Hang up."""
+        """Disconnect."""
         self._container.close()
 
     def _whole(self, pictures: list[bytes]) -> "Iterator[tuple[Packet[Any], int | None]]":
@@ -127,7 +133,7 @@ class JpegFeed:
 
 
 class PacketFeed:
-    """Whatever FFmpeg can read."""
+    """Any stream that FFmpeg can read."""
 
     corrupt = 0
 
@@ -145,26 +151,26 @@ class PacketFeed:
         self.format = f"{self._container.format.name}/{stream.codec_context.name}"
 
     def packets(self, stopped: threading.Event) -> "Iterator[tuple[Packet[Any], int | None]]":
-        """Yield packets as they come."""
+        """Yield packets as they arrive."""
         base_ns = self._stream.time_base * SECOND_NS if self._stream.time_base else 0
         for packet in self._container.demux(self._stream):
             if packet.size:
                 yield packet, None if packet.dts is None else round(packet.dts * base_ns)
 
     def close(self) -> None:
-        """Hang up."""
+        """Disconnect."""
         self._container.close()
 
 
 class StreamSource:
-    """A network camera. One thread receives whatever it sends at once; what is late is never decoded.
+    """A network camera. A thread receives packets at once; late packets are dropped without decoding.
 
-    A frame's stamp is when its packet was sent, as far as the stream's timestamps show it, else when it was
+    A frame's stamp is the time its packet was sent, if the stream's timestamps show it, else the time it was
     received.
     """
 
     def __init__(self, url: str, config: CameraConfig, *, clock: Clock, stall_s: float = STALL_S) -> None:
-        """Open the stream; DeviceError if that cannot be done."""
+        """Open the stream; DeviceError if that fails."""
         self._stall_s = stall_s
         self._name = without_credentials(url)
         self._clock = clock
@@ -178,22 +184,22 @@ class StreamSource:
         self._stamps: deque[Arrived] = deque(maxlen=_REORDERED)
         self._counts: Counter[str] = Counter(superseded=0, over_rate=0)  # other threads read: no new keys
         self._age_ms = 0.0
-        self._heard_s, self._broken = time.monotonic(), 0
-        """When a packet came last, and how many pictures had been broken by then."""
+        self._received_s, self._broken = time.monotonic(), 0
+        """When the last packet was taken, and the number of damaged pictures at that time."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="network camera", daemon=True)
         self._thread.start()
 
     @property
     def facts(self) -> dict[str, str | float]:
-        """Where the frames come from, how they are coded, their size and the age of the newest."""
+        """Device source, format, size and age of the newest frame."""
         known = {"source": self._name, "format": self._feed.format}
         stamps = "stream" if self._sent.trusted else "arrival"
         return {**known, "stamps": stamps, "age_ms": round(self._age_ms, 1), **self._pixels.facts}
 
     @property
     def counts(self) -> dict[str, int]:
-        """Packets and pictures that were damaged or came too late so far."""
+        """Number of damaged, late and superseded packets and pictures so far."""
         corrupt = Counter(corrupt=self._feed.corrupt)
         return self._counts + self._damage.counts + self._backlog.counts + corrupt
 
@@ -202,11 +208,11 @@ class StreamSource:
         arrived = self._backlog.take(_POLL_S)
         now_s = time.monotonic()
         if arrived:
-            self._heard_s, self._broken = now_s, self._feed.corrupt
-        elif now_s - self._heard_s > self._stall_s:
+            self._received_s, self._broken = now_s, self._feed.corrupt
+        elif now_s - self._received_s > self._stall_s:
             broken = self._feed.corrupt - self._broken
             sent = f", {broken} were damaged" if broken else ""
-            raise DeviceError(f"{self._name}: sent no whole picture for {self._stall_s:g} s{sent}")
+            raise DeviceError(f"{self._name}: sent no complete picture for {self._stall_s:g} s{sent}")
         if arrived and self._feed.context.codec.intra_only and not self._pace.admits(arrived[-1].stamp_ns):
             self._counts["over_rate"] += len(arrived)
             return None
@@ -221,12 +227,12 @@ class StreamSource:
         return CapturedFrame(self._pixels(frame), stamp_ns)
 
     def close(self) -> None:
-        """Hang up."""
+        """Disconnect."""
         self._stopped.set()
-        self._thread.join(_JOIN_S)  # a camera that is silent just now is left to its time limit
+        self._thread.join(_JOIN_S)  # a thread that waits for a silent camera ends at its time limit
 
     def _whole(self, arrived: Arrived) -> list[VideoFrame]:
-        """Decode a packet and return the pictures that rest on whole data."""
+        """Decode a packet; return the pictures that depend on undamaged data only."""
         self._damage.note(arrived.packet)
         if arrived.packet.pts is not None:
             self._stamps.append(arrived)
@@ -254,16 +260,16 @@ class StreamSource:
 
 
 def open_feed(url: str, rate_hz: float) -> Feed:
-    """Connect to a camera; DeviceError says what stands in the way."""
+    """Connect to a camera; DeviceError with a one-line reason if that fails."""
     url, name = standard_url(url), without_credentials(url)
     if re.match("https?://", url, re.IGNORECASE) and not _FILM.search(url):
         container = _open_bytes(url)
         begin = _begin(container, name)
-        if _JPEG_BEHIND_TEXT.match(b"".join(begin)):
+        if _JPEG_AFTER_TEXT.match(b"".join(begin)):
             return JpegFeed(url, rate_hz, container, begin)
         container.close()
         if b"".join(begin).lstrip()[:1] == b"<":
-            raise DeviceError(f"{name}: answers with a web page, no picture: check its path, and the login")
+            raise DeviceError(f"{name}: returns a web page, not a picture: check its path, and the login")
     return PacketFeed(url, name)
 
 
@@ -276,13 +282,13 @@ def _chunks(container: InputContainer) -> Iterator[bytes]:
         for packet in container.demux():
             yield bytes(packet)
     except FFmpegError as error:
-        # FFmpeg's word for a server that hangs up without having said how much it would send
+        # FFmpeg reports EIO where a server closes a response without a length
         if error.errno != errno.EIO:
             raise
 
 
 def _begin(container: InputContainer, name: str) -> list[bytes]:
-    """Read as far as needed to know whether this is JPEG behind nothing but text."""
+    """Return the first bytes, enough to decide whether they are text followed by JPEG."""
     begin: list[bytes] = []
     try:
         for chunk in _chunks(container):

@@ -1,6 +1,7 @@
-"""Decoded frames and camera images to BGR pixels: the way up they were filmed, their aspect kept.
+"""Converts decoded frames and camera images to BGR pixels: upright, with their aspect ratio.
 
-An orientation is a 2 x 2 matrix of -1, 0 and 1: what it makes of a step to the right and a step down.
+An orientation is a 2 x 2 matrix of -1, 0 and 1: its columns are the images of one step right and one step
+down.
 """
 
 from dataclasses import dataclass, field
@@ -25,29 +26,29 @@ _FLIPS: Final[dict[str, Orientation]] = {
     "horizontal": np.diag([-1, 1]),
     "vertical": np.diag([1, -1]),
 }
-# Some files claim pixels 0 or 1000 times as wide as high, others are a rounding away from square.
+# Some files have pixel aspect ratios of 0 or 1000, others differ from 1 by rounding.
 _PIXEL_ASPECTS: Final = (1 / 8, 8)
 _SQUARE_ENOUGH: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a camera's pictures are turned and brought to one size."""
+    """How a camera's pictures are rotated and resized."""
 
     size: tuple[int, int] | None = None
-    """(width, height) in pixels; None keeps the picture's own."""
+    """(width, height) in pixels; None keeps the picture's size."""
     fit: Fit = "letterbox"
     orientation: Orientation = field(default_factory=lambda: AS_CODED)
-    """Applied after what the film itself asks for."""
+    """Applied after the film's own orientation."""
 
     @classmethod
     def of(cls, config: CameraConfig) -> "Layout":
-        """Return what a camera's section of the profile asks for."""
+        """Return the layout of a camera's section of the profile."""
         turned = np.linalg.matrix_power(_CLOCKWISE, config.rotate // 90)
         return cls((config.width, config.height), config.fit, _FLIPS[config.flip] @ turned)
 
     def before(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (width, height) that is `size` once it is turned."""
+        """Return the (width, height) that becomes `size` by the orientation."""
         return _swapped(size, self.orientation)
 
     def of_image(self, image: npt.NDArray[np.generic]) -> Image:
@@ -55,23 +56,23 @@ class Layout:
         return self.fitted(_turned(np.asarray(image, np.uint8), self.orientation))
 
     def fitted(self, image: Image) -> Image:
-        """Return an image that is the right way up in the layout's size; contiguous."""
+        """Return an upright image in the layout's size; contiguous."""
         return np.ascontiguousarray(image) if self.size is None else fitted(image, self.size, self.fit)
 
     def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (width, height) to which a whole picture is brought before bars or a cut fit it."""
+        """Return the (width, height) to which a whole picture is scaled before bars or a cut fit it."""
         return size if self.size is None or self.fit == "crop" else inner_size(size, self.size, self.fit)
 
 
 class FilmPixels:
-    """The decoded frames of one film or stream as (height, width, 3) BGR, contiguous.
+    """Converts the decoded frames of one film or stream to (height, width, 3) BGR, contiguous.
 
-    The film's display matrix is honoured, flips included, and pixels that are not square are made so. A
-    matrix holds until another one comes: H.264 repeats its own only with key frames.
+    The film's display matrix is applied, including flips, and non-square pixels are scaled to square. A
+    matrix applies until the next one: H.264 repeats it only with key frames.
 
     Args:
-        layout: how the pictures are to be.
-        pixel_aspect: width of a pixel by its height, as the file has it; None if unknown.
+        layout: orientation and size of the result.
+        pixel_aspect: pixel aspect ratio of the file, width / height; None if unknown.
     """
 
     def __init__(self, layout: Layout | None = None, pixel_aspect: float | None = None) -> None:
@@ -84,7 +85,7 @@ class FilmPixels:
         self._aspect = aspect if known and abs(aspect - 1) > _SQUARE_ENOUGH else 1.0
         self._filmed = AS_CODED
         self.size: tuple[int, int] | None = None
-        """(width, height) of the newest frame as it is shown, before it is brought to the layout's size."""
+        """(width, height) of the newest frame as displayed, before it is resized to the layout."""
 
     @property
     def facts(self) -> dict[str, str | float]:
@@ -97,7 +98,7 @@ class FilmPixels:
         orientation = self._layout.orientation @ self._filmed
         square = (max(round(frame.width * self._aspect), 1), frame.height)
         self.size = _swapped(square, orientation)
-        # Scaled before it is turned: most films are larger than what is asked for.
+        # Scale first, then rotate: most films are larger than the layout.
         width, height = _swapped(self._layout.scaled(self.size), orientation)
         pixels = frame.reformat(width, height, "bgr24").to_ndarray()
         return self._layout.fitted(_turned(pixels.astype(np.uint8, copy=False), orientation))
@@ -105,13 +106,13 @@ class FilmPixels:
     def _of_film(self, frame: "VideoFrame") -> Orientation:
         try:
             matrix = frame.side_data.get(self._matrix)  # type: ignore[call-overload]
-        except ValueError:  # beside it lies something that PyAV has no name for yet, as EXIF of a photo
+        except ValueError:  # the frame has side data that PyAV has no name for, such as EXIF
             return np.linalg.matrix_power(_CLOCKWISE, -round(frame.rotation / 90) % 4)
         return self._filmed if matrix is None else orientation_of(np.frombuffer(bytes(matrix), np.int32))
 
 
 def orientation_of(matrix: npt.NDArray[np.int32]) -> Orientation:
-    """Return the orientation nearest to a display matrix: nine numbers, row by row, as files hold them."""
+    """Return the orientation nearest to a display matrix: nine numbers, row by row, as stored in files."""
     right, down = matrix[:2], matrix[3:5]
     if abs(int(right[0])) >= abs(int(right[1])):
         return np.diag([-1 if right[0] < 0 else 1, -1 if down[1] < 0 else 1])

@@ -1,4 +1,4 @@
-"""What the scripted camera sees: a picture at any moment of a script, drawn from sprites."""
+"""Pictures of the scripted camera: drawn from sprites for any time of a script."""
 
 from functools import lru_cache
 from typing import Any, Final
@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from perception.devices.script import ASSETS, ROOMS, Card, Person, Script, Segment, Thing
+from perception.devices.script import ASSETS, ROOMS, Card, MovingObject, Person, Script, Segment
 from perception.errors import DeviceError
 from perception.units.arrays import Image
 
-# People and cards move in and out around the segment's border, half before it and half after.
+# People and cards enter and leave around the border of a segment, half before and half after it.
 BORDER_NS: Final = 150_000_000
 LIGHT_NS: Final = 300_000_000
 # Of the face photographs, as fractions of their side: the head's ellipse (centre, half axes).
@@ -25,7 +25,7 @@ _GRAIN_MARGIN: Final = 64
 
 
 class Scene:
-    """The script seen by a camera of `width` x `height` pixels; `at` is a pure function of time."""
+    """The script as pictures of `width` x `height` pixels; `at` is a pure function of time."""
 
     def __init__(self, script: Script, width: int, height: int) -> None:
         self.script = script
@@ -34,28 +34,28 @@ class Scene:
         self._room = lru_cache(maxsize=ROOMS)(self._draw_room)
         self._person = lru_cache(maxsize=4)(self._draw_person)
         self._card = lru_cache(maxsize=2)(self._draw_card)
-        # Wider than the picture: a new offset per frame makes the grain move.
+        # Larger than the picture: a new offset per frame moves the grain.
         shape = (height + _GRAIN_MARGIN, width + _GRAIN_MARGIN, 3)
         grain = script.random(1).standard_normal(shape, dtype=np.float32) * _GRAIN_SIGMA + 128
         self._grain = np.clip(grain, 0, 255).astype(np.uint8)
 
     def at(self, t_ns: int) -> Image:
-        """Return the picture at `t_ns` of script time: (height, width, 3) BGR, a fresh array."""
+        """Return the picture at `t_ns` of script time: (height, width, 3) BGR, a new array."""
         segment = self.script.at(t_ns)
         image = self._room(segment.room).copy()
         shown = self._shown(segment, t_ns)
-        for thing in segment.things:
-            if not thing.in_front:
-                self._paint_thing(image, thing, segment, t_ns)
+        for item in segment.objects:
+            if not item.in_front:
+                self._paint_object(image, item, segment, t_ns)
         for actor, presence in shown:
             self._paint_actor(image, actor, presence, t_ns)
-        for thing in segment.things:
-            if thing.in_front:
-                self._paint_thing(image, thing, segment, t_ns)
+        for item in segment.objects:
+            if item.in_front:
+                self._paint_object(image, item, segment, t_ns)
         return self._expose(image, segment, t_ns)
 
     def _shown(self, segment: Segment, t_ns: int) -> list[tuple[Person | Card, float]]:
-        """Who and what is in view, people first, each with its presence from 0 (outside) to 1."""
+        """Return people, then cards in view, each with its presence from 0 (outside) to 1."""
         after = self.script.segment(segment.index + 1)
         before = self.script.segment(segment.index - 1) if segment.index else None
         begun = _ramp(t_ns - segment.start_ns, BORDER_NS) if before else 1.0
@@ -83,7 +83,7 @@ class Scene:
         left, top = x - sprite.shape[1] / 2, y - (actor.size * height if isinstance(actor, Person) else 0)
         if isinstance(actor, Card):
             top -= sprite.shape[0] / 2
-        # Slides in from wholly outside its side of the picture.
+        # Moves in from outside, on its side of the picture.
         outside = 1 - presence
         if actor.side == 0:
             top += outside * (height - top)
@@ -91,15 +91,15 @@ class Scene:
             left += outside * ((width - left) if actor.side > 0 else -(left + sprite.shape[1]))
         _paste(image, sprite, keep, round(left), round(top))
 
-    def _paint_thing(self, image: Image, thing: Thing, segment: Segment, t_ns: int) -> None:
+    def _paint_object(self, image: Image, item: MovingObject, segment: Segment, t_ns: int) -> None:
         width, height = self.size
-        radius = max(int(thing.size * height), 1)
-        way = (t_ns - segment.start_ns) / (segment.end_ns - segment.start_ns) * thing.laps % 1.0
-        x, y = int(way * (width + 2 * radius)) - radius, int(thing.y * height)
-        if thing.round:
-            cv2.circle(image, (x, y), radius, thing.colour, -1)
+        radius = max(int(item.size * height), 1)
+        way = (t_ns - segment.start_ns) / (segment.end_ns - segment.start_ns) * item.laps % 1.0
+        x, y = int(way * (width + 2 * radius)) - radius, int(item.y * height)
+        if item.round:
+            cv2.circle(image, (x, y), radius, item.colour, -1)
         else:
-            cv2.rectangle(image, (x - radius, y - radius), (x + radius, y + radius), thing.colour, -1)
+            cv2.rectangle(image, (x - radius, y - radius), (x + radius, y + radius), item.colour, -1)
 
     def _expose(self, image: Image, segment: Segment, t_ns: int) -> Image:
         """Apply the light and the sensor's grain in one pass."""
@@ -137,11 +137,11 @@ class Scene:
         return np.clip(cv2.GaussianBlur(image, (0, 0), 1.2) + texture, 0, 255).astype(np.uint8)
 
     def _draw_person(self, person: Person) -> tuple[Image, Image]:
-        """Draw head and torso; the face box is centred at (width / 2, face) of the sprite."""
+        """Return the sprite of head and torso; the face box is centred at (width / 2, face)."""
         face = person.size * self.size[1]
         photo = self._faces[person.face]
         side = photo.shape[0]
-        # Down to the bottom of the picture, wherever the sway takes it.
+        # Reaches the bottom of the picture at every sway.
         wide, high = round(PHOTO_PER_FACE * face), round((1 - person.y + person.size + 0.05) * self.size[1])
         turn = cv2.getRotationMatrix2D((side / 2, side / 2), person.tilt_deg, PHOTO_PER_FACE * face / side)
         turn[:, 2] += np.array([wide / 2, face]) - side / 2
@@ -174,13 +174,13 @@ class Scene:
 
 
 def _ramp(since_ns: int, half_ns: int) -> float:
-    """Smooth step from 0 at `-half_ns` to 1 at `half_ns`."""
+    """Return a smooth step from 0 at `-half_ns` to 1 at `half_ns`."""
     way = min(max((since_ns + half_ns) / (2 * half_ns), 0.0), 1.0)
     return way * way * (3 - 2 * way)
 
 
 def _head(face: int, side: int) -> npt.NDArray[np.float32]:
-    """Soft mask of the head in its photograph of `side` x `side` pixels."""
+    """Return the soft mask of the head in its photograph of `side` x `side` pixels."""
     (x, y), (wide, high) = ((round(a * side), round(b * side)) for a, b in HEADS[face])
     mask = np.zeros((side, side), np.float32)
     cv2.ellipse(mask, (x, y), (wide, high), 0, 0, 360, 1.0, -1)
@@ -188,7 +188,7 @@ def _head(face: int, side: int) -> npt.NDArray[np.float32]:
 
 
 def _sprite(canvas: npt.NDArray[Any], cover: npt.NDArray[Any], blur: float) -> tuple[Image, Image]:
-    """Return the premultiplied picture and, per channel, how much of the background it lets through."""
+    """Return the premultiplied picture and, per channel, the background's share from 0 to 255."""
     picture = canvas * cover
     if blur > 0.3:
         picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), blur))

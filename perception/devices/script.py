@@ -1,8 +1,8 @@
-"""The script behind the scripted devices: an endless play whose ground truth is known.
+"""The script of the scripted devices: an endless sequence of segments with known ground truth.
 
-Time is cut into chapters, each a shuffled hand of classes generated from seed and chapter number alone,
-so any moment is found without playing what came before and a restarted node joins where it left off.
-No single sense can tell the classes apart: each cue also appears where it means nothing.
+Time is divided into chapters. Each is a shuffled list of classes that depends on seed and chapter number
+only, so any time can be computed without the time before it, and a restarted node continues at the present.
+No single modality distinguishes all classes: each cue also appears in other classes, without meaning.
 """
 
 import tomllib
@@ -23,16 +23,18 @@ VOICES: Final = 8
 ROOMS: Final = 3
 MARKERS: Final = 50
 
-# How often each class is dealt per chapter.
-HAND: Final = {"idle": 5, "visitor": 4, "talking": 4, "call": 4, "clap": 3, "marker": 3, "command": 4}
-# A command stays in force for 3 s (InputConfig.ttl_ms), so its segment ends with it, and every other
-# segment is at least as long, so no text reaches into a segment it was not said in.
+# Number of segments of each class per chapter.
+CLASS_COUNTS: Final = {"idle": 5, "visitor": 4, "talking": 4, "call": 4, "clap": 3, "marker": 3, "command": 4}
+# A command is valid for 3 s (InputConfig.ttl_ms): its segment ends with it, and every other segment is at
+# least as long, so no text is valid in a later segment.
 COMMAND_NS: Final = 3_000_000_000
 STEP_NS: Final = 153_000_000
-_OTHERS: Final = sum(HAND.values()) - HAND["command"]
-# The others last 3 s, 3 s + step, 3 s + 2 step ... (to 6.4 s), shuffled: every chapter is equally long.
-CHAPTER_NS: Final = HAND["command"] * COMMAND_NS + sum(COMMAND_NS + STEP_NS * k for k in range(_OTHERS))
-CHAPTER_SEGMENTS: Final = sum(HAND.values())
+_OTHERS: Final = sum(CLASS_COUNTS.values()) - CLASS_COUNTS["command"]
+# The others last 3 s, 3 s + step, 3 s + 2 step ... (to 6.4 s), shuffled: all chapters have the same length.
+CHAPTER_NS: Final = CLASS_COUNTS["command"] * COMMAND_NS + sum(
+    COMMAND_NS + STEP_NS * k for k in range(_OTHERS)
+)
+CHAPTER_SEGMENTS: Final = sum(CLASS_COUNTS.values())
 
 Voicing = Literal["none", "speech", "claps"]
 Backdrop = Literal["quiet", "white", "hum", "murmur", "tune", "knocks"]
@@ -56,7 +58,7 @@ class Person:
     sway: float
     clothes: tuple[int, int, int]
     side: int
-    """Comes in from the left (-1), below (0) or the right (1)."""
+    """Enters from the left (-1), below (0) or the right (1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
+class MovingObject:
     """A plain object that crosses the view during its segment."""
 
     round: bool
@@ -86,13 +88,13 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """What is heard. Levels are RMS in dB of full scale; speech and claps stand out of the backdrop."""
+    """The sound of a segment. Levels are RMS in dB of full scale; speech and claps are above the backdrop."""
 
     voicing: Voicing
     level_db: float
     voice: int
     offset: float
-    """Where in the voice's recording it sets in, 0 to 1."""
+    """Start in the voice's recording, 0 to 1."""
     pitch: float
     """Playback speed."""
     claps_hz: float
@@ -102,7 +104,7 @@ class Sound:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One class and everything shown, heard and said in it, over `[start_ns, end_ns)` of script time."""
+    """One class, with its picture, sound and text, over `[start_ns, end_ns)` of script time."""
 
     index: int
     start_ns: int
@@ -111,18 +113,18 @@ class Segment:
     room: int
     person: Person | None
     card: Card | None
-    things: tuple[Thing, ...]
+    objects: tuple[MovingObject, ...]
     gain: float
     """Brightness of the light."""
     grain: float
     """Sensor noise, standard deviation in grey levels."""
     sound: Sound
     text: str
-    """Sent at the segment's start; empty if nothing is said."""
+    """Sent at the segment's start; empty for none."""
 
 
 class Script:
-    """The play of one (seed, noise): every answer is a pure function of them and of the question."""
+    """The segments for one (seed, noise); every result is a pure function of these and the arguments."""
 
     def __init__(self, config: ScriptConfig) -> None:
         self.config = config
@@ -130,7 +132,7 @@ class Script:
         self._phrases = tomllib.loads((ASSETS / "phrases.toml").read_text(encoding="utf-8"))
 
     def at(self, t_ns: int) -> Segment:
-        """Return the segment at `t_ns` nanoseconds of script time; ValueError before the beginning."""
+        """Return the segment at `t_ns` nanoseconds of script time; ValueError if negative."""
         if t_ns < 0:
             raise ValueError(f"the script begins at 0, not at {t_ns} ns")
         chapter = self._chapter(t_ns // CHAPTER_NS)
@@ -151,13 +153,13 @@ class Script:
             index += 1
 
     def random(self, *key: int) -> np.random.Generator:
-        """Return a generator that depends on nothing but the seed and `key`."""
-        # SeedSequence wants non-negative words; a seed may be any integer.
+        """Return a generator that depends on the seed and `key` only."""
+        # SeedSequence requires non-negative words; a seed may be any integer.
         return np.random.default_rng([self.config.seed % (1 << 64), *key])
 
     def _write_chapter(self, number: int) -> tuple[Segment, ...]:
         rng = self.random(0, number)
-        names = rng.permutation([name for name, times in HAND.items() for _ in range(times)])
+        names = rng.permutation([name for name, times in CLASS_COUNTS.items() for _ in range(times)])
         lengths = iter(rng.permutation(_OTHERS))
         room = int(rng.integers(ROOMS))
         start = number * CHAPTER_NS
@@ -183,7 +185,7 @@ class Script:
         noise = self.config.noise
         person = None
         if rng.random() < {"idle": 0, "call": 0, "clap": 0.5, "marker": 0.5}.get(name, 1):
-            # Who is already there mostly stays.
+            # The person of the previous segment often stays.
             person = before if before and rng.random() < 0.6 else _person(rng, noise)
         card = None
         if name == "marker" or rng.random() < 0.12 * min(noise, 1):
@@ -196,7 +198,7 @@ class Script:
             room=room,
             person=person,
             card=card,
-            things=tuple(_thing(rng, noise) for _ in range(min(rng.poisson(0.6 * noise), 4))),
+            objects=tuple(_object(rng, noise) for _ in range(min(rng.poisson(0.6 * noise), 4))),
             gain=float(np.clip(1 + rng.uniform(-0.5, 0.25) * noise, 0.25, 1.5)),
             grain=float(rng.uniform(1, 9) * noise),
             sound=_sound(rng, noise, name),
@@ -204,7 +206,7 @@ class Script:
         )
 
     def _text(self, rng: np.random.Generator, name: str) -> str:
-        # Addressed to the robot only while someone is in view: elsewhere a command is a distractor.
+        # A command with a person in view is addressed to the robot; elsewhere it is a distractor.
         command = {"command": 1.0, "idle": 0.2, "call": 0.25}.get(name, 0.0)
         small_talk = {"command": 0.0, "idle": 0.25, "call": 0.2, "clap": 0.25, "marker": 0.25}.get(name, 0.35)
         draw = rng.random()
@@ -247,8 +249,8 @@ def _card(rng: np.random.Generator, noise: float, marker: bool, person: Person |
     )
 
 
-def _thing(rng: np.random.Generator, noise: float) -> Thing:
-    return Thing(
+def _object(rng: np.random.Generator, noise: float) -> MovingObject:
+    return MovingObject(
         round=bool(rng.random() < 0.5),
         y=float(rng.uniform(0.2, 0.9)),
         size=float(rng.uniform(0.05, 0.16)),

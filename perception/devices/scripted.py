@@ -1,7 +1,7 @@
 """Devices that play a script: live on a clock, or offline as fast as they can be computed.
 
-Everything follows from (script, origin): camera, microphone and text of different processes agree, and one
-that starts late or again joins at the present.
+All items are functions of (script, origin): camera, microphone and text of different processes agree, and a
+process that starts late or again begins at the present.
 """
 
 import heapq
@@ -34,29 +34,29 @@ from perception.units.closing import Closing
 Wait = Callable[[float], None]
 Item = TypeVar("Item", covariant=True)
 
-# A second of sound waits for a slow reader, as in a sound card's driver.
+# Sound that waits for a slow reader, as in a sound card's driver.
 _SOUND_BACKLOG_S: Final = 1.0
 _TEXT_BACKLOG: Final = 64
 _SOURCE: Final = "scripted#0"
 
 
-class _Reel(Protocol[Item]):
-    """Numbered items, each available from a known moment of script time."""
+class _Sequence(Protocol[Item]):
+    """Numbered items, each available from a known script time."""
 
     backlog: int
-    """Items beyond the newest that wait for a slow reader; older ones are skipped."""
-    standing: int
-    """Items that still hold when a reader joins after they were due."""
+    """Number of items before the newest that wait for a slow reader; older ones are skipped."""
+    valid: int
+    """Number of past items that are still valid when a reader starts."""
     facts: dict[str, str | float]
 
     def due_ns(self, number: int) -> int:
-        """When the item is available."""
+        """Return the script time in ns at which the item is available."""
 
     def newest(self, t_ns: int) -> int:
-        """Number of the last item due by then, -1 if none."""
+        """Return the number of the last item available at `t_ns`, -1 if none."""
 
     def item(self, number: int, origin_ns: int, missed: int) -> Item | None:
-        """Make the item; `missed` were skipped just before it. None if there is nothing."""
+        """Return the item, None if it is empty; `missed` items were skipped just before it."""
 
 
 def _facts(**delivered: float) -> dict[str, str | float]:
@@ -66,7 +66,7 @@ def _facts(**delivered: float) -> dict[str, str | float]:
 
 class _Frames:
     backlog = 0
-    standing = 0
+    valid = 0
 
     def __init__(self, script: Script, config: CameraConfig) -> None:
         self._layout = Layout.of(config)
@@ -89,7 +89,7 @@ class _Frames:
 
 
 class _Blocks:
-    standing = 0
+    valid = 0
 
     def __init__(self, script: Script, config: MicrophoneConfig) -> None:
         self._track = Soundtrack(script, config.rate_hz)
@@ -120,7 +120,7 @@ class _Lines:
     """Even numbers are the segments' labels, odd ones their texts."""
 
     backlog = _TEXT_BACKLOG
-    standing = 2
+    valid = 2
 
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -140,22 +140,22 @@ class _Lines:
         return CapturedText(segment.text, start_ns) if segment.text else None
 
 
-def _first(reel: _Reel[Item], t_ns: int) -> int:
-    """Where a reader joins: the first item due from now on, or those that still hold."""
-    if reel.standing:
-        return max(reel.newest(t_ns) + 1 - reel.standing, 0)
-    return reel.newest(t_ns - 1) + 1
+def _first(sequence: _Sequence[Item], t_ns: int) -> int:
+    """Return the first item for a reader that starts at `t_ns`: the next one, or the oldest valid one."""
+    if sequence.valid:
+        return max(sequence.newest(t_ns) + 1 - sequence.valid, 0)
+    return sequence.newest(t_ns - 1) + 1
 
 
 class _Player(Closing, Device[Captured]):
-    """Hands out a reel's items as they fall due on the clock."""
+    """Returns a sequence's items when they are due on the clock."""
 
-    def __init__(self, reel: _Reel[Captured], clock: Clock, origin_ns: int, wait: Wait) -> None:
-        self._reel = reel
+    def __init__(self, sequence: _Sequence[Captured], clock: Clock, origin_ns: int, wait: Wait) -> None:
+        self._sequence = sequence
         self._clock = clock
         self._origin_ns = origin_ns
         self._wait = wait
-        self._next = _first(reel, clock() - origin_ns)
+        self._next = _first(sequence, clock() - origin_ns)
         self._missed = 0
         self._counts: Counter[str] = Counter(skipped=0)
 
@@ -167,18 +167,18 @@ class _Player(Closing, Device[Captured]):
                 return item
             if now_ns >= deadline_ns:
                 return None
-            due_ns = self._origin_ns + self._reel.due_ns(self._next)
+            due_ns = self._origin_ns + self._sequence.due_ns(self._next)
             self._wait((min(due_ns, deadline_ns) - now_ns) / SECOND_NS)
 
     def _due(self, t_ns: int) -> Captured | None:
-        newest = self._reel.newest(t_ns)
-        late = newest - self._reel.backlog - self._next
+        newest = self._sequence.newest(t_ns)
+        late = newest - self._sequence.backlog - self._next
         if late > 0:
             self._counts["skipped"] += late
             self._missed += late
             self._next += late
         while self._next <= newest:
-            item = self._reel.item(self._next, self._origin_ns, self._missed)
+            item = self._sequence.item(self._next, self._origin_ns, self._missed)
             self._next += 1
             self._missed = 0
             if item is not None:
@@ -186,14 +186,14 @@ class _Player(Closing, Device[Captured]):
         return None
 
     def report(self) -> DeviceReport:
-        return DeviceReport(dict(self._counts), dict(self._reel.facts))
+        return DeviceReport(dict(self._counts), dict(self._sequence.facts))
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no resource is open."""
 
 
-class _Typist(_Player[CapturedText | CapturedLabel]):
-    """Types a line when it is read: who joins late types the one under way then, and is stamped so."""
+class _TextPlayer(_Player[CapturedText | CapturedLabel]):
+    """Stamps a line when it is read: a reader that starts late gets the current line with a later stamp."""
 
     def read(self, timeout_s: float) -> CapturedText | CapturedLabel | None:
         item = super().read(timeout_s)
@@ -212,15 +212,15 @@ def open_scripted_camera(
 def open_scripted_microphone(
     config: MicrophoneConfig, script: ScriptConfig, *, clock: Clock, origin_ns: int, wait: Wait = time.sleep
 ) -> Device[CapturedBlock]:
-    """Return a microphone that counts samples from `origin_ns`; a block comes when its last sample has."""
+    """Return a microphone that counts samples from `origin_ns`; a block is due at its last sample."""
     return _Player(_Blocks(Script(script), config), clock, origin_ns, wait)
 
 
 def open_scripted_text(
     script: ScriptConfig, *, clock: Clock, origin_ns: int, wait: Wait = time.sleep
 ) -> Device[CapturedText | CapturedLabel]:
-    """Return what is typed and the truth, each at its segment's start; of the segment under way at once."""
-    return _Typist(_Lines(Script(script)), clock, origin_ns, wait)
+    """Return texts and labels, each at its segment's start; those of the current segment at once."""
+    return _TextPlayer(_Lines(Script(script)), clock, origin_ns, wait)
 
 
 def messages(
@@ -233,19 +233,19 @@ def messages(
     origin_ns: int = 0,
     topics: tuple[str, str, str] = ("camera/front", "microphone/main", "text/terminal"),
 ) -> Iterator[Message[Header]]:
-    """Yield what the three devices would publish, in order of arrival, without waiting.
+    """Yield the messages of the three devices in order of arrival, without waiting.
 
     Args:
-        script: seed and noise of the play.
+        script: seed and noise.
         camera: size, rate and encoding of its frames.
         microphone: rate, block length and format of its sound.
-        seconds: how much of the script to play.
-        start_s: script time to begin at.
-        origin_ns: host time of the script's beginning.
+        seconds: duration.
+        start_s: script time of the beginning.
+        origin_ns: host time of script time 0.
         topics: of frames, sound and text; labels go to `label/truth`.
     """
-    play = Script(script)
-    lines: _Reel[CapturedText | CapturedLabel] = _Lines(play)
+    played = Script(script)
+    lines: _Sequence[CapturedText | CapturedLabel] = _Lines(played)
 
     def framed(frame: CapturedFrame) -> tuple[str, Header, Payload]:
         return topics[0], *frame_message(frame, camera)
@@ -261,8 +261,8 @@ def messages(
     span_ns = (round(start_s * SECOND_NS), round((start_s + seconds) * SECOND_NS))
     arrivals = heapq.merge(
         _arrivals(lines, span_ns, origin_ns, worded),
-        _arrivals(_Frames(play, camera), span_ns, origin_ns, framed),
-        _arrivals(_Blocks(play, microphone), span_ns, origin_ns, blocked),
+        _arrivals(_Frames(played, camera), span_ns, origin_ns, framed),
+        _arrivals(_Blocks(played, microphone), span_ns, origin_ns, blocked),
         key=lambda arrival: arrival[0],
     )
     numbering = Numbering(_SOURCE)
@@ -271,14 +271,14 @@ def messages(
 
 
 def _arrivals(
-    reel: _Reel[Item],
+    sequence: _Sequence[Item],
     span_ns: tuple[int, int],
     origin_ns: int,
     convert: Callable[[Item], tuple[str, Header, Payload]],
 ) -> Iterator[tuple[int, str, Header, Payload]]:
-    number = _first(reel, span_ns[0])
-    while (due_ns := reel.due_ns(number)) < span_ns[1]:
-        item = reel.item(number, origin_ns, 0)
+    number = _first(sequence, span_ns[0])
+    while (due_ns := sequence.due_ns(number)) < span_ns[1]:
+        item = sequence.item(number, origin_ns, 0)
         if item is not None:
             yield origin_ns + due_ns, *convert(item)
         number += 1

@@ -1,4 +1,4 @@
-"""What is wrong with a signal that arrives on time: black, frozen, silent or clipped. Pure."""
+"""Detects bad signals that arrive on time: black, frozen, silent or clipped. Pure."""
 
 import zlib
 from typing import Final
@@ -8,35 +8,35 @@ import numpy.typing as npt
 
 from perception.devices.device import CapturedBlock, CapturedFrame
 
-PATIENCE_NS: Final = 2_000_000_000
-_THINNING: Final = 8  # every eighth row and column tells a change as well
-_BLACK_BELOW: Final = 16  # of 255: video black is 16 in many cameras' range, noise stays below too
+HOLD_NS: Final = 2_000_000_000
+_THINNING: Final = 8  # every eighth row and column is enough to detect a change
+_BLACK_BELOW: Final = 16  # of 255: video black is 16 in the range of many cameras; noise is below it too
 _CLIPPED_SHARE: Final = 0.01
 _SMOOTHING: Final = 0.05
 _FLOOR_DBFS: Final = -120.0
 
 
 class Lasting:
-    """Tells whether a condition has held for two seconds of the signal's own time."""
+    """Detects that a condition has held for two seconds of the signal's time."""
 
     def __init__(self) -> None:
         self._since_ns: int | None = None
 
     def update(self, holds: bool, stamp_ns: int) -> bool:
-        """Take in whether it holds at `stamp_ns`; return whether it has held long enough to say so."""
+        """Record whether it holds at `stamp_ns`; return whether it has held for two seconds."""
         if not holds:
             self._since_ns = None
             return False
         if self._since_ns is None:
             self._since_ns = stamp_ns
-        return stamp_ns - self._since_ns >= PATIENCE_NS
+        return stamp_ns - self._since_ns >= HOLD_NS
 
 
 class FrameCheck:
-    """Watches a camera's frames.
+    """Checks a camera's frames.
 
-    A real sensor is never exactly still: its noise changes every frame. Coding takes that noise away, and a
-    live picture of a still room comes out bit for bit the same: only raw frames are called frozen.
+    The noise of a real sensor changes every frame. Lossy coding removes it, so live pictures of a still room
+    may be equal bit for bit: only raw frames are reported as frozen.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class FrameCheck:
         self.facts: dict[str, str | float] = {}
 
     def update(self, frame: CapturedFrame) -> None:
-        """Take in one frame."""
+        """Check one frame."""
         thumbnail = frame.image[::_THINNING, ::_THINNING].copy()
         frozen = self._frozen.update(frame.raw and self._is_same(frame.image, thumbnail), frame.stamp_ns)
         self._thumbnail = thumbnail
@@ -57,7 +57,7 @@ class FrameCheck:
         self.reason = "the picture is black" if black else "the picture is frozen" if frozen else ""
 
     def _is_same(self, image: npt.NDArray[np.uint8], thumbnail: npt.NDArray[np.uint8]) -> bool:
-        """Return whether every bit is as in the frame before; the whole is read only if a part is."""
+        """Return whether the frame equals the previous one; read all of it only if thumbnails are equal."""
         if self._thumbnail is None or not np.array_equal(thumbnail, self._thumbnail):
             self._digest = None
             return False
@@ -66,7 +66,7 @@ class FrameCheck:
 
 
 class BlockCheck:
-    """Watches a microphone's blocks. A real converter is never exactly zero, except when it is muted."""
+    """Checks a microphone's blocks. A real converter never returns only zeros, except when it is muted."""
 
     def __init__(self) -> None:
         self._silent = Lasting()
@@ -77,7 +77,7 @@ class BlockCheck:
         self.facts: dict[str, str | float] = {}
 
     def update(self, block: CapturedBlock) -> None:
-        """Take in one block."""
+        """Check one block."""
         samples = block.samples
         full_scale = 32767.0 if samples.dtype == np.int16 else 1.0
         levels = np.abs(samples.astype(np.float64)) / full_scale

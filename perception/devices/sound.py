@@ -1,4 +1,4 @@
-"""The sound track of a media file as one unbroken run of samples."""
+"""The sound track of a media file as continuous samples."""
 
 from collections.abc import Generator, Iterator
 from typing import Final, Literal
@@ -7,25 +7,25 @@ import av
 import numpy as np
 from av.audio.frame import AudioFrame
 
-from perception.devices.media import Track, cause, sounding_s
+from perception.devices.media import Track, cause, sound_s
 from perception.errors import DeviceError
 from perception.units.arrays import RawSamples
 
-# Stamps of consecutive packets are rounded to the container's tick; only more than this is a hole.
+# Stamps of consecutive packets are rounded to the container's tick; only a longer distance is a gap.
 _HOLE_S: Final = 0.02
 
 
 class Sound:
-    """The sound track of a file as one unbroken run of samples: holes are filled with silence.
+    """The sound track of a file as continuous samples: gaps are filled with silence.
 
     Args:
         path: the file.
-        rate_hz: it is resampled to this rate.
-        channels: and mixed to as many channels.
+        rate_hz: sample rate of the result.
+        channels: number of channels of the result.
         sample_format: `s16` or `f32`.
         loop: start again at the end.
-        start: first sample wanted, counted from the file's start through all laps.
-        number: which of its sound tracks, from 0.
+        start: first wanted sample, counted from the file's start through all laps.
+        number: index of the sound track, from 0.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class Sound:
         self._loop = loop
         self._cursor = start
         self.holes = 0
-        """Stretches without sound so far, after its beginning; silence stands in for them."""
+        """Number of gaps after the beginning, which are filled with silence."""
         self.silence_s = 0.0
-        """Seconds of silence put into them."""
+        """Seconds of silence in gaps."""
         self.overlaps = 0
-        """Times at which sound came that lies before the end of what came already; it is left out."""
+        """Number of times that sound began before the end of earlier sound; it is left out."""
 
     @property
     def corrupt(self) -> int:
-        """Packets that could not be decoded so far."""
+        """Number of packets that could not be decoded."""
         return self._track.corrupt
 
     def blocks(self, size: int) -> Generator[RawSamples, None, None]:
@@ -85,11 +85,11 @@ class Sound:
     def _runs(
         self, lap_s: float, frames: Iterator[tuple[float, AudioFrame]]
     ) -> Iterator[tuple[int, RawSamples]]:
-        """Yield each piece of resampled sound with the number of its first sample."""
+        """Yield (number of the first sample, resampled samples)."""
         resampler: av.AudioResampler | None = None
         at, next_s, kind = 0, 0.0, ("", "", 0)
         for seconds, frame in frames:
-            # What has been heard is counted in samples, so that stamps that drift from it are noticed.
+            # Time is counted in samples, so that stamps that drift from it are detected.
             apart_s = seconds - next_s
             now = (frame.format.name, frame.layout.name, frame.sample_rate)
             if resampler is None or abs(apart_s) > _HOLE_S or now != kind:
@@ -100,7 +100,7 @@ class Sound:
                     self._count(apart_s)
                 resampler, kind = self._resampler(frame), now
                 at, next_s = round((lap_s + seconds) * self._rate_hz), seconds
-            next_s += sounding_s(frame)
+            next_s += sound_s(frame)
             for samples in self._resampled(resampler, frame):
                 yield at, samples
                 at += len(samples)
@@ -129,19 +129,19 @@ class Sound:
         if resampler is None:
             return
         if frame is not None:
-            frame.pts = None  # we keep the time
+            frame.pts = None  # time is counted in samples
         try:
             resampled = resampler.resample(frame)
         except (av.FFmpegError, ValueError) as error:
             what = frame.layout.name if frame is not None else "the end"
             raise DeviceError(
-                f"{self._path}: no way from its sound ({what}) to {self._channels} channels: {cause(error)}"
+                f"{self._path}: cannot convert sound ({what}) to {self._channels} channels: {cause(error)}"
             ) from error
         for out in resampled:
             yield out.to_ndarray().reshape(-1, self._channels)
 
     def _silences(self, samples: int) -> Iterator[RawSamples]:
-        """Yield so much silence in pieces that need little memory."""
+        """Yield this many samples of silence, in small pieces to save memory."""
         for done in range(0, samples, self._rate_hz):
             yield self._silence(min(samples - done, self._rate_hz))
 

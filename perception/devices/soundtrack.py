@@ -1,7 +1,7 @@
-"""What the scripted microphone hears: the sound of a script at any sample position.
+"""Sound of the scripted microphone, at any sample position of a script.
 
 Filters and resamples in the frequency domain with numpy alone: scipy.signal would add 80 MB to a process
-that is to stay under 150 MB.
+whose limit is 150 MB.
 """
 
 from functools import lru_cache
@@ -15,15 +15,15 @@ from perception.errors import DeviceError
 from perception.units import SECOND_NS
 from perception.units.arrays import Samples
 
-# Segments are faded in and out, so that their borders do not click.
+# Segments are faded in and out to avoid clicks at their borders.
 _FADE_S: Final = 0.01
 # A microphone is never digitally silent.
 _FLOOR_DB: Final = -78.0
-_HANDS: Final = 8
+_BURSTS: Final = 8
 
 
 class Soundtrack:
-    """The script heard at `rate_hz`; `samples` is a pure function of position, however it is cut."""
+    """The script's sound at `rate_hz`; `samples` is a pure function of the position, for any block size."""
 
     def __init__(self, script: Script, rate_hz: int) -> None:
         self.script = script
@@ -32,7 +32,7 @@ class Soundtrack:
         self._segment = lru_cache(maxsize=2)(self._synthesise)
 
     def samples(self, start: int, count: int) -> Samples:
-        """Return `count` mono samples in [-1, 1] from sample `start` of the script, a fresh array."""
+        """Return `count` mono samples in [-1, 1] from sample `start` of the script, a new array."""
         pieces, position, end = [], start, start + count
         index = self.script.at(start * SECOND_NS // self.rate_hz).index
         while position < end:
@@ -72,12 +72,12 @@ class Soundtrack:
         return np.zeros(count, np.float32)
 
     def _claps(self, claps_hz: float, count: int, rng: np.random.Generator) -> Samples:
-        """Bursts of band-limited noise that fade within 10 to 30 ms, from eight different hands."""
-        hands = [self._burst(rng) for _ in range(_HANDS)]
+        """Return bursts of band-limited noise that fade within 10 to 30 ms, of eight different spectra."""
+        bursts = [self._burst(rng) for _ in range(_BURSTS)]
         sound = np.zeros(count, np.float32)
         place = int(rng.uniform(0, 0.5) / claps_hz * self.rate_hz)
         while place < count:
-            burst = hands[rng.integers(_HANDS)] * np.float32(rng.uniform(0.6, 1.0))
+            burst = bursts[rng.integers(_BURSTS)] * np.float32(rng.uniform(0.6, 1.0))
             sound[place : place + burst.size] += burst[: count - place]
             place += int(rng.uniform(0.7, 1.3) / claps_hz * self.rate_hz) + 1
         return sound
@@ -99,7 +99,7 @@ class Soundtrack:
                 overtones = np.array((1, 2, 3, 5), np.float32)[:, None]
                 return np.asarray((np.sin(2 * np.pi * 50 * overtones * time) / overtones).sum(axis=0))
             case "murmur":
-                # Speech-like: noise in the voice band, swelling at the rate of syllables.
+                # Similar to speech: noise in the voice band, modulated at the rate of syllables.
                 noise = _band(rng.standard_normal(count, dtype=np.float32), 200, 2500, self.rate_hz)
                 swell = 1 + np.sin(2 * np.pi * rng.uniform(3, 5) * time) * np.sin(2 * np.pi * 0.7 * time)
                 return noise * swell.astype(np.float32)
@@ -116,13 +116,13 @@ class Soundtrack:
 
 
 def _scaled(sound: Samples, level_db: float) -> Samples:
-    """Scale to an RMS of `level_db` dB of full scale; silence stays silent."""
+    """Return the sound scaled to an RMS of `level_db` dB of full scale; silence is unchanged."""
     rms = float(np.sqrt(np.mean(np.square(sound))))
     return sound * np.float32(10 ** (level_db / 20) / rms) if rms > 0 else sound
 
 
 def _band(sound: Samples, low_hz: float, high_hz: float, rate_hz: int) -> Samples:
-    """Pass a band, -6 dB at its edges, falling by 12 dB per octave beyond."""
+    """Return the sound band-passed: -6 dB at the edges, 12 dB per octave beyond."""
     # A power of two: a length with a large prime factor takes ten times as long.
     size = 1 << (sound.size - 1).bit_length()
     frequency = np.fft.rfftfreq(size, 1 / rate_hz)
@@ -138,6 +138,6 @@ def _voice(number: int, rate_hz: int) -> Samples:
         raise DeviceError(f"{path}: cannot be read; install the package again ({error})") from error
     if rate_hz == stored_hz:
         return np.asarray(speech, np.float32)
-    # The recording is played as a loop, and of a periodic signal the Fourier series is exact at any rate.
+    # The recording is looped: the Fourier series of a periodic signal is exact at any rate.
     count = round(speech.size * rate_hz / stored_hz)
     return np.asarray(np.fft.irfft(np.fft.rfft(speech), count) * (count / speech.size), np.float32)

@@ -24,7 +24,7 @@ _READ_BYTES: Final = 65536
 def open_text(
     config: TextConfig, script: ScriptConfig, *, clock: Clock, origin_ns: int
 ) -> Device[CapturedText | CapturedLabel]:
-    """Open the text source a profile names; DeviceError if there is none.
+    """Open the text source that a profile names; DeviceError if that fails.
 
     Args:
         config: its section of the profile.
@@ -44,10 +44,10 @@ def open_text(
 
 
 class TerminalText(Closing):
-    """Lines as they are typed. An empty line says nothing; one that is too long is refused.
+    """Lines typed in a terminal. Empty lines are skipped; too long ones are refused and counted.
 
     Args:
-        descriptor: open file descriptor of the terminal or pipe, left open on close.
+        descriptor: open file descriptor of the terminal or pipe; `close` leaves it open.
         clock: host time in ns; a line's stamp is when its end was read.
     """
 
@@ -61,11 +61,11 @@ class TerminalText(Closing):
         self._counts: Counter[str] = Counter()
 
     def read(self, timeout_s: float) -> CapturedText | None:
-        """Return the next line, None if none came in time; EOFError once the input is closed."""
+        """Return the next line, None after `timeout_s`; EOFError once the input is closed."""
         if not self._lines and not self._ended:
             readable, _, _ = select.select([self._descriptor], [], [], timeout_s)
             if readable:
-                self._take(_read(self._descriptor))
+                self._split(_read(self._descriptor))
         if self._lines:
             return self._lines.popleft()
         if self._ended:
@@ -73,13 +73,13 @@ class TerminalText(Closing):
         return None
 
     def report(self) -> DeviceReport:
-        """Return how many lines were refused."""
+        """Return the number of refused lines."""
         return DeviceReport(dict(self._counts), {"source": "terminal"})
 
     def close(self) -> None:
-        """Nothing to release: the terminal is not ours."""
+        """Do nothing: the descriptor belongs to the caller."""
 
-    def _take(self, data: bytes) -> None:
+    def _split(self, data: bytes) -> None:
         self._ended = not data
         *lines, self._partial = (self._partial + (data or b"\n")).split(b"\n")
         for line in lines:
@@ -97,7 +97,7 @@ class TerminalText(Closing):
 
 
 def _read(descriptor: int) -> bytes:
-    """Return what was typed; nothing at the end of the input, which is also that of a terminal hung up."""
+    """Return the typed bytes; empty at the end of the input, also after the terminal has hung up."""
     try:
         return os.read(descriptor, _READ_BYTES)
     except OSError as error:
@@ -107,24 +107,24 @@ def _read(descriptor: int) -> bytes:
 
 
 class TimedText(Closing):
-    """A file of lines `SECONDS<TAB>TEXT`, each said that many seconds after the origin.
+    """A file of lines `SECONDS<TAB>TEXT`, each due that many seconds after the origin.
 
-    Lines whose time had passed when the file was opened are left out. One that is read late was said late:
-    its stamp tells.
+    Lines that were due before the file was opened are left out and counted. A line that is read late is
+    stamped with the time of reading.
     """
 
     def __init__(self, path: Path, *, clock: Clock, origin_ns: int) -> None:
         self._path = path
         self._clock = clock
         lines = sorted(_timed_lines(path), key=lambda line: line[0])
-        said = [CapturedText(text, origin_ns + round(seconds * 1e9)) for seconds, text in lines]
+        due = [CapturedText(text, origin_ns + round(seconds * 1e9)) for seconds, text in lines]
         now_ns = clock()
-        self._lines = deque(line for line in said if line.stamp_ns >= now_ns)
-        self._passed = len(said) - len(self._lines)
+        self._lines = deque(line for line in due if line.stamp_ns >= now_ns)
+        self._passed = len(due) - len(self._lines)
         self._closed = threading.Event()
 
     def read(self, timeout_s: float) -> CapturedText | None:
-        """Return the next line when its time has come, None if not in time; EOFError after the last."""
+        """Return the next line when it is due, None after `timeout_s`; EOFError after the last."""
         if not self._lines:
             raise EOFError("end of file")
         wait_s = (self._lines[0].stamp_ns - self._clock()) / 1e9
@@ -136,11 +136,11 @@ class TimedText(Closing):
         return CapturedText(line.text, max(line.stamp_ns, self._clock()))
 
     def report(self) -> DeviceReport:
-        """Return how many lines had passed before the file was opened."""
+        """Return the number of lines that were due before the file was opened."""
         return DeviceReport({"passed": self._passed}, {"source": str(self._path)})
 
     def close(self) -> None:
-        """Cut a wait short."""
+        """End a wait in `read`."""
         self._closed.set()
 
 

@@ -13,7 +13,7 @@ from perception.units import Clock
 
 
 class FileSource:
-    """A video file, played as if it were live from `origin_ns` on."""
+    """A video file, played as if live from `origin_ns` on."""
 
     def __init__(
         self, path: str, config: CameraConfig, *, clock: Clock, origin_ns: int, stop: threading.Event
@@ -25,18 +25,18 @@ class FileSource:
         self._track: Track[VideoFrame] = Track(path, "video", loop=config.loop, start_s=start_s)
         self._pixels = FilmPixels(Layout.of(config), self._track.pixel_aspect)
         self._frames = self._play()
-        # Decoded already here, so that a damaged file is refused at the start.
-        self._ahead: tuple[int, VideoFrame] | None = next(self._frames, None)
+        # Decode the first frame here, so that a damaged file is refused at the start.
+        self._next_frame: tuple[int, VideoFrame] | None = next(self._frames, None)
         self._path = path
 
     @property
     def facts(self) -> dict[str, str | float]:
-        """Where the frames come from, and their size before it is changed."""
+        """Device source, and size of the frames before they are resized."""
         return {"source": self._path, "stamps": "media", **self._pixels.facts}
 
     @property
     def corrupt(self) -> int:
-        """Packets that could not be decoded and frames that are damaged or rest on damage so far."""
+        """Number of packets that could not be decoded and of frames that are damaged or depend on damage."""
         return self._track.corrupt
 
     @property
@@ -45,16 +45,16 @@ class FileSource:
         return {"corrupt": self.corrupt}
 
     def read(self) -> CapturedFrame | None:
-        """Return the next frame when it is due; EOFError when there is none."""
-        due = self._ahead or next(self._frames, None)
+        """Return the next frame when it is due; EOFError at the end of the file."""
+        due = self._next_frame or next(self._frames, None)
         if due is None:
             raise EOFError("end of file")
-        self._ahead = due
+        self._next_frame = due
         stamp_ns, frame = due
         wait_s = (stamp_ns - self._clock()) / 1e9
         if wait_s > 0 and self._stop.wait(wait_s):
             return None
-        self._ahead = None
+        self._next_frame = None
         return CapturedFrame(self._pixels(frame), stamp_ns)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""What was captured -> what travels: header and payload of each captured item, in one place.
+"""Converts captured items to messages: header and payload of each.
 
-The live capture nodes and the offline stream of a script share these functions, so that a head is
-trained on exactly the bytes it will meet.
+Live capture nodes and the offline stream of a script share these functions, so a head is trained on the same
+bytes as it receives live.
 """
 
 from collections import Counter
@@ -48,10 +48,10 @@ class Numbering:
 
 
 def frame_message(frame: CapturedFrame, config: CameraConfig) -> tuple[CameraFrame, Payload]:
-    """Encode a frame as the profile asks; the size is the image's own, never resized here.
+    """Return header and payload of a frame in the profile's encoding; the image is not resized.
 
     Raises:
-        MalformedMessageError: the image is empty, too large or neither grey nor BGR.
+        MalformedMessageError: the image is empty, too large, or neither grey nor BGR.
     """
     image = frame.image
     grey = image.ndim == 2
@@ -76,10 +76,10 @@ def frame_message(frame: CapturedFrame, config: CameraConfig) -> tuple[CameraFra
 
 
 def as_jpeg(header: Header, pixels: Payload, quality: int) -> tuple[Header, Payload]:
-    """Compress the raw pixels of a camera frame, for readers to whom they would take too long.
+    """Return a raw camera frame as JPEG, for readers on slow connections.
 
     Raises:
-        MalformedMessageError: it is not such a frame.
+        MalformedMessageError: the message is not a raw camera frame.
     """
     if not isinstance(header, CameraFrame) or header.encoding == "jpeg":
         raise MalformedMessageError("only raw camera frames become JPEG")
@@ -89,7 +89,7 @@ def as_jpeg(header: Header, pixels: Payload, quality: int) -> tuple[Header, Payl
 
 
 def block_message(block: CapturedBlock, config: MicrophoneConfig) -> tuple[AudioBlock, bytes]:
-    """Encode a block in the profile's sample format.
+    """Return header and payload of a block in the profile's sample format.
 
     Raises:
         MalformedMessageError: the block is empty or holds NaN or infinite samples.
@@ -114,12 +114,12 @@ def block_message(block: CapturedBlock, config: MicrophoneConfig) -> tuple[Audio
 
 
 def text_message(text: CapturedText, language: str = "") -> TextCommand:
-    """Wrap one line of text; MalformedMessageError if it is too long or not valid Unicode."""
+    """Return the message of one line of text; MalformedMessageError if it is too long or invalid Unicode."""
     return _checked(TextCommand, stamp_ns=text.stamp_ns, text=text.text, language=language)
 
 
 def label_message(label: CapturedLabel) -> Label:
-    """Wrap one stretch of ground truth."""
+    """Return the message of a label."""
     return Label(stamp_ns=label.start_ns, start_ns=label.start_ns, end_ns=label.end_ns, name=label.name)
 
 
@@ -136,7 +136,7 @@ def _checked(kind: type[HeaderT], **fields: object) -> HeaderT:
 
 
 def to_s16(samples: npt.NDArray[np.int16] | npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
-    """Quantise [-1, 1) floats to 16 bit, rounding and clipping; 16-bit samples pass unchanged."""
+    """Return [-1, 1) floats as 16 bit, rounded and clipped; 16-bit samples unchanged."""
     if samples.dtype == np.int16:
         return samples.astype(np.int16, copy=False)
     scaled: npt.NDArray[np.float32] = np.rint(samples * FULL_SCALE_S16)
@@ -144,7 +144,7 @@ def to_s16(samples: npt.NDArray[np.int16] | npt.NDArray[np.float32]) -> npt.NDAr
 
 
 def to_f32(samples: npt.NDArray[np.int16] | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Scale 16-bit samples to [-1, 1); floats pass unchanged."""
+    """Return 16-bit samples as floats in [-1, 1); floats unchanged."""
     if samples.dtype == np.int16:
         return (samples / FULL_SCALE_S16).astype(np.float32)
     return samples.astype(np.float32, copy=False)

@@ -64,4 +64,4 @@ class RestartPolicy:
         """
         if not self.backoff.failures:
             return False
-        return worked_s is None or (self.backoff.failures > 1 and not self.backoff.forgiven(worked_s))
+        return worked_s is None or (self.backoff.failures > 1 and not self.backoff.healthy(worked_s))

@@ -47,7 +47,7 @@ def block_of(track: Soundtrack, size: int, number: int) -> object:
 
 
 def unhidden(segment: Segment) -> bool:
-    return not any(thing.in_front for thing in segment.things)
+    return not any(item.in_front for item in segment.objects)
 
 
 def detections(script: Script, scene: Scene, seconds: int) -> None:

@@ -1,4 +1,4 @@
-"""Make the script's assets again: `python make.py SCIKIT_IMAGE_DATA FACE_RECOGNITION_TEST_IMAGES`.
+"""Generate the assets of the scripted devices: `python make.py SCIKIT_IMAGE_DATA TEST_IMAGES`.
 
 The arguments are the unpacked folders `skimage/data` (scikit-image wheel) and `tests/test_images`
 (face_recognition source distribution). Needs espeak-ng on the path.

@@ -82,7 +82,7 @@ class Pictures:
             for seconds, frame in lap:
                 # Not every container says how long the last picture is shown.
                 gap_s = seconds - self._times_s[-1] if self._times_s else 0.0
-                self.end_s = max(self.end_s, seconds + max(media.lasting_s(frame), gap_s))
+                self.end_s = max(self.end_s, seconds + max(media.picture_s(frame), gap_s))
                 self._times_s.append(seconds)
                 stamp_ns = self._origin_ns + round(seconds * SECOND_NS)
                 try:
