@@ -54,41 +54,45 @@ print(check_home().level, check_home().detail)
     assert homeless(code, tmp_path) == "None ~/a ~/a\nwarn this user has no home directory\n"
 
 
-def test_features_need_a_place(tmp_path: Path) -> None:
-    keep = "from perception.io.home import kept_in; from perception.training.plan import CACHE\n    "
-    out = homeless(
-        said(keep + "kept_in('/tmp/x', '--cache')") + said(keep + "kept_in(CACHE, '--cache')"), tmp_path
-    )
-    assert out == (
-        "1 ~/.cache/perception/features: this user has no home directory; set HOME, or give --cache\n"
-    ), "one line: what is given needs no home"
-
-
-CALLS: Final = [
+FEATURES: Final = "kept_in(CACHE, '--cache')"
+GIVEN: Final = "kept_in('/tmp/x', '--cache')"
+FETCHES: Final = [
     ("hub_folder('google-bert/bert-base-uncased')", "HF_HOME"),
     ("url_state('http://127.0.0.1:9/resnet18-f37072fd.pth')", "TORCH_HOME"),
 ]
 """What fetches weights, and the variable that names a place for them."""
+IMPORTS: Final = """
+from perception.io.home import kept_in
+from perception.models.weights import hub_folder, url_state
+from perception.training.plan import CACHE
+"""
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
-    """What each of CALLS prints, without its variable and with it; two processes load torch, not four."""
+def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, str]]:
+    """What each call prints, without the variables and with them: all in two processes, which load torch."""
     folder = tmp_path_factory.mktemp("home")
-    loads = "from perception.models.weights import hub_folder, url_state; "
-    code = "\nprint('---')".join(said(loads + call) for call, _ in CALLS)
-    kept = {variable: str(folder / "kept") for _, variable in CALLS}
-    without, given = (
-        homeless(code, folder, HF_HUB_OFFLINE="1", **more).split("---\n") for more in ({}, kept)
+    calls = [FEATURES, GIVEN, *(call for call, _ in FETCHES)]
+    code = IMPORTS + "print('---')".join(map(said, calls))
+    kept = {variable: str(folder / "kept") for _, variable in FETCHES}
+    outs = [homeless(code, folder, HF_HUB_OFFLINE="1", **more) for more in ({}, kept)]
+    without, given = (dict(zip(calls, out.split("---\n"), strict=True)) for out in outs)
+    return without, given
+
+
+def test_features_need_a_place(printed: tuple[dict[str, str], dict[str, str]]) -> None:
+    out, _ = printed
+    assert out[FEATURES] == (
+        "1 ~/.cache/perception/features: this user has no home directory; set HOME, or give --cache\n"
     )
-    return dict(zip((call for call, _ in CALLS), zip(without, given, strict=True), strict=True))
+    assert out[GIVEN] == ""
 
 
-@pytest.mark.parametrize(("call", "variable"), CALLS)
+@pytest.mark.parametrize(("call", "variable"), FETCHES)
 def test_weights_that_are_fetched_need_a_place(
-    printed: dict[str, tuple[str, str]], call: str, variable: str
+    printed: tuple[dict[str, str], dict[str, str]], call: str, variable: str
 ) -> None:
-    out, given = printed[call]
+    out, given = (prints[call] for prints in printed)
     assert out.startswith("4 ")
     assert f"this user has no home directory to keep it in; set HOME or {variable}" in out
     assert out.count("\n") == 1

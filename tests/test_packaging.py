@@ -143,7 +143,7 @@ def test_the_demo_runs_from_a_wheel_in_an_empty_folder(
         "up",
         "demo",
         "--seconds",
-        "3",
+        "1",
         "--json",
         "summary.json",
     ]
