@@ -1,5 +1,6 @@
 """What holds for the tests themselves."""
 
+import logging
 import subprocess
 from pathlib import Path
 
@@ -19,3 +20,8 @@ def test_every_file_of_the_fast_part_exists() -> None:
 
 def test_files_of_the_fast_part_are_marked(request: pytest.FixtureRequest) -> None:
     assert request.node.get_closest_marker("fast")
+
+
+def test_what_a_worker_reports_may_be_no_text() -> None:
+    """Without its hook in conftest, a worker ends here, and with it the run."""
+    logging.getLogger(__name__).warning("\udc80")
