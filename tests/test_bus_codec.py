@@ -173,13 +173,13 @@ def test_an_unknown_topic_is_a_bus_error() -> None:
         ([b"journal/a", b"\x82\xa8stamp_ns\x01\xa7entries\xdd\xff\xff\xff\xff"], "of length <= 65536"),
         ([b"health/a", header(stamp_ns=1, node="n", device={"t": float("nan")})], "device"),
         ([b"clock/a", header(stamp_ns=1), b"x"], "payload of 1 bytes; at most 0"),
-        ([b"camera/a", header(stamp_ns=1, width=2, height=2, encoding="bgr8"), bytes(11)], "header says 12"),
+        ([b"camera/a", header(stamp_ns=1, width=2, height=2, encoding="bgr8"), bytes(11)], "requires 12"),
         ([b"camera/a", header(stamp_ns=1, width=2, height=2, encoding="jpeg")], "empty jpeg frame"),
         ([b"camera/a", header(stamp_ns=1, width=2, height=2, encoding="gif"), b"GIF"], "encoding"),
         ([b"camera/a", header(stamp_ns=1, width=10**9, height=2, encoding="bgr8"), b"x"], "width"),
         (
             [b"microphone/a", header(stamp_ns=1, sample_index=0, samples=2, rate_hz=8000), b"x"],
-            "header says 4",
+            "header requires 4",
         ),
     ],
 )
