@@ -424,7 +424,7 @@ def test_labels_and_sessions_must_be_there(sessions: list[Path], tmp_path: Path)
         evaluation.labelled(sessions, "mood")
     with pytest.raises(SessionError, match="no sessions"):
         engine.find_sessions([tmp_path])
-    with pytest.raises(PerceptionError, match="no picture that can be decoded"):
+    with pytest.raises(PerceptionError, match="none of JPEG, PNG"):
         engine.picture_query(sessions[0])
 
 

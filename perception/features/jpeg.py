@@ -35,8 +35,10 @@ def claimed_size(data: bytes | memoryview) -> tuple[int, int]:
     for marker, at, end in _segments(data):
         if marker in _FRAME and end - at >= 9:
             height, width = (int.from_bytes(data[place : place + 2], "big") for place in (at + 5, at + 7))
-            if width * height > min(MAX_PIXELS, len(data) * _PIXELS_PER_BYTE):
-                raise ValueError(f"JPEG of {len(data)} bytes claims to be {width} x {height}")
+            allowed = min(MAX_PIXELS, len(data) * _PIXELS_PER_BYTE)
+            if width * height > allowed:
+                claim = f"claims to be {width} x {height}, allowed are {allowed} pixels"
+                raise ValueError(f"JPEG of {len(data)} bytes {claim}")
             return width, height
     raise ValueError(f"payload of {len(data)} bytes is no JPEG")
 

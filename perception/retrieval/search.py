@@ -89,12 +89,9 @@ def clock(seconds: float) -> str:
 
 def picture_query(file: Path) -> Query:
     """Look for what resembles a picture file; DeviceError if it is none."""
-    import cv2
+    from perception.devices.pictures import read_picture
 
-    image = cv2.imread(str(file), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DeviceError(f"{file}: no picture that can be decoded")
-    return Query(picture=np.asarray(image, np.uint8))
+    return Query(picture=read_picture(file))
 
 
 def sound_query(file: Path) -> Query:

@@ -7,16 +7,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-import cv2
 import numpy as np
 from av.video.frame import VideoFrame
 
 from perception.devices.device import CapturedBlock, CapturedFrame
 from perception.devices.media import Kind, Track, length_s, open_container, streams_of
+from perception.devices.pictures import read_picture
 from perception.devices.pixels import FilmPixels
 from perception.devices.sound import Sound
 from perception.devices.wire import Numbering, block_message, frame_message
-from perception.errors import DeviceError, SessionError
+from perception.errors import SessionError
 from perception.messages import Header, Message
 from perception.models.feature_cache import file_hash
 from perception.profile import CameraConfig, FusionConfig, MicrophoneConfig
@@ -127,11 +127,9 @@ def _tracks(path: Path) -> set[str]:
 
 def _images(path: Path) -> Iterator[tuple[float, Image]]:
     if path.suffix.lower() in STILLS:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise DeviceError(f"{path}: no picture that can be decoded")
-        yield 0.0, np.asarray(image, np.uint8)
-        yield STILL_S, np.asarray(image, np.uint8)
+        image = read_picture(path)
+        yield 0.0, image
+        yield STILL_S, image
         return
     track: Track[VideoFrame] = Track(str(path), "video", loop=False)
     pixels = FilmPixels(pixel_aspect=track.pixel_aspect)

@@ -18,11 +18,12 @@ import numpy.typing as npt
 from perception import topics
 from perception.bus import codec
 from perception.devices.damage import decode_jpeg
+from perception.devices.pictures import decode_picture
 from perception.devices.pixels import Layout
 from perception.devices.wire import Numbering
 from perception.errors import BusError, MalformedMessageError
 from perception.features.image import is_whole_jpeg
-from perception.features.jpeg import MAX_PIXELS, claimed_size
+from perception.features.jpeg import claimed_size
 from perception.messages import SAMPLE_BYTES, AudioBlock, CameraFrame, Header, Message, TextCommand, checked
 from perception.units import SECOND_NS
 from perception.units.arrays import Image
@@ -33,7 +34,6 @@ _JITTER_S: Final = 0.05
 _NAME_SHOWN: Final = 40
 _LONGEST_NAME: Final = topics.MAX_TOPIC_LENGTH - len("microphone/") - len("-99")
 _JPEG: Final = b"\xff\xd8"
-_PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 AUDIO_INFO: Final = "audio_common_msgs/msg/AudioInfo"
 ROS_PREFIXES: Final = {
@@ -95,13 +95,11 @@ def compressed(data: bytes, kind: str, stamp_ns: int) -> Made:
         raise UnusableError(f"a depth image of format {kind[:_NAME_SHOWN]!r}, which has no place here")
     if data[:2] == _JPEG:
         return _frame(stamp_ns, *_whole_jpeg(data), "jpeg"), data
-    if data[:8] == _PNG and (pixels_claimed := _png_pixels(data)) > MAX_PIXELS:
-        raise UnusableError(f"a PNG of {len(data)} bytes that claims {pixels_claimed} pixels")
     # Orientation is not applied: the boxes of whoever recorded this lie on the picture as it is.
-    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    if image is None:
-        raise UnusableError(f"a picture of format {kind[:_NAME_SHOWN]!r} that cannot be decoded")
+    try:
+        image = decode_picture(data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    except ValueError as error:
+        raise UnusableError(f"a picture of format {kind[:_NAME_SHOWN]!r}: {error}") from error
     if image.dtype != np.uint8:
         raise UnusableError(
             f"a picture of format {kind[:_NAME_SHOWN]!r} with {8 * image.dtype.itemsize} bits per value, "
@@ -114,11 +112,6 @@ def compressed(data: bytes, kind: str, stamp_ns: int) -> Made:
     if pixels.shape[2] == 4:
         pixels = _converted(pixels, cv2.COLOR_BGRA2BGR)
     return _frame(stamp_ns, width, height, "bgr8"), pixels.tobytes()
-
-
-def _png_pixels(data: bytes) -> int:
-    """Return how many pixels the header of a PNG claims: its first chunk, of which nothing is decoded."""
-    return int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
 
 
 def raw(data: npt.NDArray[np.uint8], encoding: str, size: tuple[int, int], step: int, stamp_ns: int) -> Made:
