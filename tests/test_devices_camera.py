@@ -195,7 +195,7 @@ def test_a_file_without_a_single_whole_frame_is_refused_at_the_start(tmp_path: P
     path = write_clip(tmp_path / "a.mkv", [grey(90)] * 3)
     data = path.read_bytes()
     path.write_bytes(data[: data.index(b"\xff\xd8\xff")])
-    with pytest.raises(DeviceError, match=r"a\.mkv: no video can be decoded; is the file damaged\?"):
+    with pytest.raises(DeviceError, match=r"a\.mkv: no video can be decoded; is the file damaged, "):
         camera_on(str(path))
 
 

@@ -1,18 +1,27 @@
 """Files decoded by time: unbroken sound, picture and sound together, laps, damage."""
 
 import re
+import threading
 import tracemalloc
+from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from av.packet import Packet
 from av.video.frame import VideoFrame
 
 from perception.devices.media import Track
+from perception.devices.pixels import FilmPixels, Layout
 from perception.devices.sound import Sound
-from perception.errors import DeviceError
+from perception.devices.video import FileSource
+from perception.errors import DeviceError, SessionError
+from perception.profile import CameraConfig
+from perception.session.convert import import_media
+from perception.training.media import MediaSource
 from tests.media import FRAME_HZ, RATE_HZ, grey, noise, write_clip, write_film, write_wav
 
 
@@ -176,6 +185,73 @@ def levels(path: Path) -> dict[float, npt.NDArray[np.float64]]:
         for _, frames in track.laps()
         for at_s, frame in frames
     }
+
+
+def film_of_sizes(path: Path, *sizes: tuple[int, int]) -> Path:
+    """Write black pictures of some (width, height) into one track, whose header has the size of the first."""
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("mjpeg", rate=5)
+        stream.width, stream.height, stream.pix_fmt = *sizes[0], "yuvj420p"
+        for number, (width, height) in enumerate(sizes):
+            packet = Packet(cv2.imencode(".jpg", np.zeros((height, width), np.uint8))[1].tobytes())
+            packet.stream, packet.time_base = stream, Fraction(1, 5)
+            packet.pts = packet.dts = number
+            container.mux(packet)
+    return path
+
+
+def test_a_film_of_absurd_size_is_refused_by_name_on_every_path(tmp_path: Path) -> None:
+    path = film_of_sizes(tmp_path / "huge.mkv", (8400, 8000))
+    refused = r"huge\.mkv: no video can be decoded; .* larger than 67108864 pixels"
+    with pytest.raises(SessionError, match=refused):
+        list(import_media.read(path, tmp_path / "huge.mcap"))
+    with pytest.raises(DeviceError, match=refused):
+        list(MediaSource(path, tmp_path, "camera/front", None, 0.0).messages())
+    with pytest.raises(DeviceError, match=refused):
+        FileSource(
+            str(path), CameraConfig(source=str(path)), clock=lambda: 0, origin_ns=0, stop=threading.Event()
+        )
+
+
+def h264_of_size(path: Path, width: int, height: int) -> Path:
+    """Write the head of an H.264 stream, ITU-T H.264, 7.3.2: a picture of black macroblocks would follow."""
+
+    def unsigned(*values: int) -> str:
+        return "".join(f"{value + 1:0{2 * (value + 1).bit_length() - 1}b}" for value in values)
+
+    units = [
+        f"{0x67:08b}{66:08b}{0:08b}{62:08b}{unsigned(0, 0, 2, 1)}0"
+        f"{unsigned(width // 16 - 1, height // 16 - 1)}1100",
+        f"{0x68:08b}{unsigned(0, 0)}00{unsigned(0, 0, 0)}000{unsigned(0, 0, 0)}000",
+        f"{0x65:08b}{unsigned(0, 7, 0)}0000{unsigned(0)}00{unsigned(0)}",
+    ]
+    padded = [f"{unit}1{'0' * (-(len(unit) + 1) % 8)}" for unit in units]
+    path.write_bytes(b"".join(b"\0\0\0\1" + int(unit, 2).to_bytes(len(unit) // 8, "big") for unit in padded))
+    return path
+
+
+def test_a_film_that_says_its_absurd_size_is_refused_by_that(tmp_path: Path) -> None:
+    path = h264_of_size(tmp_path / "huge.h264", 16000, 16000)
+    with pytest.raises(
+        DeviceError, match=r"huge\.h264: its pictures are 16000 x 16000, allowed are 67108864"
+    ):
+        Track(str(path), "video", loop=False)
+
+
+def test_a_picture_that_grows_beyond_the_bound_within_a_film_is_left_out_and_counted(tmp_path: Path) -> None:
+    path = film_of_sizes(tmp_path / "grows.mkv", (64, 48), (8400, 8000), (64, 48))
+    track: Track[VideoFrame] = Track(str(path), "video", loop=False)
+    sizes = [(frame.width, frame.height) for _, frames in track.laps() for _, frame in frames]
+    assert sizes == [(64, 48)] * 2
+    assert track.corrupt == 1
+
+
+def test_wide_pixels_never_make_a_picture_larger_than_the_bound() -> None:
+    pixels = FilmPixels(Layout((64, 64)), pixel_aspect=8.0)
+    assert pixels(VideoFrame(8192, 1024, "gray")).shape == (64, 64, 3)
+    assert pixels.size == (65_536, 1024)
+    pixels(VideoFrame(8192, 2048, "gray"))
+    assert pixels.size == (8192, 256)
 
 
 def test_channels_that_cannot_be_mixed_are_one_clear_line(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from av.audio.frame import AudioFrame
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition, Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from perception.devices.damage import Damage, expose_damage
 from perception.devices.device import no_file
 from perception.errors import DeviceError
+from perception.features.jpeg import MAX_PIXELS
 
 OPEN_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 2.0
@@ -32,6 +34,8 @@ _ANY_TAGS: Final[dict[str, Any]] = (
     {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 )
 """Titles and comments may have any encoding and are not used. PyAV 19 and later accept any."""
+_BOUND: Final = {"max_pixels": str(MAX_PIXELS)}
+"""Option of every decoder: no picture is larger, whatever the headers say."""
 
 Kind = Literal["video", "audio"]
 FrameT = TypeVar("FrameT", VideoFrame, AudioFrame)
@@ -47,6 +51,8 @@ def open_container(
 ) -> InputContainer:
     """Open a file, a URL or a file object; DeviceError with a one-line reason if that fails.
 
+    Decoders refuse pictures of more than `MAX_PIXELS`, also while FFmpeg detects what the file holds.
+
     Args:
         source: path, URL or file object.
         options: of FFmpeg.
@@ -57,11 +63,14 @@ def open_container(
     try:
         timeout = (OPEN_TIMEOUT_S, read_timeout_s)
         container: InputContainer = av.open(
-            source, "r", format=form, options=options or {}, timeout=timeout, **_ANY_TAGS
+            source, "r", format=form, options=_BOUND | (options or {}), timeout=timeout, **_ANY_TAGS
         )
-        return container
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DeviceError(f"{name or source}: cannot be opened: {cause(error)}") from error
+    for stream in container.streams.video:
+        if stream.codec_context is not None:
+            stream.codec_context.options = _BOUND
+    return container
 
 
 def check_file(path: str | Path) -> None:
@@ -167,7 +176,8 @@ class Track(Generic[FrameT]):
             self._decoded = 0
             yield lap_start_s, self._one_lap(skip_s)
             if not self._decoded and skip_s <= 0:
-                raise DeviceError(f"{self._path}: no {self._kind} can be decoded; is the file damaged?")
+                size = f", or its pictures larger than {MAX_PIXELS} pixels" * (self._kind == "video")
+                raise DeviceError(f"{self._path}: no {self._kind} can be decoded; is the file damaged{size}?")
             if not self._loop:
                 return
             lap += 1
@@ -178,6 +188,10 @@ class Track(Generic[FrameT]):
             there = any(one.type == self._kind and one.codec_context is None for one in container.streams)
             why = f"no decoder for its {self._kind} track" if there else f"has no {self._kind} track"
             raise DeviceError(f"{self._path}: {why}")
+        context = streams[self._number].codec_context
+        if isinstance(context, VideoCodecContext) and context.width * context.height > MAX_PIXELS:
+            size = f"{context.width} x {context.height}"
+            raise DeviceError(f"{self._path}: its pictures are {size}, allowed are {MAX_PIXELS} pixels")
         return streams[self._number]
 
     def _one_lap(self, skip_s: float) -> Iterator[tuple[float, FrameT]]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perception.features.image import fitted, inner_size
+from perception.features.jpeg import MAX_PIXELS
 from perception.profile import CameraConfig, Fit
 from perception.units.arrays import Image
 
@@ -96,12 +97,18 @@ class FilmPixels:
         """Return one frame's pixels."""
         self._filmed = self._of_film(frame)
         orientation = self._layout.orientation @ self._filmed
-        square = (max(round(frame.width * self._aspect), 1), frame.height)
-        self.size = _swapped(square, orientation)
+        self.size = _swapped(self._square(frame), orientation)
         # Scale first, then rotate: most films are larger than the layout.
         width, height = _swapped(self._layout.scaled(self.size), orientation)
         pixels = frame.reformat(width, height, "bgr24").to_ndarray()
         return self._layout.fitted(_turned(pixels.astype(np.uint8, copy=False), orientation))
+
+    def _square(self, frame: "VideoFrame") -> tuple[int, int]:
+        """Return the (width, height) with square pixels: made wider, or lower where that were too large."""
+        width = max(round(frame.width * self._aspect), 1)
+        if width * frame.height <= MAX_PIXELS:
+            return width, frame.height
+        return frame.width, max(round(frame.height / self._aspect), 1)
 
     def _of_film(self, frame: "VideoFrame") -> Orientation:
         try:
