@@ -276,7 +276,7 @@ def test_messages_that_nobody_would_take_are_refused() -> None:
         (encoder(kind="mfcc"), "fusion.encoders.net: 'mfcc' takes microphone, not camera/front"),
         (fused(encoders={}), "fusion.encoders: a fusion needs at least one encoder"),
         (fused(head={"classes": ["a"]}), "fusion.head.classes: a random head needs at least two classes"),
-        (fused(head={"classes": ["a", "b", "a"]}), "fusion.head.classes: a is there more than once"),
+        (fused(head={"classes": ["a", "b", "a"]}), "fusion.head.classes: a: given more than once"),
         (fused(head="pretrained"), "fusion.head.weights: give a checkpoint folder"),
         (
             fused(head="demo_head"),

@@ -85,7 +85,7 @@ def test_other_weights_have_another_hash(tmp_path: Path) -> None:
 def test_a_model_without_the_space_is_refused(tmp_path: Path) -> None:
     clip(tmp_path / "clip")
     sentences(tmp_path / "sentences")
-    with pytest.raises(WeightsError, match="a BertModel has no space that image shares"):
+    with pytest.raises(WeightsError, match="a BertModel has no common space with image"):
         PictureEmbedder(str(tmp_path / "sentences"), device=CPU)
     with pytest.raises(WeightsError, match="neither a folder here nor a Hub name"):
         PictureEmbedder("/no/such/folder", device=CPU)

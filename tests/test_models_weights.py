@@ -139,7 +139,7 @@ def test_a_download_with_the_wrong_hash_is_refused_and_not_kept(
 ) -> None:
     folder, address = served
     name = _publish(folder, digest="00000000")
-    with pytest.raises(WeightsError, match="what arrived does not match its hash"):
+    with pytest.raises(WeightsError, match="the download does not match its hash"):
         url_state(f"{address}/{name}", tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 

@@ -163,7 +163,7 @@ def test_the_command_says_what_came_of_it_and_ends_with_the_right_code(
     )
     for arguments, code, reason in (
         ([str(silent), "--profile", profile], SessionError.exit_code, "nothing in it is for an input"),
-        ([str(leapt)], SessionError.exit_code, "does not say which profile it was recorded with; give one"),
+        ([str(leapt)], SessionError.exit_code, "contains no profile; give the one it was recorded with"),
         (
             [str(session), "--set", "fusion.hop_ms=50"],
             ProfileError.exit_code,

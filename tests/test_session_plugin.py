@@ -192,7 +192,7 @@ def test_mistakes_are_one_clear_line(run: Run) -> None:
         [
             "*the fixture 'states' needs @pytest.mark.session(PATH)*",
             "*missing.mcap: no such session*",
-            "*does not say which profile it was recorded with; give one*",
+            "*contains no profile; give the one it was recorded with*",
         ]
     )
 

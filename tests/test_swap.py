@@ -289,7 +289,7 @@ def missing_one(dims: dict[str, int]) -> dict[str, int]:
         (lambda dims: random_head(3, dims, ("a", "b", "d")), {}, "its classes are a, b, d; expected a, b, c"),
         (lambda dims: random_head(3, dims, ("b", "a", "c")), {}, "in this order"),
         (lambda dims: random_head(3, dims | {"mfcc": 7}), {}, "encoder 'mfcc' gives 120 features, it was"),
-        (lambda dims: random_head(3, missing_one(dims)), {}, "it does not know encoder 'motion'"),
+        (lambda dims: random_head(3, missing_one(dims)), {}, "it was trained without encoder 'motion'"),
         (lambda dims: random_head(3, dims | {"faces": 9}), {}, "encoder 'faces', which is missing"),
         (lambda dims: spoiled(random_head(3, dims)), {}, "its weights are not all finite"),
         (lambda dims: random_head(3, dims), {"head_hash": "0" * 64}, "requested was 000000000000"),

@@ -82,7 +82,7 @@ class StreamingLogMel:
         self._begin = self._filled = 0
         """Where in `_samples` the next frame starts, and where the next sample goes."""
         self._frames = np.empty((2 * history + _ROWS, config.bands), np.float32)
-        self._held = 0
+        self._stored = 0
         self._next = 0
         self.first = self.end = 0
         """Frames computed since the stream last started or jumped: `[first, end)`."""
@@ -91,7 +91,7 @@ class StreamingLogMel:
         """Add the samples from `start_index` on; an index other than the next starts a new stream there."""
         if start_index != self._next:
             self.first = self.end = -(-start_index // self.config.hop)
-            self._begin = self._filled = self._held = 0
+            self._begin = self._filled = self._stored = 0
         self._next = start_index + samples.size
         # after a start, samples before the first whole frame are not needed
         offset = max(0, self.end * self.config.hop + self._filled - self._begin - start_index)
@@ -104,7 +104,7 @@ class StreamingLogMel:
         """Return a copy of the frames `[first, last)` as (frames, bands); raise ValueError if not stored."""
         if not max(self.first, self.end - self._history) <= first <= last <= self.end:
             raise ValueError(f"log-mel frames [{first}, {last}) are not stored")
-        return self._frames[self._held - self.end + first : self._held - self.end + last].copy()
+        return self._frames[self._stored - self.end + first : self._stored - self.end + last].copy()
 
     def _append(self, samples: Real) -> int:
         """Add as many samples as there is room for; return how many."""
@@ -118,16 +118,16 @@ class StreamingLogMel:
         return taken
 
     def _compute(self, count: int) -> None:
-        if self._held + count > len(self._frames):
-            self._frames[: self._history] = self._frames[self._held - self._history : self._held]
-            self._held = self._history
+        if self._stored + count > len(self._frames):
+            self._frames[: self._history] = self._frames[self._stored - self._history : self._stored]
+            self._stored = self._history
         if count not in self._transforms:
             self._transforms[count] = _Transform(self.config, count)
         stop = self._begin + count * self.config.hop
         windows = self._windows[self._begin : stop : self.config.hop]
-        self._transforms[count](windows, out=self._frames[self._held : self._held + count])
+        self._transforms[count](windows, out=self._frames[self._stored : self._stored + count])
         self._begin = stop
-        self._held += count
+        self._stored += count
         self.end += count
 
 
@@ -179,7 +179,7 @@ def _bins(config: LogMelConfig) -> range:
 def _weights(config: LogMelConfig) -> scipy.sparse.csr_array:
     """Return (bands, bins + 1): what each bin of `_bins` adds to each band, then the log offset.
 
-    A bin lies in two triangles at most.
+    A bin is in two triangles at most.
     """
     edges = np.linspace(_mel(config.low_hz), _mel(config.high_hz), config.bands + 2)
     points = np.array(_bins(config)) * config.rate_hz / config.fft

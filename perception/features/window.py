@@ -95,9 +95,9 @@ class SampleHistory:
             self._gaps.append((self.end, index))
         oldest = stop - self.capacity
         if stop - self._base > self._buffer.size:
-            held = self._buffer[oldest - self._base : max(oldest, self.end) - self._base]
+            stored = self._buffer[oldest - self._base : max(oldest, self.end) - self._base]
             self._buffer, self._base = np.zeros(self._buffer.size, np.float32), oldest
-            self._buffer[: held.size] = held
+            self._buffer[: stored.size] = stored
         at = index - self._base
         self._buffer[max(0, at) : stop - self._base] = samples[max(0, -at) :]
         self.end = stop
@@ -112,12 +112,12 @@ class SampleHistory:
         if self.end is None:
             return np.zeros(stop - start, np.float32), stop - start
         first, last = max(start, self._first, self.end - self.capacity), min(stop, self.end)
-        held = self._buffer[first - self._base : max(first, last) - self._base]
+        stored = self._buffer[first - self._base : max(first, last) - self._base]
         skipped = sum(max(0, min(last, end) - max(first, begin)) for begin, end in self._gaps)
-        missing = stop - start - held.size + skipped
-        if held.size < stop - start:
+        missing = stop - start - stored.size + skipped
+        if stored.size < stop - start:
             samples = np.zeros(stop - start, np.float32)
-            samples[first - start : first - start + held.size] = held
+            samples[first - start : first - start + stored.size] = stored
             return samples, missing
-        held.setflags(write=False)
-        return held, missing
+        stored.setflags(write=False)
+        return stored, missing

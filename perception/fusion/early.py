@@ -1,4 +1,4 @@
-"""Messages whose stamps lie ahead of the host's clock wait until their time has come. Pure.
+"""Messages whose stamps are ahead of the host's clock wait until they are due. Pure.
 
 Rules. Owned by the receiving thread, no lock. A message enters by `put` and leaves by `due`, those of one
 topic in their order. So event time never runs ahead of the host: neither a fast clock nor a block published

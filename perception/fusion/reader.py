@@ -76,5 +76,5 @@ class InputReader:
         return Reading(image, identity(frame), before)
 
     def _image(self, message: Message[CameraFrame]) -> Image:
-        held = self._images.get(identity(message))
-        return self._decoder.decode(message) if held is None else held
+        cached = self._images.get(identity(message))
+        return self._decoder.decode(message) if cached is None else cached

@@ -309,7 +309,7 @@ def _samples(duration_ns: int, rate_hz: int) -> int:
 
 
 class TextStream:
-    """Commands, from any number of topics; sparse, so it never holds a window back."""
+    """Commands, from any number of topics; sparse, so no window waits for it."""
 
     def __init__(self, topic: str, *, ttl_ns: int, count: Count) -> None:
         """Commands are in force for `ttl_ns`; dropped commands are counted by `count`."""

@@ -46,7 +46,7 @@ class VggishEncoder:
         weights: str | None = None,
         state: State | None = None,
     ) -> None:
-        """Build it from `weights`, or from a state dict that is already at hand."""
+        """Build it from `weights`, or from a state dict that is already loaded."""
         source, path = source_of(weights)
         if state is None and source != "random":
             state = local_state(path) if source == "local" else url_state(PRETRAINED_URL)
@@ -69,7 +69,7 @@ class VggishEncoder:
         return Encoding(features[0])
 
     def prepare(self, data: AudioInput, /) -> torch.Tensor:
-        """Return what the network takes, for training: (1, 96, 64) float32."""
+        """Return the network's input for training: (1, 96, 64) float32."""
         if self._whole_numbers:
             raise ProfileError("postprocess = 'pca-8bit' gives whole numbers, which cannot be trained")
         return torch.from_numpy(_frames(data))[None]
@@ -86,7 +86,7 @@ class VggishEncoder:
         return [Encoding(row) if known else None for row, known in zip(features, usable, strict=True)]
 
     def weights(self) -> State:
-        """Return the network's weights, and those of the post-processing if there is one."""
+        """Return the weights of the network, and of the post-processing if there is one."""
         return dict(self._model.state_dict())
 
     @staticmethod
@@ -122,7 +122,7 @@ class MfccStatistics(Untrained[MfccOptions]):
         self.dim = 6 * options.coefficients
 
     def __call__(self, data: AudioInput, /) -> Encoding:
-        """Describe the log-mel frames."""
+        """Compute the statistics of the log-mel frames."""
         if not np.isfinite(data.log_mel).all():
             raise ValueError("log-mel frames are not finite")
         frames = mfcc(data.log_mel, self._options.coefficients)
@@ -171,10 +171,10 @@ class SileroVoice:
 
 
 class Level(Untrained[LevelOptions]):
-    """How loud it is, of what kind, and how often it began: no model at all.
+    """Loudness, shape and onsets of the sound, computed without a model.
 
     Features: level, peak, zero crossings and crest factor of the whole window, the same of its last third,
-    then onsets in the window and in its last third, and how long ago the last one was. Scaled to about 1:
+    then onsets in the window and in its last third, and the time since the last one. Scaled to about 1:
     dBFS / 60 + 1 and clipped at -1, crossings per sample, dB / 20, onsets / 4, fraction of the window.
     """
 
@@ -202,7 +202,7 @@ _SILENCE_DBFS: Final = -120.0
 _FRAME: Final = SAMPLE_RATE_HZ // 100
 _BEFORE: Final = 5
 _REFRACTORY: Final = 10
-"""Frames of 10 ms: what an onset is compared with, and after which the next one may come."""
+"""Frames of 10 ms: those before an onset that it is compared with, and the least distance of two onsets."""
 
 
 def onsets(levels: npt.NDArray[np.float64], rise_db: float, floor_dbfs: float) -> list[int]:

@@ -1,4 +1,4 @@
-"""Fusion heads on disk: a folder with `config.json` and `model.safetensors`, laid out as on the Hub."""
+"""Fusion heads on disk: a folder with `config.json` and `model.safetensors`, in the layout of the Hub."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ __all__ = [
 
 Head = FeatureFusion | ModelFusion
 ENCODERS: Final = "encoders"
-"""Folder in a checkpoint: by name, the encoders that were trained with the head."""
+"""Folder in a checkpoint with the encoders that were trained with the head, by name."""
 KINDS: Final[dict[str, type[FeatureFusion] | type[ModelFusion]]] = {
     "feature": FeatureFusion,
     "model": ModelFusion,
@@ -50,7 +50,7 @@ def load_head(folder: Path | str) -> Head:
     """Load a head as `save_pretrained` wrote it, on the CPU, in evaluation mode.
 
     Raises:
-        WeightsError: no checkpoint there, or its configuration and its weights do not fit each other.
+        WeightsError: there is no checkpoint, or its configuration and weights do not fit each other.
     """
     path = expanded(folder)
     config = read_head_config(path)
@@ -66,12 +66,12 @@ def load_head(folder: Path | str) -> Head:
 
 
 def build_head(config: HeadConfig, dims: Mapping[str, int], *, device: torch.device, seed: int) -> Head:
-    """Return the head a profile asks for, fitted to the encoders' dims, on its device, for inference.
+    """Return the head of a profile for encoders of these dims, on the device, for inference.
 
-    A relative checkpoint folder is looked for here, then beside the profiles that ship.
+    A relative checkpoint folder is searched in the working directory, then beside the installed profiles.
 
     Raises:
-        ProfileError: a random head lacks its classes, or the checkpoint's branches are not the encoders.
+        ProfileError: a random head has no classes, or the checkpoint's branches differ from the encoders.
         WeightsError: see load_head.
     """
     source, _ = source_of(config.weights)
@@ -90,15 +90,12 @@ def build_head(config: HeadConfig, dims: Mapping[str, int], *, device: torch.dev
 
 
 def own_encoders(folder: Path | str) -> dict[str, Path]:
-    """Return the encoders that were trained with a head, as what `weights` may name; empty if none were."""
+    """Return the folders of the encoders that were trained with a head, by name; empty if none were."""
     return {place.name: place for place in sorted((Path(folder) / ENCODERS).glob("*/"))} if folder else {}
 
 
 def with_own_encoders(config: FusionConfig, folder: Path | str | None = None) -> FusionConfig:
-    """Return the fusion with the encoders that were trained with a head in place of those they began as.
-
-    The head is the fusion's, or that of a folder.
-    """
+    """Return the fusion with the encoders that were trained with its head, or with the head of `folder`."""
     own = {
         name: config.encoders[name].model_copy(update={"weights": str(place)})
         for name, place in own_encoders(folder or head_folder(config.head)).items()
@@ -108,12 +105,12 @@ def with_own_encoders(config: FusionConfig, folder: Path | str | None = None) ->
 
 
 def head_hash(head: Head) -> str:
-    """Return what identifies a head: the hash of its configuration, classes included, and its weights."""
+    """Return the hash of a head's configuration, classes included, and its weights."""
     return config_hash({"config": head.config, "weights": weights_hash(head.state_dict())})
 
 
 def check_classes(head: Head, classes: Sequence[str]) -> None:
-    """Raise ProfileError, naming both, unless these are the head's classes in its order."""
+    """Raise ProfileError, which names both, unless these are the head's classes in its order."""
     if head.classes != tuple(classes):
         raise ProfileError(
             f"its classes are {', '.join(head.classes)}; expected {', '.join(classes)}, in this order"
@@ -121,7 +118,7 @@ def check_classes(head: Head, classes: Sequence[str]) -> None:
 
 
 def check_branches(head: Head, dims: Mapping[str, int]) -> None:
-    """Raise ProfileError, naming what differs, unless these encoders are the ones the head was trained on."""
+    """Raise ProfileError, which names the differences, unless the head was trained on these encoders."""
     problems = misfits(head.dims, dims)
     if problems:
         raise ProfileError(f"fusion.head does not fit fusion.encoders: {'; '.join(problems)}")

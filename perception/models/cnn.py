@@ -1,4 +1,4 @@
-"""Small convolutional encoders, to be trained from scratch with a head on the user's own sessions."""
+"""Small convolutional encoders, trained from scratch with a head on the user's own sessions."""
 
 from typing import ClassVar, Final, TypeAlias
 
@@ -14,11 +14,11 @@ from perception.models.options import CnnImageOptions, CnnSoundOptions
 from perception.models.weights import State, load_into, local_state, seeded, source_of
 
 _LOG_MEL_OFFSET: Final = -4.605
-"""The logarithm of silence, log(0.01): what a log-mel front end gives where there is no sound."""
+"""Log-mel value of silence, log(0.01)."""
 
 
 class _CnnEncoder:
-    """What both have in common: a network on an input of fixed shape."""
+    """Base of both: a network on an input of fixed shape."""
 
     Options: TypeAlias = CnnSoundOptions
 
@@ -34,7 +34,7 @@ class _CnnEncoder:
         source, folder = source_of(weights)
         if source == "pretrained":
             raise WeightsError(
-                "nobody publishes its weights: give the folder that `perception train` stored, or 'random'"
+                "there are no published weights: give the folder that `perception train` stored, or 'random'"
             )
         with seeded(seed):
             self.network = ConvEncoder(
@@ -69,7 +69,7 @@ class CnnImageEncoder(_CnnEncoder):
         self._fit = options.fit
 
     def prepare(self, data: ImageInput, /) -> torch.Tensor:
-        """Return what the network takes: (3, size, size) float16 RGB in [0, 1]."""
+        """Return the network's input: (3, size, size) float16 RGB in [0, 1]."""
         small = fitted(check_bgr(data.image), (self._size, self._size), self._fit)
         rgb = torch.from_numpy(cv2.cvtColor(small, cv2.COLOR_BGR2RGB))
         return (rgb.permute(2, 0, 1).float() / 255).half()
@@ -90,7 +90,7 @@ class CnnSoundEncoder(_CnnEncoder):
         super().__init__(options, 1, device=device, seed=seed, weights=weights)
 
     def prepare(self, data: AudioInput, /) -> torch.Tensor:
-        """Return what the network takes: (1, 96, 64) float16, zero where it is silent."""
+        """Return the network's input: (1, 96, 64) float16, zero for silence."""
         return (torch.from_numpy(data.log_mel)[None] - _LOG_MEL_OFFSET).half()
 
     def __call__(self, data: AudioInput, /) -> Encoding:

@@ -1,4 +1,4 @@
-"""Detectors that ship inside OpenCV: faces, ArUco markers, motion. No weights to fetch, CPU only.
+"""Detectors of OpenCV: faces, ArUco markers, motion. No weights to fetch, CPU only.
 
 Positions among the features are fractions of the frame (0 left and top, 1 right and bottom); boxes are
 in pixels of the source frame.
@@ -22,7 +22,7 @@ Grey = np.typing.NDArray[np.float32]
 MAX_OVERLAP: Final = 0.3
 """Intersection over union above which two detections are one face."""
 NOWHERE: Final = (0.5, 0.5)
-"""Position features where nothing was found: the centre, so that they pull to no side."""
+"""Position features where nothing was found: the centre, which favours no side."""
 
 
 class HaarFaces(Untrained[FacesOptions]):
@@ -54,7 +54,7 @@ class HaarFaces(Untrained[FacesOptions]):
 
     def _detect(self, grey: Image, factor: int) -> list[Box]:
         """Return the faces, largest first."""
-        # Not equalised: that lifts the noise of even surfaces; it found fewer faces in thrice the time.
+        # Not equalised: that amplifies the noise of even surfaces; it found fewer faces in thrice the time.
         least = max(20, round(self._options.min_size * grey.shape[0]))
         found, _, margins = self._cascade.detectMultiScale3(
             grey,
@@ -67,16 +67,16 @@ class HaarFaces(Untrained[FacesOptions]):
             _face(rectangle, float(margin), factor)
             for rectangle, margin in zip(found, np.ravel(margins), strict=True)
         ]
-        # OpenCV's threads hand in their hits in any order.
+        # OpenCV's threads return their hits in any order.
         boxes.sort(key=lambda box: (-box.height, -box.score, box.x, box.y))
-        # A chin is often taken for a second face inside the first.
+        # A chin is often detected as a second face inside the first.
         rectangles = [(box.x, box.y, box.width, box.height) for box in boxes]
         kept = cv2.dnn.NMSBoxes(rectangles, [box.score for box in boxes], 0.0, MAX_OVERLAP)
         return [boxes[index] for index in sorted(kept)]
 
 
 def _face(rectangle: Sequence[int], margin: float, factor: int) -> Box:
-    """The last stage's margin has no upper bound: m / (1 + m) keeps its order within [0, 1)."""
+    """Return a box; its score m / (1 + m) keeps the order of the margins, which have no upper bound."""
     x, y, width, height = (float(value) * factor for value in rectangle)
     margin = max(margin, 0.0)
     return Box(x=x, y=y, width=width, height=height, label="face", score=margin / (1 + margin))
@@ -96,7 +96,7 @@ class ArucoMarkers(Untrained[MarkerOptions]):
         super().__init__(options, **others)
         dictionary = cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, options.dictionary))
         parameters = cv2.aruco.DetectorParameters()
-        parameters.minMarkerDistanceRate = 0.05  # else a card's edge is taken in place of the marker on it
+        parameters.minMarkerDistanceRate = 0.05  # else the edge of a card replaces the marker on it
         self._detector = cv2.aruco.ArucoDetector(dictionary, parameters)
         self.dim = 4 + len(self._options.ids)
 
@@ -117,7 +117,7 @@ class ArucoMarkers(Untrained[MarkerOptions]):
         """Return the markers' bounding boxes, largest first."""
         corners, ids, _ = self._detector.detectMarkers(grey)
         boxes = [
-            # A corner is the centre of a pixel, as which factor x factor of them stand.
+            # A corner is the centre of a shrunken pixel, which covers factor x factor pixels.
             _bounding_box(quad.reshape(4, 2) * factor + (factor - 1) / 2, str(int(marker)))
             for quad, marker in zip(corners, () if ids is None else ids.ravel(), strict=True)
         ]
@@ -130,7 +130,7 @@ def _bounding_box(points: np.typing.NDArray[Any], label: str) -> Box:
 
 
 class Motion(Untrained[MotionOptions]):
-    """Difference between the newest frame and the one a hop before; a change of exposure is no motion.
+    """Difference between the newest frame and the one a hop before, without changes of exposure.
 
     Features: fraction of the pixels that changed, mean change (0 to 1), and the centre of the change.
     """
@@ -145,7 +145,7 @@ class Motion(Untrained[MotionOptions]):
         self._prepared: tuple[Image, Grey, int] | None = None
 
     def __call__(self, data: ImageInput, /) -> Encoding:
-        """Compare the two frames; with no previous one of the same shape nothing moved."""
+        """Compare the two frames; without a previous one of the same shape there is no motion."""
         image, previous = check_bgr(data.image), data.previous
         if previous is None or previous.shape != image.shape:
             return self._encoding([0.0, 0.0, *NOWHERE])
@@ -164,7 +164,7 @@ class Motion(Untrained[MotionOptions]):
         return self._encoding([fraction, mean, *centre], (box,))
 
     def _prepare(self, data: ImageInput) -> tuple[Grey, int]:
-        """Shrink and blur a frame, once: the newest of one window is the previous of the next."""
+        """Return a frame shrunk and blurred, cached: the newest of one window is the previous of the next."""
         if self._prepared is None or self._prepared[0] is not data.image:
             grey, factor = shrunk_grey(data, self._options.width)
             blurred = cv2.GaussianBlur(grey, (0, 0), self._options.blur).astype(np.float32)

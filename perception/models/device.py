@@ -1,7 +1,8 @@
-"""How models run on a device. On a CPU everything here is a plain call, so who uses it has one path.
+"""Runs models on a device. On a CPU everything here is a plain call, so callers have one code path.
 
-On CUDA, encoders of different modalities run beside each other, each on a stream of its own, and a forward
-pass of fixed shape is captured once as a CUDA graph: replayed, it costs one launch instead of hundreds.
+On CUDA, encoders of different modalities run in parallel, each on a stream of its own, and a forward pass of
+fixed shape is captured once as a CUDA graph: a replay costs one launch instead of hundreds. Not thread-safe:
+the compute thread owns the objects of this module.
 """
 
 import logging
@@ -15,9 +16,9 @@ import torch
 
 _LOG: Final = logging.getLogger(__name__)
 GRAPH_TOLERANCE: Final = 1e-3
-"""How far a replayed graph may be from the plain call, relative to the largest value of the result."""
+"""Largest difference of a replayed graph and the plain call, relative to the largest value of the result."""
 _WARM_UPS: Final = 3
-"""Calls before a capture, in which cuDNN and cuBLAS take their workspaces."""
+"""Calls before a capture, in which cuDNN and cuBLAS allocate their workspaces."""
 
 ResultT = TypeVar("ResultT")
 Tensors = tuple[torch.Tensor, ...]
@@ -25,14 +26,14 @@ Function = Callable[..., Tensors]
 
 
 Capture = Callable[[Function, Tensors], Function]
-"""Records a function's work on inputs of one shape, and gives what repeats it on others."""
+"""Captures a function for inputs of one shape; returns a function that replays it on other inputs."""
 
 
 class CudaGraph:
     """A function's kernels, captured with their memory: inputs are copied in, results copied out."""
 
     def __init__(self, function: Function, inputs: Tensors) -> None:
-        """Capture it on the device of its inputs, which need not be the current one."""
+        """Capture the function on the device of its inputs, which may differ from the current one."""
         with torch.inference_mode():
             self._inputs = tuple(tensor.clone() for tensor in inputs)
         with torch.cuda.device(inputs[0].device):
@@ -44,13 +45,13 @@ class CudaGraph:
                     function(*self._inputs)
             here.wait_stream(beside)
             self._graph = torch.cuda.CUDAGraph()
-            # on the stream of the warm-up: what libraries keep per stream is there
+            # on the stream of the warm-up, for which libraries have allocated their workspaces
             with torch.cuda.graph(self._graph, stream=beside, capture_error_mode="thread_local"):
                 self._outputs = function(*self._inputs)
 
     def __call__(self, *inputs: torch.Tensor) -> Tensors:
-        """Repeat it; the results are the caller's."""
-        with torch.inference_mode():  # in which alone these may be written to
+        """Replay the graph; return copies of its results."""
+        with torch.inference_mode():  # these are inference tensors: written to in this mode only
             for own, given in zip(self._inputs, inputs, strict=True):
                 own.copy_(given, non_blocking=True)
         self._graph.replay()
@@ -58,7 +59,7 @@ class CudaGraph:
 
 
 class Forward:
-    """A forward pass: called as it is, or replayed where it was captured for inputs of that shape."""
+    """A forward pass: called directly, or replayed if it was captured for inputs of that shape."""
 
     def __init__(
         self, name: str, function: Function, *, device: torch.device, capture: Capture = CudaGraph
@@ -78,16 +79,16 @@ class Forward:
         return repeat(*inputs)
 
     def capture_last(self) -> bool:
-        """Capture it for the shape of the last call; without CUDA, nothing happens and it is False."""
+        """Capture the pass for the shape of the last call; return whether it was, False without CUDA."""
         last, self._last = self._last, ()
         return bool(last) and self.captured(*last)
 
     @torch.no_grad()
     def captured(self, *inputs: torch.Tensor) -> bool:
-        """Capture it for inputs of this shape; return whether that works and gives the same as the call.
+        """Capture the pass for inputs of this shape; return whether its replay gives the same as the call.
 
-        The two are compared on other inputs: an empty graph returns the results of the capture's own.
-        Where they differ, the plain call stays in use, and the log says why.
+        The two are compared on other inputs: an empty graph returns the results of the captured ones.
+        If they differ, the plain call stays in use, and the reason is logged.
         """
         try:
             repeat = self._capture(self.function, inputs)
@@ -109,7 +110,7 @@ def _shapes(inputs: Tensors) -> tuple[torch.Size, ...]:
 
 
 def _other(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of the same shape and range with other values; of whole numbers, another order."""
+    """Return a tensor of the same shape and range with other values; integers in another order."""
     turned = tensor.flip(tuple(range(tensor.ndim)))
     return turned * 0.5 + 0.25 if tensor.is_floating_point() else turned
 
@@ -124,14 +125,14 @@ def _error(found: Tensors, expected: Tensors) -> float:
 
 
 class Span(msgspec.Struct, frozen=True):
-    """When some work on a device began and ended: nanoseconds of the host, or events of a CUDA stream."""
+    """Start and end of work on a device: nanoseconds of the host, or events of a CUDA stream."""
 
     began: Any
     ended: Any
 
     @property
     def ms(self) -> float:
-        """How long it took; of work on CUDA this waits for its end."""
+        """Duration; waits for the end of work on CUDA."""
         if isinstance(self.began, int):
             return float(self.ended - self.began) / 1e6
         self.ended.synchronize()
@@ -139,10 +140,10 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Lanes:
-    """Streams of a CUDA device, one per modality; on a CPU the thread itself.
+    """Streams of a CUDA device, one per modality; on a CPU the calling thread.
 
-    Memory is safe without more ado because every tick ends with its results on the host: before anything is
-    freed or written again, the device is done with it.
+    Memory needs no further synchronisation, because every tick ends with its results on the host: the device
+    has finished before anything is freed or written again.
     """
 
     def __init__(self, device: torch.device, clock: Callable[[], int]) -> None:
@@ -154,9 +155,9 @@ class Lanes:
     def beside(
         self, modality: str | None, launch: Callable[..., ResultT], *arguments: Any
     ) -> tuple[ResultT, Span]:
-        """Launch work on the modality's stream, after what was launched before; return its result too.
+        """Launch work on the modality's stream, after earlier launches; return its result and span.
 
-        Work without a modality runs on the CPU, here and now.
+        Work without a modality runs on the CPU before this returns.
         """
         if modality is None or not self._on_cuda:
             began_ns = self._clock()
@@ -174,15 +175,15 @@ class Lanes:
         return result, Span(began, ended)
 
     def join(self) -> None:
-        """Let what is launched from here on come after all of it; the host does not wait."""
+        """Order later launches after all work of the streams; the host does not wait."""
         for stream in self._streams.values():
             torch.cuda.current_stream(self._device).wait_stream(stream)
 
 
 def upload(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """Return an array on the device; to CUDA it goes from pinned memory, and the host does not wait.
+    """Return an array on the device; it is copied to CUDA from pinned memory, the host does not wait.
 
-    On a CPU the tensor shares the array's memory where it can be written to.
+    On a CPU the tensor shares the memory of a writable array.
     """
     if device.type == "cuda":
         staged = torch.empty(array.shape, dtype=_DTYPES[array.dtype.type], pin_memory=True)
@@ -192,7 +193,7 @@ def upload(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
 
 
 def upload_together(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """Return float32 tensors on the device; those that lie on the CPU go there in one copy."""
+    """Return float32 tensors on the device; those on the CPU are copied together."""
     elsewhere = [tensor for tensor in tensors if tensor.device.type != device.type]
     if not elsewhere:
         return list(tensors)
@@ -212,7 +213,7 @@ def exists(name: str) -> bool:
 
 
 def model_name(device: torch.device) -> str:
-    """Return what kind of device it is: `cpu`, or the name of the GPU. Last bits of results depend on it."""
+    """Return `cpu`, or the name of the GPU. The last bits of results depend on it."""
     return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 

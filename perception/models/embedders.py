@@ -1,7 +1,7 @@
-"""Embedders: pictures, sounds and texts as unit vectors in one space, so that one finds the other.
+"""Embedders: pictures, sounds and texts as unit vectors in one space, to search one by another.
 
-Two-tower models of transformers: CLIP and its kin for pictures and text, CLAP for sounds and text, and
-any text model for sentences. Whatever is embedded, the scalar product of two vectors is their cosine.
+Two-tower models of transformers: CLIP and similar ones for pictures and text, CLAP for sounds and text, and
+any text model for sentences. The scalar product of two vectors is their cosine.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from perception.units.arrays import Image
 
 Vectors = npt.NDArray[np.float32]
 _TOKENS: Final = 64
-"""Texts are padded to this, as SigLIP was trained; the others get a mask, so that it does not matter."""
+"""Texts are padded to this length, as SigLIP was trained; other models get a mask of the padding."""
 
 
 class PictureEmbedder:
@@ -36,7 +36,7 @@ class PictureEmbedder:
         device: to run on.
 
     Raises:
-        WeightsError: they are not to be had, or the model has no such space.
+        WeightsError: weights not found, or the model has no common space.
     """
 
     def __init__(self, model: str, *, device: torch.device) -> None:
@@ -73,7 +73,7 @@ class SoundEmbedder:
         self.hash = weights_hash(self._encoder.weights())
 
     def sound(self, waveform: npt.NDArray[np.float32], rate_hz: int) -> Vectors:
-        """Embed (samples,) mono into (1, dim); of sound longer than the model takes, the end counts."""
+        """Embed (samples,) mono into (1, dim); of sound longer than the model's input, the end is used."""
         return _unit(self._encoder.features(waveform, rate_hz)[None])
 
     def texts(self, texts: Sequence[str]) -> Vectors:
@@ -97,7 +97,7 @@ class SentenceEmbedder:
 
 
 def model_folder(model: str) -> Path:
-    """Return the folder of a model given as such or as a name on the Hub; WeightsError if not to be had."""
+    """Return the folder of a model, a folder or a name on the Hub; raise WeightsError if not found."""
     path = expanded(model)
     return path if path.is_dir() else hub_folder(model)
 
@@ -121,12 +121,12 @@ class _TextTower:
 def _tower(model: Any, name: str, folder: Path) -> Any:
     if not hasattr(model, name):
         kind, wanted = type(model).__name__, name.removeprefix("get_").removesuffix("_features")
-        raise WeightsError(f"{folder}: a {kind} has no space that {wanted} shares; give CLIP or CLAP")
+        raise WeightsError(f"{folder}: a {kind} has no common space with {wanted}; give CLIP or CLAP")
     return getattr(model, name)
 
 
 def _unit(output: Any) -> Vectors:
-    """Normalise the rows of what a tower gave: a tensor, or an output that holds one."""
+    """Return the normalised rows of a tower's output: a tensor, or an object with one."""
     features = output if isinstance(output, torch.Tensor) else output.pooler_output
     unit = torch.nn.functional.normalize(features.float(), dim=-1)
     vectors: Vectors = unit.cpu().numpy()

@@ -1,4 +1,4 @@
-"""What an encoder takes and gives: one modality of a window in, a feature vector out."""
+"""Inputs and results of encoders: one modality of a window in, a feature vector out."""
 
 from collections.abc import Callable, Hashable
 from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
@@ -16,7 +16,7 @@ OptionsT = TypeVar("OptionsT", bound=EncoderOptions)
 
 
 class ImageInput(msgspec.Struct, frozen=True):
-    """A camera's newest frame, and the one a hop before it where there is one."""
+    """A camera's newest frame, and the one a hop before it if there is one."""
 
     image: npt.NDArray[np.uint8]
     """(height, width, 3) BGR."""
@@ -24,7 +24,7 @@ class ImageInput(msgspec.Struct, frozen=True):
     _made: dict[Hashable, Any] = msgspec.field(default_factory=dict)
 
     def shared(self, key: Hashable, make: Callable[[], MadeT]) -> MadeT:
-        """Return what several encoders make of the frame alike, made once; nobody writes to it."""
+        """Return a result that several encoders share, made once; callers must not write to it."""
         if key not in self._made:
             self._made[key] = make()
         made: MadeT = self._made[key]
@@ -32,7 +32,7 @@ class ImageInput(msgspec.Struct, frozen=True):
 
 
 class AudioInput(msgspec.Struct, frozen=True):
-    """A window of sound, already at the encoders' rate, with its log-mel frames."""
+    """A window of sound at the encoders' rate, with its log-mel frames."""
 
     waveform: npt.NDArray[np.float32]
     """(samples,) mono at 16 kHz, in [-1, 1]."""
@@ -61,14 +61,14 @@ class Encoding:
     __slots__ = ("_branch", "features")
 
     def __init__(self, features: torch.Tensor, branch: Branch = _SILENT) -> None:
-        """`branch` may be a function: it is called when asked for, and may wait for the device."""
+        """`branch` may be a function: the first read of `branch` calls it, and may wait for the device."""
         self.features = features
         """(dim,) float32 on the encoder's device, or on the CPU if it is `cpu_only`."""
         self._branch = branch
 
     @property
     def branch(self) -> BranchState:
-        """Labels, scores and boxes of its own, where it has them."""
+        """Labels, scores and boxes of the encoder, if it has any."""
         if not isinstance(self._branch, BranchState):
             self._branch = self._branch()
         return self._branch
@@ -90,18 +90,18 @@ class Untrained(Generic[OptionsT]):
 
 
 class Encoder(Protocol[InputT]):
-    """Stateless: the same input gives the same bytes, whatever came before.
+    """Stateless: the same input gives the same bytes, independent of earlier inputs.
 
-    An encoder that looks at `ImageInput.previous` says so by an attribute `uses_previous = True`: the
-    others are not run again for an unchanged frame. One that can encode several inputs in one pass has
-    `encode_batch`, which takes and returns None where there is no input, or no use for it. One that computes
-    on the CPU whatever the device has `cpu_only = True`, and leaves its features there.
+    An encoder that uses `ImageInput.previous` has an attribute `uses_previous = True`: the others are not run
+    again for an unchanged frame. An encoder that can encode several inputs in one pass has `encode_batch`,
+    which accepts None for a missing input and returns None for a missing or refused one. An encoder that
+    computes on the CPU on every device has `cpu_only = True`; its features stay there.
     """
 
     dim: int
 
     def __call__(self, data: InputT, /) -> Encoding:
-        """Encode one input. Raises ValueError if the input itself is unusable."""
+        """Encode one input; raise ValueError if the input itself is unusable."""
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Return the parameters that decide the result, for the weights hash; empty if none."""
+        """Return the parameters that decide the result, for the weights hash; empty if there are none."""

@@ -1,7 +1,8 @@
-"""Features of frozen encoders on disk: computed once per source, found again by what decides them.
+"""Features of frozen encoders on disk: computed once per source, found by a hash of all that decides them.
 
-One safetensors file per source, written whole or not at all, so that an interrupted run goes on where it
-stopped; mapped, so that a row is read when a batch needs it and memory holds no more than it has to spare.
+Rules. Any process may read and write at any time. One safetensors file per source, written to a temporary
+name and renamed, so it is whole or absent and an interrupted run continues where it stopped. Files are
+mapped: a row is read when a batch needs it.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from perception.units import Counts
 
 _COUNTS: Final = "counts"
 VERSION: Final = 6
-"""Counts up when the same source, encoders and configuration would give other features."""
+"""Increased when the same source, encoders and configuration would give other features."""
 
 
 def file_hash(path: Path) -> str:
@@ -33,7 +34,7 @@ def file_hash(path: Path) -> str:
 
 
 def key(source: str, encoders: str, config: Mapping[str, Any]) -> str:
-    """Return the name under which features lie.
+    """Return the name under which features are stored.
 
     Args:
         source: hash of the data.
@@ -44,11 +45,11 @@ def key(source: str, encoders: str, config: Mapping[str, Any]) -> str:
 
 
 class Cache:
-    """A folder of cached features, made when the first are stored.
+    """A folder of cached features, created when the first are stored.
 
     Args:
-        folder: where they lie.
-        option: of the command by which another folder is chosen, for errors.
+        folder: where they are stored.
+        option: the command's option that sets another folder, for errors.
     """
 
     def __init__(self, folder: Path, option: str = "--cache") -> None:
@@ -56,7 +57,7 @@ class Cache:
         self._option = option
 
     def get(self, name: str) -> dict[str, torch.Tensor] | None:
-        """Return the tensors stored under a key, mapped from the file; None if there are none."""
+        """Return the tensors stored under a name, mapped from the file; None if there are none."""
         try:
             with safe_open(self._file(name), framework="pt") as file:
                 return {entry: file.get_tensor(entry) for entry in file.keys()}  # noqa: SIM118
@@ -64,10 +65,10 @@ class Cache:
             return None
 
     def put(self, name: str, tensors: Mapping[str, torch.Tensor], counts: Counts | None = None) -> None:
-        """Store tensors under a key, with what did not enter the windows they are of, whole or not at all.
+        """Store tensors under a name, with the counters of what did not enter their windows.
 
         Raises:
-            SessionError: the disk does not take them.
+            SessionError: they cannot be written; nothing is stored.
         """
         part = self.folder / f"{name}.{os.getpid()}.part"
         rows = {entry: value.contiguous() for entry, value in tensors.items()}
@@ -83,10 +84,10 @@ class Cache:
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-                self.folder.rmdir()  # of a folder that holds nothing
+                self.folder.rmdir()  # fails unless the folder is empty
 
     def counts(self, name: str) -> Counts:
-        """Return what did not enter the windows of what is stored under a key; nothing if it is damaged."""
+        """Return the counters stored under a name; empty if the file is missing or damaged."""
         try:
             with safe_open(self._file(name), framework="pt") as file:
                 stored = json.loads((file.metadata() or {}).get(_COUNTS, "{}"))

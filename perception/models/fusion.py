@@ -1,8 +1,8 @@
 """Fusion of the branches' features into class scores, at the feature level or at the model level.
 
 Feature level: F(x) = f1(x1) (+) ... (+) fn(xn), concatenated, then one head. Model level: complete
-models M1 ... Mn, each with class scores of its own, whose outputs are combined. Both take any
-presence pattern; with nothing present they answer the class prior. Branches are ordered by name.
+models M1 ... Mn, each with class scores of its own, whose outputs are combined. Both accept any
+presence pattern; with nothing present they return the class prior. Branches are ordered by name.
 """
 
 import json
@@ -26,7 +26,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 BranchName = Literal["linear", "mlp"]
 CombineName = Literal["head", "pool"]
 MAX_DEVIATIONS: Final = 10.0
-"""Standardised features are clipped here, so one wild value cannot drown all others."""
+"""Standardised features are clipped here, so one outlier cannot outweigh all others."""
 MAX_AGE_S: Final = 10.0
 CARD: Final = """---
 {{ card_data }}
@@ -36,11 +36,11 @@ Fusion head of the perception library. Load it with `perception.models.load_head
 
 
 class FusionHead(nn.Module, PyTorchModelHubMixin, library_name="perception", model_card_template=CARD):
-    """What both levels share: branches and classes, input standardisation, the class prior, checkpoints."""
+    """Base of both levels: branches and classes, standardisation of inputs, class prior, checkpoints."""
 
     kind: ClassVar[Literal["feature", "model"]]
     ticks: int = 1
-    """How many consecutive windows it looks at, the last of which is now."""
+    """How many consecutive windows it uses, the current one last."""
     mean: torch.Tensor
     std: torch.Tensor
     log_prior: torch.Tensor
@@ -67,7 +67,7 @@ class FusionHead(nn.Module, PyTorchModelHubMixin, library_name="perception", mod
 
     @property
     def config(self) -> dict[str, Any]:
-        """Everything needed to build this head again, as stored in config.json."""
+        """Everything needed to rebuild this head, as stored in config.json."""
         return {"kind": self.kind, "dims": self.dims, "classes": list(self.classes), **self._options}
 
     def fit_statistics(
@@ -90,11 +90,11 @@ class FusionHead(nn.Module, PyTorchModelHubMixin, library_name="perception", mod
         self.std.copy_(torch.where(constant, 1.0, variance.sqrt()))
         counts = (
             torch.bincount(labels, minlength=len(self.classes)) + 1
-        )  # a class never seen is not impossible
+        )  # a class without examples keeps a probability above zero
         self.set_prior((counts / counts.sum()).log())
 
     def set_prior(self, log_prior: torch.Tensor) -> None:
-        """Set log p(y), (C,): the answer with nothing present."""
+        """Set log p(y), (C,): the result with nothing present."""
         self.log_prior.copy_(log_prior)
 
     def set_inputs(self, inputs: torch.Tensor) -> None:
@@ -104,7 +104,7 @@ class FusionHead(nn.Module, PyTorchModelHubMixin, library_name="perception", mod
     def _inputs(
         self, features: Mapping[str, torch.Tensor], present: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return standardised features (B, D), zero where absent, and presence (B, M); of each tick alike."""
+        """Return standardised features (B, D), zero where absent, and presence (B, M); likewise per tick."""
         if present.ndim not in (2, 3) or present.shape[-1] != len(self.branches):
             got = tuple(present.shape)
             raise ValueError(f"presence is {got}, expected (batch, {len(self.branches)}): {self.branches}")
@@ -142,7 +142,7 @@ class FusionHead(nn.Module, PyTorchModelHubMixin, library_name="perception", mod
 
 
 class FeatureFusion(FusionHead):
-    """Concatenate the branches' features, presence and, if asked, ages; one head makes class scores.
+    """Concatenate the branches' features, presence and, if requested, ages; one head computes class scores.
 
     Args:
         dims: features per branch.
@@ -150,9 +150,9 @@ class FeatureFusion(FusionHead):
         head: `linear`, `mlp`, or `gated` (one gate per branch, closed where absent).
         hidden: width inside `mlp` and `gated`.
         dropout: inside the head, in training.
-        missing: what stands in for an absent branch.
+        missing: what replaces an absent branch.
         modality_dropout: probability with which training hides an input, all its branches.
-        use_ages: also show the head how old each branch's data is.
+        use_ages: also give the head the age of each branch's data.
         gru: hidden units of a GRU over ticks, whose state joins the features; 0 for none.
         ticks: how many it runs over.
         pca: principal components that are kept of each branch, at most; 0 for all features as they are.
@@ -197,8 +197,8 @@ class FeatureFusion(FusionHead):
         context = len(widths) * (2 if use_ages else 1)
         self.memory = TickMemory(sum(widths) + context, gru) if gru else None
         self.ticks = ticks if gru else 1
-        shown = (*widths, gru) if gru else widths
-        self.head = HEADS[head](shown, context, len(self.classes), hidden, dropout)
+        inputs = (*widths, gru) if gru else widths
+        self.head = HEADS[head](inputs, context, len(self.classes), hidden, dropout)
 
     def forward(
         self,
@@ -209,16 +209,16 @@ class FeatureFusion(FusionHead):
     ) -> torch.Tensor:
         """Return logits (B, C).
 
-        A head with a GRU takes K ticks, the last of which is now: (B, K, dim) and (B, K, M); without the
-        dimension of ticks, it is told nothing of those before.
+        A head with a GRU takes K ticks, the current one last: (B, K, dim) and (B, K, M); without the
+        dimension of ticks, earlier ticks are unknown.
 
         Args:
             features: per branch (B, dim) float32. A branch left out counts as absent.
             present: (B, M) bool, columns in the order of `branches`.
             ages_s: (B, M) seconds, only read where present; needed if `use_ages`.
-            known: (B, K) bool, which of the ticks were concluded at all; all if not given.
+            known: (B, K) bool, which of the ticks were computed; None: all.
         """
-        x, present = self._shown(features, present)
+        x, present = self._reduced_inputs(features, present)
         parts = [present.to(x.dtype)]
         if self.use_ages:
             if ages_s is None:
@@ -228,11 +228,11 @@ class FeatureFusion(FusionHead):
         x = self.missing(x.flatten(0, -2), present.flatten(0, -2)).view(x.shape)
         anything = present.flatten(1).any(dim=1, keepdim=True)
         if self.memory is not None:
-            x, context, present = self._remembering(x, context, present, known)
+            x, context, present = self._with_memory(x, context, present, known)
         logits: torch.Tensor = self.head(x, context, present)
         return torch.where(anything, logits, self.log_prior)
 
-    def _shown(
+    def _reduced_inputs(
         self, features: Mapping[str, torch.Tensor], present: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x, present = self._inputs(features, present)
@@ -249,14 +249,14 @@ class FeatureFusion(FusionHead):
             self.train(training)
 
     def set_inputs(self, inputs: torch.Tensor) -> None:
-        """See FusionHead; what stands in for absent branches is learned by input too."""
+        """See FusionHead; what replaces absent branches is learned by input too."""
         super().set_inputs(inputs)
         self.missing.inputs = inputs
 
-    def _remembering(
+    def _with_memory(
         self, x: torch.Tensor, context: torch.Tensor, present: torch.Tensor, known: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return what the head is shown now, the GRU's state beside the features, always present."""
+        """Return the head's inputs of the current tick, with the GRU's state as a branch always present."""
         assert self.memory is not None
         if x.ndim == 2:
             x, context, present = x[:, None], context[:, None], present[:, None]
@@ -273,8 +273,8 @@ class FeatureFusion(FusionHead):
         labels: torch.Tensor,
         loss: Loss = F.cross_entropy,
     ) -> torch.Tensor:
-        """Return what the missing-modality strategy wants minimised besides the loss of the classes."""
-        x, present = self._shown(features, present)
+        """Return the loss of the missing-modality strategy, which is added to that of the classes."""
+        x, present = self._reduced_inputs(features, present)
         error: torch.Tensor = self.missing.auxiliary_loss(x.flatten(0, -2), present.flatten(0, -2))
         return error
 
@@ -328,9 +328,9 @@ class ModelFusion(FusionHead):
         if self.head is None:
             pooled: torch.Tensor = self.pool(logits, present)
             return pooled
-        # An absent branch says what is known without it: the prior.
-        said = torch.where(present[:, :, None], F.log_softmax(logits, dim=-1), self.log_prior)
-        combined: torch.Tensor = self.head(torch.cat([said.flatten(1), present.to(x.dtype)], dim=1))
+        # the scores of an absent branch are those known without it: the prior
+        scores = torch.where(present[:, :, None], F.log_softmax(logits, dim=-1), self.log_prior)
+        combined: torch.Tensor = self.head(torch.cat([scores.flatten(1), present.to(x.dtype)], dim=1))
         return torch.where(present.any(dim=1, keepdim=True), combined, self.log_prior)
 
     def auxiliary_loss(
@@ -367,8 +367,8 @@ class ModelFusion(FusionHead):
             features: per branch (N, dim) float32.
             present: (N, M) bool.
             labels: (N,) int64.
-            copies: how many of the rows, on average, show one and the same observation.
-            balance: (C,) weights of the classes, under which they are as common as by the prior.
+            copies: how many of the rows, on average, are of one observation.
+            balance: (C,) weights that make the classes as frequent as in the prior.
         """
         if self.training:
             raise ValueError("calibrate after head.eval(): dropout must not enter")

@@ -1,4 +1,4 @@
-"""What is known of weights and heads without loading them: where they lie, what they were trained on."""
+"""Facts about weights and heads without loading them: where they are stored, what they were trained on."""
 
 import json
 import os
@@ -16,7 +16,7 @@ HEAD_WEIGHTS: Final = "model.safetensors"
 
 
 def source_of(weights: str | None) -> tuple[Literal["pretrained", "random", "local"], Path]:
-    """Return what a profile's `weights` means; the path only matters if it is local."""
+    """Return the kind of a profile's `weights`, and their path if they are local."""
     if weights is None or weights == "pretrained":
         return "pretrained", Path()
     if weights == "random":
@@ -25,7 +25,7 @@ def source_of(weights: str | None) -> tuple[Literal["pretrained", "random", "loc
 
 
 def head_folder(config: HeadConfig) -> str:
-    """Return where a profile's head lies, absolute; empty for a random one."""
+    """Return the absolute folder of a profile's head; empty for a random one."""
     source, path = source_of(config.weights)
     return str((path if os.path.exists(path) else LAUNCH_DIR / path).absolute()) if source == "local" else ""
 
@@ -34,7 +34,7 @@ def read_head_config(folder: Path | str) -> dict[str, Any]:
     """Return the `config.json` of a head checkpoint, its `kind` checked.
 
     Raises:
-        WeightsError: no checkpoint there, or what is there is none of a fusion head.
+        WeightsError: there is no checkpoint, or it is not of a fusion head.
     """
     path = expanded(folder)
     try:
@@ -55,19 +55,19 @@ def read_head_config(folder: Path | str) -> dict[str, Any]:
 
 
 def check_random_head(config: HeadConfig) -> None:
-    """Raise ProfileError unless a random head has classes to choose from."""
+    """Raise ProfileError unless a random head has two different classes or more."""
     if len(config.classes) < 2:
         raise ProfileError("fusion.head.classes: a random head needs at least two classes")
     if repeated := sorted({name for name in config.classes if config.classes.count(name) > 1}):
-        raise ProfileError(f"fusion.head.classes: {', '.join(repeated)} is there more than once")
+        raise ProfileError(f"fusion.head.classes: {', '.join(repeated)}: given more than once")
 
 
 def misfits(trained: Mapping[str, int], features: Mapping[str, int | None]) -> list[str]:
     """Return how encoders differ from those that a head was trained on; empty if they do not.
 
     Args:
-        trained: features by encoder, as the head has them.
-        features: by encoder of the profile, None where they are not known.
+        trained: number of features by encoder of the head.
+        features: likewise of the profile, None where unknown.
     """
     return [
         *(
@@ -75,7 +75,7 @@ def misfits(trained: Mapping[str, int], features: Mapping[str, int | None]) -> l
             for name in trained
             if name not in features
         ),
-        *(f"it does not know encoder '{name}'" for name in sorted(features) if name not in trained),
+        *(f"it was trained without encoder '{name}'" for name in sorted(features) if name not in trained),
         *(
             f"encoder '{name}' gives {features[name]} features, it was trained with {dim}"
             for name, dim in trained.items()

@@ -30,7 +30,7 @@ class ConcatHead(nn.Module):
 
 
 class LinearHead(ConcatHead):
-    """Without a hidden layer."""
+    """Head without a hidden layer."""
 
     def __init__(
         self, dims: tuple[int, ...], context: int, classes: int, hidden: int, dropout: float

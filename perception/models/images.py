@@ -1,4 +1,4 @@
-"""What every image encoder asks of its input, and grey levels for those that take no colour."""
+"""Checks of inputs for all image encoders, and grey levels for those that use no colour."""
 
 import math
 
@@ -10,7 +10,7 @@ from perception.units.arrays import Image
 
 
 def check_bgr(image: Image) -> Image:
-    """Return the image; ValueError says what it is if not (height, width, 3) uint8, or empty."""
+    """Return the image; raise ValueError, with its shape and type, unless it is (height, width, 3) uint8."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"not a BGR image: {image.shape} {image.dtype}, expected (height, width, 3) uint8")
     return image
@@ -19,8 +19,10 @@ def check_bgr(image: Image) -> Image:
 def shrunk_grey(data: ImageInput, width: int) -> tuple[Image, int]:
     """Return the frame in grey levels, (height, width) uint8, shrunk to at most `width`, and by which factor.
 
-    The factor is whole, since any other takes longer to apply. Encoders of one frame share the work.
-    ValueError: it is no BGR image.
+    The factor is an integer, as others take longer. Encoders of one frame share the result.
+
+    Raises:
+        ValueError: it is no BGR image.
     """
     image = check_bgr(data.image)
     factor = min(math.ceil(image.shape[1] / width), image.shape[0])

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 _ALIKE: Final = 0.75
-"""Words with more letters in common are spellings of one: `stopp` and `stop`, not `wall` and `call`."""
+"""Words with a larger share of common letters are spellings of one: `stopp`, `stop`; not `wall`, `call`."""
 _PART: Final = 3
-"""Letters that a word needs to count inside of another: `ball` in `football`, not `on` in `motion`."""
+"""Letters that a word needs to match inside another: `ball` in `football`, not `on` in `motion`."""
 
 
 def phrase_vectorizer() -> Any:
-    """Return TF-IDF over words and their pairs and over character n-grams, not fitted yet."""
+    """Return TF-IDF over words and their pairs and over character n-grams, not fitted."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_union
 
@@ -41,9 +41,9 @@ def lexical_similarity(text: str, others: Sequence[str]) -> npt.NDArray[np.float
 
 
 def shares_word(text: str, others: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Return which of n others have a word, perhaps spelt otherwise, in common with a text, (n,).
+    """Return which of n others have a word in common with a text, spelling errors allowed, (n,).
 
-    Letters in common alone make TF-IDF similar too: `barking` and `talking`.
+    TF-IDF alone is similar for words with common letters too: `barking` and `talking`.
     """
     wanted = _words(text)
     known = {word: any(_alike(word, one) for one in wanted) for other in others for word in _words(other)}

@@ -1,6 +1,6 @@
-"""What a head knows of the ticks before: a GRU that runs anew over the last few of them, every tick.
+"""Memory of a head: a GRU that runs over the last few ticks again at every tick.
 
-Its state depends on those ticks alone and not on when it was started, so a replay can begin anywhere.
+Its state depends on those ticks alone and not on when it was started, so a recompute can start anywhere.
 """
 
 from typing import Final
@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 MAX_TICKS: Final = 128
-"""An engine keeps what it showed for so many ticks, whatever head it has."""
+"""Ticks of which an engine stores the head's inputs, for every head."""
 
 
 class TickMemory(nn.Module):
-    """Gated recurrent unit (Cho et al. 2014) over K consecutive ticks, the last of which is now.
+    """Gated recurrent unit (Cho et al. 2014) over K consecutive ticks, the current one last.
 
     Args:
-        width: of what is shown at one tick.
-        hidden: of the state.
+        width: inputs per tick.
+        hidden: size of the state.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -27,7 +27,7 @@ class TickMemory(nn.Module):
     def forward(self, x: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         """Return the state (B, hidden) after x (B, K, width); a tick that is not known (B, K) resets it."""
         count, ticks, _ = x.shape
-        # what lies before a gap is forgotten, so ticks after the last gap are moved to the front
+        # ticks before the last gap must not count, so those after it are moved to the front
         length = known.flip(1).long().cumprod(dim=1).sum(dim=1)
         tick = (torch.arange(ticks, device=x.device) + (ticks - length)[:, None]) % ticks  # (B, K)
         row = torch.arange(count, device=x.device)

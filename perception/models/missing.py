@@ -1,7 +1,7 @@
-"""What stands in for a modality that is absent, and how training prepares for it.
+"""Replacement of absent branches, and modality dropout, which trains a head for them.
 
-A strategy takes the branches' standardised features side by side, absent ones already zero, and
-returns them with the gaps filled.
+A strategy takes the concatenated standardised features of all branches, zero where absent, and returns them
+with the absent ones replaced.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def columns(dims: Sequence[int]) -> torch.Tensor:
 
 
 class Missing(nn.Module):
-    """Base of the strategies, and the plainest: an absent branch stays zero.
+    """Base of the strategies: an absent branch stays zero.
 
     Args:
         dims: features per branch, in the order of the columns.
@@ -31,14 +31,14 @@ class Missing(nn.Module):
         super().__init__()
         self.register_buffer("columns", columns(dims), persistent=False)
         self.inputs = torch.arange(len(dims))
-        """(M,) int64, the input that each branch reads; training tells."""
+        """(M,) int64, the input that each branch reads; training sets it."""
 
     def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """Fill the gaps of x (B, D), zero where absent, by presence (B, M) bool."""
+        """Return x (B, D), zero where absent by presence (B, M) bool, with absent branches replaced."""
         return x
 
     def auxiliary_loss(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """Return what training has to minimise besides the head's loss; zero where there is nothing."""
+        """Return the loss that training adds to the head's; zero if the strategy has none."""
         return x.new_zeros(())
 
 
@@ -47,9 +47,9 @@ class Zero(Missing):
 
 
 class Drop(Missing):
-    """Absent branches leave; the rest grows by sqrt(D / D_present).
+    """Absent branches are zero; the others are multiplied by sqrt(D / D_present).
 
-    Standardised features have unit variance, so the expected norm of what the head sees stays sqrt(D).
+    Standardised features have unit variance, so the expected norm of the head's input stays sqrt(D).
     """
 
     def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ class Drop(Missing):
 
 
 class Mean(Missing):
-    """An absent branch is its running mean over everything seen while training."""
+    """An absent branch is its running mean over all rows of the training."""
 
     mean: torch.Tensor
     count: torch.Tensor
@@ -70,7 +70,7 @@ class Mean(Missing):
         self.register_buffer("count", torch.zeros(sum(dims)))
 
     def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """See Missing; in training mode the batch first enters the mean."""
+        """See Missing; in training mode the batch first updates the mean."""
         mask = present.index_select(1, self.columns)
         if self.training:
             with torch.no_grad():
@@ -83,8 +83,8 @@ class Mean(Missing):
 class Predict(Missing):
     """An absent branch is regressed linearly from the present ones of other inputs.
 
-    A camera that is lost takes all its branches with it, so none of them is learned from another of the same
-    camera. The regressors start as the mean of their branch.
+    A lost camera loses all its branches, so none of them is predicted from another of the same camera. The
+    regressors start as the mean of their branch.
     """
 
     def __init__(self, dims: Sequence[int]) -> None:
@@ -92,15 +92,15 @@ class Predict(Missing):
         width = sum(dims) + len(dims)
         self.regressors = nn.ModuleList(nn.Linear(width, dim) for dim in dims)
         for weight in self.parameters():
-            nn.init.zeros_(weight)  # those from the same input are never learned, and have to stay zero
+            nn.init.zeros_(weight)  # those from the same input are never trained, and have to stay zero
 
     def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """See Missing; the regressors learn to predict alone, not what suits the head."""
+        """See Missing; the regressors are trained by their own loss alone, not by the head's."""
         predicted = self._predict(x, present).detach()
         return torch.where(present.index_select(1, self.columns), x, predicted)
 
     def auxiliary_loss(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of each present branch as predicted from the other inputs."""
+        """Return the mean squared error of each present branch as predicted from the other inputs."""
         mask = present.index_select(1, self.columns)
         error = ((self._predict(x, present) - x).square() * mask).sum()
         return error / mask.sum().clamp_min(1)
@@ -117,7 +117,7 @@ class Predict(Missing):
 
 
 class Token(Missing):
-    """An absent branch is a learned vector, which starts as its mean."""
+    """An absent branch is a trained vector, which starts as its mean."""
 
     def __init__(self, dims: Sequence[int]) -> None:
         super().__init__(dims)

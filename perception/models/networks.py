@@ -1,4 +1,4 @@
-"""Small encoders to be trained from scratch together with a head."""
+"""Small encoders that are trained from scratch together with a head."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from torch import nn
 
 
 class ConvEncoder(nn.Module):
-    """Convolutions with batch norm, halving the picture after each, then one vector per example.
+    """Convolutions with batch norm, each halves the picture, then one vector per example.
 
-    The vector is normalised over its features (no mean, unit variance), so that zero stands for "nothing
-    known" and a head needs no statistics of features that change while they are trained.
+    The vector is normalised over its features (zero mean, unit variance), so that zero means "unknown" and a
+    head needs no statistics of features that change while they are trained.
 
     Args:
         channels: of the input; inputs are (B, channels, H, W).

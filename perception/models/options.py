@@ -1,6 +1,6 @@
-"""What each kind of encoder lets a profile choose; importing this loads no model package.
+"""Options of each kind of encoder in a profile; importing this loads no model package.
 
-A profile can so be checked before anything starts. `registry` names the classes that the kinds build.
+So a profile can be checked before anything starts. `registry` names the classes that the kinds build.
 """
 
 import re
@@ -36,11 +36,11 @@ class EncoderOptions(Section):
     """Base of all options."""
 
     modality: ClassVar[str]
-    """The kind of topic that the encoder reads: camera, microphone or text."""
+    """Modality that the encoder reads: camera, microphone or text."""
 
     @property
     def features(self) -> int | None:
-        """How many features the encoder gives, None where only its model knows."""
+        """Number of features, None if it depends on the model."""
         return None
 
 
@@ -61,7 +61,7 @@ class FacesOptions(EncoderOptions):
 
 
 class MarkerOptions(EncoderOptions):
-    """`ids` get a feature of their own each; shrunk frames want markers of 20 pixels and more."""
+    """Each of `ids` gets a feature of its own; in a shrunk frame a marker needs 20 pixels or more."""
 
     modality: ClassVar[str] = "camera"
 
@@ -98,7 +98,7 @@ class MotionOptions(EncoderOptions):
 
 
 class VggishOptions(EncoderOptions):
-    """Where the embedding ends, and what is done to it then."""
+    """Last layer of the embedding, and its post-processing."""
 
     modality: ClassVar[str] = "microphone"
 
@@ -116,7 +116,7 @@ class VggishOptions(EncoderOptions):
 
 
 class MfccOptions(EncoderOptions):
-    """How finely the spectrum's shape is described."""
+    """Number of coefficients."""
 
     modality: ClassVar[str] = "microphone"
 
@@ -129,7 +129,7 @@ class MfccOptions(EncoderOptions):
 
 
 class SileroOptions(EncoderOptions):
-    """None."""
+    """No options."""
 
     modality: ClassVar[str] = "microphone"
 
@@ -140,7 +140,7 @@ class SileroOptions(EncoderOptions):
 
 
 class LevelOptions(EncoderOptions):
-    """What counts as the beginning of a sound."""
+    """Definition of the start of a sound."""
 
     modality: ClassVar[str] = "microphone"
 
@@ -173,7 +173,7 @@ class CnnSoundOptions(EncoderOptions):
 
 
 class CnnImageOptions(CnnSoundOptions):
-    """Besides the network: the side of the picture that it sees."""
+    """Shape of the network, and of its input."""
 
     modality: ClassVar[str] = "camera"
 
@@ -194,7 +194,7 @@ class TransformersTextOptions(EncoderOptions):
 
 
 class TfidfOptions(EncoderOptions):
-    """`intents` maps each intent to example phrases; examples for "other" are welcome but not needed."""
+    """`intents` maps each intent to example phrases; examples for "other" are optional."""
 
     modality: ClassVar[str] = "text"
 
@@ -280,7 +280,7 @@ KINDS: Final[dict[str, type[EncoderOptions]]] = {
 
 
 def options_of(name: str, config: EncoderConfig) -> EncoderOptions:
-    """Return the options of `[fusion.encoders.NAME]`; ProfileError names the encoder and the key."""
+    """Return the options of `[fusion.encoders.NAME]`; raise ProfileError, which names encoder and key."""
     kind = KINDS.get(config.kind)
     if kind is None:
         raise ProfileError(f"fusion.encoders.{name}.kind: {unknown_kind(config.kind)}")
@@ -293,7 +293,7 @@ def options_of(name: str, config: EncoderConfig) -> EncoderOptions:
 
 
 def unknown_kind(kind: str) -> str:
-    """Say that a kind is none, and what may have been meant."""
+    """Return the error text for an unknown kind, with a suggestion."""
     is_model = kind in torchvision_classifiers()
     hint = f"; for this one: kind = 'torchvision', options = {{ model = '{kind}' }}" if is_model else ""
     return f"'{kind}' is no kind of encoder; kinds are {', '.join(KINDS)}{hint}"

@@ -3,10 +3,10 @@
     log p(y|x) = sum_m w_m log p_m(y|x_m) - (sum_m w_m - 1) log p(y) + c
 
 Each branch has a temperature (Guo et al. 2017, "On Calibration of Modern Neural Networks"), a doubt and
-a weight; a missing branch weighs 0, and the class prior, which every branch has learned, counts once.
+a weight; a missing branch has weight 0, and the class prior, which every branch has learned, counts once.
 With all weights 1 this is Bayes' rule for conditionally independent branches. The doubt is the probability
-that a branch knows nothing in this window and tells the prior: it bounds what one branch can do that is
-sure of itself and wrong.
+that a branch has no information in this window and its scores are the prior: it bounds the effect of a
+branch that is confident and wrong.
 """
 
 import math
@@ -19,14 +19,14 @@ from torch import nn
 
 MAX_ITERATIONS: Final = 200
 PULL: Final = 0.5
-"""Pull of log-temperatures to 0 and weights to 1, as a unit Gaussian prior in the sum of all rows' NLL: it
-fades as rows grow in number, those that are not copies of each other. Without it, validation data that the
-branches separate perfectly would send both to infinity. Log-odds of a doubt are pulled likewise to those of
+"""Pull of log-temperatures to 0 and weights to 1, as a unit Gaussian prior in the sum of all rows' NLL: its
+share falls with the number of rows that are not copies of each other. Without it, both would diverge on
+validation data that the branches separate perfectly. Log-odds of a doubt are pulled likewise to those of
 USUAL_DOUBT."""
 EVEN_PULL: Final = 32.0
-"""Pull of each weight to the mean of all, as a Gaussian prior of deviation 1/8: where no branch fails,
-validation cannot tell which one to rely on. Pulled less, a head came to follow one branch, and failed with it
-as soon as that was disturbed."""
+"""Pull of each weight to the mean of all, as a Gaussian prior of deviation 1/8: validation data in which no
+branch fails does not show which one is reliable. With a weaker pull a head relied on one branch, and failed
+when that was disturbed."""
 USUAL_DOUBT: Final = 0.02
 
 
@@ -46,7 +46,7 @@ class LogLinearPool(nn.Module):
         self.register_buffer("log_prior", torch.full((classes,), 1 / classes).log())
 
     def reset(self) -> None:
-        """Take back all that was fitted but the prior: a product of experts, as if none was ever mistaken."""
+        """Reset everything fitted except the prior: a product of experts without doubt."""
         self.temperature.fill_(1)
         self.doubt.fill_(0)
         self.weight.fill_(1)
@@ -58,7 +58,7 @@ class LogLinearPool(nn.Module):
     def forward(self, logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Pool logits (B, M, C) of the branches present (B, M) into log-probabilities (B, C).
 
-        What stands at absent branches does not matter; with none present the result is the prior.
+        The logits of absent branches are ignored; with none present the result is the prior.
         """
         return self._pool(self.calibrated(_known(logits, present)), present, self.weight)
 
@@ -72,9 +72,9 @@ class LogLinearPool(nn.Module):
     ) -> None:
         """Minimise each branch's own NLL on validation logits (N, M, C); labels (N,) int64.
 
-        Its temperature and its doubt are fitted together. So many `copies` of an observation, as of one
-        clip under several disturbances, count as one row against the pull. `balance` (C,) weighs the classes,
-        so that they are as common as by the prior.
+        Temperature and doubt are fitted together. `copies` of one observation, such as a clip with several
+        disturbances, count as one row against the pull. `balance` (C,) are weights that make the classes as
+        frequent as in the prior.
         """
         balance = None if balance is None else balance.to(logits.device).double()
         start = torch.tensor([0.0, math.log(USUAL_DOUBT / (1 - USUAL_DOUBT))], device=logits.device).double()
@@ -101,7 +101,7 @@ class LogLinearPool(nn.Module):
         copies: int = 1,
         balance: torch.Tensor | None = None,
     ) -> None:
-        """Minimise the pool's NLL over non-negative weights; temperatures stay, the rest is as there."""
+        """Minimise the pool's NLL over non-negative weights, temperatures fixed; see `fit_temperatures`."""
         balance = None if balance is None else balance.to(logits.device).double()
         log_p = self.calibrated(_known(logits, present)).double().detach()
 

@@ -1,4 +1,4 @@
-"""Principal components of wide branches, so that a head on few sessions has less to overfit on."""
+"""Principal components of wide branches: fewer features reduce overfitting of a head on few sessions."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from torch import nn
 
 
 class PrincipalComponents(nn.Module):
-    """Whitened principal components of every branch that is wider; the others pass as they are.
+    """Whitened principal components of every branch wider than `components`; the others are unchanged.
 
     Args:
         dims: features per branch, in the order of the columns.
-        components: kept per branch at most.
+        components: largest number per branch.
     """
 
     def __init__(self, dims: Sequence[int], components: int) -> None:
@@ -24,7 +24,7 @@ class PrincipalComponents(nn.Module):
                 self.register_buffer(f"components_{branch}", torch.eye(dim, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Reduce standardised features (..., D), zero where absent, which they stay."""
+        """Reduce standardised features (..., D); absent ones are zero before and after."""
         parts = torch.split(x, list(self.dims), dim=-1)
         return torch.cat([self._reduced(branch, part) for branch, part in enumerate(parts)], dim=-1)
 
@@ -36,7 +36,7 @@ class PrincipalComponents(nn.Module):
 
     def fit(self, x: torch.Tensor, present: torch.Tensor) -> None:
         """Fit each branch on those of the standardised rows x (N, D) where it is present, by (N, M) bool."""
-        from sklearn.decomposition import PCA  # a head that only runs does not need it
+        from sklearn.decomposition import PCA  # inference does not need it
 
         for branch, part in enumerate(torch.split(x, list(self.dims), dim=1)):
             rows = part[present[:, branch]]

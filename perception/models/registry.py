@@ -1,4 +1,4 @@
-"""Encoder kinds by name; a kind's module and the packages behind it load when it is first asked for."""
+"""Encoder kinds by name; the module of a kind and its packages are loaded at its first use."""
 
 from importlib import import_module
 from typing import Any, ClassVar, Final, Protocol
@@ -13,11 +13,11 @@ from perception.profile import EncoderConfig
 
 
 class RegisteredEncoder(Encoder[Any], Protocol):
-    """What every encoder class here is besides callable."""
+    """Interface of all encoder classes here."""
 
     Options: ClassVar[type[EncoderOptions]]
     modality: ClassVar[str]
-    """The kind of topic it reads: camera, microphone or text."""
+    """Modality that it reads: camera, microphone or text."""
 
     def __init__(
         self, options: Any, *, device: torch.device, seed: int, weights: str | None = None
@@ -45,7 +45,7 @@ _MODULES: Final = {
 
 
 def encoder_class(kind: str) -> type[RegisteredEncoder]:
-    """Return the class of an encoder kind; ProfileError lists the kinds if there is none."""
+    """Return the class of an encoder kind; raise ProfileError, which lists the kinds, for an unknown one."""
     if kind not in _MODULES:
         raise ProfileError(unknown_kind(kind))
     module, name = _MODULES[kind]
@@ -58,7 +58,7 @@ def build_encoder(name: str, config: EncoderConfig, *, device: torch.device, see
     """Build the encoder of `[fusion.encoders.NAME]`.
 
     Raises:
-        ProfileError: unknown kind or option; names the encoder and the key.
+        ProfileError: unknown kind or option; it names the encoder and the key.
         WeightsError: its weights are missing or do not fit.
     """
     options = options_of(name, config)

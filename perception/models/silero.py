@@ -15,7 +15,7 @@ from perception.models.weights import State, load_into, local_state
 class SileroNetwork(nn.Module):
     """The 16 kHz network of silero-vad 6 (github.com/snakers4/silero-vad, MIT).
 
-    Each chunk of 512 samples, with the 64 before it, gives one spectrum vector; an LSTM runs over those.
+    Each chunk of 512 samples, with the 64 before it, has one spectrum vector; an LSTM runs over those.
     All chunks of a window go through the convolutions at once.
     """
 
@@ -33,7 +33,7 @@ class SileroNetwork(nn.Module):
         self.final_conv = nn.Conv1d(128, 1, 1)
 
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Map (samples,) at 16 kHz to the probability of speech in each of its last whole chunks."""
+        """Return the probability of speech in each whole chunk at the end of (samples,) at 16 kHz."""
         count = waveform.shape[0] // self.CHUNK
         start = waveform.shape[0] - count * self.CHUNK
         padded = F.pad(waveform, (max(0, self.CONTEXT - start), 0))
@@ -42,7 +42,7 @@ class SileroNetwork(nn.Module):
         x = self.stft_conv(F.pad(chunks[:, None], (0, 64), mode="reflect"))  # (count, 258, 4)
         x = torch.sqrt(x[:, :129].square() + x[:, 129:].square())
         for convolution in (self.conv1, self.conv2, self.conv3, self.conv4):
-            x = convolution(x).relu()  # at last (count, 128, 1)
+            x = convolution(x).relu()  # in the end (count, 128, 1)
         hidden, _ = self.lstm(x[:, :, 0])  # (count, 128)
         speech: torch.Tensor = self.final_conv(hidden.relu()[:, :, None])
         return speech.sigmoid()[:, 0, 0]
@@ -56,7 +56,7 @@ def load_silero(file: Path) -> SileroNetwork:
 
 
 def packaged_file() -> Path:
-    """Return the weights inside the package without importing it: it would change torch's thread count."""
+    """Return the file of the package's weights; not imported, as that changes torch's thread count."""
     spec = importlib.util.find_spec("silero_vad")
     for folder in (spec and spec.submodule_search_locations) or ():
         file = Path(folder) / "data" / "silero_vad_16k.safetensors"
@@ -66,7 +66,7 @@ def packaged_file() -> Path:
 
 
 def _as_layer(state: State) -> State:
-    """Rename the file's LSTM cell to an LSTM layer, which runs a whole window in one call."""
+    """Return the state with the LSTM cell renamed to an LSTM layer, which runs a window in one call."""
     prefix = "lstm_cell."
     return {
         f"lstm.{name.removeprefix(prefix)}_l0" if name.startswith(prefix) else name: tensor

@@ -1,4 +1,4 @@
-"""Text encoders: any transformers text model, and TF-IDF intents learned from a few example phrases."""
+"""Text encoders: any transformers text model, and TF-IDF intents fitted on a few example phrases."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,11 +19,11 @@ from perception.models.transformers_encoder import TransformersEncoder, stored_f
 from perception.models.weights import load_transformer, seeded
 
 _BYTES_PER_TOKEN: Final = 16
-"""Kept of a text for training; words of any language have fewer on average."""
+"""Bytes of a text stored for training; words of any language have fewer on average."""
 
 
 def as_bytes(text: str, length: int) -> torch.Tensor:
-    """Return a text's UTF-8 as (length,) uint8, cut or filled up with zeros."""
+    """Return a text's UTF-8 as (length,) uint8, cut or padded with zeros."""
     row = torch.zeros(length, dtype=torch.uint8)
     kept = bytearray(text.encode()[:length])
     if kept:
@@ -32,7 +32,7 @@ def as_bytes(text: str, length: int) -> torch.Tensor:
 
 
 def as_texts(rows: torch.Tensor) -> list[str]:
-    """Return the texts of (n, length) uint8; of a character that was cut nothing is left."""
+    """Return the texts of (n, length) uint8, without a last character that was cut."""
     return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows.cpu().numpy()]
 
 
@@ -62,7 +62,7 @@ class TextNetwork(nn.Module):
         return features
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Encode texts given as bytes (n, length) uint8, each different one once."""
+        """Encode texts given as bytes (n, length) uint8, equal ones once."""
         different, which = torch.unique(rows, dim=0, return_inverse=True)
         return self.encode(as_texts(different))[which]
 
@@ -91,7 +91,7 @@ class TransformersTextEncoder(TransformersEncoder):
         return Encoding(self.network.encode([data.text])[0])
 
     def prepare(self, data: TextInput, /) -> torch.Tensor:
-        """Return what the network takes, for training: the text as uint8, which can still be disturbed."""
+        """Return the network's input for training: the text as uint8, which augmentation can change."""
         return as_bytes(data.text, self._bytes)
 
 
@@ -110,16 +110,16 @@ def _text_half(model: Any) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a transformers folder; WeightsError if there is none that knows words."""
+    """Load the tokenizer of a transformers folder; raise WeightsError if there is none with words."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise WeightsError(f"{folder}: no usable tokenizer there: {str(error).splitlines()[0]}") from error
-    # A vocabulary that was not found does not fail by itself: every word becomes the unknown one.
+    # A missing vocabulary raises no error: every word becomes the unknown one.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise WeightsError(f"{folder}: its tokenizer knows no words; tokenizer.json or vocab.txt is missing")
+        raise WeightsError(f"{folder}: its tokenizer has no words; tokenizer.json or vocab.txt is missing")
     return tokenizer
 
 
@@ -134,7 +134,7 @@ def _random_bert(seed: int) -> tuple[Any, Any]:
 
 
 class TfidfIntents:
-    """Which of a few intents a command means, learned at start from the example phrases in the profile.
+    """Intent of a command, fitted at the start on the example phrases in the profile.
 
     TF-IDF over words and their pairs and over character n-grams (robust to typing errors), then logistic
     regression. A command that resembles no example, by cosine, is `other`. Features: one score per intent
@@ -145,7 +145,7 @@ class TfidfIntents:
     modality: ClassVar[str] = "text"
     cpu_only: ClassVar[bool] = True
     SOFTNESS: ClassVar = 0.05
-    """Width in cosine over which a command turns from `other` into an intent."""
+    """Width in cosine of the transition from `other` to an intent."""
 
     def __init__(
         self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
@@ -175,7 +175,7 @@ class TfidfIntents:
         return Encoding(features, BranchState(labels=self.labels, scores=tuple(scores.values())))
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Return what was fitted; the vocabulary follows from the options."""
+        """Return the fitted coefficients; the vocabulary follows from the options."""
         fitted = {"coefficients": self._coefficients, "intercepts": self._intercepts}
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in fitted.items()}
 

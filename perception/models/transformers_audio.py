@@ -1,4 +1,4 @@
-"""Any transformers audio model as an encoder: AST, CLAP's audio half, wav2vec 2 and their kin."""
+"""Any transformers audio model as an encoder: AST, CLAP's audio half, wav2vec 2 and similar ones."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -23,14 +23,14 @@ _MASK: Final = "attention_mask"
 
 
 class AudioNetwork(nn.Module):
-    """An audio model on what its preprocessing makes of windows, as pictures (n, channels, frames, bands).
+    """An audio model on preprocessed windows, as pictures (n, channels, frames, bands).
 
-    A waveform is frames of one band.
+    A waveform has frames of one band.
 
     Args:
         model: of transformers.
-        example: what the preprocessing makes of one sound.
-        bands: of its spectrogram; a model that takes (bands, frames) gets them so.
+        example: output of the preprocessing for one sound.
+        bands: of its spectrogram; for a model that takes (bands, frames) they are transposed.
     """
 
     def __init__(self, model: Any, example: Mapping[str, torch.Tensor], bands: int) -> None:
@@ -46,7 +46,7 @@ class AudioNetwork(nn.Module):
         self._constant = {name: x for name, x in example.items() if name not in (self.main, _MASK)}
 
     def encode(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return features (n, dim) float32 of what the preprocessing made."""
+        """Return features (n, dim) float32 of preprocessed inputs."""
         dtype = next(self.model.parameters()).dtype
         output = self._encode(**{k: x.to(dtype) if x.is_floating_point() else x for k, x in inputs.items()})
         pooled = output if isinstance(output, torch.Tensor) else getattr(output, "pooler_output", None)
@@ -57,7 +57,7 @@ class AudioNetwork(nn.Module):
         """Return one window's (channels, frames, bands)."""
         if not inputs.get(_MASK, torch.ones(1)).all():
             raise ProfileError(
-                "its preprocessing fills the sound up, which cannot be trained; give the profile's input the "
+                "its preprocessing pads the sound, which cannot be trained; give the profile's input the "
                 "length that the model is made for"
             )
         x = inputs[self.main][0]
@@ -77,8 +77,8 @@ class AudioNetwork(nn.Module):
 class TransformersAudioEncoder(TransformersEncoder):
     """The pooled output of an audio model, or else the mean over its positions.
 
-    The model's own preprocessing runs on the window's waveform, resampled where it wants another rate than
-    16 kHz (then nothing above 8 kHz is in it). AST and CLAP are made for 10 s: give the input that length.
+    The model's own preprocessing runs on the window's waveform, resampled if it needs another rate than
+    16 kHz (nothing above 8 kHz is in it). AST and CLAP are made for 10 s: give the input that length.
     `weights = "random"` is an AST or CLAP of the real size.
     """
 
@@ -99,12 +99,12 @@ class TransformersAudioEncoder(TransformersEncoder):
         return Encoding(self.features(data.waveform, SAMPLE_RATE_HZ))
 
     def prepare(self, data: AudioInput, /) -> torch.Tensor:
-        """Return what the network takes, for training: (channels, frames, bands) float16 on the CPU."""
+        """Return the network's input for training: (channels, frames, bands) float16 on the CPU."""
         return self.network.picture(self._inputs(data.waveform, SAMPLE_RATE_HZ)).half().cpu()
 
     @torch.no_grad()
     def features(self, waveform: npt.NDArray[np.float32], rate_hz: int) -> torch.Tensor:
-        """Encode (samples,) mono at any rate into (dim,); ValueError if there are none or not all finite."""
+        """Encode (samples,) mono at any rate into (dim,); raise ValueError if empty or not finite."""
         return self.network.encode(self._inputs(waveform, rate_hz))[0]
 
     def _inputs(self, waveform: npt.NDArray[np.float32], rate_hz: int) -> dict[str, torch.Tensor]:
@@ -112,7 +112,7 @@ class TransformersAudioEncoder(TransformersEncoder):
             raise ValueError("an audio model takes finite samples, at least one")
         model_rate_hz = self._processor.sampling_rate
         samples = resample(waveform, rate_hz, model_rate_hz)
-        # CLAP's preprocessing cuts longer sound at a random place; the newest part is what counts here
+        # CLAP's preprocessing cuts longer sound at a random place; the newest part must be used here
         longest = getattr(self._processor, "nb_max_samples", None)
         samples = samples[-longest:] if longest else samples
         inputs = self._processor(samples, sampling_rate=model_rate_hz, return_tensors="pt").to(self._device)

@@ -30,7 +30,7 @@ _CONVOLUTIONS: Final = (
     (512, 512),
     "pool",
 )
-# torchaudio's layout, and that of a trained encoder's file, -> torchvggish's, which is ours
+# torchaudio's layout, and that of a trained encoder's file, -> torchvggish's, which is used here
 _PREFIXES: Final = {"features_network.": "features.", "embedding_network.": "embeddings.", "0.": ""}
 _PCA: Final = {
     "pca_eigen_vectors": "eigen_vectors",
@@ -40,7 +40,7 @@ _PCA: Final = {
     "1.eigen_vectors": "eigen_vectors",
     "1.means": "means",
 }
-"""How Google's npz, torchvggish's modules and a trained encoder's file name what `Pca` holds."""
+"""Names of `Pca`'s tensors in Google's npz, torchvggish's modules and a trained encoder's file."""
 
 
 class VGGish(nn.Module):
@@ -65,7 +65,7 @@ class VGGish(nn.Module):
         )
 
     def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """Map (N, 96, 64) log-mel frames to (N, 128), both float32 whatever the weights are."""
+        """Map (N, 96, 64) log-mel frames to (N, 128), both float32 for weights of any type."""
         maps = self.features(log_mel[:, None].to(next(self.parameters()).dtype))  # (N, 512, 6, 4)
         # the dense layers were trained on TensorFlow's order: channels last
         embedding: torch.Tensor = self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))
@@ -73,7 +73,7 @@ class VGGish(nn.Module):
 
 
 class Pca(nn.Module):
-    """Google's post-processing: whiten, clip to [-2, 2] and, if asked, quantise to 8 bits."""
+    """Google's post-processing: whiten, clip to [-2, 2] and, if requested, quantise to 8 bits."""
 
     eigen_vectors: torch.Tensor
     means: torch.Tensor
@@ -108,7 +108,7 @@ def load_vggish(
     """Return the network with weights in torchvggish's or torchaudio's layout.
 
     Args:
-        state: the state dict; post-processing kept beside it is left out.
+        state: the state dict; post-processing in it is left out.
         where: names the source in the WeightsError if the layout is another one.
         activation: whether the embedding ends before or after its ReLU; the weights are the same.
     """
@@ -122,7 +122,7 @@ def load_pca(source: Path | Mapping[str, torch.Tensor], *, quantise: bool = Fals
     """Return the post-processing from Google's `vggish_pca_params.npz`, a tensor file, or a state dict.
 
     Raises:
-        WeightsError: the file is missing, is not one of these, or would have to be unpickled.
+        WeightsError: the file is missing, is not one of these, or contains pickled objects.
     """
     state = source if isinstance(source, Mapping) else _pca_state(source)
     where = "the state dict" if isinstance(source, Mapping) else source
@@ -135,16 +135,16 @@ def load_pca(source: Path | Mapping[str, torch.Tensor], *, quantise: bool = Fals
 
 
 def _empty(activation: Literal["pre", "post"]) -> VGGish:
-    """Build the network without spending a second on an initialisation that is overwritten."""
+    """Return the network without an initialisation, which takes a second and would be overwritten."""
     with torch.device("meta"):
         model = VGGish(activation)
     return model.to_empty(device="cpu")
 
 
 def _own_name(name: str) -> str:
-    for theirs, ours in _PREFIXES.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
+    for other, own in _PREFIXES.items():
+        if name.startswith(other):
+            return own + name.removeprefix(other)
     return name
 
 

@@ -32,7 +32,7 @@ from perception.models.weights import (
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 MAX_ASPECT: Final = 16
-"""More elongated images would grow without bound when their short side is resized."""
+"""Largest ratio of the sides: more elongated images become too large when their short side is resized."""
 
 
 def to_model_input(
@@ -45,17 +45,17 @@ def to_model_input(
     std: tuple[float, ...] = IMAGENET_STD,
     interpolation: InterpolationMode = InterpolationMode.BILINEAR,
 ) -> torch.Tensor:
-    """Return a frame as a model takes it: (1, 3, size, size) float32 RGB, normalised, on the device.
+    """Return a frame as the input of a model: (1, 3, size, size) float32 RGB, normalised, on the device.
 
-    The frame goes up as uint8; resizing (antialiased), cropping and normalising happen on the device. It
+    The frame is copied to the device as uint8, then resized (antialiased), cropped and normalised there. It
     equals torchvision's `ImageClassification` transform to within one grey level per pixel, which is
     1 / 255 / std, and a quarter of one on average: the two round the resized pixels differently.
 
     Args:
-        data: the frame; encoders that prepare it alike share the work.
+        data: the frame; encoders with the same parameters share the result.
         size: side of the centre crop.
         device: of the model.
-        resize: the short side before the crop; 256/224 of `size` if not given.
+        resize: the short side before the crop; None: 256/224 of `size`.
         mean: per RGB channel, of values in [0, 1].
         std: likewise.
         interpolation: bilinear or bicubic.
@@ -76,7 +76,7 @@ def to_model_input(
 
 
 def rgb_on_device(data: ImageInput, device: torch.device) -> torch.Tensor:
-    """Return the frame as (3, height, width) uint8 RGB on the device, where it goes only once."""
+    """Return the frame as (3, height, width) uint8 RGB on the device; it is copied there only once."""
 
     def convert() -> torch.Tensor:
         if device.type == "cpu":
@@ -96,7 +96,7 @@ def _normalisation(
 
 
 class _Features(nn.Module):
-    """A classifier that gives the input of its last layer; `logits` are those of the latest batch."""
+    """A classifier that returns the input of its last layer; `logits` are those of the last batch."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -118,10 +118,10 @@ class _Features(nn.Module):
 
 
 class PictureNetwork(nn.Module):
-    """A network on pictures (B, 3, H, W) in [0, 1], normalised as it expects them.
+    """A network on pictures (B, 3, H, W) in [0, 1], with its normalisation.
 
     Args:
-        network: gives features (B, dim).
+        network: returns features (B, dim) of normalised pictures.
         mean: per RGB channel.
         std: likewise.
     """
@@ -140,8 +140,8 @@ class PictureNetwork(nn.Module):
 class TorchvisionEncoder:
     """A torchvision classifier: the input of its last layer as features, its best classes as scores.
 
-    Weights: the best ones torchvision has for the model, a local file of them or of a classifier with
-    `classes` of its own, or random ones, which name no classes.
+    Weights: torchvision's default ones for the model, a local file of them or of a classifier with `classes`
+    of its own, or random ones without class names.
     """
 
     Options: TypeAlias = TorchvisionOptions
@@ -180,7 +180,7 @@ class TorchvisionEncoder:
     def encode_batch(self, batch: Sequence[ImageInput | None]) -> list[Encoding | None]:
         """Encode the newest frames of several cameras in one pass.
 
-        It is always as large as the batch, so a frame's bits do not depend on which others are there.
+        The pass is always as large as the batch, so a frame's bits do not depend on the others.
         """
         empty = torch.zeros(1, 3, self._size, self._size, device=self._device)
         rows: list[torch.Tensor | None] = []
@@ -196,7 +196,7 @@ class TorchvisionEncoder:
         ]
 
     def prepare(self, data: ImageInput, /) -> torch.Tensor:
-        """Return what the network takes, for training: (3, size, size) float16 in [0, 1] on the CPU."""
+        """Return the network's input for training: (3, size, size) float16 in [0, 1] on the CPU."""
         return self._pixels(data, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))[0].half().cpu()
 
     def _pixels(
@@ -230,7 +230,7 @@ class TorchvisionEncoder:
 
 
 def _classifier(name: str, classes: int) -> nn.Module:
-    """Build the architecture; the two Inceptions expect inputs scaled as their weights were trained."""
+    """Build the architecture; the two Inceptions scale their inputs as their weights were trained."""
     inception = name in ("googlenet", "inception_v3")
     options = {"init_weights": True, "transform_input": True} if inception else {}
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
@@ -242,7 +242,7 @@ def _last_layer(model: nn.Module) -> nn.Linear | nn.Conv2d:
 
 
 def _renamed(state: State) -> State:
-    """Drop the dots that torchvision's DenseNet files still have inside layer names (`norm.1.weight`)."""
+    """Remove the dots that torchvision's DenseNet files have inside layer names (`norm.1.weight`)."""
     for name in list(state):
         modern = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)", r"\1", name)
         if modern != name:
@@ -269,7 +269,7 @@ class _Pooled(nn.Module):
 
 
 class TransformersVisionEncoder(TransformersEncoder):
-    """A transformers vision model with its stored preprocessing; of CLIP and the like, the vision tower.
+    """A transformers vision model with its stored preprocessing; of CLIP and similar ones, the vision tower.
 
     Weights: a Hub name in the options, a local folder, or random ones of an `architecture`.
     """
@@ -293,7 +293,7 @@ class TransformersVisionEncoder(TransformersEncoder):
         return Encoding(self._features(rgb_on_device(data, self._device)))
 
     def prepare(self, data: ImageInput, /) -> torch.Tensor:
-        """Return what the network takes, for training: (3, H, W) float16 in [0, 1] on the CPU."""
+        """Return the network's input for training: (3, H, W) float16 in [0, 1] on the CPU."""
         check_bgr(data.image)
         return self._pixels(rgb_on_device(data, self._device), do_normalize=False)[0].half().cpu()
 
@@ -304,7 +304,7 @@ class TransformersVisionEncoder(TransformersEncoder):
         return features
 
     def _pixels(self, rgb: torch.Tensor, **changed: bool) -> torch.Tensor:
-        """Return (1, 3, H', W') as the model's own preprocessing makes it of (3, H, W) uint8."""
+        """Return (1, 3, H', W'), the output of the model's own preprocessing for (3, H, W) uint8."""
         inputs = self._processor(images=rgb, return_tensors="pt", device=self._device, **changed)
         pixels: torch.Tensor = inputs["pixel_values"]
         return pixels

@@ -1,7 +1,7 @@
-"""Where weights come from: torchvision, the Hub, a local folder or file, or a seeded generator.
+"""Loads weights from torchvision, the Hub, a local folder or file, or a seeded generator.
 
-Nothing here unpickles: safetensors, or `torch.load(weights_only=True)`. What is missing while offline
-is one WeightsError that says what, where it was looked for, and what to do.
+Nothing is unpickled: safetensors, or `torch.load(weights_only=True)`. Weights missing while offline raise
+one WeightsError: what is missing, where it was searched, and what to do.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _OPTIONAL: Final = "num_batches_tracked"
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from a CPU generator of this seed inside; the global one is as before afterwards."""
+    """Set the seed of torch's CPU generator inside; its state is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -63,17 +63,17 @@ def local_state(path: Path) -> State:
         )
     except SafetensorError as error:
         raise WeightsError(f"{file}: not a safetensors file ({error}); fetch or save it again") from error
-    except Exception as error:  # the unpickler of torch raises whatever the bytes lead it to
+    except Exception as error:  # the unpickler of torch raises errors of many types
         raise WeightsError(
             f"{file}: refused: only plain tensors are loaded, nothing is unpickled; save it as .safetensors"
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise WeightsError(f"{file}: holds no state dict of tensors; save model.state_dict() as .safetensors")
+        raise WeightsError(f"{file}: no state dict of tensors; save model.state_dict() as .safetensors")
     return loaded
 
 
 def load_into(module: nn.Module, state: Mapping[str, torch.Tensor], where: object) -> None:
-    """Load every weight, none missing and none left over; WeightsError names what does not fit."""
+    """Load all weights; raise WeightsError, which names them, if some are missing, unknown or do not fit."""
     own = module.state_dict()
     problems = [
         f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
@@ -100,7 +100,7 @@ def load_transformer(folder: Path, seed: int, *, pooler: bool = False) -> Any:
 
     Args:
         folder: with `config.json` and weights.
-        seed: of what the checkpoint leaves open.
+        seed: of weights that the checkpoint lacks.
         pooler: whether the pooling layer has to be in the checkpoint; nothing else may be missing.
     """
     from transformers import AutoModel
@@ -110,7 +110,7 @@ def load_transformer(folder: Path, seed: int, *, pooler: bool = False) -> Any:
         raise WeightsError(f"{folder}: no transformers model there; expected config.json and its weights")
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what matters of its report is checked below
+    logging.set_verbosity_error()  # missing weights in its report are checked below
     try:
         with seeded(seed):
             model, report = AutoModel.from_pretrained(
@@ -133,7 +133,7 @@ def load_transformer(folder: Path, seed: int, *, pooler: bool = False) -> Any:
 
 
 def save_transformer(folder: Path, model: Any, preprocessing: Any) -> None:
-    """Write what `load_transformer` reads, with the tokenizer or the processor beside it."""
+    """Write a folder for `load_transformer`, with the tokenizer or the processor."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -144,8 +144,8 @@ def save_transformer(folder: Path, model: Any, preprocessing: Any) -> None:
 def url_state(url: str, cache: Path | None = None) -> State:
     """Fetch a torchvision weight once, with progress, and check its hash each time it is read.
 
-    The file name carries the first digits of the sha256 (`resnet18-f37072fd.pth`); a cached file that
-    does not match it any more is refused.
+    The file name contains the first digits of the sha256 (`resnet18-f37072fd.pth`); a cached file that
+    does not match it is refused.
     """
     if cache is None:
         _check_home(url, "TORCH_HOME")
@@ -165,7 +165,7 @@ def hub_folder(
     cache: Path | None = None,
     endpoint: str | None = None,
 ) -> Path:
-    """Return the local folder of a Hub repository, fetching it if it is not complete in the cache."""
+    """Return the local folder of a Hub repository; download it unless it is complete in the cache."""
     if cache is None:
         _check_home(repository, "HF_HOME", "HF_HUB_CACHE")
     options: dict[str, Any] = {
@@ -187,13 +187,13 @@ def hub_folder(
     except (OSError, HfHubHTTPError) as error:
         raise _unreachable(repository, error) from error
     if not _complete(folder):
-        raise WeightsError(f"{repository}: holds no config.json with .safetensors weights; convert it first")
+        raise WeightsError(f"{repository}: has no config.json with .safetensors weights; convert it first")
     _check_blobs(folder)
     return folder
 
 
 def _check_home(what: str, *variables: str) -> None:
-    """Raise WeightsError where there is no place to keep weights that are fetched."""
+    """Raise WeightsError if there is no folder to store downloaded weights in."""
     if home() is None and not any(map(os.environ.get, (*variables, "XDG_CACHE_HOME"))):
         raise WeightsError(
             f"{what}: this user has no home directory to keep it in; set HOME or {variables[0]}, "
@@ -221,7 +221,7 @@ def _complete(folder: Path) -> bool:
 
 
 def _check_blobs(folder: Path) -> None:
-    """The cache names each large file by its sha256."""
+    """Raise WeightsError unless each large file matches its name in the cache, its sha256."""
     for file in folder.glob("*.safetensors"):
         expected = file.resolve().name
         if re.fullmatch(r"[0-9a-f]{64}", expected) and _sha256(file) != expected:
@@ -230,17 +230,17 @@ def _check_blobs(folder: Path) -> None:
 
 def _fetch(url: str, file: Path, prefix: str) -> None:
     try:
-        # torch's own download has no time limit: ask first whether anything answers.
+        # torch's own download has no time limit: check first that the server answers.
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=OFFLINE_TIMEOUT_S).close()
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), prefix or None)
     except HTTPError as error:
         raise WeightsError(f"{url}: the server answers {error.code} {error.reason}") from error
     except RuntimeError as error:
-        raise WeightsError(f"{url}: what arrived does not match its hash; try again") from error
+        raise WeightsError(f"{url}: the download does not match its hash; try again") from error
     except PermissionError as error:
         raise WeightsError(
-            f"{file.parent}: cannot be written; set HOME or TORCH_HOME to a folder of yours"
+            f"{file.parent}: cannot be written; set HOME or TORCH_HOME to a folder that you own"
         ) from error
     except OSError as error:
         raise WeightsError(

@@ -272,10 +272,10 @@ def freeze(topic: str = "camera", from_s: float = 0.0, to_s: float = math.inf) -
     """Repeat the last data of a device; its stamps and counters go on."""
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
-        held: dict[str, Message[Header]] = {}
+        last: dict[str, Message[Header]] = {}
         for elapsed_s, message in _timed(messages):
             if _is(message, topic) and from_s <= elapsed_s < to_s:
-                yield _repeat(held.setdefault(message.topic, message), message)
+                yield _repeat(last.setdefault(message.topic, message), message)
             else:
                 yield message
 
@@ -391,12 +391,12 @@ def _typo(word: str, rng: random.Random, p: float) -> list[str]:
     return letters
 
 
-def _repeat(held: Message[Header], message: Message[Header]) -> Message[Header]:
-    """Return `message` with the data of `held`, unchanged if the sizes of two blocks differ."""
+def _repeat(last: Message[Header], message: Message[Header]) -> Message[Header]:
+    """Return `message` with the data of `last`, unchanged if the sizes of two blocks differ."""
     content: dict[str, Any] = {}
-    if isinstance(held.header, CameraFrame):
-        content = {name: getattr(held.header, name) for name in ("width", "height", "encoding")}
-    elif isinstance(held.header, AudioBlock) and len(held.payload) != len(message.payload):
+    if isinstance(last.header, CameraFrame):
+        content = {name: getattr(last.header, name) for name in ("width", "height", "encoding")}
+    elif isinstance(last.header, AudioBlock) and len(last.payload) != len(message.payload):
         return message
     header = structs.replace(message.header, **content)
-    return structs.replace(message, header=header, payload=held.payload)
+    return structs.replace(message, header=header, payload=last.payload)

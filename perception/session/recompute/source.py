@@ -60,7 +60,7 @@ class Recording(Closing):
         """The profile it was recorded with; raise SessionError if the file does not contain it."""
         noted = self.metadata.get("profile")
         if not isinstance(noted, dict):
-            raise SessionError(f"{self.name}: does not say which profile it was recorded with; give one")
+            raise SessionError(f"{self.name}: contains no profile; give the one it was recorded with")
         return parse(noted, where=f"{self.name}, metadata 'profile'")
 
     def close(self) -> None:
