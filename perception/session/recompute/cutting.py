@@ -98,7 +98,8 @@ def _rules(step: Begin) -> int:
     rules = 0 if step.journal.before is None else step.journal.before.rules
     if rules > RULES:
         raise SessionError(
-            f"its windows were cut by rules {rules}; this version supports 0 to {RULES}: install a newer version"
+            f"its windows were cut by rules {rules}; this version supports 0 to {RULES}: "
+            "install a newer version"
         )
     return rules
 
