@@ -1,8 +1,10 @@
 """Files decoded by time: unbroken sound, picture and sound together, laps, damage."""
 
 import re
+import struct
 import threading
 import tracemalloc
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from perception.devices.sound import Sound
 from perception.devices.video import FileSource
 from perception.errors import DeviceError, SessionError
 from perception.profile import CameraConfig
+from perception.retrieval.search import sound_query
 from perception.session.convert import import_media
 from perception.training.media import MediaSource
 from tests.media import FRAME_HZ, RATE_HZ, grey, noise, write_clip, write_film, write_wav
@@ -280,3 +283,80 @@ def test_a_long_hole_takes_little_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert played == 600 * RATE_HZ + 1600
     assert peak < 4_000_000
+
+
+def claiming_wav(path: Path, rate_hz: int, channels: int, bytes_: int = 32_000) -> Path:
+    """Write 16-bit samples, 1 s of 16 kHz, whose header claims something else."""
+    frame = 2 * channels
+    kind = struct.pack("<HHIIHH", 1, channels, rate_hz, rate_hz * frame & 0xFFFFFFFF, frame & 0xFFFF, 16)
+    head = b"RIFF" + struct.pack("<I", bytes_ + 36 & 0xFFFFFFFF) + b"WAVEfmt " + struct.pack("<I", 16) + kind
+    path.write_bytes(head + b"data" + struct.pack("<I", bytes_) + bytes(32_000))
+    return path
+
+
+def claiming_caf(path: Path, rate_hz: float) -> Path:
+    """Core Audio files hold the rate as a double, and -1 as a length that is not known."""
+    kind = struct.pack(">d4sIIIII", rate_hz, b"lpcm", 0, 2, 1, 1, 16)
+    body = b"desc" + struct.pack(">q", len(kind)) + kind + b"data" + struct.pack(">qI", -1, 0) + bytes(32_000)
+    path.write_bytes(b"caff\0\1\0\0" + body)
+    return path
+
+
+def heard_on_every_path(path: Path) -> Iterator[Callable[[], object]]:
+    yield lambda: list(sound_of(path).blocks(512))
+    yield lambda: list(MediaSource(path, path.parent, None, "microphone/room", 1.0).messages())
+    yield lambda: sound_query(path)
+    yield lambda: list(import_media.read(path, path.with_suffix(".mcap")))
+
+
+UNREADABLE = "no audio can be decoded|cannot be opened"
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "channels", "why"),
+    [
+        (2**31 - 1, 1, "claims 2147483647 Hz, allowed are 100 to 1536000 Hz"),
+        (2**32 - 1, 1, UNREADABLE),
+        (99, 1, "claims 99 Hz"),
+        (0, 1, UNREADABLE),
+        (16_000, 65_535, UNREADABLE),
+        (16_000, 1000, f"no way from its sound|1000 channels, more than 64|{UNREADABLE}"),
+        (2**31 - 1, 65_535, UNREADABLE),
+    ],
+)
+def test_sound_that_claims_what_cannot_be_is_refused_by_name_on_every_path(
+    rate_hz: int, channels: int, why: str, tmp_path: Path
+) -> None:
+    path = claiming_wav(tmp_path / "claims.wav", rate_hz, channels)
+    for hear in heard_on_every_path(path):
+        with pytest.raises(DeviceError, match=rf"claims\.wav: .*({why})"):
+            hear()
+
+
+@pytest.mark.parametrize("rate_hz", [2.0**31 - 1, float("inf"), float("nan"), -5.0, 1e-300])
+def test_a_rate_that_is_no_number_of_samples_is_refused_too(rate_hz: float, tmp_path: Path) -> None:
+    path = claiming_caf(tmp_path / "claims.caf", rate_hz)
+    for hear in heard_on_every_path(path):
+        with pytest.raises(DeviceError, match=rf"claims\.caf: .*(Hz, allowed are|{UNREADABLE})"):
+            hear()
+
+
+def test_sound_that_claims_to_be_endless_is_what_is_there(tmp_path: Path) -> None:
+    path = claiming_wav(tmp_path / "claims.wav", RATE_HZ, 1, bytes_=0xFFFFFFF0)
+    assert sum(map(len, sound_of(path).blocks(512))) == 16_000
+    sound = sound_query(path).sound
+    assert sound is not None
+    assert len(sound[0]) == 16_000
+
+
+def test_a_query_by_sound_keeps_the_end_of_a_long_file(tmp_path: Path) -> None:
+    samples = noise(RATE_HZ)
+    path = write_clip(tmp_path / "a.mkv", sounds=[(0.0, noise(1600)), (3000.0, samples)])
+    tracemalloc.start()
+    sound = sound_query(path).sound
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sound is not None
+    assert len(sound[0]) == 60 * RATE_HZ
+    np.testing.assert_allclose(sound[0][-RATE_HZ:], samples / 32768, atol=1e-6)
+    assert peak < 20_000_000

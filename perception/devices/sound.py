@@ -6,13 +6,44 @@ from typing import Final, Literal
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
 
-from perception.devices.media import Track, cause, sound_s
+from perception.devices.media import Track, cause, open_container, sound_s, streams_of
 from perception.errors import DeviceError
 from perception.units.arrays import RawSamples
 
 # Stamps of consecutive packets are rounded to the container's tick; only a longer distance is a gap.
 _HOLE_S: Final = 0.02
+# More or less is no sound, and would take filters of 100 MB or a thousand samples for one.
+_RATES_HZ: Final = (100, 1_536_000)
+
+
+def kind_of_sound(path: str, number: int = 0) -> tuple[int, int]:
+    """Return rate in Hz and channels of a sound track, as the file says or else as its first frame does.
+
+    Raises:
+        DeviceError: there is none, neither says, or the rate is none that can be resampled.
+    """
+    with open_container(path) as container:
+        streams = streams_of(container, "audio")
+        if not streams:
+            raise DeviceError(f"{path}: has no sound")
+        stream = streams[number]
+        assert isinstance(stream, AudioStream)
+        if stream.rate and stream.channels:
+            return _checked_rate(path, stream.rate), stream.channels
+    track = Track[AudioFrame](path, "audio", loop=False, number=number)
+    for _, frames in track.laps():
+        for _, frame in frames:
+            return _checked_rate(path, frame.sample_rate), frame.layout.nb_channels
+    raise DeviceError("no sound can be decoded")
+
+
+def _checked_rate(path: str, rate_hz: int) -> int:
+    """Return the rate that a file claims; DeviceError if it is out of bounds."""
+    if not _RATES_HZ[0] <= rate_hz <= _RATES_HZ[1]:
+        raise DeviceError(f"{path}: claims {rate_hz} Hz, allowed are {_RATES_HZ[0]} to {_RATES_HZ[1]} Hz")
+    return rate_hz
 
 
 class Sound:
@@ -115,6 +146,7 @@ class Sound:
         self.overlaps += apart_s < -_HOLE_S
 
     def _resampler(self, frame: AudioFrame) -> av.AudioResampler:
+        _checked_rate(self._path, frame.sample_rate)
         own = frame.layout.nb_channels == self._channels
         try:
             layout = frame.layout if own else av.AudioLayout(f"{self._channels}c")

@@ -3,6 +3,7 @@
 Texts are compared by their words; torch is loaded only where a model embeds frames, sounds or texts.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from perception.errors import DeviceError, ProfileError, SessionError, WeightsError
+from perception.errors import ProfileError, SessionError, WeightsError
 from perception.io.home import expanded
 from perception.io.progress import progress
 from perception.models.lexical import lexical_similarity, shares_word
@@ -37,6 +38,7 @@ MODELLED: Final = ("frames", "sounds", "commands")
 FLOORS: Final = {"openai/clip-vit-base-patch32": 0.2, "laion/clap-htsat-unfused": 0.1, LEXICAL: 0.3}
 """Cosine of a text, by model, under which what is found has nothing to do with it: CLIP gives about 0.3 to
 pictures that do, 0.15 to others. Other models have other scales, known to those who choose them."""
+_QUERY_S: Final = 60
 Vector = npt.NDArray[np.float32]
 Say = Callable[[str], Any]
 
@@ -95,19 +97,17 @@ def picture_query(file: Path) -> Query:
 
 
 def sound_query(file: Path) -> Query:
-    """Look for what resembles an audio file or a video's sound; DeviceError if it has none."""
-    from perception.devices.media import open_container
-    from perception.devices.sound import Sound
+    """Look for what resembles an audio file or a video's sound; DeviceError if it has none.
 
-    with open_container(str(file)) as container:
-        rates_hz = [stream.rate for stream in container.streams.audio]
-    if not rates_hz:
-        raise DeviceError(f"{file}: has no sound")
+    Of a longer file the last `_QUERY_S` seconds are kept: the models take the end of what they are given.
+    """
+    from perception.devices.sound import Sound, kind_of_sound
+
     # at the file's own rate, so that it comes to the model by the same way as the sound of a session
-    sound = Sound(str(file), rate_hz=rates_hz[0], channels=1, sample_format="f32", loop=False, start=0)
-    return Query(
-        sound=(np.concatenate(list(sound.blocks(rates_hz[0])))[:, 0].astype(np.float32), rates_hz[0])
-    )
+    rate_hz, _ = kind_of_sound(str(file))
+    sound = Sound(str(file), rate_hz=rate_hz, channels=1, sample_format="f32", loop=False, start=0)
+    seconds = deque(sound.blocks(rate_hz), maxlen=_QUERY_S)
+    return Query(sound=(np.concatenate(seconds)[:, 0].astype(np.float32), rate_hz))
 
 
 class Shelf:

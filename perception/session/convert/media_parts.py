@@ -7,8 +7,6 @@ from typing import BinaryIO, Final, Protocol
 
 import av
 import numpy as np
-from av.audio.frame import AudioFrame
-from av.audio.stream import AudioStream
 from av.packet import Packet
 from av.stream import Stream
 from av.subtitles.subtitle import AssSubtitle
@@ -17,7 +15,7 @@ from av.video.frame import VideoFrame
 from perception.devices import media
 from perception.devices.device import CapturedBlock, CapturedFrame, CapturedText
 from perception.devices.pixels import FilmPixels
-from perception.devices.sound import Sound
+from perception.devices.sound import Sound, kind_of_sound
 from perception.devices.wire import block_message, frame_message, text_message
 from perception.errors import DeviceError, MalformedMessageError
 from perception.messages import Header, Payload
@@ -114,7 +112,7 @@ class Sounds:
         self._source = source
         self._origin_ns = origin_ns
         self._number = number
-        self._own_rate_hz, self._channels = _kind_of_sound(source, number)
+        self._own_rate_hz, self._channels = kind_of_sound(source, number)
         if self._channels > _MOST_CHANNELS:
             raise DeviceError(f"{self._channels} channels, more than {_MOST_CHANNELS}")
         self._sound: Sound | None = None
@@ -217,20 +215,6 @@ class Words:
 
 def _suffix(number: int) -> str:
     return f"-{number + 1}" if number else ""
-
-
-def _kind_of_sound(source: str, number: int) -> tuple[int, int]:
-    """Return rate in Hz and channels, of the file or of its first sound; DeviceError if neither says."""
-    with media.open_container(source) as container:
-        stream = media.streams_of(container, "audio")[number]
-        assert isinstance(stream, AudioStream)
-        if stream.rate and stream.channels:
-            return stream.rate, stream.channels
-    track = media.Track[AudioFrame](source, "audio", loop=False, number=number)
-    for _, frames in track.laps():
-        for _, frame in frames:
-            return frame.sample_rate, frame.layout.nb_channels
-    raise DeviceError("no sound can be decoded")
 
 
 def _losses(
