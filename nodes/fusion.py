@@ -18,7 +18,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:
-    """Build and warm the models up, then fuse until stopped."""
+    """Build and warm up the models, then run the fusion loop until stopped."""
     config = profile.required_fusion()
     runtime, clock = Runtime(profile.domain), HostClock().now_ns
     core = FusionCore(config)
@@ -42,14 +42,14 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         publisher(f"health/{name}") as health,
         publisher(f"head/{name}") as head,
     ):
-        # torch takes seconds to import, while a recorder finds the outputs: before the first message
+        # torch takes seconds to import; meanwhile a recorder finds the outputs
         from perception.fusion.build import build_engine, use_threads
         from perception.fusion.compute import Compute
 
         use_threads(config.threads)
         engine = build_engine(config, clock=clock)
         engine.warm_up()
-        gc.freeze()  # models stay for good: a full collection would look through them for a tenth of a second
+        gc.freeze()  # models are permanent: a full collection would scan them for a tenth of a second
         _LOG.info("ready on %s: %s", engine.device, ", ".join(engine.encoders))
         with Subscriber(
             *topics,

@@ -1,4 +1,4 @@
-"""What every node process shares: its arguments, its stop signals, its errors in one line."""
+"""Shared by all node processes: arguments, stop signals, one-line errors."""
 
 import argparse
 import json
@@ -16,10 +16,10 @@ from perception.profile import OVERRIDES_VARIABLE, Profile, load
 
 
 def main(kind: str, run: Callable[[Profile, str, threading.Event], None], *, named: bool = True) -> None:
-    """Parse `PROFILE [--name NAME] [--set key=value]...` and run the node until it is told to stop.
+    """Parse `PROFILE [--name NAME] [--set key=value]...` and run the node until a stop signal.
 
-    The launcher's own overrides come by `OVERRIDES_VARIABLE`: a command line is there for all to read.
-    Exits with 0 at the end or when stopped, else with the error's own exit code after one line on stderr.
+    The supervisor passes overrides by `OVERRIDES_VARIABLE`: every user of the host can read a command line.
+    Exits with 0 at the end or when stopped, else with the error's exit code after one line on stderr.
     """
     parser = argparse.ArgumentParser(prog=f"python -m perception.nodes.{kind}")
     parser.add_argument("profile", help="TOML file, or name of a shipped profile")
@@ -42,7 +42,7 @@ def main(kind: str, run: Callable[[Profile, str, threading.Event], None], *, nam
 
 
 def _explained(error: ImportError) -> str:
-    """Return in one line what is wrong with a package that cannot be imported, and what to do."""
+    """Return one line: why a package cannot be imported, and what to do."""
     from perception.cli.package_checks import explain
 
     package = (error.name or "").partition(".")[0]

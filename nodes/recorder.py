@@ -1,4 +1,4 @@
-"""Records everything the graph says: `python -P -m perception.nodes.recorder PROFILE`."""
+"""Records the messages of the graph: `python -P -m perception.nodes.recorder PROFILE`."""
 
 import logging
 import threading
@@ -16,11 +16,13 @@ from perception.session.recorder import EVERY_MESSAGE, Recorder, describe, recor
 from .node import main
 
 _LOG: Final = logging.getLogger(__name__)
-_LINGER_S: Final = 1.5  # the launcher kills 4 s after its first signal, and a busy machine needs some of that
+_LINGER_S: Final = (
+    1.5  # the supervisor sends SIGKILL 4 s after its first signal; a busy machine needs part of that
+)
 
 
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:
-    """Record until stopped, a little longer than the others run."""
+    """Record until stopped, and 1.5 s longer: the last messages of the other nodes."""
     config = profile.recording or RecorderConfig()
     runtime, clock = Runtime(profile.domain), HostClock()
     out = config.file(profile.domain, datetime.now())

@@ -1,6 +1,6 @@
 """Publishes one text source of a profile: `python -P -m perception.nodes.text PROFILE --name operator`.
 
-A scripted source knows the truth as well, and publishes it on `label/truth`.
+A scripted source also publishes the ground truth on `label/truth`.
 """
 
 import threading

@@ -169,7 +169,7 @@ def test_addresses_that_are_listened_at_are_left_to_their_nodes() -> None:
 
 def test_a_microphone_has_no_address() -> None:
     said = complaint({"microphone": {"a": {"source": "http://cam/live.wav"}}}, DeviceError)
-    assert "a device or a file, no address" in said
+    assert "a device or a file, not an address" in said
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0"], ids=["long", "zero"])

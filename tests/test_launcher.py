@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from perception.devices.backoff import Backoff
 from perception.errors import PerceptionError, ProfileError
 from perception.graph.lines import Lines
-from perception.graph.restart import RestartPolicy, Verdict
+from perception.graph.restart import Decision, RestartPolicy
 from perception.graph.supervisor import DomainLock, Node, Supervisor, plan
 from perception.profile import Profile, parse
 from tests.waiting import LONG_S, eventually
@@ -92,7 +92,7 @@ def test_a_profile_without_nodes_is_refused() -> None:
 def test_restarts_back_off_to_ten_seconds() -> None:
     policy = RestartPolicy()
     delays = [policy.decide(1, worked_s=0.1) for _ in range(7)]
-    assert delays == [(Verdict.RESTART, delay) for delay in (0.5, 1, 2, 4, 8, 10, 10)]
+    assert delays == [(Decision.RESTART, delay) for delay in (0.5, 1, 2, 4, 8, 10, 10)]
 
 
 def test_ten_healthy_seconds_forgive_earlier_crashes() -> None:
@@ -116,20 +116,20 @@ def test_a_node_counts_as_failing_whatever_moment_one_asks() -> None:
 
 
 def test_what_a_restart_cannot_mend_stops_everything() -> None:
-    assert RestartPolicy().decide(2, worked_s=100)[0] is Verdict.STOP_ALL
-    assert RestartPolicy().decide(4, worked_s=1)[0] is Verdict.STOP_ALL
+    assert RestartPolicy().decide(2, worked_s=100)[0] is Decision.STOP_ALL
+    assert RestartPolicy().decide(4, worked_s=1)[0] is Decision.STOP_ALL
 
 
 def test_exit_code_zero_is_a_finished_node() -> None:
-    assert RestartPolicy().decide(0, worked_s=0.1)[0] is Verdict.FINISHED
+    assert RestartPolicy().decide(0, worked_s=0.1)[0] is Decision.FINISHED
 
 
 @given(st.lists(st.tuples(st.sampled_from([1, 3, 5, 134, 137]), st.floats(0, 1e6)), max_size=100))
 def test_no_history_of_crashes_leaves_the_bounds(history: list[tuple[int, float]]) -> None:
     policy = RestartPolicy()
     for code, worked_s in history:
-        verdict, delay_s = policy.decide(code, worked_s)
-        assert verdict is Verdict.RESTART
+        decision, delay_s = policy.decide(code, worked_s)
+        assert decision is Decision.RESTART
         assert 0.5 <= delay_s <= 10
 
 
@@ -227,12 +227,12 @@ def test_a_file_that_cannot_be_read_is_not_tried_again_but_a_device_is() -> None
         "p",
         origin_ns=0,
     )
-    assert [3 in node.given_up for node in nodes] == [True, False, False, False, True, False, True]
-    assert all(9 in node.given_up for node in nodes), "a package that is missing stays missing"
+    assert [3 in node.stay_down for node in nodes] == [True, False, False, False, True, False, True]
+    assert all(9 in node.stay_down for node in nodes), "a package that is missing stays missing"
 
 
 def test_a_device_that_no_restart_can_repair_is_given_up_while_the_others_run_on() -> None:
-    broken = Node("camera", (sys.executable, "-c", "raise SystemExit(3)"), given_up=frozenset({3}))
+    broken = Node("camera", (sys.executable, "-c", "raise SystemExit(3)"), stay_down=frozenset({3}))
     steady = script("steady", "import time; time.sleep(60)")
     with Supervisor([broken, steady]) as supervisor:
         lines = run_until(supervisor, lambda lines: bool(lines))

@@ -134,7 +134,9 @@ def test_a_camera_whose_pictures_are_all_damaged_says_so_and_how_many(nodes: Nod
             assert message is not None
             assert isinstance(message.header, Health)
             health = message.header
-    assert (found := re.fullmatch(r"what comes from the device is damaged: (\d+) in a row .*", health.reason))
+    assert (
+        found := re.fullmatch(r"the device delivers damaged data: (\d+) items in a row .*", health.reason)
+    )
     assert 10 < int(found[1]) <= health.counts["corrupt"]
 
 

@@ -1,1 +1,1 @@
-"""What runs as processes."""
+"""What runs as processes: supervisor, profile check, fusion loop, capture loop."""

@@ -1,6 +1,11 @@
 """The loop of a capture process: from its device to the bus, and `Health` once a second.
 
-The main thread calls everything here; the device may read ahead in a thread of its own.
+Threads: the main thread calls every method and owns every field. A device may have its own threads behind
+`read` and `report`; a publisher's files are restored by the keeper's thread under the publisher's lock.
+
+Order: publishers are bound first, then the device is imported and opened, so that readers have found the
+publishers before the first message. `run` waits until 0.3 s after the last bind. An item that cannot be
+published is refused and counted; the loop continues. On exit all publishers are closed.
 """
 
 import logging
@@ -22,20 +27,20 @@ if TYPE_CHECKING:
     from perception.devices.device import Device, DeviceReport
 
 _HEALTH_NS: Final = SECOND_NS
-_QUIET_NS: Final = 3_000_000_000
+_SILENT_NS: Final = 3_000_000_000
 _READ_S: Final = 0.1
 _DAMAGED: Final = ("corrupt", "after_damage")
-"""What devices count that came and was refused as damaged."""
+"""Counts of damaged items that a device refused."""
 _SETTLE_NS: Final = 300_000_000
-"""All who listen have found a publisher after this: what one of them hears first, a recorder hears too."""
-_LEAD_NS: Final = 500_000_000  # so that a file's beginning is not over before it is opened
+"""After this time all readers have found a publisher: a recorder receives the first message too."""
+_START_DELAY_NS: Final = 500_000_000  # a file is opened before its beginning is due
 _LOG: Final = logging.getLogger("perception")
 ItemT = TypeVar("ItemT")
 SectionT = TypeVar("SectionT")
 
 
 class Check(Protocol):
-    """Watches the signal itself: `perception.devices.signal`."""
+    """Checks the signal of a device: see `perception.devices.signal`."""
 
     reason: str
     facts: dict[str, str | float]
@@ -44,11 +49,9 @@ class Check(Protocol):
 class CaptureLoop:
     """One capture process: its profile, clock and publishers.
 
-    Make the publishers first, then import and open the device: meanwhile those who listen find them.
-
     Args:
         kind: `camera`, `microphone` or `text`.
-        name: which of the profile's devices of that kind.
+        name: of the device's section in the profile.
         profile: the profile, loaded.
         stopped: set when the process has to end.
     """
@@ -59,14 +62,14 @@ class CaptureLoop:
         self.profile = profile
         self.clock = HostClock().now_ns
         origin = os.environ.get("PERCEPTION_ORIGIN_NS", "")
-        self.origin_ns = int(origin) if origin.isdecimal() else self.clock() + _LEAD_NS
+        self.origin_ns = int(origin) if origin.isdecimal() else self.clock() + _START_DELAY_NS
         self._runtime = Runtime(profile.domain)
         self._publishers: list[Publisher] = []
         self._bound_ns = 0
-        """When the last publisher was made."""
+        """Host time of the last bind."""
         self._counts: Counter[str] = Counter()
         self._damaged = 0
-        """What was refused as damaged when the last good item came."""
+        """Count of damaged items at the time of the last good one."""
         self._stopped = stopped
         self._status = "ok"
         self._health_output = self.publisher(f"health/{kind}-{name}")
@@ -81,7 +84,7 @@ class CaptureLoop:
     def publisher(
         self, topic: str, endpoint: str | None = None, remote: Conversion | None = None
     ) -> Publisher:
-        """Return a publisher that is closed with the node; `remote` is what readers elsewhere get instead."""
+        """Return a publisher that the loop closes on exit; arguments as of `Publisher`."""
         publisher = Publisher(
             topic,
             source=f"{self.kind}-{self.name}",
@@ -103,12 +106,12 @@ class CaptureLoop:
 
         Args:
             device: the source, opened.
-            publish: sends one item; a MalformedMessageError refuses only that item.
-            check: of a device that always delivers: its verdict, and a warning when nothing comes.
+            publish: sends one item; on MalformedMessageError the item is refused and counted.
+            check: for a device that always delivers: checks its signal, and reports silence as `lost`.
         """
         self._stopped.wait(max(0, self._bound_ns + _SETTLE_NS - self.clock()) / 1e9)
-        heard_ns = noted_ns = max(self.clock(), self.origin_ns)
-        reported_ns = 0  # the first report says that the device is open
+        received_ns = counted_ns = max(self.clock(), self.origin_ns)
+        reported_ns = 0  # report at once: the device is open
         ended = ""
         while not (ended or self._stopped.is_set()):
             try:
@@ -117,15 +120,15 @@ class CaptureLoop:
                 item, ended = None, str(end) or "ended"
             now_ns = self.clock()
             if item is not None:
-                heard_ns = now_ns
+                received_ns = now_ns
                 self._publish(item, publish)
             if now_ns - reported_ns >= _HEALTH_NS or ended:
                 reported_ns = now_ns
                 report = device.report()
-                if heard_ns != noted_ns:
-                    noted_ns, self._damaged = heard_ns, _damaged(report)
-                quiet = check is not None and now_ns - heard_ns > _QUIET_NS
-                self._report(report, check, quiet, ended)
+                if received_ns != counted_ns:
+                    counted_ns, self._damaged = received_ns, _damaged(report)
+                silent = check is not None and now_ns - received_ns > _SILENT_NS
+                self._report(report, check, silent, ended)
         if ended:
             _LOG.info("%s-%s: %s", self.kind, self.name, ended)
         else:
@@ -146,10 +149,10 @@ class CaptureLoop:
                 _LOG.warning("%s-%s: refused: %s", self.kind, self.name, error)
             self._counts["refused"] += 1
 
-    def _report(self, report: "DeviceReport", check: Check | None, quiet: bool, ended: str) -> None:
+    def _report(self, report: "DeviceReport", check: Check | None, silent: bool, ended: str) -> None:
         status, reason = report.status, report.reason
-        if status == "ok" and quiet:
-            status, reason = "lost", _why_quiet(_damaged(report) - self._damaged)
+        if status == "ok" and silent:
+            status, reason = "lost", _silence_reason(_damaged(report) - self._damaged)
         elif status == "ok" and check is not None and check.reason:
             status, reason = "degraded", check.reason
         if status != self._status:
@@ -171,7 +174,7 @@ def _damaged(report: "DeviceReport") -> int:
     return sum(report.counts.get(reason, 0) for reason in _DAMAGED)
 
 
-def _why_quiet(damaged: int) -> str:
+def _silence_reason(damaged: int) -> str:
     if damaged > 0:
-        return f"what comes from the device is damaged: {damaged} in a row were refused"
-    return "nothing comes from the device"
+        return f"the device delivers damaged data: {damaged} items in a row were refused"
+    return "the device delivers nothing"

@@ -1,7 +1,7 @@
-"""Is a profile whole: can every input come, every model be built, every endpoint be served?
+"""Checks a profile as a whole, before anything starts: inputs, models, endpoints, files.
 
-Asked before anything starts. Files that the profile names are looked at; no device, socket or model package
-is opened or imported. What only the models themselves know (weights of the Hub, a GPU) shows when they load.
+Files that the profile names are checked; no device or socket is opened, no model package imported. Errors
+that only the models can detect (weights of the Hub, a GPU) are raised when they load.
 """
 
 import os
@@ -35,24 +35,24 @@ from perception.profile.endpoint import parse
 _ANYWHERE: Final = ("*", "0.0.0.0", "::")
 _MIB: Final = 1 << 20
 _WITH_HOST: Final = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps")
-"""Addresses that are connected to; those of other schemes may also be listened at, `udp://:5000`."""
+"""Schemes whose addresses need a host; other schemes may listen, as `udp://:5000` does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, or may be."""
+    """One error or warning."""
 
     text: str
     """Key, what is wrong with it, what to do."""
     error: type[PerceptionError] | None = None
-    """What kind of error it is; None for a warning."""
+    """Class of the error; None for a warning."""
 
 
 def require(profile: Profile, where: str, published: Collection[str] = ()) -> list[str]:
-    """Return the warnings about a profile that came from `where`; see `check`.
+    """Return the warnings about a profile that was read from `where`; see `check`.
 
     Raises:
-        PerceptionError: what cannot be, all of it in one line; of the kind of the first problem.
+        PerceptionError: all errors in one line; of the class of the first.
     """
     problems = list(check(profile, published))
     wrong = [problem for problem in problems if problem.error is not None]
@@ -62,7 +62,7 @@ def require(profile: Profile, where: str, published: Collection[str] = ()) -> li
 
 
 def check(profile: Profile, published: Collection[str] = ()) -> Iterator[Problem]:
-    """Yield what is wrong with a profile; `published` are topics that others publish in its domain now."""
+    """Yield the problems of a profile; `published`: topics that other processes publish in its domain now."""
     for problem in _problems(profile, published):
         yield replace(problem, text=without_credentials(problem.text))
 
@@ -81,7 +81,7 @@ def _problems(profile: Profile, published: Collection[str]) -> Iterator[Problem]
 
 
 def _sources(profile: Profile) -> Iterator[Problem]:
-    """Files must be there; devices may still be plugged in."""
+    """Files must exist; devices may be connected later."""
     for name, camera in profile.camera.items():
         yield from _source("camera", f"camera.{name}.source", camera.source)
     for name, microphone in profile.microphone.items():
@@ -89,12 +89,12 @@ def _sources(profile: Profile) -> Iterator[Problem]:
     for name, text_config in profile.text.items():
         if text_config.source not in ("scripted", "terminal"):
             source = text_config.source
-            if not os.path.exists(source) or os.path.isdir(source):  # lines may come through a pipe
+            if not os.path.exists(source) or os.path.isdir(source):  # a pipe is allowed
                 yield from _absent(f"text.{name}.source", source, no_file(source))
 
 
 def _source(device: str, key: str, source: int | str) -> Iterator[Problem]:
-    """Yield what is wrong with the device source of a camera or microphone."""
+    """Yield the problems of a device source of a camera or microphone."""
     match source_kind(source), device:
         case "file", _:
             if not os.path.isfile(source):
@@ -102,14 +102,14 @@ def _source(device: str, key: str, source: int | str) -> Iterator[Problem]:
         case "address", "camera":
             yield from _address(key, str(source))
         case "address", _:
-            yield Problem(f"{key}: {source}: a microphone is a device or a file, no address", DeviceError)
+            yield Problem(f"{key}: {source}: a microphone is a device or a file, not an address", DeviceError)
         case "name", "camera":
             text = f"{key}: '{source}' is neither a device index, /dev path, file nor URL"
             yield Problem(text, DeviceError)
 
 
 def _sizes(profile: Profile) -> Iterator[Problem]:
-    """No message may be larger than readers take."""
+    """No message may be larger than readers accept."""
     sizes = {
         f"camera.{name}": one.width * one.height * PIXEL_BYTES.get(one.encoding, 0)
         for name, one in profile.camera.items()
@@ -125,7 +125,7 @@ def _sizes(profile: Profile) -> Iterator[Problem]:
 
 
 def _address(key: str, source: str) -> Iterator[Problem]:
-    """What no camera can be behind; the rest shows when it is opened."""
+    """Yield addresses that cannot be a camera; other errors are raised when it is opened."""
     try:
         parts = urlsplit(source)
         missing = parts.scheme in _WITH_HOST and not parts.hostname
@@ -166,7 +166,7 @@ def _endpoints(profile: Profile) -> Iterator[Problem]:
         if alike and one.port == two.port and one.port not in ("*", "0"):
             yield Problem(f"{other}: {taken} is taken by {key}; choose another port", BusError)
     if profile.keys is not None:
-        from perception.bus.keys import load  # costs a graph that needs none 40 ms of imports
+        from perception.bus.keys import load  # 40 ms of imports
 
         try:
             load(profile.keys)
@@ -175,7 +175,7 @@ def _endpoints(profile: Profile) -> Iterator[Problem]:
 
 
 def _replay(profile: Profile, recorded: list[str]) -> Iterator[Problem]:
-    """Add the topics that the replayed session gives to `recorded`."""
+    """Add the topics that the replay publishes to `recorded`; yield the problems of `[replay]`."""
     config = profile.replay
     if config is None:
         return
@@ -187,7 +187,7 @@ def _replay(profile: Profile, recorded: list[str]) -> Iterator[Problem]:
     except SessionError as error:
         yield Problem(f"replay.file: {error}", SessionError)
         return
-    if held is None:  # a recording that was cut off: what it holds shows when it is played
+    if held is None:  # a truncated recording: its topics are unknown before it is played
         recorded += [item.topic for item in profile.fusion.inputs.values()] if profile.fusion else []
         return
     recorded += [topic for topic in held if matches(topic, config.topics)]
@@ -209,14 +209,14 @@ def _fused(fusion: FusionConfig | None) -> list[str]:
 
 
 def _inputs(profile: Profile, fusion: FusionConfig, sources: Collection[str]) -> Iterator[Problem]:
-    """Every input needs somebody who publishes it; topics of `sources` are known to come."""
+    """Every input needs a publisher; the topics of `sources` have one."""
     used = {encoder.input for encoder in fusion.encoders.values()}
     for name, config in fusion.inputs.items():
         key, topic = f"fusion.inputs.{name}", config.topic
         if name not in used:
             yield Problem(f"{key}: no encoder reads it")
-        comes = any(topics.matches(topic, source) for source in sources)
-        if comes or any(topics.overlap(topic, pattern) for pattern in profile.connect):
+        known = any(topics.matches(topic, source) for source in sources)
+        if known or any(topics.overlap(topic, pattern) for pattern in profile.connect):
             continue
         kind = topics.kind_of(topic)
         others = sorted(source for source in sources if source.startswith(f"{kind}/"))
@@ -263,7 +263,7 @@ def _models(fusion: FusionConfig) -> Iterator[Problem]:
 
 
 def _head(fusion: FusionConfig, features: Mapping[str, int | None]) -> Iterator[Problem]:
-    """Yield how a trained head does not fit; raise what is wrong with the head itself."""
+    """Yield why a trained head does not fit the encoders; raise errors of the head itself."""
     source, _ = head_config.source_of(fusion.head.weights)
     if source == "pretrained":
         raise ProfileError("fusion.head.weights: give a checkpoint folder or 'random'")

@@ -1,7 +1,12 @@
-"""The loop of a fusion process: receives without ever waiting for compute, publishes one state per tick.
+"""The loop of a fusion process: receives messages without waiting for the models, cuts one window per tick.
 
-The main thread calls everything here and owns the core and the ledger. The compute thread runs the models and
-publishes states; the two meet in `perception.fusion.compute.Compute`, whose queues this loop empties.
+Threads: the main thread calls every method and owns core, early queue and ledger. The compute thread runs the
+models and publishes the states. They share `perception.fusion.compute.Compute` only: the loop offers windows
+and empties its queues of shed ticks, head statuses and head changes.
+
+Order: every message passes through the ledger, which pushes it to the core and records it. Time advances only
+by messages and clock ticks, which are published, so a recording contains every input. At the end the compute
+thread is stopped first; then the last statuses, the last journal and the last health are published.
 """
 
 import threading
@@ -24,24 +29,24 @@ if TYPE_CHECKING:
 HEALTH_PERIOD_NS: Final = SECOND_NS
 JOURNAL_PERIOD_NS: Final = SECOND_NS // 4
 JOURNAL_ENTRIES: Final = 512
-"""A journal is published when it has so many entries, however little time has passed."""
+"""A journal with this many entries is published at once."""
 IDLE_S: Final = 0.1
-"""So long the loop waits for a message at most: then it looks whether it has to stop."""
+"""Longest wait for a message; after it the loop checks whether to stop."""
 ItemT = TypeVar("ItemT")
 
 
 class Inbox(Protocol):
-    """Where messages come from: `perception.bus.subscriber.Subscriber`."""
+    """Source of messages: `perception.bus.subscriber.Subscriber`."""
 
     def receive(self, timeout_s: float) -> Message[Header] | None:
         """Return the next message, None after `timeout_s` seconds without one."""
 
     def health(self) -> dict[str, InputHealth]:
-        """Return what was received and dropped, by topic."""
+        """Return the counts of received and dropped messages, by topic."""
 
 
 class Output(Protocol):
-    """Where the messages of one topic go to: `perception.bus.publisher.Publisher`."""
+    """Publisher of one topic: `perception.bus.publisher.Publisher`."""
 
     @property
     def topic(self) -> str:
@@ -49,7 +54,7 @@ class Output(Protocol):
 
     @property
     def source(self) -> str:
-        """Id of this publisher and its incarnation."""
+        """Publisher id."""
 
     @property
     def published(self) -> int:
@@ -61,7 +66,7 @@ class Output(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Everything a fusion process publishes."""
+    """The publishers of a fusion process."""
 
     state: Output
     clock: Output
@@ -76,13 +81,13 @@ class Outputs:
 
 
 class FusionLoop:
-    """Wires inbox, core, compute thread and outputs; one visible loop.
+    """Connects inbox, core, compute thread and outputs in one loop.
 
     Args:
-        core: cuts the windows; this loop alone calls it from here on.
-        compute: runs the models, started.
+        core: cuts the windows; from here on only this loop calls it.
+        compute: runs the models; already started.
         inbox: messages of the core's inputs, and requests for other heads.
-        outputs: where everything is published, states by the compute thread.
+        outputs: the publishers; the compute thread publishes the states.
         clock: host time in ns.
     """
 
@@ -103,7 +108,10 @@ class FusionLoop:
         )
 
     def run(self, stopped: threading.Event) -> None:
-        """Receive, cut and hand over until stopped; raise what stopped the models."""
+        """Receive messages, cut windows and pass them to the models until stopped.
+
+        Raises the error that ended the compute thread.
+        """
         self._tick(self._clock())
         next_health_ns = next_journal_ns = self._clock()
         while not stopped.is_set() and self._compute.failure is None:
@@ -125,7 +133,7 @@ class FusionLoop:
             raise self._compute.failure
 
     def _step(self) -> None:
-        """Take what has come and what was early, or move time when the next window is due."""
+        """Push the received message and early ones that are due, or a clock tick if a window is due."""
         deadline_ns = self._core.deadline_ns or self._clock()
         wake_ns = min(deadline_ns, self._early.next_ns or deadline_ns)
         message = self._inbox.receive(min(IDLE_S, max(0.0, (wake_ns - self._clock()) / 1e9)))
@@ -136,7 +144,7 @@ class FusionLoop:
             self._early.put(message, now_ns)
         for due in self._early.due(now_ns):
             self._take(due)
-        # what has already arrived goes first, unless it keeps coming for a whole hop
+        # messages that have already arrived come first, for at most one hop
         if (now_ns := self._clock()) >= deadline_ns + (0 if message is None else self._core.hop_ns):
             self._tick(now_ns)
 
@@ -147,7 +155,7 @@ class FusionLoop:
         self._compute.offer(windows)
 
     def _tick(self, now_ns: int) -> None:
-        """Move time by an input of our own, published so that a recording has it too."""
+        """Push a clock tick, which is also published so that a recording contains it."""
         tick = self._out.clock.send(ClockTick(stamp_ns=now_ns))
         self._take(Message(self._out.clock.topic, tick))
 
@@ -181,5 +189,5 @@ class FusionLoop:
 
 
 def _drained(queue: deque[ItemT]) -> list[ItemT]:
-    """Take what another thread has put there so far."""
+    """Remove and return what another thread has appended so far."""
     return [queue.popleft() for _ in range(len(queue))]

@@ -1,4 +1,7 @@
-"""Lines that several threads write and one shows: bounded, and what does not fit is counted."""
+"""A bounded queue of log lines from several threads; dropped lines are counted.
+
+Threads: any thread may call `put` and `take`; `_lock` guards all fields.
+"""
 
 import threading
 from collections import deque
@@ -6,7 +9,7 @@ from collections.abc import Iterator
 
 
 class Lines:
-    """Lines by node, in the order they came; the newest are dropped while `most` wait."""
+    """Lines with their node, in order of arrival; while `most` lines wait, new ones are dropped."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -23,7 +26,7 @@ class Lines:
                 self._dropped += 1
 
     def take(self) -> Iterator[tuple[str, str]]:
-        """Yield what came since the last call as (node, line), then how many were dropped."""
+        """Yield (node, line) of all lines since the last call, then one with the number of dropped ones."""
         with self._lock:
             waiting, self._waiting = self._waiting, deque()
             dropped, self._dropped = self._dropped, 0

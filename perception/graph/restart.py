@@ -1,4 +1,4 @@
-"""What becomes of a node whose process ended: pure decisions."""
+"""Decides what to do after a node's process ended. Pure."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -8,59 +8,59 @@ from typing import Final
 from perception.devices.backoff import Backoff
 from perception.errors import MissingPackageError, ProfileError, SessionError, WeightsError
 
-LASTING: Final = frozenset(
+PERMANENT: Final = frozenset(
     kind.exit_code for kind in (ProfileError, WeightsError, SessionError, MissingPackageError)
 )
-"""Exit codes of what no restart can repair, and without which the run is not what was asked for."""
+"""Exit codes of errors that a restart cannot repair and that make the whole run useless."""
 
 
-class Verdict(Enum):
-    """What becomes of a node whose process ended."""
+class Decision(Enum):
+    """What to do after a node's process ended."""
 
     FINISHED = "finished"
     RESTART = "restart"
-    GIVE_UP = "give up"
+    STAY_DOWN = "stay down"
     STOP_ALL = "stop all"
 
 
 @dataclass(slots=True)
 class RestartPolicy:
-    """Restarts a node after a delay that doubles with each crash, and starts over once it worked well.
+    """Restarts a node after a delay that doubles with each crash, and is reset once the node has worked.
 
-    A profile, weights or a session that is wrong stays wrong: those stop the whole run. A device whose
-    file cannot be read is given up, and the others run on.
+    Errors of a profile, of weights or of a session are permanent: they stop the whole run. A device whose
+    file cannot be read stays down, and the other nodes continue.
     """
 
     backoff: Backoff = field(default_factory=Backoff)
 
     def decide(
-        self, exit_code: int, worked_s: float, given_up: Collection[int] = ()
-    ) -> tuple[Verdict, float]:
-        """Return the verdict on a process that ended, and the delay before a restart in seconds.
+        self, exit_code: int, worked_s: float, stay_down: Collection[int] = ()
+    ) -> tuple[Decision, float]:
+        """Return the decision for an ended process, and the delay before a restart in seconds.
 
         Args:
             exit_code: of the process.
-            worked_s: how long it had worked, from when it first said so; 0 if it never did.
-            given_up: exit codes with which only this node stays down.
+            worked_s: seconds since it first reported that it works; 0 if it never did.
+            stay_down: exit codes after which only this node stays down.
         """
         if exit_code == 0:
             self.backoff.failures = 0
-            return Verdict.FINISHED, 0.0
-        if exit_code in given_up:
+            return Decision.FINISHED, 0.0
+        if exit_code in stay_down:
             self.backoff.failures += 1
-            return Verdict.GIVE_UP, 0.0
-        if exit_code in LASTING:
-            return Verdict.STOP_ALL, 0.0
-        return Verdict.RESTART, self.backoff.failed(worked_s)
+            return Decision.STAY_DOWN, 0.0
+        if exit_code in PERMANENT:
+            return Decision.STOP_ALL, 0.0
+        return Decision.RESTART, self.backoff.failed(worked_s)
 
     def failing(self, worked_s: float | None) -> bool:
-        """Return whether a node that has crashed is still to be counted as failing.
+        """Return whether a node that has crashed still counts as failing.
 
-        One that crashed once works again as soon as it says so; one that crashes again and again has to
-        work well first.
+        After one crash it counts as working when it first reports so; after several it must have worked for
+        `Backoff.healthy_s`.
 
         Args:
-            worked_s: how long its present process has worked; None if it has not said so yet.
+            worked_s: seconds since its current process reported that it works; None if it has not yet.
         """
         if not self.backoff.failures:
             return False

@@ -1,7 +1,15 @@
-"""The supervisor: which processes a profile needs, and keeping them running.
+"""The supervisor: starts the processes that a profile needs, restarts and stops them.
 
-What to start and what to do about a process that ended is decided by pure functions (`plan`,
-`RestartPolicy`); `Supervisor` carries it out. Nodes are started by name, never imported.
+What to start and what to do after a process ended is decided by pure functions (`plan`, `RestartPolicy`);
+`Supervisor` executes it. Nodes are started by module name, never imported.
+
+Threads: the caller's thread calls every method and owns every field. For each process one daemon thread reads
+its output into `Lines`, which has its own lock.
+
+Processes: each node runs in its own process group, except one that reads the terminal. Nodes inherit the file
+of `DomainLock`, so a second graph cannot start in the domain while any node runs, even after the supervisor
+was killed. On Linux with `setpriv` the kernel sends SIGTERM to a node whose supervisor has ended. `stop`
+sends SIGTERM to all nodes, SIGKILL after 4 s, and returns within 5 s.
 """
 
 import fcntl
@@ -23,15 +31,15 @@ from perception.bus.host import private_directory, same_file
 from perception.errors import DeviceError, MissingPackageError, PerceptionError, ProfileError
 from perception.errors.credentials import without_credentials
 from perception.graph.lines import Lines
-from perception.graph.restart import LASTING, RestartPolicy, Verdict
+from perception.graph.restart import PERMANENT, Decision, RestartPolicy
 from perception.profile import OVERRIDES_VARIABLE, Profile, source_kind
 
 ORIGIN_VARIABLE: Final = "PERCEPTION_ORIGIN_NS"
 """Host time at which all scripted and file devices of one launch start playing."""
 _STOP_SIGNALS: Final = ((0.0, signal.SIGTERM), (4.0, signal.SIGKILL))
-"""Seconds after the wish to stop, and the signal sent to whatever still runs then.
+"""(Seconds after the request to stop, signal to the processes that still run).
 
-Not SIGINT: a node that has not come to handling it yet would print a traceback.
+Not SIGINT: a node that has not yet installed its handler would print a traceback.
 """
 _STOP_LIMIT_S: Final = 5.0
 _MAX_LINE_BYTES: Final = 4096
@@ -45,15 +53,15 @@ class Node:
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Set on top of the launcher's own."""
+    """Added to the supervisor's own environment."""
     capture: bool = True
-    """Whether it feeds the graph: when all that do have finished, the run is over."""
+    """Whether it is an input of the graph: the run ends when all such nodes have finished."""
     terminal: bool = False
-    """Whether it reads the terminal: then it keeps the launcher's stdin and process group."""
+    """Whether it reads the terminal: then it keeps the supervisor's stdin and process group."""
     loading: str = ""
-    """What it does until it says that it works, if that takes long enough to be shown."""
-    given_up: frozenset[int] = frozenset()
-    """Exit codes with which it stays down while the others run on."""
+    """Status until it reports that it works, if that takes long."""
+    stay_down: frozenset[int] = frozenset()
+    """Exit codes after which it is not restarted while the other nodes continue."""
 
 
 def plan(
@@ -62,13 +70,13 @@ def plan(
     """Return the nodes of a profile.
 
     Args:
-        profile: the profile as loaded, overrides applied.
-        profile_name: path or shipped name by which each node loads it again.
-        overrides: `dotted.key=value`, passed on to each node: by its environment if one holds credentials.
-        origin_ns: host time at which scripted and file devices start playing, the same for all.
+        profile: the loaded profile with overrides.
+        profile_name: path or shipped name, from which each node loads it again.
+        overrides: `dotted.key=value`, passed to each node; by its environment if one contains credentials.
+        origin_ns: host time at which all scripted and file devices start to play.
 
     Raises:
-        ProfileError: it has no nodes, or two want the terminal. `graph.check` asks what else may be wrong.
+        ProfileError: it has no nodes, or two text sources read the terminal. Other checks: `graph.check`.
     """
     secret = any(without_credentials(override) != override for override in overrides)
     options = tuple(part for override in overrides for part in ("--set", override) if not secret)
@@ -79,18 +87,18 @@ def plan(
         return (sys.executable, "-P", "-m", f"perception.nodes.{kind}", profile_name, *arguments, *options)
 
     def capture(kind: str, name: str, source: int | str) -> Node:
-        # a device may be plugged in again, a file that cannot be read stays as it is
+        # a device may be connected again; a file that cannot be read stays unreadable
         is_file = kind == "text" or source_kind(source) == "file"
-        given_up = {MissingPackageError.exit_code} | ({DeviceError.exit_code} if is_file else set())
+        stay_down = {MissingPackageError.exit_code} | ({DeviceError.exit_code} if is_file else set())
         return Node(
             f"{kind}-{name}",
             command(kind, f"--name={name}"),
             shared | {"OMP_NUM_THREADS": "1"},
             terminal=kind == "text" and source == "terminal",
-            given_up=frozenset(given_up),
+            stay_down=frozenset(stay_down),
         )
 
-    # first what takes longest: torch loads while all others start
+    # the slowest first: torch loads while all others start
     nodes = []
     if profile.fusion:
         nodes.append(Node("fusion", command("fusion"), shared, capture=False, loading="loading models"))
@@ -111,10 +119,10 @@ def plan(
 
 
 class DomainLock:
-    """Held by a launcher and inherited by its nodes: one graph per domain, orphans included."""
+    """File lock of a supervisor that its nodes inherit: one graph per domain, including orphaned nodes."""
 
     def __init__(self, path: Path, domain: str) -> None:
-        """Take the lock at `path`; PerceptionError says who holds it."""
+        """Lock the file at `path`; PerceptionError names the process that holds it."""
         self._path = path
         self._domain = domain
         self._file = path.open("a+", encoding="ascii")
@@ -138,7 +146,7 @@ class DomainLock:
         return self._file.fileno()
 
     def restore(self) -> None:
-        """Lock again if the file is gone, for nodes to inherit; PerceptionError if another graph has it."""
+        """Lock again if the file was removed; PerceptionError if another graph has locked it."""
         if not same_file(self._path, self.fileno()):
             private_directory(self._path.parent)
             again = DomainLock(self._path, self._domain)
@@ -155,32 +163,32 @@ class DomainLock:
 
 @dataclass(slots=True)
 class _Running:
-    """A node and its present process, if any."""
+    """A node and its current process, if any."""
 
     node: Node
     policy: RestartPolicy
     process: "subprocess.Popen[bytes] | None" = None
     started_s: float = 0.0
     due_s: float | None = 0.0
-    """When to start it next, None while it runs or once it has finished."""
+    """When to start it next; None while it runs or once it has finished."""
     exit_code: int = 0
     """Of the last process that ended."""
     works_since_s: float | None = None
-    """When its process first said that it works."""
+    """When its process first reported that it works."""
     publisher: str = ""
-    """Who said so: each process publishes under an id of its own."""
+    """Publisher id of that report: each process has its own."""
     publisher_before: str = ""
+    """Publisher id of the previous process."""
 
     def worked_s(self, now_s: float) -> float | None:
-        """Return how long its process has worked, None if it never said so."""
+        """Return for how many seconds its process has worked, None if it has not reported so."""
         return None if self.works_since_s is None else now_s - self.works_since_s
 
 
 class Supervisor:
-    """Runs nodes, restarts those that crash, collects their lines, stops them all.
+    """Runs nodes, restarts those that crash, collects their log lines, stops them all.
 
-    Everything happens in the caller's thread, in `poll` and `stop`; only reading the nodes' output has
-    threads of its own. Use it in a `with` statement, so that no process outlives it.
+    Use it in a `with` statement, so that all processes are stopped.
     """
 
     def __init__(
@@ -190,39 +198,39 @@ class Supervisor:
         inherit: Sequence[int] = (),
         policy: Callable[[], RestartPolicy] = RestartPolicy,
     ) -> None:
-        """Prepare to run `nodes`; `inherit` are file descriptors that each of them keeps open."""
+        """Prepare to run `nodes`; `inherit`: file descriptors that each of them inherits."""
         self.exit_code: int | None = None
-        """Set once a node ended in a way that no restart can mend."""
+        """Exit code of the first node that ended with an error that a restart cannot repair."""
         self._running = [_Running(node, policy()) for node in nodes]
         self._inherit = tuple(inherit)
         self._lines = Lines(_MAX_WAITING_LINES)
         self._readers: list[threading.Thread] = []
         self._failed_late = 0
-        """Exit code of a node that failed while it was stopped."""
+        """Exit code of a node that failed during `stop`."""
 
     def poll(self) -> bool:
-        """Start what is due and judge what ended; return whether there is anything left to wait for."""
+        """Handle ended processes and start those that are due; return whether the run continues."""
         for running in self._running:
             if running.process and (code := running.process.poll()) is not None:
-                self._judge(running, code)
+                self._handle_exit(running, code)
             if running.due_s is not None and time.monotonic() >= running.due_s and self.exit_code is None:
                 self._start(running)
         self._readers = [reader for reader in self._readers if reader.is_alive()]
         return self.exit_code is None and self._feeding()
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Yield what the nodes wrote since the last call, as (node, line)."""
+        """Yield the lines that nodes wrote since the last call, as (node, line)."""
         return self._lines.take()
 
     def works(self, name: str, publisher: str) -> None:
-        """Note that a node says it works; `publisher` is the id under which its process publishes."""
+        """Record that a node reported that it works; `publisher`: publisher id of its process."""
         for running in self._running:
             if running.node.name == name and running.process and publisher != running.publisher_before:
                 running.publisher = publisher
                 running.works_since_s = running.works_since_s or time.monotonic()
 
     def status(self) -> dict[str, str]:
-        """Return each node's status in words."""
+        """Return the status of each node in words."""
         return {running.node.name: _status(running) for running in self._running}
 
     def pids(self) -> dict[str, int]:
@@ -230,11 +238,11 @@ class Supervisor:
         return {running.node.name: running.process.pid for running in self._running if running.process}
 
     def crashes(self, name: str) -> int:
-        """Return how often in a row a node has crashed without having worked well in between."""
+        """Return the number of consecutive crashes of a node."""
         return sum(each.policy.backoff.failures for each in self._running if each.node.name == name)
 
     def failing(self) -> int:
-        """Return the exit code of a node that crashed and has not worked well since, 0 if there is none."""
+        """Return the exit code of a node that counts as failing (`RestartPolicy.failing`), 0 if none does."""
         now_s = time.monotonic()
         return next(
             (each.exit_code for each in self._running if each.policy.failing(each.worked_s(now_s))),
@@ -242,18 +250,18 @@ class Supervisor:
         )
 
     def stop(self) -> None:
-        """Stop every process: asked first, forced after 4 s; returns within 5 s."""
+        """Stop every process: SIGTERM first, SIGKILL after 4 s; return within 5 s."""
         begun_s = time.monotonic()
         for after_s, number in _STOP_SIGNALS:
             for running in _wait(self._alive, begun_s + after_s):
                 _signal(running, number)
         if survivors := _wait(self._alive, begun_s + _STOP_LIMIT_S):
             names = ", ".join(running.node.name for running in survivors)
-            self._log("up", f"{names} did not end even when killed: stuck in the kernel")
+            self._log("up", f"{names} did not end after SIGKILL: blocked in the kernel")
         for running in self._running:
             _signal(running, signal.SIGKILL)
             code = running.process.poll() if running.process else 0
-            if code in LASTING - running.node.given_up:  # found out just now
+            if code in PERMANENT - running.node.stay_down:  # ended before its exit was handled
                 self.exit_code = self.exit_code or code
             elif code is not None and code > 0:
                 self._failed_late = self._failed_late or code
@@ -292,22 +300,22 @@ class Supervisor:
         self._readers.append(reader)
         running.process, running.started_s, running.due_s = process, time.monotonic(), None
 
-    def _judge(self, running: _Running, code: int) -> None:
+    def _handle_exit(self, running: _Running, code: int) -> None:
         now_s = time.monotonic()
         _signal(running, signal.SIGKILL)
         running.process, running.exit_code = None, code if code >= 0 else 128 - code
         worked_s, running.works_since_s = running.worked_s(now_s), None
         running.publisher_before = running.publisher
-        verdict, delay_s = running.policy.decide(running.exit_code, worked_s or 0.0, running.node.given_up)
-        if verdict is Verdict.RESTART:
+        decision, delay_s = running.policy.decide(running.exit_code, worked_s or 0.0, running.node.stay_down)
+        if decision is Decision.RESTART:
             running.due_s = now_s + delay_s
             self._log(running.node.name, f"ended with {_cause(code)}; restarts in {delay_s:g} s")
-        elif verdict is Verdict.GIVE_UP:
+        elif decision is Decision.STAY_DOWN:
             self._log(
                 running.node.name,
                 f"ended with {_cause(code)}, which a restart cannot repair; the others run on",
             )
-        elif verdict is Verdict.STOP_ALL:
+        elif decision is Decision.STOP_ALL:
             self.exit_code = self.exit_code or code
             self._log(running.node.name, f"ended with {_cause(code)}, which a restart cannot repair")
 
@@ -334,7 +342,7 @@ def _cause(code: int) -> str:
 
 
 def _signal(running: _Running, number: signal.Signals) -> None:
-    """Signal a node's whole process group: also what a node that has ended may have left in it."""
+    """Send a signal to a node's process group: also to children of a node that has ended."""
     if running.process is None:
         return
     with suppress(ProcessLookupError):
@@ -345,13 +353,13 @@ def _signal(running: _Running, number: signal.Signals) -> None:
 
 
 def _wait(alive: Callable[[], list[_Running]], deadline_s: float) -> list[_Running]:
-    """Wait until nothing is alive, but not beyond the deadline; return what still is."""
+    """Wait until no process is alive, or until the deadline; return those alive."""
     while (left := alive()) and time.monotonic() < deadline_s:
         time.sleep(0.01)
     return left
 
 
 def _die_with_parent() -> tuple[str, ...]:
-    """Return a command prefix that has the kernel end a node whose launcher was killed (Linux)."""
+    """Return a command prefix with which the kernel ends a node whose supervisor was killed (Linux)."""
     setpriv = shutil.which("setpriv")
     return (setpriv, "--pdeathsig", "TERM", "--") if setpriv else ()
