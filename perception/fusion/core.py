@@ -21,8 +21,9 @@ from typing import Any, Final, TypeGuard
 
 from perception.errors import ProfileError
 from perception.features.window import CONTEXT_NS
-from perception.fusion.streams import AudioStream, CameraStream, RefusedError, Stream, TextStream
-from perception.fusion.window import Window
+from perception.fusion.audio_stream import AudioStream
+from perception.fusion.streams import CameraStream, Stream, TextStream
+from perception.fusion.window import RefusedError, Window
 from perception.messages import (
     AudioBlock,
     CameraFrame,

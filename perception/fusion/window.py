@@ -1,10 +1,20 @@
 """The windows that the fusion core cuts out of the streams, one per tick."""
 
+from typing import Final
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from perception.messages import CameraFrame, Message, Presence, TextCommand
+from perception.units import SECOND_NS
+
+DEAD_AFTER_NS: Final = SECOND_NS
+"""A stream whose newest data is older than this is reported dead rather than late."""
+
+
+class RefusedError(ValueError):
+    """Raised for a message that must not enter the windows; its text is the reason that is counted."""
 
 
 class CameraSlice(msgspec.Struct, frozen=True):

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from perception.errors import SessionError
 from perception.features.window import CONTEXT_NS
+from perception.fusion.audio_stream import RESYNC_NS
 from perception.fusion.core import RULES, FusionCore
 from perception.fusion.early import Early
 from perception.fusion.presence import Presence
-from perception.fusion.streams import RESYNC_NS
 from perception.fusion.window import CameraSlice, TextSlice, Window
 from perception.messages import CameraFrame, ClockTick, CoreMark, Header, HeldInput, Message, TextCommand
 from perception.profile import FusionConfig

@@ -9,9 +9,7 @@ import math
 import random
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterator
 from string import ascii_lowercase
 from typing import Any, Final
 
@@ -19,110 +17,17 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import structs
 
-from perception.errors import SessionError
 from perception.features.window import raw_samples
 from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand
-from perception.session.file.zero import Zero
-from perception.session.recompute.source import Recording
-from perception.topics import kind_of
+from perception.session.recompute.perturbation import Messages, timed, topic_matches
+from perception.session.recompute.perturbation import Perturbation as Perturbation
+from perception.session.recompute.perturbation import Perturbed as Perturbed
 from perception.units.arrays import SAMPLE_TYPES
 
-Messages = Iterable[Message[Header]]
-Apply = Callable[[Messages], Iterator[Message[Header]]]
-_INPUTS: Final = ("camera", "microphone", "text")
 _SOUND: Final = ("microphone",)
 _TEXT: Final = ("text",)
 _SIGNALS: Final = ("camera", "microphone")
-_OUTPUTS: Final = ("journal", "state", "head")
 _FULL_SCALE: Final = {"s16": 32768.0, "f32": 1.0}
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """One fault; call it with messages. Perturbations with equal arguments are equal."""
-
-    name: str
-    apply: Apply = field(compare=False, repr=False)
-    topic: str | None = field(default=None, compare=False, repr=False)
-    """The topic it changes; None if unknown."""
-    modalities: tuple[str, ...] = field(default=_INPUTS, compare=False, repr=False)
-    """The modalities that it can change."""
-    span_s: tuple[float, float] = field(default=(-math.inf, math.inf), compare=False, repr=False)
-    """Start and end of its effect, in seconds from the zero of the recording; the end is excluded."""
-
-    def meets(self, topic: str) -> bool:
-        """Return whether it changes a topic; True if its topic is unknown."""
-        kind = kind_of(topic)
-        return self.topic is None or (kind in self.modalities and _meets(topic, self.topic))
-
-    def lasts(self, at_s: float) -> bool:
-        """Return whether that second is in its span."""
-        return self.span_s[0] <= at_s < self.span_s[1]
-
-    def __call__(self, messages: Messages) -> Iterator[Message[Header]]:
-        """Yield the perturbed messages in order of arrival; `messages` may be iterated twice."""
-        return self.apply(messages)
-
-    def __str__(self) -> str:
-        return self.name
-
-
-class Perturbed:
-    """A recording with perturbations, applied at each iteration.
-
-    States, journals and head statuses of the original recording are left out.
-    """
-
-    def __init__(self, messages: Messages, *perturbations: Perturbation, strict: bool = True) -> None:
-        """Apply them in their order; `strict`: a perturbation that changes no topic is an error."""
-        self._messages = messages
-        self._perturbations = perturbations
-        self._strict = strict
-
-    @property
-    def zero(self) -> Zero:
-        """The time from which its seconds count: that of the original recording."""
-        messages = self._messages
-        if isinstance(messages, Perturbed | Recording):
-            return messages.zero
-        return Zero.of(next(iter(messages), None))
-
-    def __iter__(self) -> Iterator[Message[Header]]:
-        """Yield the messages; raise SessionError if a perturbation or its span matches none."""
-        if self._strict:
-            self._check()
-            self._strict = False
-        if self._perturbations:
-            *before, last = self._perturbations
-            return last(Perturbed(self._messages, *before, strict=False))
-        return (one for one in self._messages if kind_of(one.topic) not in _OUTPUTS)
-
-    def _check(self) -> None:
-        """Raise SessionError for a perturbation that changes nothing."""
-        inputs, unmet, outside = set[str](), list(self._perturbations), list(self._perturbations)
-        ends_s = 0.0, 0.0
-        for at_s, message in _timed(self._messages):
-            if not unmet and not outside:
-                return
-            ends_s = min(ends_s[0], at_s), max(ends_s[1], at_s)
-            outside = [one for one in outside if not one.lasts(at_s)]
-            if message.topic not in inputs and kind_of(message.topic) in _INPUTS:
-                inputs.add(message.topic)
-                unmet = [one for one in unmet if not one.meets(message.topic)]
-        where = f"{self._messages.name}: " if isinstance(self._messages, Recording) else ""
-        for one in unmet:
-            there = ", ".join(sorted(inputs)) or "none"
-            raise SessionError(f"{where}{one} changes nothing; inputs there are {there}")
-        for one in outside:
-            if not self._moved_into(one):
-                span = f"{ends_s[0]:.3f} to {ends_s[1]:.3f} s"
-                raise SessionError(f"{where}{one} changes nothing; the recording is from {span}")
-
-    def _moved_into(self, one: Perturbation) -> bool:
-        """Return whether earlier perturbations move a message into its span."""
-        before = self._perturbations[: self._perturbations.index(one)]
-        moved = Perturbed(self._messages, *before, strict=False)
-        return bool(before) and any(one.lasts(at_s) for at_s, _ in _timed(moved))
 
 
 def without(topic: str, from_s: float = 0.0, to_s: float = math.inf) -> Perturbation:
@@ -135,8 +40,8 @@ def without(topic: str, from_s: float = 0.0, to_s: float = math.inf) -> Perturba
     """
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
-        for elapsed_s, message in _timed(messages):
-            if not (_is(message, topic) and from_s <= elapsed_s < to_s):
+        for elapsed_s, message in timed(messages):
+            if not (_matches(message, topic) and from_s <= elapsed_s < to_s):
                 yield message
 
     name = f"without({topic!r}, from_s={from_s}, to_s={to_s})"
@@ -152,7 +57,7 @@ def delay(topic: str, ms: float) -> Perturbation:
     def later(message: Message[Header]) -> Message[Header]:
         return (
             structs.replace(message, received_ns=message.received_ns + late_ns)
-            if _is(message, topic)
+            if _matches(message, topic)
             else message
         )
 
@@ -171,7 +76,7 @@ def drop(rate: float, seed: int, topic: str = "*") -> Perturbation:
         for message in messages:
             if message.topic not in dice:
                 dice[message.topic].seed(f"{seed} {message.topic}")
-            if not (_is(message, topic) and dice[message.topic].random() < rate):
+            if not (_matches(message, topic) and dice[message.topic].random() < rate):
                 yield message
 
     return Perturbation(f"drop(rate={rate}, seed={seed}, topic={topic!r})", apply, topic)
@@ -188,7 +93,7 @@ def drift(ppm: float, topic: str = "microphone") -> Perturbation:
             return origin_ns + round((at_ns - origin_ns) / (1 + ppm * 1e-6))
 
         def drifted(message: Message[Header]) -> Message[Header]:
-            if not (_is(message, topic) and isinstance(message.header, AudioBlock)):
+            if not (_matches(message, topic) and isinstance(message.header, AudioBlock)):
                 return message
             stamp_ns = message.header.stamp_ns
             first_ns.setdefault(message.topic, stamp_ns)
@@ -225,7 +130,7 @@ def gain(db: float, topic: str = "microphone") -> Perturbation:
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         for message in messages:
-            if isinstance(message.header, AudioBlock) and _is(message, topic):
+            if isinstance(message.header, AudioBlock) and _matches(message, topic):
                 samples = _samples(message, message.header) * 10 ** (db / 20)
                 yield _with_samples(message, message.header, samples)
             else:
@@ -239,7 +144,7 @@ def shift(ms: float, topic: str = "microphone") -> Perturbation:
     shift_ns = round(ms * 1e6)
 
     def moved(message: Message[Header]) -> Message[Header]:
-        if not _is(message, topic):
+        if not _matches(message, topic):
             return message
         header = structs.replace(message.header, stamp_ns=message.header.stamp_ns + shift_ns)
         return structs.replace(message, header=header, received_ns=message.received_ns + shift_ns)
@@ -255,7 +160,7 @@ def typos(rate: float, seed: int = 0, drops: float = 0.0, topic: str = "text") -
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         for message in messages:
-            if isinstance(message.header, TextCommand) and _is(message, topic):
+            if isinstance(message.header, TextCommand) and _matches(message, topic):
                 # seeded by the stamp, so that other texts do not change it
                 rng = random.Random(f"{seed} {message.topic} {message.header.stamp_ns}")
                 text = typed_badly(message.header.text, rng, rate, drops)
@@ -273,8 +178,8 @@ def freeze(topic: str = "camera", from_s: float = 0.0, to_s: float = math.inf) -
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         last: dict[str, Message[Header]] = {}
-        for elapsed_s, message in _timed(messages):
-            if _is(message, topic) and from_s <= elapsed_s < to_s:
+        for elapsed_s, message in timed(messages):
+            if _matches(message, topic) and from_s <= elapsed_s < to_s:
                 yield _repeat(last.setdefault(message.topic, message), message)
             else:
                 yield message
@@ -288,8 +193,8 @@ def stamp_leap(topic: str, ms: float, at_s: float = 0.0, count: int = 1) -> Pert
 
     def apply(messages: Messages) -> Iterator[Message[Header]]:
         leapt: dict[str, int] = defaultdict(int)
-        for elapsed_s, message in _timed(messages):
-            if _is(message, topic) and elapsed_s >= at_s and leapt[message.topic] < count:
+        for elapsed_s, message in timed(messages):
+            if _matches(message, topic) and elapsed_s >= at_s and leapt[message.topic] < count:
                 leapt[message.topic] += 1
                 stamp_ns = message.header.stamp_ns + round(ms * 1e6)
                 header = structs.replace(message.header, stamp_ns=stamp_ns)
@@ -301,22 +206,8 @@ def stamp_leap(topic: str, ms: float, at_s: float = 0.0, count: int = 1) -> Pert
     return Perturbation(name, apply, topic, span_s=(at_s, math.inf))
 
 
-def _is(message: Message[Header], pattern: str) -> bool:
-    return _meets(message.topic, pattern)
-
-
-def _meets(topic: str, pattern: str) -> bool:
-    """Return whether an input's topic matches; `camera` matches all topics of a modality, `*` all inputs."""
-    kind = kind_of(topic)
-    return kind in _INPUTS and (kind == pattern or fnmatchcase(topic, pattern))
-
-
-def _timed(messages: Messages) -> Iterator[tuple[float, Message[Header]]]:
-    """Add the seconds from the zero of the recording to each arrival."""
-    zero = messages.zero if isinstance(messages, Perturbed | Recording) else None
-    for message in messages:
-        zero = zero or Zero.of(message)
-        yield (message.received_ns - zero.log_ns) / 1e9, message
+def _matches(message: Message[Header], pattern: str) -> bool:
+    return topic_matches(message.topic, pattern)
 
 
 def _in_order(
@@ -349,7 +240,7 @@ def _powers(messages: Messages, topic: str) -> dict[str, float]:
     """Return the mean power of every matching microphone."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for message in messages:
-        if isinstance(message.header, AudioBlock) and _is(message, topic):
+        if isinstance(message.header, AudioBlock) and _matches(message, topic):
             samples = _samples(message, message.header)
             sums[message.topic][0] += float(np.square(samples).sum())
             sums[message.topic][1] += samples.size
