@@ -297,6 +297,7 @@ def test_labelled_windows_with_nothing_present_are_left_out_counted_and_still_se
     assert examples.present.any(dim=1).all()
     total = 2 * len(raw["ends_ns"])
     assert len(examples) == total - empty
+    assert examples.empty == (empty // 2, empty // 2)
     assert f"{empty} of {total} labelled windows left out: nothing is present in them" in caplog.text
     remembered = build(sources, fusion, tmp_path / "cache", context=True)
     assert (len(remembered), len(remembered.labelled)) == (total, total - empty)
@@ -340,7 +341,7 @@ def test_pictures_of_two_sizes_cannot_be_trained_on_together() -> None:
     small, large = (
         Examples.of({"eye": torch.zeros(2, 3, side, side)}, torch.arange(2), ("x", "y")) for side in (4, 8)
     )
-    with pytest.raises(SessionError, match=r"'eye' takes is \(3, 4, 4\) in 0 and \(3, 8, 8\) in 0"):
+    with pytest.raises(SessionError, match=r"encoder 'eye' is \(3, 4, 4\) in 0 and \(3, 8, 8\) in 0"):
         Examples.concatenate([small, large])
     blind = dataclasses.replace(large, present=torch.zeros(2, 1, dtype=torch.bool))
     joined = Examples.concatenate([small, blind]).read()

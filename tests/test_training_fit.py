@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, log_loss
+from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_sample_weight
 
 from perception import profile as profiles
@@ -31,27 +31,7 @@ from perception.training.imbalance import (
 )
 from perception.training.lost_inputs import draw_lags, hide_inputs
 from perception.training.model import FusionModel, predict
-
-CLASSES = ("a", "b", "c")
-INPUTS = {"eye": "camera", "ear": "microphone"}
-QUICK = TrainingConfig(epochs=25, batch=64, learning_rate=1e-2, input_dropout=0)
-
-
-def clusters(count: int = 240, seed: int = 0, spread: float = 0.6) -> Examples:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 3
-    centres = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
-    features = {
-        name: centres[labels] + spread * torch.randn(count, 2, generator=generator) for name in INPUTS
-    }
-    return Examples.of(features, labels, CLASSES, torch.arange(count) // 12)
-
-
-def trained(config: TrainingConfig = QUICK, **options: float) -> FusionModel:
-    torch.manual_seed(0)
-    model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES, **options))  # type: ignore[arg-type]
-    fit(model, clusters(), clusters(seed=1), config)
-    return model
+from tests.clusters import CLASSES, INPUTS, QUICK, clusters, trained
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd", "rmsprop"])
@@ -382,59 +362,6 @@ def test_focal_loss_is_that_of_the_branches_of_a_model_level_head_too() -> None:
     torch.testing.assert_close(head.auxiliary_loss(data.features, data.present, data.labels, loss), expected)
 
 
-def test_metrics_agree_with_their_definitions() -> None:
-    rng = np.random.default_rng(0)
-    p = rng.dirichlet(np.ones(3), 5000)
-    labels = np.array([rng.choice(3, p=row) for row in p])  # perfectly calibrated
-    scored = metrics(labels, p)
-    assert scored.ece < 0.03
-    assert scored.macro_recall == pytest.approx(balanced_accuracy_score(labels, p.argmax(axis=1)))
-    assert scored.nll == pytest.approx(-np.log(p[np.arange(5000), labels]).mean())
-    sure = np.eye(3)[p.argmax(axis=1)]
-    assert evaluate.expected_calibration_error(labels, sure) == pytest.approx(1 - scored.accuracy)
-
-
-def test_conformal_sets_cover_what_they_promise() -> None:
-    model, data = trained(), clusters(3000, seed=5, spread=1.2)
-    halves = [
-        (part.labels.numpy(), probabilities(model, part))
-        for part in (data.rows(torch.arange(1500)), data.rows(torch.arange(1500, 3000)))
-    ]
-    found = evaluate.conformal(halves[0], halves[1], alpha=0.1)
-    assert 0.87 < found.coverage < 0.93
-    assert 1 <= found.size < 3
-
-
-def test_a_conformal_set_of_constant_probabilities_holds_what_is_as_likely_as_the_threshold() -> None:
-    p = np.tile([0.3, 0.7], (100, 1))
-    labels = np.arange(100) % 10 // 7  # 7 of 10 are the rarer class
-    found = evaluate.conformal((labels, p), (labels, p), alpha=0.1)
-    assert (found.threshold, found.coverage, found.size) == (0.3, 1.0, 2.0)
-
-
-def test_too_few_rows_promise_nothing_but_sets_of_everything() -> None:
-    p = np.tile([0.9, 0.1], (5, 1))
-    found = evaluate.conformal((np.zeros(5, int), p), (np.ones(5, int), p), alpha=0.1)
-    assert (found.coverage, found.size) == (1.0, 2.0)
-
-
-def test_sessions_of_the_same_name_are_scored_apart() -> None:
-    data = Examples.of({"eye": torch.zeros(4, 2)}, torch.tensor([0, 1, 0, 1]), CLASSES, torch.arange(4) // 2)
-    data = dataclasses.replace(data, names=("kitchen", "kitchen"))
-    scored = evaluate.by_source(data.labels.numpy(), np.tile([0.8, 0.2], (4, 1)), data)
-    assert {name: one.count for name, one in scored.items()} == {"kitchen #0": 2, "kitchen #1": 2}
-
-
-def test_each_clip_counts_once_by_all_of_its_windows() -> None:
-    labels = torch.tensor([0, 0, 0, 1, 1, 0, 1])
-    sources = torch.tensor([0, 0, 0, 1, 1, 2, 2])  # two clips and a session of both classes
-    data = Examples.of({"eye": torch.zeros(7, 2)}, labels, ("a", "b"), sources)
-    sure = np.array([0.95, 0.4, 0.4, 0.6, 0.7, 0.9, 0.2])
-    scored = evaluate.by_clip(labels.numpy(), np.stack([sure, 1 - sure], axis=1), data)
-    assert scored["accuracy"] == pytest.approx((1 / 3 + 0 + 1) / 3)
-    assert (scored["sources"], scored["clips"], scored["clip_accuracy"]) == (3, 2, 0.5)
-
-
 def test_hiding_inputs_never_empties_a_window_that_lacks_some_already() -> None:
     present = torch.tensor([[True, False], [False, True], [True, True]]).repeat(500, 1)
     inputs, generator = torch.tensor([0, 1]), torch.Generator().manual_seed(0)
@@ -443,30 +370,6 @@ def test_hiding_inputs_never_empties_a_window_that_lacks_some_already() -> None:
         assert left.flatten(1).any(dim=1).all()
         assert not (left & ~rows).any()
         assert not torch.equal(left, rows)
-
-
-def deafened(data: Examples) -> Examples:
-    noise = torch.randn(len(data), 2, generator=torch.Generator().manual_seed(9))
-    return Examples.of(data.features | {"ear": noise}, data.labels, CLASSES)
-
-
-def test_a_shuffled_input_costs_only_a_head_that_uses_it() -> None:
-    model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES))
-    fit(model, deafened(clusters(960)), deafened(clusters(seed=1)), QUICK)
-    drops = evaluate.shuffle_drops(model, deafened(clusters(960, seed=2)), INPUTS)
-    assert drops["camera"] > 0.3
-    assert abs(drops["microphone"]) < 0.02
-    assert set(evaluate.by_subset(model, clusters(), INPUTS)) == {"camera+microphone", "camera", "microphone"}
-
-
-def test_a_delayed_input_is_older_and_never_from_another_session() -> None:
-    data = clusters(24)
-    late = augment.delayed(data, "eye", 2)
-    column = data.branches.index("eye")
-    assert torch.equal(late.features["eye"][2:12], data.features["eye"][:10])
-    assert late.present[:, column].tolist() == [False] * 2 + [True] * 10 + [False] * 2 + [True] * 10
-    assert late.present[:, 1 - column].all()
-    assert evaluate.delay_sweep(trained(), data, INPUTS, (0,))["camera"]["0"] > 0.8
 
 
 def test_noise_has_the_asked_ratio_and_augmentation_is_repeatable() -> None:
@@ -496,6 +399,20 @@ def test_late_inputs_are_those_of_earlier_ticks_of_the_same_source() -> None:
     assert not (lags[:, 0].bool() & lags[:, 2].bool()).any()
     assert 0.45 < (lags > 0).any(dim=1).float().mean() < 0.55
     assert set(lags.flatten().tolist()) == {0, 1, 2, 3}
+
+
+def test_a_late_input_never_empties_a_row_of_a_batch() -> None:
+    data = clusters().select(["eye"])  # 20 sources: each begins with a row that lateness would empty
+    shown: list[torch.Tensor] = []
+
+    def look(batch: Examples, generator: torch.Generator) -> Examples:
+        shown.append(batch.present)
+        return batch
+
+    config = QUICK.model_copy(update={"epochs": 1, "late": 1.0, "late_ticks": 1})
+    fit(FusionModel(FeatureFusion({"eye": 2}, CLASSES)), data, data, config, augment=look)
+    assert sum(map(len, shown)) == len(data)
+    assert torch.cat(shown).any(dim=1).all()
 
 
 def test_an_epoch_of_a_head_with_a_memory_leaves_out_what_its_windows_share() -> None:

@@ -126,6 +126,39 @@ def test_a_head_is_replaced_as_a_whole_by_the_next_training_and_stays_if_that_fa
     assert not own_encoders(out)
 
 
+@pytest.mark.parametrize("renamed", [1, 2])
+def test_a_head_whose_replacement_was_killed_is_restored_by_the_next_training(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, renamed: int
+) -> None:
+    out = tmp_path / "head"
+    shutil.copytree(folder / "head", out)
+    script = f"""
+import os, pathlib, sys
+from perception.io.beside import beside
+left = {renamed}
+def kill(event, arguments):
+    global left
+    if event == "os.rename":
+        if left == 0:
+            os._exit(9)
+        left -= 1
+    if event == "shutil.rmtree":
+        os._exit(9)
+sys.addaudithook(kill)
+with beside({str(out)!r}, replace=True) as part:
+    part.mkdir()
+    (part / "model.safetensors").write_text("new")
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    assert out.exists() == (renamed == 2)
+    (tmp_path / "head.unfinished").mkdir()
+    (tmp_path / "head.unfinished" / "seed-0.state").write_bytes(b"")
+    assert run(train(folder, out)) == 1, "refused, but the head is back"
+    assert (out / "model.safetensors").read_text() == "new"
+    assert left_in(tmp_path) == {"head", "head.unfinished"}
+    assert (f"{out} restored" in caplog.text) == (renamed == 1)
+
+
 def test_an_evaluation_lies_beside_the_report_of_the_training_never_in_its_place(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,7 +221,7 @@ def test_a_full_disk_takes_no_half_checkpoint_and_training_goes_on_when_it_has_r
     assert f"cannot write {out}: " in error_of(capsys)
     assert left_in(tmp_path) == {"head.unfinished"}
     assert run(train(folder, out)) == 1
-    assert "holds an interrupted training; go on with --resume or remove it" in error_of(capsys)
+    assert "holds an interrupted training; resume it with --resume or remove it" in error_of(capsys)
     assert run(train(folder, out, "--resume")) == 0
     assert left_in(tmp_path) == {"head"}
     assert left_in(out) == left_in(folder / "head")
@@ -227,7 +260,7 @@ def test_an_interrupted_training_leaves_what_it_goes_on_from_and_says_so(
             process.kill()
         assert process.stderr is not None
         said = process.stderr.read()
-    assert f"interrupted; the same command with --resume goes on from {out}.unfinished" in said
+    assert f"interrupted; to resume from {out}.unfinished, give the same command with --resume" in said
     assert "Traceback" not in said
     assert left_in(tmp_path) == {"head.unfinished"}
     assert left_in(tmp_path / "head.unfinished") == {"seed-0.state"}

@@ -12,7 +12,7 @@ from perception.cli.main import run
 from perception.cli.mark import Marker
 from perception.devices.script import CLASSES
 from perception.devices.scripted import messages
-from perception.errors import PerceptionError
+from perception.errors import PerceptionError, ProfileError
 from perception.fusion.build import build_engine
 from perception.messages import Label, Message, TextCommand
 from perception.models.checkpoint import head_hash, load_head, weights_hash, with_own_encoders
@@ -139,7 +139,7 @@ def test_train_and_evaluate_end_on_a_machine_of_any_size(folder: Path, tmp_path:
 
     # on the largest it is evaluate that encodes, on the others train
     first, second = ("here", "new") if cores == 64 else ("new", "new")
-    options = {"workers": None, "say": print, "cores": cores}
+    options = {"workers": None, "show": print, "cores": cores}
     training.train(plan, sessions, head, cache=tmp_path / first, resume=False, **options)  # type: ignore[arg-type]
     training.evaluate(
         head, sessions, str(profile), tmp_path / "report", cache=tmp_path / second, track="truth",
@@ -173,8 +173,8 @@ def test_without_a_test_share_report_and_card_say_that_the_figures_flatter(folde
     options = ("--sessions", folder / "sessions", "--cache", folder / "cache")
     assert command("train", folder / "untested.toml", *options, "--out", folder / "untested") == 0
     page = (folder / "untested" / "report.html").read_text()
-    assert "it flatters" in page
-    assert "never saw" not in page
+    assert "the figures flatter" in page
+    assert "did not use" not in page
     card = (folder / "untested" / "README.md").read_text()
     assert "they flatter" in card
     assert "tested once" not in card
@@ -223,6 +223,32 @@ def test_a_table_given_in_part_keeps_every_other_default() -> None:
         for key in section if isinstance(section, dict) else ():
             part = {"profile": "demo", table: {key: section[key]}}
             assert plans.TrainPlan.model_validate(part) == whole, f"{table}.{key}"
+
+
+@pytest.mark.parametrize("kind", ["feature", "model"])
+def test_a_prediction_that_nothing_is_learned_for_is_refused(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(
+        f'profile = "demo"\n[head]\nkind = "{kind}"\nmissing = "predict"\n[training]\nauxiliary = 0\n'
+    )
+    if kind == "model":  # has no such prediction
+        assert plans.load_plan(file).training.auxiliary == 0
+        return
+    with pytest.raises(ProfileError, match=r"head.missing = 'predict' .* give training.auxiliary above 0"):
+        plans.load_plan(file)
+
+
+def test_an_input_that_is_always_absent_has_no_head_of_its_own(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fusion = profiles.load(str(folder / "profile.toml")).required_fusion()
+    data = build(
+        [SessionSource(file) for file in sorted((folder / "sessions").iterdir())], fusion, folder / "cache"
+    )
+    plan = plans.TrainPlan(profile="demo", training=TrainingConfig(epochs=1))
+    parts = heads.split(data.only(["motion"]).without_empty(), plan)
+    assert list(heads.train_singles(parts, plan, fusion)) == ["camera"]
+    assert "no head of microphone alone: 0 labelled windows to train on, 2 are needed" in caplog.text
 
 
 def test_the_plan_that_a_run_followed_lies_beside_the_head_with_every_default(

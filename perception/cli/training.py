@@ -55,7 +55,7 @@ def train(
     """
     from perception.training import commands as run
 
-    run.train(config, sources, out, cache=cache, workers=workers, resume=resume, say=show)
+    run.train(config, sources, out, cache=cache, workers=workers, resume=resume, show=show)
 
 
 @click.command()
@@ -105,7 +105,7 @@ def evaluate(
         cache=cache,
         workers=workers,
         retrieval=found,
-        say=show,
+        show=show,
     )
 
 

@@ -1,15 +1,22 @@
 """Atomic writes: a file or folder is written in a temporary folder beside its target, then renamed."""
 
+import glob
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from safetensors import SafetensorError
 
 from perception.errors import SessionError
+
+_PREFIX: Final = ".perception-"
+_BEFORE: Final = ".before"
+_LOG: Final = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -27,13 +34,13 @@ def beside(target: Path | str, *, replace: bool = False) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # A separate folder, so that the file already has its final name: some formats store it.
-        folder = Path(tempfile.mkdtemp(prefix=".perception-", dir=target.parent))
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=target.parent))
     except OSError as error:
         raise SessionError(f"cannot write {target}: {error.strerror or error}") from error
     try:
         yield folder / target.name
         if replace and target.exists():
-            _swap(folder / target.name, target, folder / f"{target.name}.before")
+            _swap(folder / target.name, target, folder / f"{target.name}{_BEFORE}")
         else:
             refuse_existing(target)
             os.rename(folder / target.name, target)
@@ -47,13 +54,38 @@ def beside(target: Path | str, *, replace: bool = False) -> Iterator[Path]:
 
 
 def _swap(made: Path, target: Path, before: Path) -> None:
-    """Rename `target` to `before` and `made` to `target`; on OSError `target` is restored."""
+    """Rename `target` to `before` and `made` to `target`; on OSError `target` is restored.
+
+    A process killed between the two leaves no `target`: see `restore`.
+    """
     os.rename(target, before)
     try:
         os.rename(made, target)
     except OSError:
         os.rename(before, target)
         raise
+
+
+def restore(target: Path | str) -> None:
+    """Complete the replacement of `target` by a process that was killed during it; log it.
+
+    If `target` is missing, its replacement is complete and is renamed to it. If both renames were done, the
+    folder that is left beside `target` is removed.
+
+    Raises:
+        SessionError: the rename fails.
+    """
+    target = Path(target)
+    for before in target.parent.glob(f"{_PREFIX}*/{glob.escape(target.name)}{_BEFORE}"):
+        made = before.parent / target.name
+        if not os.path.lexists(target):
+            try:
+                os.rename(made, target)
+            except OSError as error:
+                raise SessionError(f"cannot restore {target} from {made}: {error.strerror}") from error
+            _LOG.warning("%s restored: a process was killed while it replaced it", target)
+        if not made.exists():
+            shutil.rmtree(before.parent, ignore_errors=True)
 
 
 @contextmanager

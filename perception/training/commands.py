@@ -1,4 +1,4 @@
-"""What `perception train` and `perception evaluate` do, from paths to files."""
+"""The commands `perception train` and `perception evaluate`, from paths to files."""
 
 import logging
 import shutil
@@ -11,7 +11,7 @@ from typing import Any, Final
 from perception import profile as profiles
 from perception.errors import PerceptionError, SessionError, located
 from perception.fusion import build
-from perception.io.beside import beside, written
+from perception.io.beside import beside, restore, written
 from perception.io.home import kept_in
 from perception.io.progress import progress
 from perception.models.checkpoint import check_branches, load_head, with_own_encoders
@@ -25,7 +25,7 @@ from perception.training.plan import CACHE, TrainPlan
 from perception.training.sources import DataSource, find_sources
 from perception.training.workers import workers_for
 
-Say = Callable[[str], Any]
+Show = Callable[[str], Any]
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -37,14 +37,15 @@ def train(
     cache: Path | None,
     workers: int | None,
     resume: bool,
-    say: Say,
+    show: Show,
     cores: int | None = None,
 ) -> None:
-    """Train, report and store; see the command. Of several processes, the main one speaks and writes.
+    """Train, report and store; see the command. Of several processes, only the main one prints and writes.
 
-    Without `workers`, as many encode as `cores` allow, by default those of this machine.
+    Without `workers`, the number of encoding processes follows from `cores`, by default of this machine.
     """
     plan = plans.load_plan(config)
+    restore(out)
     card.refuse_unlike_head(out)
     here = processes.join(build.pick_device(plan.training.device))
     main = here.is_main_process
@@ -67,26 +68,26 @@ def train(
         with here.main_process_first():
             data = encoded(sources, classes=plan.classes)
             perturbed = [encoded(copies.copied(sources, one), classes=data.classes) for one in plan.copies]
-        _train(out, states, plan, fusion, sources, data, perturbed, main, say)
+        _train(out, states, plan, fusion, sources, data, perturbed, main, show)
 
 
 @contextmanager
 def _unfinished(out: Path, resume: bool, main: bool) -> Iterator[Path]:
-    """Yield the folder, beside that of the checkpoint, of the states that a training is resumed from.
+    """Yield the folder of the states that a training resumes from; it is beside the checkpoint.
 
-    It is there only while a training is, or after one that was interrupted or found the disk full.
+    It exists while a training runs, and after one that was interrupted or found the disk full.
     """
     folder = out.with_name(f"{out.name}.unfinished")
     if any(folder.glob("*.state")) and not resume:
-        raise PerceptionError(f"{folder} holds an interrupted training; go on with --resume or remove it")
+        raise PerceptionError(f"{folder} holds an interrupted training; resume it with --resume or remove it")
     try:
         yield folder
     except KeyboardInterrupt:
         if main and folder.exists():
-            _LOG.warning("interrupted; the same command with --resume goes on from %s", folder)
+            _LOG.warning("interrupted; to resume from %s, give the same command with --resume", folder)
         raise
     except PerceptionError as error:
-        if main and not isinstance(error, SessionError):  # it would fail again
+        if main and not isinstance(error, SessionError):  # a resumed training would fail again
             shutil.rmtree(folder, ignore_errors=True)
         raise
     else:
@@ -94,7 +95,7 @@ def _unfinished(out: Path, resume: bool, main: bool) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         with suppress(OSError):
-            folder.rmdir()  # one without a state is of no use
+            folder.rmdir()  # removes only a folder without a state
 
 
 def _train(
@@ -106,14 +107,14 @@ def _train(
     data: Examples,
     perturbed: Sequence[Examples],
     main: bool,
-    say: Say,
+    show: Show,
 ) -> None:
-    """Train on examples, report and store; only the main process speaks and writes."""
+    """Train on examples, report and store; only the main process prints and writes."""
     parts = heads.split(data, plan, perturbed)
     inputs = plans.branch_inputs(fusion)
     if main:
         counts = [len(part.labelled) for part in (parts.train, parts.validation, parts.test)]
-        say("{} windows to train on, {} to choose by, {} to test on".format(*counts))
+        show("{} windows to train on, {} to choose the epoch by, {} to test on".format(*counts))
     fits = plan.seeds + len(set(inputs.values())) + plan.folds
     with progress("training heads", fits, hidden=not main) as advance:
         models = heads.train_heads(parts, plan, fusion, states, advance)
@@ -132,8 +133,8 @@ def _train(
         card.save(part, models[0], parts, found, inputs, card.encoders_config_hash(fusion), out)
         encoders.save(part, fusion, dict(models[0].encoders))
         report.write(part, found, f"Fusion head {out.name}")
-    _summarise(found, say)
-    say(f"stored {out}; report: {out / 'report.html'}")
+    _summarise(found, show)
+    show(f"stored {out}; report: {out / 'report.html'}")
 
 
 def evaluate(
@@ -146,13 +147,13 @@ def evaluate(
     cache: Path | None,
     workers: int | None,
     retrieval: Mapping[str, Any],
-    say: Say,
+    show: Show,
     cores: int | None = None,
 ) -> None:
     """Report on a stored head, in `out` or beside it; see the command.
 
-    Half of the sessions choose the conformal thresholds; of one session or recording alone, none does.
-    What search is worth in them is reported too, if that is given. Workers are those of `train`.
+    The conformal thresholds are chosen on half of the sessions; with a single session or recording, there are
+    none. `retrieval` holds scores of search for the report. `workers` and `cores` are as in `train`.
     """
     out = out or folder / card.EVALUATION
     report.refuse_training(out)
@@ -178,12 +179,12 @@ def evaluate(
         found["cost"] = cost.of_tick(model, test, sources, fusion)
     found["retrieval"] = dict(retrieval)
     chosen_by = ", ".join(found["threshold_sessions"]) or "none, there is only one session"
-    say(f"tested on {found['windows']} windows of {found['sessions']} sessions")
-    say(f"sessions that chose conformal thresholds and are not in the test: {chosen_by}")
+    show(f"tested on {found['windows']} windows of {found['sessions']} sessions")
+    show(f"sessions that chose conformal thresholds and are not in the test: {chosen_by}")
     with written(out):
         page = report.write(out, found, f"Fusion head {folder.name}")
-    _summarise(found, say)
-    say(f"report: {page}")
+    _summarise(found, show)
+    show(f"report: {page}")
 
 
 def _workers(asked: int | None, cores: int | None, fusion: FusionConfig) -> int:
@@ -202,18 +203,22 @@ def _build(
     folder = kept_in(cache or CACHE, "--cache")
     with progress("encoding", len(sources), hidden=hidden) as advance:
         examples = dataset.build(sources, fusion, folder, advance=advance, **options)
-    build.use_threads(0)  # encoding leaves each process those of the fusion
+    build.use_threads(0)  # encoding had set the threads of the fusion
     return examples
 
 
-def _summarise(found: Mapping[str, Any], say: Say) -> None:
-    for name, scored in found["subsets"].items():
+def _summarise(found: Mapping[str, Any], show: Show) -> None:
+    for name, left_out in found["left_out"].items():
+        if (scored := found["subsets"].get(name)) is None:
+            show(f"{name:40} not scored: absent in all {left_out} windows")
+            continue
         accuracy, recall, nll = scored["accuracy"], scored["macro_recall"], scored["nll"]
-        say(f"{name:40} accuracy {accuracy:.3f}  macro recall {recall:.3f}  NLL {nll:.3f}")
+        absent = f"  absent in {left_out} windows, left out" if left_out else ""
+        show(f"{name:40} accuracy {accuracy:.3f}  macro recall {recall:.3f}  NLL {nll:.3f}{absent}")
     once = found["by_clip"]
     clips = f", {once['clip_accuracy']:.3f} of {once['clips']} clips" if "clips" in once else ""
-    say(f"each of {once['sources']} sessions or clips counted once: accuracy {once['accuracy']:.3f}{clips}")
-    for name, worth in found.get("retrieval", {}).items():
-        say(f"search, {name}: {', '.join(f'{key} {value:.3f}' for key, value in worth['mean'].items())}")
+    show(f"each of {once['sources']} sessions or clips counted once: accuracy {once['accuracy']:.3f}{clips}")
+    for name, scores in found.get("retrieval", {}).items():
+        show(f"search, {name}: {', '.join(f'{key} {value:.3f}' for key, value in scores['mean'].items())}")
     drops = ", ".join(f"{name} {drop:.3f}" for name, drop in found["shuffle_drop"].items())
-    say(f"accuracy lost when shuffled: {drops}")
+    show(f"accuracy lost when shuffled: {drops}")

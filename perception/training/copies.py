@@ -177,5 +177,9 @@ def joined(train: Examples, copies: Sequence[Examples]) -> Examples:
     parts = [train, *(copy.rows(torch.isin(copy.sources, own)) for copy in copies)]
     rows = Examples.concatenate(parts)
     return replace(
-        rows, sources=torch.cat([part.sources for part in parts]), names=train.names, origins=train.origins
+        rows,
+        sources=torch.cat([part.sources for part in parts]),
+        names=train.names,
+        origins=train.origins,
+        empty=train.empty,
     )

@@ -1,9 +1,9 @@
 """From sources to examples: features from the cache or the encoders, labels from the sources.
 
 One rule decides which labelled windows count, in training and in every score: those in which something is
-present. A head answers the prior to the others, whatever it has learned: before the first picture, while the
-first sound fills its window, in the silence before a film's sound, after the end of a short clip. They are
-counted and logged, and a head with a memory still sees them as what came before.
+present. In the others a head can only return the prior: before the first picture, while the first sound fills
+its window, in the silence before a film's sound, after the end of a short clip. They are counted, logged and
+reported. A head with a memory still receives them as earlier windows.
 """
 
 import logging
@@ -47,28 +47,28 @@ def build(
     least: int = 1,
     advance: Advance = nothing,
 ) -> Examples:
-    """Return the labelled windows of all sources, encoding what is not yet in the cache.
+    """Return the labelled windows of all sources; encode those that are not in the cache.
 
     Args:
-        sources: each stays together with its parts in every split; a copy of one counts once.
-        config: windows and encoders; its head does not matter.
+        sources: a source and its parts are on one side of every split; copies of a file count once.
+        config: windows and encoders; its head is not used.
         folder: of the cache.
-        classes: names in the order of the labels; without them all that occur, sorted. Windows of other
+        classes: names in the order of the labels; by default all that occur, sorted. Windows of other
             classes are left out.
         track: of the labels.
-        workers: processes that encode, see `workers.spread`; on a GPU it is always this one.
-        context: whether to return the other windows too, for a head that looks at earlier ones.
-        prepared: encoders that are to be trained, of which examples hold what their networks take.
-        least: how many labelled sources, parts of one session as one, are needed.
-        advance: called for each source that is done, and of windows on the way there.
+        workers: processes that encode, see `workers.spread`; a GPU is used by this process only.
+        context: return unlabelled windows too, for a head with a memory.
+        prepared: encoders that will be trained: examples hold the inputs of their networks.
+        least: how many labelled sources are needed; parts of one session count as one.
+        advance: called for each source that is done, and for windows before that.
 
     Raises:
         SessionError: there are no sources, too few are labelled, nothing of them enters a window, or no
-            label covers any.
+            label covers a window.
         PerceptionError: a worker was killed.
     """
     if not sources:
-        raise SessionError("no sources to learn from; give sessions or folders of media")
+        raise SessionError("no sources to train on; give sessions or folders of media")
     spans = [source.spans() for source in sources]
     chosen = tuple(classes) or tuple(sorted({s.name for each in spans for s in each if s.track == track}))
     if len(chosen) < 2:
@@ -93,7 +93,7 @@ def build(
             continue
         seen.add((name, tuple(each)))
         parts.append(_examples(cache, name, source, each, chosen, track, config))
-    _say_parts(parts)
+    _log_parts(parts)
     parts = _without_empty(parts)
     examples = Examples.concatenate(parts if context else [part.rows(part.labelled) for part in parts])
     if not len(examples.labelled):
@@ -102,19 +102,17 @@ def build(
 
 
 def _without_empty(parts: Sequence[Examples]) -> list[Examples]:
-    """Take the label from windows with nothing present, and log how many."""
-    empty = [~part.present.any(dim=1) & (part.labels >= 0) for part in parts]
-    left_out, of = (sum(int(each.sum()) for each in many) for many in (empty, [p.labels >= 0 for p in parts]))
-    if left_out:
-        _LOG.warning("%d of %d labelled windows left out: nothing is present in them", left_out, of)
-    return [
-        replace(part, labels=part.labels.masked_fill(nothing, -1))
-        for part, nothing in zip(parts, empty, strict=True)
-    ]
+    """Remove the label from windows in which nothing is present; count and log them."""
+    kept = [part.without_empty() for part in parts]
+    empty = [len(part.labelled) - len(left.labelled) for part, left in zip(parts, kept, strict=True)]
+    if any(empty):
+        total = sum(len(part.labelled) for part in parts)
+        _LOG.warning("%d of %d labelled windows left out: nothing is present in them", sum(empty), total)
+    return [replace(left, empty=(count,)) for left, count in zip(kept, empty, strict=True)]
 
 
-def _say_parts(parts: Sequence[Examples]) -> None:
-    """Log which sources are of one recording."""
+def _log_parts(parts: Sequence[Examples]) -> None:
+    """Log which sources are parts of one recording."""
     together: defaultdict[str, list[str]] = defaultdict(list)
     for part in parts:
         together[part.origins[0]] += part.names
@@ -124,7 +122,7 @@ def _say_parts(parts: Sequence[Examples]) -> None:
 
 
 def _account_for(cache: Cache, sources: Mapping[str, DataSource], config: FusionConfig) -> None:
-    """Log what did not enter the windows; SessionError if nothing at all did."""
+    """Log what did not enter the windows; SessionError if nothing did."""
     total: Counts = defaultdict(Counter)
     for name in sources:
         for topic, reasons in cache.counts(name).items():

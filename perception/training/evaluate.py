@@ -1,4 +1,4 @@
-"""What a head is worth: metrics by scikit-learn, with every subset of branches, and without their truth.
+"""Scores of a head: metrics by scikit-learn, for every subset of inputs, with inputs shuffled or late.
 
 Probabilities are (N, C) float64 rows that sum to one; labels (N,) int64.
 """
@@ -33,7 +33,7 @@ DRAWS: Final = 2000
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Of one set of predictions. Precision, recall and F1 are means over the classes that occur."""
+    """Metrics of one set of predictions. Precision, recall and F1 are means over the classes that occur."""
 
     count: int
     accuracy: float
@@ -46,34 +46,34 @@ class Metrics:
 
 
 def probabilities(model: FusionModel, data: Examples, present: torch.Tensor | None = None) -> Probabilities:
-    """Return what the model says of every row that has a label; `present` as of `predict`."""
+    """Return the probabilities of every row that has a label; `present` as in `predict`."""
     result: Probabilities = torch.softmax(predict(model, data, present).double(), dim=1).numpy()
     return result
 
 
 def truth_of(data: Examples) -> Labels:
-    """Return the labels of the rows that have one, as `probabilities` answers for."""
+    """Return the labels of the rows that have one, in the order of `probabilities`."""
     labels: Labels = data.labels[data.labelled].numpy()
     return labels
 
 
 def sources_of(data: Examples) -> npt.NDArray[np.int64]:
-    """Return their sources."""
+    """Return the sources of the rows that have a label."""
     sources: npt.NDArray[np.int64] = data.sources[data.labelled].numpy()
     return sources
 
 
 def metrics(labels: Labels, p: Probabilities) -> Metrics:
-    """Score probabilities against the truth."""
+    """Return the metrics of probabilities against the labels."""
     classes = np.arange(p.shape[1])
-    said = p.argmax(axis=1)
+    predicted = p.argmax(axis=1)
     occurring = np.unique(labels)
     precision, recall, f1, _ = precision_recall_fscore_support(
-        labels, said, labels=occurring, average="macro", zero_division=0
+        labels, predicted, labels=occurring, average="macro", zero_division=0
     )
     return Metrics(
         count=len(labels),
-        accuracy=float(accuracy_score(labels, said)),
+        accuracy=float(accuracy_score(labels, predicted)),
         balanced_accuracy=float(recall),
         macro_recall=float(recall),
         macro_precision=float(precision),
@@ -106,7 +106,7 @@ def per_class(labels: Labels, p: Probabilities, classes: Sequence[str]) -> dict[
 
 
 def confusion(labels: Labels, p: Probabilities) -> list[list[int]]:
-    """Return counts, truth by row, answer by column."""
+    """Return counts, true class by row, predicted class by column."""
     matrix: list[list[int]] = confusion_matrix(
         labels, p.argmax(axis=1), labels=np.arange(p.shape[1])
     ).tolist()
@@ -120,22 +120,36 @@ def subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 
 def shown(data: Examples, inputs: Mapping[str, str], kept: Sequence[str]) -> Examples:
-    """Return the windows with only the branches whose input is in `kept`; `inputs` maps branch to input."""
-    return data.only([branch for branch in data.branches if inputs[branch] in kept])
+    """Return the windows with only the inputs in `kept`; those in which all are absent lose their label.
+
+    `inputs` maps branch to input.
+    """
+    return data.only([branch for branch in data.branches if inputs[branch] in kept]).without_empty()
 
 
 def by_subset(model: FusionModel, data: Examples, inputs: Mapping[str, str]) -> dict[str, Metrics]:
-    """Score the model with every set of its inputs, the others absent; keys such as `camera+text`."""
-    names = sorted(set(inputs.values()))
-    truth = truth_of(data)
+    """Return metrics for every set of inputs, the others absent; keys such as `camera+text`.
+
+    A window counts where one of the set is present; a set without such a window is left out, see `left_out`.
+    """
+    found = {}
+    for kept in subsets(sorted(set(inputs.values()))):
+        own = shown(data, inputs, kept)
+        if len(own.labelled):
+            found["+".join(kept)] = metrics(truth_of(own), probabilities(model, own))
+    return found
+
+
+def left_out(data: Examples, inputs: Mapping[str, str]) -> dict[str, int]:
+    """Return by set of inputs how many labelled windows are not scored, because all of the set are absent."""
     return {
-        "+".join(kept): metrics(truth, probabilities(model, shown(data, inputs, kept)))
-        for kept in subsets(names)
+        "+".join(kept): len(data.labelled) - len(shown(data, inputs, kept).labelled)
+        for kept in subsets(sorted(set(inputs.values())))
     }
 
 
 def named_sources(data: Examples) -> dict[int, str]:
-    """Return the names of the sources that labelled rows are of; one given twice has its number too."""
+    """Return the names of the sources of labelled rows; a name that occurs twice gets its number."""
     names = data.names
     return {
         source: names[source] if names.count(names[source]) == 1 else f"{names[source]} #{source}"
@@ -144,7 +158,7 @@ def named_sources(data: Examples) -> dict[int, str]:
 
 
 def by_source(labels: Labels, p: Probabilities, data: Examples) -> dict[str, Metrics]:
-    """Score each session or file for itself."""
+    """Return the metrics of each session or file."""
     sources = sources_of(data)
     return {
         name: metrics(labels[sources == source], p[sources == source])
@@ -155,16 +169,17 @@ def by_source(labels: Labels, p: Probabilities, data: Examples) -> dict[str, Met
 def by_clip(labels: Labels, p: Probabilities, data: Examples) -> dict[str, float]:
     """Return scores in which each session or file counts once, however many windows it has.
 
-    `accuracy` is the mean of theirs. Where all windows of some have one class, as in a folder of clips,
-    `clip_accuracy` is the share whose class has the largest product of probabilities over their windows.
+    `accuracy` is the mean over them. If all windows of a source have one class, as in a folder of clips, the
+    source is a clip. `clip_accuracy` is the share of clips whose class has the largest product of
+    probabilities over their windows.
     """
     sources = sources_of(data)
     each = [(labels[sources == one], p[sources == one]) for one in np.unique(sources)]
     found = {
         "sources": len(each),
-        "accuracy": float(np.mean([(told.argmax(axis=1) == truth).mean() for truth, told in each])),
+        "accuracy": float(np.mean([(rows.argmax(axis=1) == truth).mean() for truth, rows in each])),
     }
-    clips = [(truth[0], np.log(told.clip(1e-12)).sum(axis=0)) for truth, told in each if len({*truth}) == 1]
+    clips = [(truth[0], np.log(rows.clip(1e-12)).sum(axis=0)) for truth, rows in each if len({*truth}) == 1]
     if clips:
         right = [total.argmax() == truth for truth, total in clips]
         found |= {"clips": len(clips), "clip_accuracy": float(np.mean(right))}
@@ -174,24 +189,26 @@ def by_clip(labels: Labels, p: Probabilities, data: Examples) -> dict[str, float
 def shuffle_drops(
     model: FusionModel, data: Examples, inputs: Mapping[str, str], seed: int = 0
 ) -> dict[str, float]:
-    """Return how much accuracy is lost when one input is dealt out anew among the rows.
+    """Return by input how much accuracy is lost when it is shuffled among the windows in which it is present.
 
-    A fused model that loses nothing when its sound is shuffled does not use its sound.
+    A head that loses nothing when its sound is shuffled does not use its sound.
     """
     truth = truth_of(data)
     whole = metrics(truth, probabilities(model, data)).accuracy
     drops = {}
     for name in sorted(set(inputs.values())):
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
         columns = torch.tensor([inputs[branch] == name for branch in data.branches])
+        own = torch.nonzero(data.present[:, columns].any(dim=1)).squeeze(1)
+        order = torch.arange(len(data))
+        order[own] = own[torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))]
         mixed = {b: x[order] if inputs[b] == name else x for b, x in data.features.items()}
-        dealt = replace(
+        shuffled = replace(
             data,
             features=mixed,
             present=torch.where(columns, data.present[order], data.present),
             ages_s=torch.where(columns, data.ages_s[order], data.ages_s),
         )
-        drops[name] = whole - metrics(truth, probabilities(model, dealt)).accuracy
+        drops[name] = whole - metrics(truth, probabilities(model, shuffled)).accuracy
     return drops
 
 
@@ -203,7 +220,7 @@ def noise_sweep(
 ) -> dict[str, dict[str, float]]:
     """Return accuracy per input with Gaussian noise on its features, in their own standard deviations.
 
-    Left out are inputs of text whose encoder was trained: letters are no numbers.
+    An input of text whose encoder was trained is left out: noise cannot be added to letters.
     """
     truth = truth_of(data)
     curves: dict[str, dict[str, float]] = {}
@@ -228,19 +245,26 @@ def delay_sweep(
     data: Examples,
     inputs: Mapping[str, str],
     ticks: Sequence[int] = (0, 1, 2, 5, 10, 20),
-) -> dict[str, dict[str, float]]:
-    """Return accuracy per input when it lags behind by so many windows of its own session."""
-    truth = truth_of(data)
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, int]]]:
+    """Return accuracy per input when it is late by so many windows of its own session, and windows left out.
+
+    Windows in which that leaves nothing present are not scored but counted; a lag that leaves no window has
+    no accuracy.
+    """
     curves: dict[str, dict[str, float]] = {}
+    missed: dict[str, dict[str, int]] = {}
     for name in sorted(set(inputs.values())):
-        curves[name] = {}
+        curves[name], missed[name] = {}, {}
         for lag in ticks:
             late = data
             for branch in data.branches:
                 if inputs[branch] == name:
                     late = delayed(late, branch, lag)
-            curves[name][str(lag)] = metrics(truth, probabilities(model, late)).accuracy
-    return curves
+            late = late.without_empty()
+            missed[name][str(lag)] = len(data.labelled) - len(late.labelled)
+            if len(late.labelled):
+                curves[name][str(lag)] = metrics(truth_of(late), probabilities(model, late)).accuracy
+    return curves, missed
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +272,7 @@ class Conformal:
     """Split conformal prediction sets (Angelopoulos & Bates 2021) for one set of inputs."""
 
     threshold: float
-    """A class belongs to the set if its probability is at least this; 0 if so few rows promise nothing."""
+    """A class is in the set if its probability is at least this; 0 if rows are too few for the coverage."""
     coverage: float
     size: float
     rows: int
@@ -257,23 +281,23 @@ class Conformal:
 def conformal(
     calibration: tuple[Labels, Probabilities], test: tuple[Labels, Probabilities], alpha: float = 0.1
 ) -> Conformal:
-    """Choose the threshold on held-out sessions, measure coverage and mean set size on others.
+    """Choose the threshold on the calibration rows; return coverage and mean set size on the test rows.
 
-    Coverage of 1 - alpha is promised for exchangeable rows only; overlapping windows of one session are
-    not, so calibrate on whole sessions that are not in the test.
+    The coverage is 1 - alpha for exchangeable rows only. Overlapping windows of one session are not
+    exchangeable, so calibrate on whole sessions that are not in the test.
     """
     labels, p = calibration
     likeliest_first = np.sort(p[np.arange(len(labels)), labels])[::-1]
     rank = int(np.ceil((len(labels) + 1) * (1 - alpha)))
     threshold = float(likeliest_first[rank - 1]) if rank <= len(labels) else 0.0
-    truth, told = test
-    sets = told >= threshold
+    truth, tested = test
+    sets = tested >= threshold
     covered = sets[np.arange(len(truth)), truth]
     return Conformal(threshold, float(covered.mean()), float(sets.sum(axis=1).mean()), len(truth))
 
 
 def mcnemar(labels: Labels, first: Probabilities, second: Probabilities) -> float:
-    """Return the exact two-sided p-value that both are right equally often, on the same rows."""
+    """Return the exact two-sided p-value for both being right equally often, on the same rows."""
     a, b = first.argmax(axis=1) == labels, second.argmax(axis=1) == labels
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
@@ -285,7 +309,7 @@ def paired_bootstrap(
     second: Probabilities,
     sources: npt.NDArray[np.int64],
 ) -> tuple[float, float, float]:
-    """Return the accuracy gained by `first` over `second` with its 95 % interval, drawing whole sources."""
+    """Return the accuracy gained by `first` over `second` with its 95 % interval; whole sources are drawn."""
     return gained(first.argmax(axis=1) == labels, second.argmax(axis=1) == labels, sources)
 
 
@@ -295,9 +319,9 @@ def gained(
     """Return by how much more often `first` is right than `second`, and its 95 % interval by bootstrap.
 
     Args:
-        first: (N,) where it is right.
-        second: (N,) where the other is.
-        sources: (N,) the session or file of each row; whole ones are drawn.
+        first: (N,) where the first is right.
+        second: (N,) where the second is right.
+        sources: (N,) the session or file of each row; the bootstrap draws whole ones.
     """
     gain = first.astype(float) - second
     _, number = np.unique(sources, return_inverse=True)
@@ -316,7 +340,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def as_json(value: Any) -> Any:
-    """Return metrics, however nested, as plain data."""
+    """Return metrics, nested in dicts and lists or not, as plain data."""
     if isinstance(value, Metrics | Conformal):
         return asdict(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Windows as a head sees them, stacked: what training, calibration and evaluation all work on."""
+"""Windows as a head receives them, stacked: the data of training, calibration and evaluation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,29 +15,31 @@ class Examples:
     """N labelled windows. Branches are in sorted order, as in every fusion head."""
 
     features: dict[str, torch.Tensor]
-    """By branch: (N, dim) float32, or (N, ...) what a trainable encoder takes; anything where absent.
+    """By branch: (N, dim) float32, or (N, ...) the input of a trainable encoder; any value where absent.
 
-    Those of sessions are `Rows` that stand for tensors: `context` and `read` give tensors.
+    Features of sessions are `Rows` in place of tensors: `context` and `read` return tensors.
     """
     present: torch.Tensor
     """(N, M) bool."""
     ages_s: torch.Tensor
     """(N, M) float32, window end minus newest data used."""
     labels: torch.Tensor
-    """(N,) int64, index into `classes`; -1 where there is none: only a head with a memory is shown those."""
+    """(N,) int64, index into `classes`; -1 where there is none: rows for a head with a memory only."""
     sources: torch.Tensor
-    """(N,) int64, index into `names`; rows of one source, or of a copy, follow each other in time."""
+    """(N,) int64, index into `names`; rows of one source, or of one copy, are in order of time."""
     ends_ns: torch.Tensor
     """(N,) int64, event time of each window's end."""
     classes: tuple[str, ...]
     names: tuple[str, ...]
-    """Of the sources: sessions or media files."""
+    """By source: the name of the session or media file."""
     hop_ns: int = 1
     """From one window's end to the next."""
     known: torch.Tensor | None = None
-    """(N, K) bool where every row is K windows, see `context`; None where it is one."""
+    """(N, K) bool where every row is K windows, see `context`; None where every row is one window."""
     origins: tuple[str, ...] = ()
-    """Of the sources: those of one recording have the same; empty where each is independent."""
+    """By source: sources of one recording have the same; empty where every source is independent."""
+    empty: tuple[int, ...] = ()
+    """By source: how many labelled windows were left out because nothing is present in them."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,7 +51,7 @@ class Examples:
 
     @property
     def groups(self) -> torch.Tensor:
-        """(N,) int64, `sources` with those of one recording as one."""
+        """(N,) int64, as `sources`, but sources of one recording have one number."""
         first = torch.tensor([self.origins.index(origin) for origin in self.origins], dtype=torch.int64)
         return first[self.sources] if self.origins else self.sources
 
@@ -61,7 +63,7 @@ class Examples:
         classes: Sequence[str],
         sources: torch.Tensor | None = None,
     ) -> Self:
-        """Wrap independent complete examples; without `sources` each is a source of its own."""
+        """Return independent complete examples; without `sources` each is a source of its own."""
         count, branches = len(labels), sorted(features)
         groups = torch.arange(count) if sources is None else sources
         return cls(
@@ -77,12 +79,12 @@ class Examples:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """Join several of the same branches and classes, in order; sources stay apart.
+        """Join examples of the same branches and classes, in order; sources stay apart.
 
-        Features stay where they are, in the files that they are mapped from, unless they are few.
+        Features stay in the files that they are mapped from, unless they are few.
 
         Raises:
-            SessionError: what a trainable encoder takes differs in its shape.
+            SessionError: inputs of a trainable encoder differ in shape.
         """
         offsets = [sum(len(part.names) for part in parts[:index]) for index in range(len(parts))]
         return cls(
@@ -96,10 +98,11 @@ class Examples:
             tuple(name for part in parts for name in part.names),
             parts[0].hop_ns,
             origins=tuple(origin for part in parts for origin in part.origins),
+            empty=tuple(count for part in parts for count in part.empty),
         )
 
     def rows(self, index: torch.Tensor | slice) -> Self:
-        """Return the rows of an index, a mask or a slice, not yet read; the list of sources stays whole."""
+        """Return the rows of an index, a mask or a slice, not read; `names` still lists every source."""
         return replace(
             self,
             features={name: values[index] for name, values in self.features.items()},
@@ -112,7 +115,7 @@ class Examples:
         )
 
     def read(self) -> Self:
-        """Return the same with features in memory."""
+        """Return the same rows with features in memory."""
         return replace(self, features={name: read(values) for name, values in self.features.items()})
 
     @property
@@ -121,13 +124,13 @@ class Examples:
         return torch.nonzero(self.labels >= 0).squeeze(1)
 
     def context(self, index: torch.Tensor, ticks: int = 1, late: torch.Tensor | None = None) -> Self:
-        """Return rows as a head sees them that looks at several ticks, or while inputs are late.
+        """Return rows as a head with a memory receives them, or as any head does while inputs are late.
 
         Args:
             index: (n,) int64, rows.
-            ticks: above 1, each row comes with the windows before it: features (n, ticks, ...), presence and
-                ages (n, ticks, M). Where a source has no window at a tick, shed or from before its first, the
-                tick is not `known`.
+            ticks: above 1, each row has the windows before it: features (n, ticks, ...), presence and ages
+                (n, ticks, M). Where a source has no window at a tick, because it was shed or is before the
+                first one, the tick is not `known`.
             late: (n, M) int64, by how many ticks each branch is late; absent where there is no such tick.
         """
         if ticks == 1 and late is None:
@@ -153,7 +156,7 @@ class Examples:
     def _at(
         self, index: torch.Tensor, wanted: torch.Tensor, due_ns: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return row numbers that exist, and whether each is of the same source and ends when it should."""
+        """Return row numbers that exist, and whether each is of the same source and ends at `due_ns`."""
         at = wanted.clamp_min(0)
         return at, (self.sources[at] == self.sources[index][:, None]) & (self.ends_ns[at] == due_ns)
 
@@ -162,8 +165,12 @@ class Examples:
         kept = torch.tensor([name in branches for name in self.branches])
         return replace(self, present=self.present & kept)
 
+    def without_empty(self) -> Self:
+        """Return the same windows; those in which nothing is present lose their label."""
+        return replace(self, labels=self.labels.masked_fill(~self.present.any(dim=1), -1))
+
     def select(self, branches: Sequence[str]) -> Self:
-        """Return the same windows without the other branches, as for a head that never knew them."""
+        """Return the same windows without the other branches, for a head that does not have them."""
         wanted = sorted(branches)
         columns = [self.branches.index(name) for name in wanted]
         return replace(
@@ -188,7 +195,7 @@ class Examples:
 
 
 def _joined(parts: Sequence[Examples], branch: str) -> Any:
-    """Return one branch of all; parts that never have it take the shape of the others."""
+    """Return one branch of all parts; a part in which it is never present gets the shape of the others."""
     column = parts[0].branches.index(branch)
     there = [part for part in parts if part.present[:, column].any()]
     like = (there or parts)[0].features[branch]
@@ -196,8 +203,8 @@ def _joined(parts: Sequence[Examples], branch: str) -> Any:
         if part.features[branch].shape[1:] != like.shape[1:]:
             shapes = [tuple(values.shape[1:]) for values in (like, part.features[branch])]
             raise SessionError(
-                f"what encoder '{branch}' takes is {shapes[0]} in {there[0].names[0]} and {shapes[1]} in "
-                f"{part.names[0]}: to train it, pictures or sounds of one size are needed"
+                f"input of encoder '{branch}' is {shapes[0]} in {there[0].names[0]} and {shapes[1]} in "
+                f"{part.names[0]}: to train it, give pictures or sounds of one size"
             )
     nothing = read(like[:1])
     alike = [part.features[branch].shape[1:] == like.shape[1:] for part in parts]

@@ -91,7 +91,8 @@ def fit(
     """
     # an encoder gets no gradient where no row of a batch has its input
     accelerator = processes.accelerator(next(model.parameters()).device, unused=bool(model.encoders))
-    _check_rows(train, validation, accelerator.num_processes)
+    if lacking := rows_missing(train, validation, accelerator.num_processes):
+        raise PerceptionError(lacking)
     if accelerator.num_processes > 1:
         model.to(accelerator.device)
     generator = torch.Generator().manual_seed(config.seed)
@@ -112,15 +113,13 @@ def fit(
     return run.history
 
 
-def _check_rows(train: Examples, validation: Examples, processes: int) -> None:
-    """Raise PerceptionError if there are too few rows for a step, or none to choose an epoch by."""
+def rows_missing(train: Examples, validation: Examples, processes: int) -> str:
+    """Return an error if rows are too few for a step, or none to choose an epoch by; else an empty text."""
     least = 2 * processes  # batch norm needs two rows in every process
     for part, needed, aim in ((train, least, "train on"), (validation, 1, "choose the best epoch by")):
-        if len(part.labelled) < needed:
-            found = len(part.labelled)
-            raise PerceptionError(
-                f"{found} labelled windows to {aim}, {needed} are needed; label or give more"
-            )
+        if (found := len(part.labelled)) < needed:
+            return f"{found} labelled windows to {aim}, {needed} are needed; label or give more"
+    return ""
 
 
 def is_finite(model: nn.Module) -> bool:
@@ -215,10 +214,7 @@ class _Run:
             self._best = copy.deepcopy(self.model.state_dict())
 
     def _step(self, rows: torch.Tensor) -> float:
-        late = None
-        if self.config.late:
-            late = draw_lags(len(rows), self.inputs, self.config.late, self.config.late_ticks, self.generator)
-        batch = self.train.context(rows, self.model.head.ticks, late)
+        batch = self._late(rows) if self.config.late else self.train.context(rows, self.model.head.ticks)
         if self.augment is not None:
             batch = self.augment(batch, self.generator)
         present = hide_inputs(batch.present, self.inputs, self.config.input_dropout, self.generator)
@@ -231,6 +227,14 @@ class _Run:
         loss = loss * (len(batch) * shares / len(rows))  # shares differ by a row, gradients are averaged
         self._descend(loss)
         return float(self.accelerator.reduce(loss.detach(), "mean"))
+
+    def _late(self, rows: torch.Tensor) -> Examples:
+        """Return rows in which some inputs are late, except where that would leave nothing present."""
+        ticks = self.model.head.ticks
+        lags = draw_lags(len(rows), self.inputs, self.config.late, self.config.late_ticks, self.generator)
+        batch = self.train.context(rows, ticks, lags)
+        empty = ~batch.present.flatten(1).any(dim=1, keepdim=True)
+        return self.train.context(rows, ticks, lags.masked_fill(empty, 0)) if empty.any() else batch
 
     def _descend(self, loss: torch.Tensor) -> None:
         """Make one step of the optimiser. Where gradients overflow float16, skip it and lower the scale."""

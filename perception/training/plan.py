@@ -1,4 +1,4 @@
-"""A training configuration, checked, and what it says about the fusion of its profile."""
+"""The training configuration: read from TOML and checked."""
 
 import json
 import tomllib
@@ -30,7 +30,7 @@ class HeadPlan(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     missing: Literal["drop", "zero", "mean", "predict", "token"] = "token"
     modality_dropout: Annotated[
-        float, Field(ge=0, lt=1, description="how often an input is hidden, with all its branches")
+        float, Field(ge=0, lt=1, description="probability that an input is hidden, with all its branches")
     ] = 0.0
     use_ages: bool = False
     branch: Annotated[Literal["linear", "mlp"], Field(description="model level")] = "linear"
@@ -40,12 +40,12 @@ class HeadPlan(Section):
         int,
         Field(ge=0, description="feature level: components kept per branch of a frozen encoder, 0 for all"),
     ] = 12
-    ticks: Annotated[int, Field(ge=2, le=MAX_TICKS, description="how many the GRU looks at")] = 20
+    ticks: Annotated[int, Field(ge=2, le=MAX_TICKS, description="how many ticks the GRU receives")] = 20
 
     @model_validator(mode="after")
-    def _memory_is_of_features(self) -> "HeadPlan":
-        asked = self.gru or ("pca" in self.changed() and self.pca)
-        if asked and self.kind == "model":
+    def _check_feature_level(self) -> "HeadPlan":
+        given = self.gru or ("pca" in self.changed() and self.pca)
+        if given and self.kind == "model":
             raise ValueError("gru and pca need kind = 'feature'")
         return self
 
@@ -53,51 +53,58 @@ class HeadPlan(Section):
 class TrainPlan(Section):
     """A training configuration, TOML. Encoders and windows are those of the profile."""
 
-    profile: Annotated[str, Field(description="name or file of the profile the head is for")]
+    profile: Annotated[str, Field(description="name or file of the profile that will run the head")]
     classes: Annotated[tuple[str, ...], Field(description="default: all that occur in the labels")] = ()
     track: Annotated[str, Field(description="label track")] = "truth"
     validation: Annotated[float, Field(gt=0, lt=1, description="share of the sessions")] = 0.2
-    test: Annotated[float, Field(ge=0, lt=1, description="share of the sessions, looked at once")] = 0.2
+    test: Annotated[float, Field(ge=0, lt=1, description="share of the sessions, used once")] = 0.2
     seeds: Annotated[int, Field(ge=1, description="heads trained; the first is stored")] = 3
     folds: Annotated[
         int, Field(ge=0, description="also test every session once, in so many folds; 0 for none")
     ] = 0
     train_encoders: Annotated[
         tuple[str, ...],
-        Field(description="trained with the head, from the weights that their profile names"),
+        Field(description="encoders trained with the head, from the weights that the profile names"),
     ] = ()
     train_layers: Annotated[
-        int, Field(ge=0, description="of each, only so many of the last layers that hold weights; 0 for all")
+        int,
+        Field(
+            ge=0, description="how many of the last layers with weights are trained per encoder; 0 for all"
+        ),
     ] = 0
     head: HeadPlan = HeadPlan()
     augment: Augmentation = Augmentation()
     copies: Annotated[
-        tuple[CopyPlan, ...], Field(description="perturbed copies of the sessions trained on")
+        tuple[CopyPlan, ...], Field(description="perturbed copies of the training sessions")
     ] = ()
     training: TrainingConfig = TrainingConfig()
 
     @property
     def parts(self) -> int:
-        """How many independent labelled sessions its splits need at least."""
+        """How many independent labelled sessions the splits need at least."""
         return max(self.folds, 3 if self.test or self.folds else 2)
 
     @model_validator(mode="after")
-    def _leaves_something_to_learn_from(self) -> "TrainPlan":
+    def _can_be_trained(self) -> "TrainPlan":
         if self.validation + self.test >= 1:
             raise ValueError("validation and test together leave no sessions to train on")
+        if self.head.kind == "feature" and self.head.missing == "predict" and not self.training.auxiliary:
+            raise ValueError(
+                "head.missing = 'predict' learns by the auxiliary loss alone; give training.auxiliary above 0"
+            )
         if self.train_encoders and "pca" in self.head.changed() and self.head.pca:
             raise ValueError("head.pca is fitted to frozen encoders; with train_encoders give pca = 0")
         return self
 
     @property
     def used(self) -> "TrainPlan":
-        """The plan as it is followed: without what does not apply to such a head."""
-        unfit = self.train_encoders or self.head.kind == "model"
-        return self.model_copy(update={"head": self.head.model_copy(update={"pca": 0})}) if unfit else self
+        """The plan in effect: without options that do not apply to such a head."""
+        no_pca = self.train_encoders or self.head.kind == "model"
+        return self.model_copy(update={"head": self.head.model_copy(update={"pca": 0})}) if no_pca else self
 
 
 def load_plan(path: Path) -> TrainPlan:
-    """Read a training configuration, or the `plan.json` beside a head, which is one with every default.
+    """Return a training configuration from TOML, or from the `plan.json` of a checkpoint.
 
     Raises:
         ProfileError: names file, key and what was expected.

@@ -1,4 +1,4 @@
-"""The report on trained heads: one JSON, and one page that needs nothing else to be shown."""
+"""The report on trained heads: a JSON file, and an HTML page that needs no other file."""
 
 import html
 import io
@@ -31,32 +31,35 @@ def assess(
     inputs: Mapping[str, str],
     singles: Mapping[str, FusionModel] | None = None,
 ) -> dict[str, Any]:
-    """Return everything worth knowing about heads of several seeds, the first of which is the one used.
+    """Return all scores of heads of several seeds, as plain data; the first head is the one that is stored.
 
     Args:
         models: one per seed.
-        validation: conformal thresholds come from here; without it there are none.
+        validation: conformal thresholds are chosen on it; without it there are none.
         test: other sessions.
         inputs: the input each branch reads.
-        singles: a head trained alone for each single input, for the paired test.
+        singles: by input, a head trained on it alone, for the paired test.
     """
     model, truth = models[0], evaluate.truth_of(test)
     p = evaluate.probabilities(model, test)
-    by_subset = evaluate.by_subset(model, test, inputs)
+    delay, delay_left_out = evaluate.delay_sweep(model, test, inputs)
     return {
         "classes": list(test.classes),
         "windows": len(truth),
         "sessions": len(set(test.sources.tolist())),
         "tested_on_validation": test is validation,
         "majority": float(np.bincount(truth).max() / len(truth)),
-        "subsets": evaluate.as_json(by_subset),
+        "empty_windows": _empty_windows(test),
+        "subsets": evaluate.as_json(evaluate.by_subset(model, test, inputs)),
+        "left_out": evaluate.left_out(test, inputs),
         "per_class": evaluate.per_class(truth, p, test.classes),
         "confusion": evaluate.confusion(truth, p),
         "per_session": evaluate.as_json(evaluate.by_source(truth, p, test)),
         "by_clip": evaluate.by_clip(truth, p, test),
         "shuffle_drop": evaluate.shuffle_drops(model, test, inputs),
         "noise": evaluate.noise_sweep(model, test, inputs),
-        "delay": evaluate.delay_sweep(model, test, inputs),
+        "delay": delay,
+        "delay_left_out": delay_left_out,
         "conformal": {} if validation is None else _conformal(model, validation, test, inputs),
         "threshold_sessions": []
         if validation is None
@@ -67,17 +70,22 @@ def assess(
     }
 
 
+def _empty_windows(test: Examples) -> dict[str, int]:
+    """Return how many labelled windows were left out because nothing is present: in the test, in all."""
+    tested = sum(test.empty[source] for source in set(test.sources.tolist())) if test.empty else 0
+    return {"tested": tested, "all": sum(test.empty)}
+
+
 def _conformal(
     model: FusionModel, validation: Examples, test: Examples, inputs: Mapping[str, str]
 ) -> dict[str, Any]:
-    """One threshold per set of inputs: a set told with a camera missing needs its own."""
+    """Return one threshold per set of inputs: without a camera, the head needs another one."""
     found = {}
     for kept in evaluate.subsets(sorted(set(inputs.values()))):
-        told = [
-            (evaluate.truth_of(part), evaluate.probabilities(model, evaluate.shown(part, inputs, kept)))
-            for part in (validation, test)
-        ]
-        found["+".join(kept)] = evaluate.as_json(evaluate.conformal(told[0], told[1], ALPHA))
+        own = [evaluate.shown(part, inputs, kept) for part in (validation, test)]
+        if len(own[1].labelled):
+            scored = [(evaluate.truth_of(part), evaluate.probabilities(model, part)) for part in own]
+            found["+".join(kept)] = evaluate.as_json(evaluate.conformal(scored[0], scored[1], ALPHA))
     return found
 
 
@@ -101,7 +109,7 @@ def _over_seeds(models: Sequence[FusionModel], test: Examples) -> dict[str, Any]
 
 
 def over_folds(folds: Iterable[tuple[Split, FusionModel]]) -> dict[str, Any]:
-    """Return the spread over folds of sessions, each tested by a head that was trained without it."""
+    """Return the spread over folds of sessions; each fold is tested by a head trained without it."""
     scored = [
         evaluate.metrics(evaluate.truth_of(parts.test), evaluate.probabilities(model, parts.test))
         for parts, model in folds
@@ -115,21 +123,24 @@ def _against_singles(
     truth, sources = evaluate.truth_of(test), evaluate.sources_of(test)
     rows = {}
     for name, model in singles.items():
-        own = test.select([branch for branch in test.branches if inputs[branch] == name])
+        own = test.select([branch for branch in test.branches if inputs[branch] == name]).without_empty()
+        if not len(own.labelled):
+            continue
         alone = evaluate.probabilities(model, own)
-        gain, low, high = evaluate.paired_bootstrap(truth, p, alone, sources)
+        there = (own.labels[test.labelled] >= 0).numpy()  # fused and alone are compared on the same windows
+        gain, low, high = evaluate.paired_bootstrap(truth[there], p[there], alone, sources[there])
         rows[name] = {
-            "accuracy": evaluate.metrics(truth, alone).accuracy,
+            "accuracy": evaluate.metrics(truth[there], alone).accuracy,
             "gain": gain,
             "gain_low": low,
             "gain_high": high,
-            "mcnemar_p": evaluate.mcnemar(truth, p, alone),
+            "mcnemar_p": evaluate.mcnemar(truth[there], p[there], alone),
         }
     return rows
 
 
 def write(folder: Path, report: Mapping[str, Any], title: str) -> Path:
-    """Write `report.json` and `report.html`; return the page. OSError if the disk does not take them."""
+    """Write `report.json` and `report.html`; return the page. OSError if they cannot be written."""
     texts = (json.dumps(report, indent=1) + "\n", as_html(report, title))
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -137,17 +148,17 @@ def write(folder: Path, report: Mapping[str, Any], title: str) -> Path:
             replace_file(folder / name, text.encode())
     finally:
         with suppress(OSError):
-            folder.rmdir()  # one without a report is of no use
+            folder.rmdir()  # removes only a folder without a report
     return folder / REPORT[1]
 
 
 def refuse_training(folder: Path) -> None:
-    """Raise SessionError if the report in a folder is that of a training, which an evaluation is not."""
+    """Raise SessionError if the report in a folder is of a training: an evaluation must not replace it."""
     try:
-        there = json.loads(read_text(folder / REPORT[0]))
+        stored = json.loads(read_text(folder / REPORT[0]))
     except (OSError, ValueError):
         return
-    if isinstance(there, dict) and "training" in there:
+    if isinstance(stored, dict) and "training" in stored:
         raise SessionError(f"{folder} holds the report of a training; give another folder by --out")
 
 
@@ -158,26 +169,28 @@ text-align:right}td:first-child,th:first-child{text-align:left}svg{max-width:100
 
 def as_html(report: Mapping[str, Any], title: str) -> str:
     """Return the page: tables, and plots as SVG inside it."""
-    seen = "that training never saw"
+    which = "that training did not use"
     if report["tested_on_validation"]:
-        seen = "which the head was chosen and calibrated by, as no share was kept for a test: it flatters"
+        which = "that chose and calibrated the head, as no share was kept for a test: the figures flatter"
+    empty = report["empty_windows"]
     summary = (
-        f"{report['windows']} windows of {report['sessions']} sessions {seen}. "
-        f"The most common class alone would score {report['majority']:.1%}."
+        f"{report['windows']} windows of {report['sessions']} sessions {which}. "
+        f"The most common class alone would score {report['majority']:.1%}. Labelled windows left out "
+        f"because nothing is present in them: {empty['tested']} of these sessions, {empty['all']} of all."
     )
     sections = [
-        ("Every set of inputs", _table(report["subsets"])),
+        ("Every set of inputs", _subsets(report)),
         ("Over seeds, with all inputs", _table(report["seeds"])),
         ("Over folds of sessions, each tested once", _table(report.get("folds", {}))),
         ("Against the best head of one input alone", _table(report["single"])),
-        ("Accuracy lost when an input is shuffled among windows", _table({"lost": report["shuffle_drop"]})),
+        ("Accuracy lost when an input is shuffled", _table({"lost": report["shuffle_drop"]})),
         ("Per class", _table(report["per_class"])),
-        ("Confusion: truth by row, answer by column", _confusion(report)),
+        ("Confusion: true class by row, predicted class by column", _confusion(report)),
         ("Every session or clip counted once", _table({"all inputs": report["by_clip"]})),
         ("Per session", _table(report["per_session"])),
         ("Calibration", _calibration(report["calibration"])),
         ("Noise on the features, in their standard deviations", _curves(report["noise"], "noise")),
-        ("One input late, in ticks", _curves(report["delay"], "ticks late")),
+        ("One input late, in ticks", _delay(report)),
         (f"Conformal sets for {1 - ALPHA:.0%} coverage, a threshold per set", _conformal_sets(report)),
         ("Cost of the models of a tick", _cost(report["cost"])),
         ("Search for the classes by their names", _retrieval(report.get("retrieval", {}))),
@@ -186,7 +199,7 @@ def as_html(report: Mapping[str, Any], title: str) -> str:
 
 
 def page(title: str, intro: str, sections: Mapping[str, str]) -> str:
-    """Return a page that needs no other file: title and intro are text, sections HTML by their heads."""
+    """Return a page that needs no other file; title and intro are text, sections HTML by heading."""
     body = "\n".join(f"<h2>{html.escape(head)}</h2>\n{content}" for head, content in sections.items())
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
@@ -210,6 +223,22 @@ def _number(value: Any) -> str:
     return f"{value:.0f}" if whole and abs(value) > 1 else f"{value:.3f}"
 
 
+def _subsets(report: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{name} {count}" for name, count in report["left_out"].items())
+    return _table(report["subsets"]) + f"<p>Windows left out, as all of the set are absent: {counts}.</p>"
+
+
+def _delay(report: Mapping[str, Any]) -> str:
+    missed = ", ".join(
+        f"{name} {count} at {lag}"
+        for name, counts in report["delay_left_out"].items()
+        for lag, count in counts.items()
+        if count
+    )
+    curves = _curves(report["delay"], "ticks late")
+    return curves + (f"<p>Windows left out, as nothing is present: {missed}.</p>" if missed else "")
+
+
 def _confusion(report: Mapping[str, Any]) -> str:
     names = report["classes"]
     rows = {
@@ -219,21 +248,21 @@ def _confusion(report: Mapping[str, Any]) -> str:
 
 
 def _conformal_sets(report: Mapping[str, Any]) -> str:
-    names = ", ".join(report["threshold_sessions"]) or "no session, as one alone has to be tested on"
+    names = ", ".join(report["threshold_sessions"]) or "no session, because a single one is used for the test"
     return f"<p>Thresholds come from {html.escape(names)}.</p>" + _table(report["conformal"])
 
 
 def _cost(cost: Mapping[str, Any]) -> str:
     text = (
         f"<p>{cost['models_ms_per_tick']:.2f} ms per tick: encoders {cost['encoders_ms_per_tick']:.2f}, "
-        f"averaged over {cost['windows']} windows, in which one only runs where its input has changed; "
+        f"averaged over {cost['windows']} windows, an encoder runs only where its input has changed; "
         f"head {cost['head_ms_per_tick']:.2f}, with {cost['head_parameters']} parameters.</p>"
     )
     return text + _table({"ms when it runs": cost["encoder_ms_when_it_runs"]})
 
 
 def _retrieval(kinds: Mapping[str, Any]) -> str:
-    return _table({f"{kind} ({worth['model']})": worth["mean"] for kind, worth in kinds.items()})
+    return _table({f"{kind} ({scores['model']})": scores["mean"] for kind, scores in kinds.items()})
 
 
 def _curves(curves: Mapping[str, Mapping[str, float]], label: str) -> str:
