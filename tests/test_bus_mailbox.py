@@ -13,6 +13,7 @@ from perception import topics
 from perception.bus.inbox import Inbox
 from perception.bus.mailbox import Mailbox
 from perception.messages import ClockTick, Header, InputHealth, Message
+from perception.units.bounded import MAX_NAMES
 
 CAMERA, TEXT = "camera/a", "text/b"
 
@@ -246,3 +247,24 @@ def test_who_judges_whether_to_wait_is_counted_among_those_who_do() -> None:
     with pytest.raises(KeyboardInterrupt):
         inbox.wait(None, unless=interrupted)
     assert inbox.waiting == 0
+
+
+def test_a_flood_of_topics_costs_no_memory_and_not_the_accounts_of_the_others() -> None:
+    mailbox = filled(*(message(CAMERA, seq) for seq in range(5)))
+    mailbox.expect("camera/silent")
+    drain(mailbox)
+    for number in range(3 * MAX_NAMES):
+        mailbox.put(message(f"text/flood-{number}", 0))
+        if number % 2:
+            mailbox.take()
+    health = mailbox.health(0)
+    assert len(health) == MAX_NAMES + 1
+    assert health[CAMERA].received == 5
+    assert "camera/silent" in health
+    rest = health["*"]
+    assert rest.received == 2 * MAX_NAMES + 2
+    assert rest.dropped["forgotten"] > 0
+    assert sum(one.received for one in health.values()) == 3 * MAX_NAMES + 5
+    for one in health.values():
+        assert one.received == one.consumed + one.queued + sum(one.dropped.values())
+    assert len(drain(mailbox)) == sum(one.queued for one in health.values())

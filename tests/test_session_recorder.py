@@ -14,11 +14,12 @@ from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.schema import golden_vectors
 from perception.errors import DISTRIBUTION
-from perception.messages import CameraFrame, Header, Health, Message
+from perception.messages import CameraFrame, Header, Health, Message, TextCommand
 from perception.profile import Profile, RecorderConfig
 from perception.session import Session, read
 from perception.session.recorder import Recorder, describe
 from perception.units import SECOND_NS
+from perception.units.bounded import MAX_NAMES
 from tests import streams
 from tests.streams import START_NS
 from tests.waiting import LONG_S
@@ -112,6 +113,28 @@ def test_a_device_that_another_one_replaces_is_noted_too(tmp_path: Path) -> None
             "device camera-front": {"name": "built in", "brightness": 100.0},
             "device camera-front 2": {"name": "usb", "brightness": 102.0},
         }
+
+
+def test_notes_on_a_flood_of_nodes_are_bounded_and_counted(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "r.mcap", config(), {}, lambda _: PLENTY)
+    for number in range(MAX_NAMES + 100):
+        header = Health(stamp_ns=START_NS + number, node=f"n{number}", device={"name": "usb"})
+        recorder.write(Message("health/flood", header), START_NS)
+    recorder.close()
+    with Session(tmp_path / "r.mcap") as session:
+        assert sum(name.startswith("device ") for name in session.metadata) == MAX_NAMES
+        assert session.metadata["recorded"]["notes_left_out"] == 100
+        assert session.metadata["recorded"]["messages"] == MAX_NAMES + 100
+
+
+def test_more_topics_than_a_file_can_number_are_refused_and_counted(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "r.mcap", config(), {}, lambda _: PLENTY)
+    for number in range(65_537):
+        recorder.write(Message(f"text/{number}", TextCommand(stamp_ns=START_NS + number, text="")), START_NS)
+    recorder.close()
+    assert recorder.counts["refused"] == 2
+    with Session(tmp_path / "r.mcap") as session:
+        assert len(session.topics or ()) == 65_535
 
 
 def test_what_a_file_begins_with_says_how_it_came_about() -> None:

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perception.cli.message_text import Rates
+from perception.cli.panel import Board
 from perception.cli.summary import Sample, Summary
 from perception.messages import (
     Fused,
@@ -21,6 +23,7 @@ from perception.messages import (
     ModelInfo,
     Presence,
 )
+from perception.units.bounded import MAX_NAMES
 
 HOP_NS = 100_000_000
 LATENESS_NS = 60_000_000
@@ -163,3 +166,35 @@ def test_percentiles_are_exact_up_to_the_capacity_and_fair_beyond_it() -> None:
     assert exact.percentiles().p95 == pytest.approx(949.05)
     assert sampled.percentiles().count == 20_000
     assert sampled.percentiles().p50 == pytest.approx(500, abs=50)
+
+
+def test_a_flood_of_foreign_names_is_bounded_and_counted() -> None:
+    """Names of nodes, topics, reasons and classes come from whoever publishes."""
+    summary, board, rates = Summary(hop_ns=HOP_NS, lateness_ns=LATENESS_NS), Board(), Rates()
+    flood, lines = 2 * MAX_NAMES, list[str]()
+    summary.add(truth("right", 0, flood))
+    for number in range(flood):
+        name = f"n{number}"
+        inputs = {f"text/{name}": InputHealth(lost=1)}
+        header = Health(stamp_ns=number, source=name, node=name, inputs=inputs, outputs={f"text/{name}": 1})
+        own = Health(stamp_ns=0, source=name, node="fusion", counts={name: 1})
+        messages = [
+            state(number, label=name),
+            Message(f"health/{name}", header),
+            Message("health/fusion", own),
+        ]
+        for one in messages:
+            summary.add(one)
+            board.add(one)
+        lines += rates.add(Message(f"text/{name}", header))
+    report = summary.report()
+    assert len(report.drops) == MAX_NAMES
+    assert report.counts["*"] == {"names forgotten": flood - MAX_NAMES + flood + 1 - MAX_NAMES}
+    assert sum(report.counts["fusion"].values()) == flood
+    assert len(report.counts["fusion"]) <= MAX_NAMES + 2
+    assert report.accuracy is not None
+    assert len(report.accuracy.classes) == MAX_NAMES + 1
+    assert report.accuracy.judged + report.accuracy.unjudged == flood
+    assert len(board.nodes) == len(board.rates_hz()) == MAX_NAMES
+    assert board.losses()["*"] == f"{2 * flood - 2 * MAX_NAMES + 1} names of nodes and outputs forgotten"
+    assert lines == ["more than 1024 topics: only those are measured that came last"]

@@ -33,6 +33,7 @@ from perception.bus.lanes import Lanes
 from perception.bus.watch import Watch
 from perception.errors import BusError, MalformedMessageError, PerceptionError
 from perception.messages import Header, Message, Payload
+from perception.units.bounded import MAX_NAMES, Recent
 
 if TYPE_CHECKING:
     from perception.bus.keys import Keys
@@ -76,7 +77,7 @@ class Drain:
         self._remote = remote
         self._keys = keys
         self._inbox = inbox
-        self._topics: set[str] = set()
+        self._topics: Recent[str, None] = Recent()
         """Topics to accept. Lock: `_socket_lock`."""
         self._endpoints: dict[str, str] = {}
         """Connected endpoint -> topic or pattern. Lock: `_socket_lock`."""
@@ -311,7 +312,7 @@ class Drain:
         self._expect(topic)
 
     def _expect(self, topic: str) -> None:
-        self._topics.add(topic)
+        self._topics[topic] = None
         self._inbox.expect(topic)
 
     def _is_remote(self, topic: str) -> bool:
@@ -366,7 +367,7 @@ class Drain:
             self._warn_once(topic, f"refused a message: {error}; further ones are only counted")
 
     def _warn_once(self, topic: str, text: str) -> None:
-        if topic not in self._warned:
+        if topic not in self._warned and len(self._warned) < MAX_NAMES:
             self._warned.add(topic)
             _LOG.warning("%s", text)
 

@@ -6,6 +6,7 @@ counts it afterwards. Lost messages are gaps in `seq` per publisher id, less the
 Threads: not thread-safe; `Inbox.lock` is held during every call.
 """
 
+import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Final
 
 from perception import topics
 from perception.messages import Header, InputHealth, Message
+from perception.units.bounded import MAX_NAMES, REST
 
 _MAX_SOURCES: Final = 16  # publisher ids per topic: a publisher that restarts again and again stays bounded
 
@@ -67,6 +69,8 @@ class Mailbox:
         """Create an empty mailbox; `policies` replaces rows of the table of topics, by prefix."""
         self._rows = {**topics.TOPICS, **(policies or {})}
         self._accounts: dict[str, _Account] = {}
+        self._rest = _Account(topics.TOPICS["text"])
+        """Sums over the topics that are no longer remembered."""
         self._waiting: OrderedDict[int, Message[Header]] = OrderedDict()
         self._arrived = 0
 
@@ -128,13 +132,32 @@ class Mailbox:
 
     def health(self, now_ns: int) -> dict[str, InputHealth]:
         """Return the counts by topic; ages are relative to `now_ns`."""
-        return {topic: _report(account, now_ns) for topic, account in self._accounts.items()}
+        rest = {REST: self._rest} if self._rest.received else {}
+        return {topic: _report(account, now_ns) for topic, account in (self._accounts | rest).items()}
 
     def _account(self, topic: str) -> _Account:
         account = self._accounts.get(topic)
         if account is None:
+            if len(self._accounts) >= MAX_NAMES:
+                self._forget_one()
             account = self._accounts[topic] = _Account(self._rows[topics.lookup(topic).prefix])
         return account
+
+    def _forget_one(self) -> None:
+        """Add the account with the fewest messages to the rest: a flood of topics sends one on each.
+
+        Topics without any message are expected by name and stay, unless nothing else is there. What is
+        queued on the forgotten topic is dropped, reason `forgotten`.
+        """
+        topic = min(self._accounts, key=lambda one: self._accounts[one].received or math.inf)
+        account, rest = self._accounts.pop(topic), self._rest
+        for arrival in account.arrivals:
+            del self._waiting[arrival]
+        account.dropped["forgotten"] += len(account.arrivals)
+        rest.received += account.received
+        rest.consumed += account.consumed
+        rest.lost += account.lost
+        rest.dropped += account.dropped
 
 
 def _report(account: _Account, now_ns: int) -> InputHealth:

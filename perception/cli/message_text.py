@@ -11,6 +11,7 @@ from msgspec import NODEFAULT, structs, to_builtins
 
 from perception.messages import FusedState, Header, Message
 from perception.units import SECOND_NS
+from perception.units.bounded import MAX_NAMES, Recent
 
 _EVERY_NS: Final = SECOND_NS
 _MAX_VALUE_CHARS: Final = 120
@@ -54,7 +55,7 @@ def _short(value: object) -> str:
 class _Second:
     begun_ns: int
     first_seq: int
-    sizes: list[int] = field(default_factory=list)
+    sizes: deque[int] = field(default_factory=lambda: deque(maxlen=10_000))
     intervals_ms: deque[float] = field(default_factory=lambda: deque(maxlen=10_000))
     last_ns: int = 0
 
@@ -63,14 +64,17 @@ class Rates:
     """Measures the rate of each topic, second by second, by the clock of its publisher."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, _Second] = {}
+        self._seconds: Recent[str, _Second] = Recent()
 
     def add(self, message: Message[Header]) -> Iterator[str]:
         """Add one message; yield a line when it completes a second of its topic."""
         header = message.header
         second = self._seconds.get(message.topic)
         if second is None or header.seq <= second.first_seq:
+            before = self._seconds.forgotten
             self._seconds[message.topic] = _Second(header.sent_ns, header.seq, last_ns=header.sent_ns)
+            if not before and self._seconds.forgotten:
+                yield f"more than {MAX_NAMES} topics: only those are measured that came last"
             return
         second.intervals_ms.append((header.sent_ns - second.last_ns) / 1e6)
         second.sizes.append(len(message.payload))

@@ -19,6 +19,7 @@ from rich.text import Text
 from perception.cli.summary import stages
 from perception.errors.credentials import harmless
 from perception.messages import FusedState, Header, Health, Message, ModalityState
+from perception.units.bounded import REST, Recent
 
 _RECENT_STATES: Final = 32
 _CLASSES_SHOWN: Final = 10
@@ -47,8 +48,8 @@ class Board:
     def __init__(self) -> None:
         self.states: deque[FusedState] = deque(maxlen=_RECENT_STATES)
         self.state_topic = ""
-        self.nodes: dict[str, Health] = {}
-        self._outputs: dict[str, _Output] = {}
+        self.nodes: Recent[str, Health] = Recent()
+        self._outputs: Recent[str, _Output] = Recent()
 
     def add(self, message: Message[Header]) -> None:
         """Add one message; other kinds than states and health are ignored."""
@@ -96,7 +97,9 @@ class Board:
 
     def losses(self) -> dict[str, str]:
         """Return what each node lost or dropped of each topic: `node <- topic` -> reasons and counts."""
-        return {
+        forgotten = self.nodes.forgotten + self._outputs.forgotten
+        rest = {REST: f"{forgotten} names of nodes and outputs forgotten"} if forgotten else {}
+        return rest | {
             f"{node} <- {topic}": words
             for node, health in self.nodes.items()
             for topic, account in health.inputs.items()

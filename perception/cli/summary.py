@@ -6,13 +6,14 @@ Pure: it accumulates messages in bounded memory, without clock, socket or thread
 import random
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
 from perception.messages import FusedState, Header, Health, Label, Message
+from perception.units.bounded import MAX_NAMES, REST, Recent, add_counts
 
 _NS_PER_MS: Final = 1e6
 _SPANS: Final = 256
@@ -136,10 +137,10 @@ class Summary:
         self._last: FusedState | None = None
         self._published = self._on_time = self._shed = 0
         self._truth = _Truth()
-        self._latency: dict[str, Sample] = {}
-        self._presence: dict[str, Counter[str]] = {}
-        self._drops: dict[str, _Total] = {}
-        self._counts: dict[str, _Total] = {}
+        self._latency: Recent[str, Sample] = Recent()
+        self._presence: Recent[str, Counter[str]] = Recent()
+        self._drops: Recent[str, _Total] = Recent()
+        self._counts: Recent[str, _Total] = Recent()
 
     @property
     def states(self) -> int:
@@ -164,27 +165,31 @@ class Summary:
         self._on_time += state.sent_ns - state.stamp_ns <= self._on_time_ns
         self._truth.add_state(state.stamp_ns, state.fused.label)
         for name, modality in state.modalities.items():
-            self._presence.setdefault(name, Counter())[modality.presence] += 1
+            self._presence.renewed(name, Counter())[modality.presence] += 1
         for stage, milliseconds in stages(state):
-            self._latency.setdefault(stage, Sample()).add(milliseconds)
+            self._latency.renewed(stage, Sample()).add(milliseconds)
 
     def _add_health(self, health: Health) -> None:
         for topic, account in health.inputs.items():
             losses = dict(account.dropped)
             losses["lost"] = account.lost
-            self._drops.setdefault(f"{health.node} <- {topic}", _Total()).update(health.source, losses)
-        self._counts.setdefault(health.node, _Total()).update(health.source, health.counts)
+            self._drops.renewed(f"{health.node} <- {topic}", _Total()).update(health.source, losses)
+        self._counts.renewed(health.node, _Total()).update(health.source, health.counts)
 
     def report(self, end_ns: int | None = None) -> Report:
         """Return the figures so far; ticks that were due by `end_ns` count even without a state."""
+        kept = (self._latency, self._presence, self._drops, self._counts)
+        forgotten = sum(names.forgotten for names in kept)
+        rest = {REST: {"names forgotten": forgotten}} if forgotten else {}
         return Report(
             ticks=self._ticks(end_ns),
             first_state_s=self._first_state_s(),
             accuracy=self._truth.accuracy(),
             latency_ms={stage: sample.percentiles() for stage, sample in self._latency.items()},
             presence={name: _shares(counter) for name, counter in self._presence.items()},
-            drops={name: counts for name, total in self._drops.items() if (counts := total.counts())},
-            counts={name: counts for name, total in self._counts.items() if (counts := total.counts())},
+            drops=_nonzero(self._drops),
+            counts=rest
+            | {name: counts for name, total in self._counts.items() if (counts := total.counts())},
         )
 
     def _ticks(self, end_ns: int | None) -> Ticks:
@@ -228,13 +233,17 @@ class _Total:
 
     def update(self, source: str, current: dict[str, int]) -> None:
         if source != self.source:
-            self.ended.update(self.current)
+            add_counts(self.ended, self.current)
             self.source = source
         self.current = current
 
     def counts(self) -> dict[str, int]:
         total = self.ended + Counter(self.current)
         return {reason: total[reason] for reason in sorted(total)}
+
+
+def _nonzero(totals: Mapping[str, _Total]) -> dict[str, dict[str, int]]:
+    return {name: counts for name, total in totals.items() if (counts := total.counts())}
 
 
 class _Truth:
@@ -258,7 +267,9 @@ class _Truth:
     def _judge(self, stamp_ns: int, fused: str) -> bool:
         for span in self._spans:
             if span.start_ns <= stamp_ns < span.end_ns:
-                self._confusion[span.name, fused] += 1
+                pair = span.name, fused
+                if pair in self._confusion or len(self._confusion) < MAX_NAMES:
+                    self._confusion[pair] += 1  # else it is among those that are not judged
                 return True
         return False
 

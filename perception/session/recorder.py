@@ -22,6 +22,7 @@ from perception.messages import FusedState, Header, Health, Message, ModelInfo
 from perception.profile import Profile, RecorderConfig
 from perception.session.file.writer import SessionWriter
 from perception.units import SECOND_NS
+from perception.units.bounded import MAX_NAMES, Recent
 
 _LOG: Final = logging.getLogger(__name__)
 # What may wait while the disk stalls, of topics that are otherwise not queued: a second or more.
@@ -71,7 +72,7 @@ class Recorder:
         self._next_look_ns = 0
         self._split_ns: int | None = None
         self._model: ModelInfo | None = None
-        self._devices: dict[str, list[frozenset[str]]] = {}
+        self._devices: Recent[str, list[frozenset[str]]] = Recent()
         self.counts = {"files": 0, "messages": 0, "refused": 0}
         self.full = ""
         """Why no more can be recorded; empty while more can."""
@@ -154,13 +155,15 @@ class Recorder:
     def _note_device(self, node: str, device: Mapping[str, str | float]) -> None:
         """Keep what a device is; where its words are others, not its figures, another one has come."""
         words = frozenset(f"{key} {value}" for key, value in device.items() if isinstance(value, str))
-        known = self._devices.setdefault(node, [])
+        known = self._devices.renewed(node, [])
         if words not in known and len(known) < _MAX_DEVICES:
             known.append(words)
             self._keep(f"device {node}" + (f" {len(known)}" if known[1:] else ""), dict(device))
 
     def _keep(self, name: str, value: dict[str, Any]) -> None:
-        if name not in self._metadata:
+        if name not in self._metadata and len(self._metadata) >= MAX_NAMES:
+            self.counts["notes_left_out"] = self.counts.get("notes_left_out", 0) + 1
+        elif name not in self._metadata:
             self._metadata[name] = value
             self._writer.add_metadata(name, value)
 

@@ -21,7 +21,7 @@ from mcap.opcode import Opcode
 
 from perception import messages
 from perception.bus import codec
-from perception.errors import SessionError
+from perception.errors import MalformedMessageError, SessionError
 from perception.io.beside import beside, refuse_existing
 from perception.session.file import container, protobuf, schemas, zero
 from perception.units.closing import Closing
@@ -29,6 +29,8 @@ from perception.units.closing import Closing
 CHUNK_NS: Final = 500_000_000
 CHUNK_BYTES: Final = 4 << 20
 _U64: Final = (1 << 64) - 1
+_MAX_CHANNELS: Final = 65_535
+"""Channel numbers have 16 bits, MCAP record 0x04."""
 # JPEG does not shrink any further; raw pixels come faster than zstd can take them.
 _COMPRESSION: Final = {"foxglove.CompressedImage": "", "foxglove.RawImage": "lz4"}
 
@@ -186,6 +188,8 @@ class SessionWriter(Closing):
         key = topic, schema.id, metadata.get("payload_field", "")
         channel = self._channels.get(key)
         if channel is None:
+            if len(self._channels) >= _MAX_CHANNELS:
+                raise MalformedMessageError(f"{topic}: a session holds at most {_MAX_CHANNELS} topics")
             record = records.Channel(
                 id=len(self._channels) + 1,
                 topic=topic,
