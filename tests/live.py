@@ -18,7 +18,7 @@ from perception.units import Clock
 
 
 class Slow:
-    """An encoder that takes its time."""
+    """An encoder that sleeps before each result."""
 
     def __init__(self, engine: Engine, name: str, seconds: float) -> None:
         self._inner = engine.encoders[name]
@@ -41,7 +41,7 @@ class Wall:
         self.start()
 
     def start(self) -> None:
-        """Begin again at the start."""
+        """Restart at the start time."""
         self._wall_ns = time.monotonic_ns()
 
     def now_ns(self) -> int:
@@ -90,7 +90,7 @@ class Arrivals:
 
 
 def join_loader() -> None:
-    """Wait until a head that was asked for is loaded, however long it takes."""
+    """Wait until the requested head is loaded, without a time limit."""
     for thread in threading.enumerate():
         if thread.name == "head loader":
             thread.join()
@@ -132,8 +132,8 @@ class LiveRun:
     ) -> list[Message[Header]]:
         """Take messages at their arrival times; return the recording in order of arrival.
 
-        `requests` for other heads come before the message of their number; a head that is asked for is loaded
-        before that message is taken.
+        `requests` for other heads come before the message of their number; a requested head is loaded before
+        that message is received.
         """
         clock = Wall(arrivals[0].received_ns, self._speed)
         engine = build_engine(self._config, clock=clock.now_ns)
@@ -160,7 +160,7 @@ class LiveRun:
 def late(
     messages: Iterable[Message[Header]], topic: str, delay_ns: int, from_ns: int, to_ns: int
 ) -> list[Message[Header]]:
-    """Let what a topic sends between two times arrive later than it did."""
+    """Delay the arrival of what a topic sent between two times."""
     moved = [
         structs.replace(one, received_ns=one.received_ns + delay_ns)
         if one.topic == topic and from_ns <= one.received_ns < to_ns
@@ -190,5 +190,5 @@ Pick = Callable[[Message[Header]], bool]
 
 
 def without(messages: Iterable[Message[Header]], pick: Pick) -> list[Message[Header]]:
-    """Leave out what a recorder might have missed."""
+    """Leave out messages that `pick` selects, as a recorder that missed them."""
     return [message for message in messages if not pick(message)]

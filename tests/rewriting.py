@@ -1,4 +1,4 @@
-"""Sessions that the writer of `mcap` wrote anew."""
+"""Sessions that the writer of `mcap` wrote again."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -89,7 +89,7 @@ def camera_stream(seconds: float, rate_hz: int = 30) -> Iterator[Message[Header]
 
 
 def microphone_stream(seconds: float, rate_hz: int = 16_000, size: int = 512) -> Iterator[Message[Header]]:
-    """Samples whose value is their index, so that a window shows which ones it holds."""
+    """Samples whose value is their index, so that a window shows which samples it contains."""
     for k in range(int(seconds * rate_hz / size)):
         index = k * size
         stamp_ns = START_NS + index * SECOND_NS // rate_hz
@@ -102,7 +102,7 @@ def text_stream(seconds: float, every_s: float = 1.7) -> Iterator[Message[Header
 
 
 def end_ns(message: Message[Header]) -> int:
-    """When the last of the message's data happened: the earliest moment it can arrive."""
+    """Time of the last of the message's data: the earliest time at which it can arrive."""
     header = message.header
     if isinstance(header, AudioBlock):
         return header.stamp_ns + header.samples * SECOND_NS // header.rate_hz
@@ -114,7 +114,7 @@ def arrivals(
 ) -> list[Message[Header]]:
     """Messages in order of arrival, each stream in its own order as a socket keeps it.
 
-    The delay counts from the message's first moment, but nothing arrives before its last.
+    The delay counts from the start of the message's data, but nothing arrives before its end.
     """
     timed: list[tuple[int, int, Message[Header]]] = []
     for number, stream in enumerate(streams):

@@ -1,4 +1,4 @@
-"""The engine on windows of a scripted stream: what a state says, what is computed again, what is not."""
+"""The engine on windows of a scripted stream: contents of a state, what is computed again, what is not."""
 
 import math
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def engine() -> Engine:
     return build_engine(config(), clock=lambda: 0)
 
 
-def concluded(state: FusedState) -> FusedState:
+def without_times(state: FusedState) -> FusedState:
     return structs.replace(state, latency=Latency())
 
 
@@ -86,14 +86,14 @@ def test_a_state_says_what_was_concluded_from_what(engine: Engine, windows: list
 
 def test_the_same_windows_give_the_same_states_whoever_computes_them(windows: list[Window]) -> None:
     first, second = (build_engine(config(), clock=lambda: 0) for _ in range(2))
-    assert [concluded(first.run(w)) for w in windows] == [concluded(second.run(w)) for w in windows]
+    assert [without_times(first.run(w)) for w in windows] == [without_times(second.run(w)) for w in windows]
 
 
 def test_shedding_windows_does_not_change_the_others(windows: list[Window]) -> None:
     every, third = (build_engine(config(), clock=lambda: 0) for _ in range(2))
-    full = {w.tick: concluded(every.run(w)) for w in windows}
+    full = {w.tick: without_times(every.run(w)) for w in windows}
     for window in windows[::3]:
-        assert concluded(third.run(window)) == full[window.tick]
+        assert without_times(third.run(window)) == full[window.tick]
 
 
 def test_encoders_run_only_when_their_input_changed(engine: Engine, windows: list[Window]) -> None:
@@ -172,7 +172,9 @@ def test_latency_is_split_into_stages_that_add_up(windows: list[Window]) -> None
 def test_warm_up_leaves_no_trace(engine: Engine, windows: list[Window]) -> None:
     cold = build_engine(config(), clock=lambda: 0)
     engine.warm_up((320, 240))
-    assert [concluded(engine.run(w)) for w in windows[:20]] == [concluded(cold.run(w)) for w in windows[:20]]
+    assert [without_times(engine.run(w)) for w in windows[:20]] == [
+        without_times(cold.run(w)) for w in windows[:20]
+    ]
 
 
 def test_an_encoder_on_the_wrong_kind_of_input_is_one_clear_error() -> None:
@@ -214,7 +216,7 @@ def test_an_encoder_that_is_a_module_is_warmed_up_and_runs(windows: list[Window]
 @pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("meta")])
 @pytest.mark.parametrize("kind", ["faces", "aruco", "motion", "level", "mfcc", "tfidf"])
 def test_encoders_that_compute_on_the_cpu_leave_their_features_there(kind: str, device: torch.device) -> None:
-    """Whatever the device: they go to it together, once per tick."""
+    """On any device they are copied together, once per tick."""
     item = EncoderConfig(input="any", kind=kind, options=INTENTS if kind == "tfidf" else {})
     encoder: Any = build_encoder(kind, item, device=device, seed=0)
     assert encoder.cpu_only
@@ -254,7 +256,7 @@ def test_on_each_cuda_device_states_are_those_of_the_cpu(windows: list[Window], 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_device_encoders_that_all_refuse_their_input_leave_a_state(windows: list[Window]) -> None:
-    """Nothing waits for the device then, and its events may not be done when their time is asked for."""
+    """Nothing waits for the device then, and its events may not be done when their time is read."""
     only = config(resnet=EncoderConfig(input="camera", kind="torchvision", weights="random"))
     engine = build_engine(only.model_copy(update={"device": "cuda"}), clock=lambda: 0)
     encoder: Any = engine.encoders["resnet"]
@@ -278,7 +280,7 @@ def two_cameras() -> Engine:
     )
 
 
-def seen_by_two(window: Window, before: Window) -> Window:
+def for_two_cameras(window: Window, before: Window) -> Window:
     """The frames of one camera for two, the second of them a tick behind."""
     inputs = {
         name: structs.replace(one.inputs["camera"], topic=f"camera/{name}")
@@ -299,8 +301,8 @@ def test_one_pass_for_all_cameras_gives_what_a_pass_for_each_does(
         built.config, built.encoders, built.head, device=built.device, clock=lambda: 0, batched=True
     )
     for before, window in pairwise(windows[15:18]):
-        seen = seen_by_two(window, before)
-        single, batched = built.encode(seen).encodings, together.encode(seen).encodings
+        moved = for_two_cameras(window, before)
+        single, batched = built.encode(moved).encodings, together.encode(moved).encodings
         assert single.keys() == batched.keys() == {"left", "right"}
         for name, encoding in single.items():
             torch.testing.assert_close(batched[name].features, encoding.features, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The audio front end shares work between windows, and nobody can tell from its results."""
+"""The audio front end shares work between windows, and its results are the same as without sharing."""
 
 import numpy as np
 import pytest

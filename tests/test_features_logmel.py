@@ -22,7 +22,7 @@ def tone_in_noise(samples: int) -> npt.NDArray[np.float32]:
 
 
 def vggish_frame_by_definition(samples: Floats) -> Floats:
-    """One frame from the formulas, a written-out DFT and triangles: nothing of the code under test."""
+    """One frame from the formulas, a written-out DFT and triangles, without the code under test."""
     n = np.arange(400)
     windowed = samples * (0.5 - 0.5 * np.cos(2 * np.pi * n / 400))
     magnitude = np.abs(np.exp(-2j * np.pi * np.outer(np.arange(257), n) / 512) @ windowed)

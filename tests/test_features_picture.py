@@ -19,7 +19,7 @@ from perception.training.media import MediaSource
 
 WIDTH, HEIGHT = 71, 38
 HUGE = 16_384
-"""Both sides of a picture that takes 800 MB once it is decoded; every format here can say so."""
+"""Both sides of a picture that takes 800 MB once it is decoded; every format here can declare it."""
 
 PICTURE = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 LOSSLESS = ("png", "bmp", "tiff", "ppm", "pam", "ras")
@@ -76,7 +76,7 @@ BOMBS: dict[str, bytes] = {
 def test_the_size_is_read_from_the_header_and_the_picture_decoded(suffix: str, tmp_path: Path) -> None:
     data = encoded(suffix, PICTURE[:, :, 0] if suffix == "pbm" else PICTURE)
     assert claimed_size(data) == (WIDTH, HEIGHT)
-    (file := tmp_path / "picture").write_bytes(data)  # its name says nothing
+    (file := tmp_path / "picture").write_bytes(data)  # its name has no suffix
     picture = read_picture(file)
     assert picture.shape == (HEIGHT, WIDTH, 3)
     if suffix in LOSSLESS:

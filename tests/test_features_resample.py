@@ -32,7 +32,7 @@ def test_it_equals_torchaudio_with_the_same_filter(rate_hz: int) -> None:
         resampling_method="sinc_interp_kaiser",
         beta=design.beta,
     ).numpy()
-    # both work in float64; ours returns float32
+    # both compute in float64; this package returns float32
     np.testing.assert_allclose(resample(samples, rate_hz, 16000), expected, atol=2e-6)
 
 
@@ -127,10 +127,10 @@ def test_an_odd_rate_needs_little_memory(rate_hz: int) -> None:
     try:
         stream = Resampler(rate_hz, 16000)
         stream.push(0, np.zeros(rate_hz, np.float32))
-        held, peak = tracemalloc.get_traced_memory()
+        used, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert held < 16 << 20
+    assert used < 16 << 20
     assert peak < 64 << 20
 
 

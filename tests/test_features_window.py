@@ -1,4 +1,4 @@
-"""Windows of sound are exact to the sample, whatever the blocks."""
+"""Windows of sound are exact to the sample for any blocks."""
 
 from typing import Literal
 

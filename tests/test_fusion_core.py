@@ -1,4 +1,4 @@
-"""What the fusion core promises, as scenarios over perturbed streams. Nothing here sleeps."""
+"""The rules of the fusion core, as scenarios over perturbed streams. No test sleeps."""
 
 import random
 import weakref
@@ -105,8 +105,8 @@ def test_a_newer_command_replaces_the_one_in_force() -> None:
     windows = run(
         FusionCore(config()), arrivals([camera_stream(2), microphone_stream(2), texts], lambda _: 0)
     )
-    said = [w.inputs["text"].data for w in windows]
-    words = [s.command.header.text for s in said if isinstance(s, TextSlice)]
+    commands = [w.inputs["text"].data for w in windows]
+    words = [s.command.header.text for s in commands if isinstance(s, TextSlice)]
     assert words[:5] == ["come"] * 4 + ["stop"]
 
 
@@ -278,7 +278,7 @@ def test_no_sequence_of_stamps_crashes_or_goes_back(items: list[tuple[int, int, 
 
 
 def test_ten_minutes_of_drift_and_clock_steps_leave_windows_in_place() -> None:
-    """A microphone 100 ppm fast whose own clock steps by 30 s; windows hold the sound of their time."""
+    """A microphone 100 ppm fast whose own clock steps by 30 s; windows contain the sound of their time."""
     rng = np.random.default_rng(5)
     true_hz, step_s, minutes = 16_000 * (1 + 100e-6), 30.0, 10
     clock = SampleClock(16_000)

@@ -43,7 +43,7 @@ def expected_and_taken(rate_hz: int, hop_ms: float) -> Iterator[tuple[list[int],
 @pytest.mark.parametrize("rate_hz", [5, 15, 20, 30, 60])
 def test_the_frames_expected_are_those_that_windows_take(rate_hz: int, hop_ms: float) -> None:
     ((expected, taken),) = expected_and_taken(rate_hz, hop_ms)
-    # the first two tell no rate yet
+    # the rate is unknown after the first two
     assert set(taken) <= {0, 1} | set(expected)
     waste = len(set(expected)) - len(set(taken))
     assert waste <= len(expected) / 3 + 2

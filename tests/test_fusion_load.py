@@ -1,4 +1,4 @@
-"""Presence is true to what was published, and event time never runs ahead of the host."""
+"""Presence compares with published states, and event time never runs ahead of the host."""
 
 import weakref
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ Stream = list[Message[Header]]
 
 
 def wrongly_held(states: list[FusedState], modality: str) -> int:
-    """States that say `held` of something that the state before was not made of."""
+    """Count states with `held` for a message that the last state did not use."""
     wrong, before = 0, None
     for state in states:
         now = state.modalities[modality]
@@ -229,10 +229,10 @@ def test_a_publisher_whose_clock_is_fast_makes_no_state_of_the_future_and_nobody
     states = states_of(recording)
     assert all(state.stamp_ns <= state.sent_ns for state in states)
     assert len(states) + sum(state.shed for state in states) > 45
-    heard = [
+    audio = [
         s.modalities["microphone"].presence for s in states if 1200 * MS < s.stamp_ns - START_NS < 5000 * MS
     ]
-    assert heard.count("present") > 0.9 * len(heard)
+    assert audio.count("present") > 0.9 * len(audio)
     verdict = verify(recording, Profile(fusion=fusion()))
     assert (verdict.exit_code, verdict.different) == (0, 0)
 
@@ -242,9 +242,9 @@ def test_a_long_block_of_a_recording_that_came_at_its_beginning_is_heard_as_it_p
     frames = [structs.replace(one, received_ns=one.header.stamp_ns) for one in camera_stream(11.0)]
     windows = [cut.window for cut in cut_as_arrived([sounds, *frames], config(lateness_ms=120.0))]
     assert {w.inputs["camera"].presence for w in windows} == {"present"}
-    heard = [w.inputs["microphone"] for w in windows if w.end_ns >= START_NS + 1100 * MS]
-    assert len(heard) > 95
-    assert {item.presence for item in heard} == {"present"}
+    audio = [w.inputs["microphone"] for w in windows if w.end_ns >= START_NS + 1100 * MS]
+    assert len(audio) > 95
+    assert {item.presence for item in audio} == {"present"}
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5])

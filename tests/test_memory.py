@@ -63,11 +63,11 @@ def test_ticks_one_by_one_give_what_a_batch_of_them_gives(tmp_path: Path, window
     source = record(tmp_path / "a.mcap", script(6.0))
     data = dataset.build([source], fusion, tmp_path / "cache", classes=CLASSES, context=True)
     data = data.rows(torch.tensor([end_ns in live for end_ns in data.ends_ns.tolist()]))
-    told = probabilities(FusionModel(load_head(tmp_path)), data)
+    loaded = probabilities(FusionModel(load_head(tmp_path)), data)
     ends_ns = data.ends_ns[data.labelled].tolist()
     assert len(ends_ns) > 15
     expected = torch.tensor([live[end_ns] for end_ns in ends_ns], dtype=torch.float64)
-    torch.testing.assert_close(torch.from_numpy(told), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(loaded), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_what_happened_more_than_k_ticks_ago_does_not_matter(windows: list[Window]) -> None:
@@ -95,7 +95,7 @@ def test_the_context_of_a_row_stays_inside_its_source_and_stops_at_a_gap() -> No
 
 
 def test_it_learns_what_only_the_order_of_ticks_tells() -> None:
-    """Is the value rising or falling? No single window knows."""
+    """Is the value rising or falling? A single window does not show it."""
     generator = torch.Generator().manual_seed(1)
     count, sessions = 40, 30
     start = torch.rand(sessions, 1, generator=generator) * 4
@@ -107,11 +107,11 @@ def test_it_learns_what_only_the_order_of_ticks_tells() -> None:
     labels = label.repeat_interleave(count)
     labels[::7] = -1  # windows without a label are context
     data = Examples.of({"a": values}, labels, ("falling", "rising"), sources)
-    train, held = data.rows(sources < 20), data.rows(sources >= 20)
+    train, validation = data.rows(sources < 20), data.rows(sources >= 20)
     accuracy = {}
     for gru in (0, 12):
         model = FusionModel(new_head(HeadPlan(gru=gru, ticks=K, dropout=0), {"a": 1}, data.classes, 0))
-        fit(model, train, held, TrainingConfig(epochs=25, learning_rate=1e-2))
-        accuracy[gru] = metrics(truth_of(held), probabilities(model, held)).accuracy
+        fit(model, train, validation, TrainingConfig(epochs=25, learning_rate=1e-2))
+        accuracy[gru] = metrics(truth_of(validation), probabilities(model, validation)).accuracy
     assert accuracy[0] < 0.65
     assert accuracy[12] > 0.9

@@ -1,4 +1,4 @@
-"""Audio encoders: what they say about sounds whose truth is known."""
+"""Audio encoders: their results for sounds whose truth is known."""
 
 import math
 from pathlib import Path
@@ -106,11 +106,11 @@ def test_only_what_was_trained_has_weights(encoders: dict[str, Any], kind: str) 
 
 def test_vggish_encodes_several_microphones_in_one_pass(encoders: dict[str, Any]) -> None:
     encoder = encoders["vggish"]
-    heard = sound(noise())
-    broken = AudioInput(heard.waveform, np.full((96, 64), np.nan, np.float32))
-    first, nothing, refused, last = encoder.encode_batch([heard, None, broken, heard])
+    data = sound(noise())
+    broken = AudioInput(data.waveform, np.full((96, 64), np.nan, np.float32))
+    first, nothing, refused, last = encoder.encode_batch([data, None, broken, data])
     assert nothing is refused is None
-    alone = encoder(heard).features
+    alone = encoder(data).features
     torch.testing.assert_close(first.features, alone, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(last.features, alone, rtol=1e-4, atol=1e-4)
 
@@ -146,8 +146,8 @@ def test_vggish_is_trained_on_what_it_runs_on_and_found_again(
     options = VggishEncoder.Options(postprocess="pca", pca=str(pca))
     data = sound(with_claps(3000))
     for encoder in (encoders["vggish"], VggishEncoder(options, device=CPU, seed=0, state=vggish_state)):
-        told = encoder.network(torch.stack([encoder.prepare(data), encoder.prepare(sound(noise()))]))
-        torch.testing.assert_close(told[0], encoder(data).features, atol=1e-5, rtol=1e-4)
+        trained = encoder.network(torch.stack([encoder.prepare(data), encoder.prepare(sound(noise()))]))
+        torch.testing.assert_close(trained[0], encoder(data).features, atol=1e-5, rtol=1e-4)
     stored = encoder.weights()
     again = VggishEncoder(options, device=CPU, seed=0, state=stored)
     assert torch.equal(again(data).features, encoder(data).features)
@@ -218,9 +218,9 @@ def _own_name(name: str) -> str:
 def test_silero_hears_the_scripted_voices(encoders: dict[str, Any], voice: int) -> None:
     file = Path(perception.devices.__file__).parent / "assets" / f"voice-{voice}.ogg"
     samples, rate_hz = soundfile.read(file, dtype="float32")
-    heard = encoders["silero"](sound(resample(samples, rate_hz, 16_000)[:15_600]))
-    assert heard.branch.labels == ("speech",)
-    assert heard.branch.scores[0] > 0.6
+    encoding = encoders["silero"](sound(resample(samples, rate_hz, 16_000)[:15_600]))
+    assert encoding.branch.labels == ("speech",)
+    assert encoding.branch.scores[0] > 0.6
 
 
 def test_silero_takes_neither_noise_nor_claps_for_speech(encoders: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ def wrong(function: Function, inputs: Tensors) -> Function:
 
 
 def empty(function: Function, inputs: Tensors) -> Function:
-    """A graph that captured nothing: its results are those of the capture's own inputs, for ever."""
+    """A graph that captured nothing: its results are those of the capture's own inputs, at every call."""
     results = function(*inputs)
     return lambda *given: tuple(result.clone() for result in results)
 
@@ -125,7 +125,7 @@ def test_on_a_cpu_lanes_run_in_turn_and_are_timed_by_the_clock() -> None:
 
 
 class LateEvent:
-    """An event of a device that is still at work: its time cannot be asked for before it is waited for."""
+    """An event of a device that is still working: its time can be read only after a wait for it."""
 
     def __init__(self, at_ms: float) -> None:
         self.at_ms, self.done = at_ms, False

@@ -1,4 +1,4 @@
-"""Fusion heads: any input may be missing, and what the head then sees is exactly what each strategy says."""
+"""Fusion heads: any input may be missing, and the head then receives exactly what each strategy defines."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -149,8 +149,8 @@ def test_a_linear_head_learns_what_logistic_regression_learns() -> None:
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     x = torch.cat([features[name] for name in ORDER], dim=1).numpy()
     reference = LogisticRegression(C=1.0, max_iter=1000).fit((x - x.mean(0)) / x.std(0), labels.numpy())
-    theirs = reference.predict_proba((x - x.mean(0)) / x.std(0))
-    np.testing.assert_allclose(head(features, everything).softmax(1).detach(), theirs, atol=5e-3)
+    expected = reference.predict_proba((x - x.mean(0)) / x.std(0))
+    np.testing.assert_allclose(head(features, everything).softmax(1).detach(), expected, atol=5e-3)
 
 
 def fill(name: MissingName, x: torch.Tensor, present: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The log-linear pool: Bayes' rule for independent branches, the prior without any, honest after fitting."""
+"""The log-linear pool: Bayes' rule for independent branches, the prior without any, calibrated by fitting."""
 
 import numpy as np
 import pytest
@@ -80,9 +80,9 @@ def test_temperatures_undo_overconfidence_as_found_by_an_independent_minimiser()
     for branch in range(3):
 
         def nll(log_t: float, branch: int = branch) -> float:
-            told = F.softmax(distorted[:, branch].double() / np.exp(log_t), dim=1)
+            doubted = F.softmax(distorted[:, branch].double() / np.exp(log_t), dim=1)
             doubt = fitted.doubt[branch].double()
-            return F.nll_loss(((1 - doubt) * told + doubt / 3).log(), labels).item()
+            return F.nll_loss(((1 - doubt) * doubted + doubt / 3).log(), labels).item()
 
         best = np.exp(minimize_scalar(nll, bounds=(-3, 3), method="bounded").x)
         assert fitted.temperature[branch].item() == pytest.approx(best, rel=0.03)
@@ -143,9 +143,9 @@ def test_copies_of_an_observation_count_once_so_that_few_do_not_look_like_many()
     everything = torch.ones(40, 3, dtype=torch.bool)
     once, copied, taken_for_many = pool(), pool(), pool()
     for fitted, times, copies in ((once, 1, 1), (copied, 50, 50), (taken_for_many, 50, 1)):
-        told, present, truth = (x.repeat_interleave(times, dim=0) for x in (logits, everything, labels))
-        fitted.fit_temperatures(told, present, truth, copies)
-        fitted.fit_weights(told, present, truth, copies)
+        repeated, present, truth = (x.repeat_interleave(times, dim=0) for x in (logits, everything, labels))
+        fitted.fit_temperatures(repeated, present, truth, copies)
+        fitted.fit_weights(repeated, present, truth, copies)
     for name in ("temperature", "doubt", "weight"):
         torch.testing.assert_close(getattr(copied, name), getattr(once, name), rtol=1e-3, atol=1e-4)
     assert (taken_for_many.weight - 1).abs().max() > (once.weight - 1).abs().max()

@@ -139,11 +139,11 @@ Recording = list[Message[Header]]
 def told_otherwise(recording: Recording, dtype: str) -> Recording:
     """The recording, with another format in the device facts."""
 
-    def told(header: Health) -> Health:
+    def with_format(header: Health) -> Health:
         return structs.replace(header, device=header.device | {fact("resnet"): dtype})
 
     return [
-        structs.replace(one, header=told(one.header)) if isinstance(one.header, Health) else one
+        structs.replace(one, header=with_format(one.header)) if isinstance(one.header, Health) else one
         for one in recording
     ]
 

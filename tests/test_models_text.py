@@ -28,7 +28,7 @@ def build(kind: str, weights: str | None = None, **options: object) -> Any:
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny BERT with its tokenizer, as a Hub folder holds them."""
+    """A tiny BERT with its tokenizer, in the layout of the Hub."""
     folder = tmp_path_factory.mktemp("bert")
     tiny_models.bert(folder)
     return folder
@@ -164,10 +164,10 @@ def test_one_intent_alone_and_examples_of_other_work() -> None:
     assert alone(TextInput("stop")).branch.scores == pytest.approx((1, 0), abs=1e-3)
     assert alone(TextInput("banana")).branch.scores == pytest.approx((0, 1), abs=1e-3)
 
-    told = build("tfidf", intents={"stop": ["stop", "halt"], "other": ["the bus stop is over there"]})
-    assert told(TextInput("stop")).branch.labels == ("stop", "other")
-    assert told(TextInput("the bus stop")).branch.scores[1] > 0.5
-    assert told(TextInput("stop")).branch.scores[0] > 0.5
+    encoder = build("tfidf", intents={"stop": ["stop", "halt"], "other": ["the bus stop is over there"]})
+    assert encoder(TextInput("stop")).branch.labels == ("stop", "other")
+    assert encoder(TextInput("the bus stop")).branch.scores[1] > 0.5
+    assert encoder(TextInput("stop")).branch.scores[0] > 0.5
 
 
 @pytest.mark.parametrize(

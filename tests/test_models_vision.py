@@ -33,7 +33,7 @@ def build(weights: str, kind: str = "torchvision", **options: object) -> Any:
 
 
 def rgb(image: Image) -> torch.Tensor:
-    """(3, H, W) uint8, as torchvision and transformers take it."""
+    """(3, H, W) uint8, the input of torchvision and transformers."""
     return torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1)
 
 
@@ -50,13 +50,13 @@ def picture(height: int = 120, width: int = 160) -> Image:
 @pytest.mark.parametrize("source", ["tensor", "pillow"])
 def test_preprocessing_is_torchvisions_to_within_one_grey_level(shape: tuple[int, int], source: str) -> None:
     image = picture(*shape)
-    ours = to_model_input(ImageInput(image), 224, CPU)
+    found = to_model_input(ImageInput(image), 224, CPU)
     reference = ImageClassification(crop_size=224)
-    theirs = reference(Pillow.fromarray(image[:, :, ::-1].copy()) if source == "pillow" else rgb(image))
-    assert ours.shape == (1, 3, 224, 224)
-    assert ours.dtype == torch.float32
-    assert (ours[0] - theirs).abs().max() <= ONE_GREY_LEVEL * 1.001
-    assert (ours[0] - theirs).abs().mean() <= ONE_GREY_LEVEL / 4
+    expected = reference(Pillow.fromarray(image[:, :, ::-1].copy()) if source == "pillow" else rgb(image))
+    assert found.shape == (1, 3, 224, 224)
+    assert found.dtype == torch.float32
+    assert (found[0] - expected).abs().max() <= ONE_GREY_LEVEL * 1.001
+    assert (found[0] - expected).abs().mean() <= ONE_GREY_LEVEL / 4
 
 
 def test_a_frame_too_elongated_or_no_image_is_refused_and_a_read_only_one_taken() -> None:

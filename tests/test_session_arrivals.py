@@ -37,14 +37,14 @@ PATHS = ["lerobot", "webdataset", "replay", "training", "search"]
 
 
 def frame(seq: int, at_ms: float, leap_ms: float = 0.0, log_ns: int | None = None) -> Message[Header]:
-    """A picture of the moment `at_ms` after the start, there at once unless its log time is given."""
+    """A picture `at_ms` after the start, which arrives at once unless its log time is given."""
     stamp_ns = START_NS + round((at_ms + leap_ms) * MS)
     fields = {"seq": seq, "stamp_ns": stamp_ns, "width": 16, "height": 16, "source": "c#1"}
     arrival_ns = START_NS + round(at_ms * MS) if log_ns is None else log_ns
     return Message(CAMERA, CameraFrame(encoding="jpeg", **fields), JPEG, arrival_ns)  # type: ignore[arg-type]
 
 
-def said(at_ms: float, log_ms: float, words: str = "come here") -> Message[Header]:
+def command(at_ms: float, log_ms: float, words: str = "come here") -> Message[Header]:
     header = TextCommand(stamp_ns=START_NS + round(at_ms * MS), text=words, source="t#1")
     return Message("text/say", header, b"", START_NS + round(log_ms * MS))
 
@@ -59,9 +59,9 @@ def on_another_clock(stream: Stream, log_ns: Callable[[int], int]) -> Stream:
     return [structs.replace(one, received_ns=log_ns(number)) for number, one in enumerate(stream)]
 
 
-# Of two pictures at the start that lie on the grid, a first window takes the second.
+# Of two pictures at the start that are on the grid, a first window uses the second.
 STREAMS: dict[str, tuple[Stream, float, int]] = {
-    "a command 2.5 s before all else": ([said(-2500, 0), *film((0, 5))], 5.0, 49),
+    "a command 2.5 s before all else": ([command(-2500, 0), *film((0, 5))], 5.0, 49),
     "a hole of 3 s": (film((0, 2), (5, 8)), 8.0, 49),
     "one picture in 2 s": (film((0, 20), rate_hz=0.5), 18.0, 10),
     "an outage of two minutes": (film((0, 2), (122, 124)), 124.0, 39),
@@ -104,7 +104,7 @@ def pictures(found: Iterable[Window]) -> set[int]:
 
 
 def entries(path: Path, how: str, out: Path) -> int:
-    """How many windows a path makes of a session."""
+    """Number of windows that a path cuts from a session."""
     if how == "replay":
         return len(list(replay(path, Profile(fusion=config()))))
     if how == "training":
@@ -115,10 +115,10 @@ def entries(path: Path, how: str, out: Path) -> int:
 
 
 def found_in(path: Path, model: Path, every_s: float = 0.1) -> int:
-    """How many pictures a search index of a session holds."""
+    """Number of pictures in a search index of a session."""
     models, cpu = {"frames": str(model)}, "cpu"
-    (shelf,) = open_shelves([path], ["frames"], models, Step(every_s), device=cpu, say=print)
-    return len(shelf)
+    (part,) = open_shelves([path], ["frames"], models, Step(every_s), device=cpu, say=print)
+    return len(part)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_a_film_is_cut_to_its_end_imported_and_in_a_folder_of_media(name: str, t
 
 
 def live(stream: Stream, fusion: FusionConfig) -> list[Window]:
-    """The windows of a live core, which a clock moves whenever it asks for that."""
+    """The windows of a live core, moved by a clock at each of its deadlines."""
     core = FusionCore(fusion)
     found = core.push(clock_tick(stream[0].header.stamp_ns))
     for message in stream:
@@ -210,7 +210,7 @@ def test_a_live_core_of_rare_ticks_does_not_take_what_follows_a_silence_for_a_le
     assert [window.inputs["camera"].presence for window in found] == ["present", "present"]
 
 
-# --- nothing poisons time ---
+# --- wrong stamps do not move time ---
 
 
 def leapt(stream: Stream, at: int, count: int, leap_ms: float) -> Stream:
@@ -238,7 +238,7 @@ LOGS: dict[str, Callable[[Stream], Iterable[int]]] = {
 @pytest.mark.parametrize("at", [0, 7, 20])
 def test_stamps_that_leap_are_refused_and_move_nothing(count: int, leap_ms: float, log: str, at: int) -> None:
     if at < FIRST <= at + count:
-        count = FIRST // 2 - 1  # a beginning of lies is not known from one of truths
+        count = FIRST // 2 - 1  # wrong stamps at the start cannot be distinguished from right ones
     stream = film((0, 8))
     liars = leapt(stream, at, count, leap_ms)
     logged = [
@@ -253,7 +253,7 @@ def test_stamps_that_leap_are_refused_and_move_nothing(count: int, leap_ms: floa
 
 
 def _rising(stamps: Iterable[int]) -> list[int]:
-    """Log times made of stamps, as a writer makes them that is given none."""
+    """Log times made of stamps, as by a writer without log times."""
     rising: list[int] = []
     for stamp_ns in stamps:
         rising.append(max(stamp_ns, rising[-1] + 1 if rising else 0))
@@ -302,7 +302,7 @@ def test_a_clock_that_was_set_is_passed_over_and_said() -> None:
     assert counts["windows"]["skipped"] == 2 * MAX_SILENCE_NS // (100 * MS) + 19 - len(found)
 
 
-# --- what is refused is said, and nothing is an error ---
+# --- refusals are reported, and no window is an error ---
 
 LEAP = Perturbed(film((0, 5)), stamp_leap("camera", ms=9000, at_s=2.0, count=3))
 LINE = "camera/front: refused: stamp ahead (3 times)"

@@ -1,7 +1,7 @@
 """A session that an earlier version recorded opens, decodes and verifies.
 
 `golden/demo.mcap`: three seconds of `demo` at 160x120 and 10 Hz, recorded by the first version, whose
-files had no zero. It is never written again; another version adds its own.
+files had no zero. It is never written again; another version adds a file of its own.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_it_opens_and_every_message_decodes() -> None:
 
 
 def test_it_verifies() -> None:
-    """Every byte, where processor and packages are as they were; else what differs is named."""
+    """Every byte, with the same processor and packages; else the differences are named."""
     verdict = verify(SESSION)
     assert verdict.obstacles == [] or verdict.notes, verdict.obstacles
     assert verdict.equal + verdict.different == COMPARED

@@ -1,4 +1,4 @@
-"""What can go wrong with the inputs of a recording, each alone and combined."""
+"""Perturbations of the inputs of a recording, each alone and combined."""
 
 from collections import Counter
 
@@ -126,20 +126,20 @@ def test_shift_moves_stamps_and_arrivals(recording: Stream, ms: int) -> None:
 
 
 def test_typos_misspell_letters_and_lose_words() -> None:
-    said = "put the red cup on the table and come here"
+    original = "put the red cup on the table and come here"
     stream: Stream = [
-        Message(TEXT, TextCommand(stamp_ns=k, source="t#1", text=said), received_ns=k) for k in range(200)
+        Message(TEXT, TextCommand(stamp_ns=k, source="t#1", text=original), received_ns=k) for k in range(200)
     ]
 
     def texts(*perturbations: Perturbation) -> list[str]:
         return [m.header.text for m in apply(stream, *perturbations) if isinstance(m.header, TextCommand)]
 
     lost = texts(typos(rate=0.0, drops=0.2))
-    assert all(set(text.split()) <= set(said.split()) for text in lost)
+    assert all(set(text.split()) <= set(original.split()) for text in lost)
     assert sum(len(text.split()) for text in lost) / (200 * 10) == pytest.approx(0.8, abs=0.04)
     wrong = texts(typos(rate=0.1))
     assert len(set(wrong)) > 190, "each command is misspelt in its own way"
-    assert np.mean([text == said for text in wrong]) < 0.1
+    assert np.mean([text == original for text in wrong]) < 0.1
     assert {len(text.split()) for text in wrong} <= {9, 10}
     assert wrong != texts(typos(rate=0.1, seed=1))
 
@@ -160,8 +160,8 @@ def test_a_stamp_leaps_and_the_next_is_right_again(recording: Stream) -> None:
 def test_perturbations_combine_and_leave_out_what_was_concluded(recording: Stream) -> None:
     both = apply(recording, delay("microphone", ms=50), drop(rate=0.5, seed=3, topic="microphone"))
     assert 0 < len(of(both, MICROPHONE)) < len(of(recording, MICROPHONE))
-    concluded = structs.replace(clock_tick(START_NS), topic="state/fused")
-    assert apply([concluded, *recording]) == recording
+    state = structs.replace(clock_tick(START_NS), topic="state/fused")
+    assert apply([state, *recording]) == recording
     assert delay("microphone", ms=5) == delay("microphone", ms=5) != delay("microphone", ms=6)
     assert str(drop(rate=0.1, seed=1)) == "drop(rate=0.1, seed=1, topic='*')"
 

@@ -1,4 +1,4 @@
-"""Another head for a running fusion: nothing is lost, and the recording still follows from itself."""
+"""Another head for a running fusion: nothing is lost, and the recording still verifies."""
 
 import json
 import os
@@ -78,12 +78,12 @@ def swapped(folder: Path) -> Recording:
     arrivals = scripted(10.0)
     third = len(arrivals) // 10 * 3
     request = shadow(folder / "two")
-    asks = {third // 2: request, third: then("go", request.head_hash), 2 * third: then("back")}
-    return LiveRun(configured(folder), "swapped", speed=SPEED).run(arrivals, asks)
+    requests = {third // 2: request, third: then("go", request.head_hash), 2 * third: then("back")}
+    return LiveRun(configured(folder), "swapped", speed=SPEED).run(arrivals, requests)
 
 
 def hashes(states: list[FusedState]) -> list[str]:
-    """The models in the order in which they come to conclude."""
+    """The models in the order in which they become active."""
     found = [state.model.weights_hash for state in states]
     return [one for one, before in zip(found, ["", *found], strict=False) if one != before]
 
@@ -144,7 +144,7 @@ def test_a_head_that_is_gone_is_named_and_the_rest_is_verified(
 def test_the_metadata_names_every_head_that_concluded(
     swapped: Recording, folder: Path, tmp_path: Path
 ) -> None:
-    """So that a recording says by itself, without its states, which weights they are of."""
+    """So a recording names the weights of its states without them."""
     metadata = describe(Profile(fusion=configured(folder)), 0)
     recorder = Recorder(tmp_path / "r.mcap", RecorderConfig(min_free_mb=0), metadata)
     for message in swapped:
@@ -199,7 +199,7 @@ def windows() -> list[Window]:
 
 
 class Conversation:
-    """A swap on an engine whose windows are concluded one by one."""
+    """A swap on an engine whose windows are computed one by one."""
 
     def __init__(self, config: FusionConfig, windows: list[Window]) -> None:
         self.engine = build_engine(config, clock=lambda: 0)
@@ -214,33 +214,33 @@ class Conversation:
             window = next(self._windows)
             self.swap.apply_requests(window.tick)
             self.swap.compare(self.engine.run(window).fused)
-        told = list(self.swap.statuses)
+        statuses = list(self.swap.statuses)
         self.swap.statuses.clear()
-        return told
+        return statuses
 
 
 def test_in_shadow_both_conclude_and_the_old_one_is_published(folder: Path, windows: list[Window]) -> None:
     talk = Conversation(configured(folder), windows)
     before = talk.engine.info
-    told = talk.ask(shadow(folder / "two", ticks=4), windows=6)
-    assert [status.phase for status in told] == ["shadow"] * 3 + ["compared"]
-    assert told[-1].agreement.ticks == 4
+    statuses = talk.ask(shadow(folder / "two", ticks=4), windows=6)
+    assert [status.phase for status in statuses] == ["shadow"] * 3 + ["compared"]
+    assert statuses[-1].agreement.ticks == 4
     assert talk.engine.info == before
     assert not talk.swap.uses
     old, new = (load_head(folder / name) for name in ("one", "two"))
     engine = build_engine(configured(folder), clock=lambda: 0)
     pairs = [(engine.run(window).fused, engine.infer_last(new)) for window in windows[:4]]
     p, q = (np.array([pair[i].probabilities for pair in pairs]) for i in (0, 1))
-    assert told[-1].agreement.variation == pytest.approx(np.abs(p - q).sum(axis=1).mean() / 2)
-    assert told[-1].agreement.equal == np.mean(p.argmax(axis=1) == q.argmax(axis=1))
+    assert statuses[-1].agreement.variation == pytest.approx(np.abs(p - q).sum(axis=1).mean() / 2)
+    assert statuses[-1].agreement.equal == np.mean(p.argmax(axis=1) == q.argmax(axis=1))
     assert old.classes == new.classes
 
 
 def test_a_head_agrees_with_itself(folder: Path) -> None:
     head = load_head(folder / "one")
     trial = Trial(shadow(folder / "one"), NamedHead(head, "", ""))
-    said = Fused(classes=CLASSES, probabilities=(0.5, 0.3, 0.2), label="a", confidence=0.5, entropy=1.03)
-    trial.compare(said, said)
+    fused = Fused(classes=CLASSES, probabilities=(0.5, 0.3, 0.2), label="a", confidence=0.5, entropy=1.03)
+    trial.compare(fused, fused)
     assert (trial.agreement.equal, trial.agreement.variation) == (1.0, 0.0)
 
 
@@ -306,9 +306,9 @@ def test_a_head_that_does_not_fit_is_refused_with_a_clear_line(
 ) -> None:
     talk = Conversation(configured(folder), windows)
     make(talk.engine.dims).save_pretrained(tmp_path)
-    (told,) = talk.ask(shadow(tmp_path, changes), windows=2)
-    assert told.phase == "refused"
-    assert reason in told.reason
+    (status,) = talk.ask(shadow(tmp_path, changes), windows=2)
+    assert status.phase == "refused"
+    assert reason in status.reason
 
 
 def test_nothing_is_unpickled(folder: Path, windows: list[Window], tmp_path: Path) -> None:
@@ -329,8 +329,8 @@ def test_nothing_is_unpickled(folder: Path, windows: list[Window], tmp_path: Pat
 def test_what_cannot_be_done_is_refused(
     folder: Path, windows: list[Window], request_: SwapRequest, reason: str
 ) -> None:
-    (told,) = Conversation(configured(folder), windows).ask(request_, windows=1)
-    assert (told.phase, reason in told.reason) == ("refused", True)
+    (status,) = Conversation(configured(folder), windows).ask(request_, windows=1)
+    assert (status.phase, reason in status.reason) == ("refused", True)
 
 
 def test_a_head_that_fails_in_shadow_does_no_harm(
@@ -342,8 +342,8 @@ def test_a_head_that_fails_in_shadow_does_no_harm(
             weight.fill_(3e38)
     head.save_pretrained(tmp_path)
     talk = Conversation(configured(folder), windows)
-    told = talk.ask(shadow(tmp_path), windows=3)
-    assert [status.phase for status in told] == ["refused"]
+    statuses = talk.ask(shadow(tmp_path), windows=3)
+    assert [status.phase for status in statuses] == ["refused"]
     assert talk.swap.active.folder == str(folder / "one")
 
 
@@ -410,6 +410,6 @@ def test_with_real_processes_no_tick_is_lost(tmp_path: Path, capsys: pytest.Capt
     recorded = [m.header for m in read(out, ["state/fused"]) if isinstance(m.header, FusedState)]
     assert len(hashes(recorded)) == 3
     for before, after in pairwise(recorded):
-        assert after.tick == before.tick + 1 + after.shed, "every tick is published, or told to be shed"
+        assert after.tick == before.tick + 1 + after.shed, "every tick is published, or counted as shed"
     verdict = verify(out)
     assert (verdict.exit_code, verdict.different) == (0, 0), list(verdict.lines())

@@ -1,4 +1,4 @@
-"""Live equals replay: what a fusion concluded on a real clock, under overload, follows from its recording."""
+"""Live equals recompute: the states of a fusion under overload follow from its recording."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +73,7 @@ def scripted(seconds: float, start_s: float = 0.0) -> Recording:
 
 @pytest.fixture(scope="module")
 def overloaded() -> tuple[Recording, float]:
-    """Ten seconds in which everything goes wrong, and the share of windows that were shed."""
+    """Ten seconds with a restart, a late stream and overload, and the share of windows that were shed."""
     use_threads(1)
     arrivals = restarted(scripted(10.0), CAMERA, START_NS + 3 * SECOND_NS, START_NS + 5 * SECOND_NS)
     arrivals = late(arrivals, MICROPHONE, 300_000_000, START_NS + 6 * SECOND_NS, START_NS + 7 * SECOND_NS)
@@ -258,7 +258,7 @@ def test_without_journals_it_says_what_to_record(recording: Recording) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recorder", "says"),
+    ("recorder", "reason"),
     [
         ({"record": True}, "the fusion published none while it was recorded"),
         ({"recorder": {"topics": ["journal/*", "clock/*", "camera/*"]}}, "the fusion published none"),
@@ -266,17 +266,17 @@ def test_without_journals_it_says_what_to_record(recording: Recording) -> None:
     ],
 )
 def test_what_was_recorded_already_is_no_advice(
-    tmp_path: Path, recording: Recording, recorder: dict[str, Any], says: str
+    tmp_path: Path, recording: Recording, recorder: dict[str, Any], reason: str
 ) -> None:
-    asked = Profile.model_validate(PROFILE.model_dump() | recorder)
+    with_recorder = Profile.model_validate(PROFILE.model_dump() | recorder)
     with SessionWriter(tmp_path / "early.mcap") as writer:
-        writer.add_metadata("profile", asked.model_dump(mode="json"))
+        writer.add_metadata("profile", with_recorder.model_dump(mode="json"))
         for message in recording[:50]:
             if message.topic.startswith(("camera/", "microphone/")):
                 writer.write(message)
     verdict = verify(tmp_path / "early.mcap")
     assert verdict.exit_code == 2
-    assert says in verdict.obstacles[0]
+    assert reason in verdict.obstacles[0]
 
 
 def test_without_states_there_is_nothing_to_compare(recording: Recording) -> None:
@@ -319,8 +319,8 @@ def test_an_input_that_never_comes_is_not_waited_for(recording: Recording) -> No
     quiet = left_out(recording, lambda one: one.topic == MICROPHONE)
     far_ns = quiet[-1].received_ns + PATIENCE_NS + SECOND_NS
     after = Message("clock/other", Health(stamp_ns=far_ns, node="x"), received_ns=far_ns)
-    told = list(steps([*quiet, after], lambda _: True))
-    assert any(isinstance(one, Missed) and one.topic == MICROPHONE for one in told)
+    found = list(steps([*quiet, after], lambda _: True))
+    assert any(isinstance(one, Missed) and one.topic == MICROPHONE for one in found)
 
 
 def written(recording: Recording, file: Path, profile: Profile = PROFILE) -> Path:

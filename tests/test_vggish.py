@@ -82,10 +82,10 @@ def test_torchaudios_layout_gives_the_same_network(
     model: VGGish, state: State, log_mel: torch.Tensor
 ) -> None:
     names = {"features.": "features_network.", "embeddings.": "embedding_network."}
-    theirs = {
+    published = {
         names[key[: key.index(".") + 1]] + key[key.index(".") + 1 :]: value for key, value in state.items()
     }
-    loaded = load_vggish(theirs, "test").eval()
+    loaded = load_vggish(published, "test").eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(log_mel), model(log_mel), atol=0, rtol=0)
 

@@ -1,4 +1,4 @@
-"""Transformers models with random weights, as small as they come, in folders laid out as on the Hub."""
+"""Transformers models with random weights, as small as possible, in folders in the layout of the Hub."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -20,20 +20,20 @@ WORDS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "come", "here", "s
 
 
 def ast(folder: Path) -> None:
-    """Write an audio model that takes 1.28 s."""
+    """Write an audio model for 1.28 s of sound."""
     ASTModel(ASTConfig(hidden_size=16, max_length=128, num_mel_bins=32, **SMALL)).save_pretrained(folder)
     ASTFeatureExtractor(max_length=128, num_mel_bins=32).save_pretrained(folder)
 
 
 def bert(folder: Path) -> None:
-    """Write a text model that knows a few words."""
+    """Write a text model with a vocabulary of a few words."""
     config = BertConfig(vocab_size=len(WORDS), hidden_size=16, **SMALL | {"num_hidden_layers": 2})
     BertModel(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
 
 
 def tokenizer(**options: Any) -> BertTokenizer:
-    """Return one that knows a few words."""
+    """Return one with a vocabulary of a few words."""
     return BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}, **options)
 
 

@@ -1,6 +1,6 @@
-"""How large a picture claims to be, read from its header: what claims too much is never decoded.
+"""The size in the header of a picture, to refuse too large pictures before they are decoded.
 
-Pure, and nothing is decoded. Where a format says its size in several places, the largest counts.
+Pure, and nothing is decoded. If a format has its size in several places, the largest counts.
 """
 
 import re
@@ -22,15 +22,15 @@ _PAM_HEAD: Final = 4096
 _TIFF_WIDTHS, _TIFF_HEIGHTS = (256, 322), (257, 323)
 _TIFF_TYPES: Final = {3: "H", 4: "I"}
 _J2K_START: Final = b"\xff\x4f\xff\x51"
-"""Markers SOC and SIZ of ITU-T T.800, annex A: so begins the code, alone or in a JP2 file."""
+"""Markers SOC and SIZ of ITU-T T.800, annex A: start of the code, alone or in a JP2 file."""
 _J2K_COMPONENTS: Final = 4
 _AVIF: Final = re.compile(rb"(?s).{4}ftyp.{0,128}?avi[fs]")
 
 
 def claimed_size(data: bytes) -> tuple[int, int]:
-    """Return the (width, height) in pixels that the header of a picture says.
+    """Return the (width, height) in pixels in the header of a picture.
 
-    AVIF does not bind its decoder to it: there the bound has to be the decoder's own as well.
+    An AVIF decoder may ignore it, so there the decoder needs a limit of its own as well.
 
     Raises:
         ValueError: it is no picture of a kind whose size is known, or it claims more than `MAX_PIXELS`.

@@ -91,6 +91,7 @@ class Engine:
         self.use(head)
         self._clock = clock
         self._facts = dict(facts or {})
+        """The compute thread writes in `warm_up`, before the receiving thread reads."""
         self._lanes = Lanes(device, clock)
         batched = device.type == "cuda" if batched is None else batched
         self._groups = _groups(self.encoders, batched=batched)
@@ -100,6 +101,7 @@ class Engine:
         }
         self._readers = {name: InputReader(item) for name, item in config.inputs.items()}
         self._readers_of: dict[str, list[InputReader]] = {}
+        """By topic, for `expect`; constant after this."""
         for name, item in config.inputs.items():
             self._readers_of.setdefault(item.topic, []).append(self._readers[name])
         self._cache: dict[str, _Cached] = {}

@@ -1,4 +1,4 @@
-"""What the encoders of text, pictures and sound that use a transformers model share."""
+"""Base of the encoders of text, pictures and sound that use a transformers model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ class TransformersEncoder:
     """One half of a transformers model, fixed, in evaluation mode, with its stored preprocessing.
 
     Args:
-        load: returns the whole model and its preprocessing, on the CPU in float32, alike at each call.
+        load: returns the whole model and its preprocessing, on the CPU in float32, the same at each call.
         half: returns the part of the model that encodes.
         device: to run on.
         dtype: name of the number format of the weights.
@@ -51,10 +51,10 @@ def stored_folder(model: str, revision: str | None, weights: str | None) -> Path
     Args:
         model: name on the Hub.
         revision: of the model there.
-        weights: as of a profile; a local folder takes the place of the model on the Hub.
+        weights: as of a profile; a local folder replaces the model on the Hub.
 
     Raises:
-        WeightsError: the Hub's model is not in the cache and cannot be fetched.
+        WeightsError: the Hub's model is not in the cache and cannot be downloaded.
     """
     source, folder = source_of(weights)
     if source == "random":
@@ -63,7 +63,7 @@ def stored_folder(model: str, revision: str | None, weights: str | None) -> Path
 
 
 def load_preprocessing(kind: str, folder: Path) -> Any:
-    """Load the stored preprocessing of a model of pictures or sound; WeightsError if there is none.
+    """Load the stored preprocessing of a model of pictures or sound; raise WeightsError without one.
 
     Args:
         kind: `AutoImageProcessor` or `AutoFeatureExtractor`.
@@ -74,6 +74,6 @@ def load_preprocessing(kind: str, folder: Path) -> Any:
     try:
         loaded = getattr(transformers, kind)
         return loaded.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # each has failures of its own
+    except Exception as error:  # each raises errors of other types
         reason = str(error).strip().splitlines()[0]
         raise WeightsError(f"{folder}: no usable preprocessor_config.json there: {reason}") from error

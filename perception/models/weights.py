@@ -120,7 +120,7 @@ def load_transformer(folder: Path, seed: int, *, pooler: bool = False) -> Any:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except Exception as error:  # each architecture has failures of its own
+    except Exception as error:  # each architecture raises errors of other types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{folder}: cannot be loaded as a transformers model: {reason}") from error
     finally:

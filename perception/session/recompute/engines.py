@@ -206,6 +206,7 @@ class EnginePool(Closing):
         use_threads(threads)
         like = as_published(config, known.facts).model_copy(update={"device": device})
         self.engines = [build_engine(like, clock=lambda: 0)]
+        """Each one's thread owns its encoders; the caller's thread owns head and `recent` of the first."""
         if workers is None:
             spare = cores() // torch.get_num_threads()
             workers = 1 if self.engines[0].device.type != "cpu" else max(1, min(_MAX_WORKERS, spare))
