@@ -1,41 +1,28 @@
 """`perception bench`; what measures is imported when it runs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from perception.cli.options import setting
 from perception.cli.standard_streams import show
 from perception.errors import DISTRIBUTION
 from perception.io.out_path import OutFile
 
+if TYPE_CHECKING:
+    from perception.bench.rounds import Values
+
 
 @click.command()
 @click.argument("kind", type=click.Choice(["transport", "features", "tick", "pipeline", "startup", "scale"]))
-@click.option(
-    "--rounds",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Measure every case N times, by turns; medians are printed.",
+@setting(
+    "--rounds", "N", click.IntRange(min=1), 5, "Measure every case N times, by turns; medians are printed."
 )
-@click.option(
-    "--seconds",
-    metavar="S",
-    type=click.FloatRange(min=0.5),
-    default=2.0,
-    show_default=True,
-    help="Duration of one case in one round.",
-)
-@click.option(
-    "--hz",
-    metavar="RATE",
-    type=click.FloatRange(1, 100),
-    default=10.0,
-    show_default=True,
-    help="Ticks per second of tick and pipeline.",
-)
+@setting("--seconds", "S", click.FloatRange(min=0.5), 2.0, "Duration of one case in one round.")
+@setting("--hz", "RATE", click.FloatRange(1, 100), 10.0, "Ticks per second of tick and pipeline.")
 @click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu or cuda, for tick.")
 @click.option(
     "--peers",
@@ -63,28 +50,10 @@ def bench(
 
     The exit code is 1 if a case is over its budget or over --baseline.
     """
-    from perception.bench import features, report, startup, transport
+    from perception.bench import report
     from perception.bench.rounds import interleave
 
-    if kind == "transport":
-        cases = transport.cases(peers=peers, seconds=seconds)
-    elif kind == "features":
-        cases = features.cases(peers=peers)
-    elif kind == "tick":
-        from perception.bench import tick, tick_device  # imported here only: they need torch
-
-        on_cpu = device == "cpu"
-        cases = tick.cases(seconds=seconds, hz=hz) if on_cpu else tick_device.cases(device, seconds)
-    elif kind == "pipeline":
-        from perception.bench import pipeline
-
-        cases = pipeline.cases(seconds=seconds, hz=hz)
-    elif kind == "scale":
-        from perception.bench import scale
-
-        cases = scale.cases(seconds=seconds)
-    else:
-        cases = startup.cases()
+    cases = _cases(kind, seconds, hz, device, peers=peers)
     figures = interleave(cases, rounds, lambda text: show(text, err=True))
     show(*report.as_text(figures).split("\n"))
     for line in report.straight_lines(kind, figures):
@@ -97,3 +66,27 @@ def bench(
     for line in failures:
         show(f"over budget: {line}", err=True)
     return 1 if failures else 0
+
+
+def _cases(
+    kind: str, seconds: float, hz: float, device: str, *, peers: bool
+) -> "dict[str, Callable[[], Values]]":
+    """Return what to measure, by name; only `tick` imports torch."""
+    from perception.bench import features, pipeline, scale, startup, transport
+
+    if kind == "tick" and device == "cpu":
+        from perception.bench import tick
+
+        return tick.cases(seconds=seconds, hz=hz)
+    if kind == "tick":
+        from perception.bench import tick_device
+
+        return tick_device.cases(device, seconds)
+    kinds: dict[str, Callable[[], dict[str, Callable[[], Values]]]] = {
+        "transport": lambda: transport.cases(peers=peers, seconds=seconds),
+        "features": lambda: features.cases(peers=peers),
+        "pipeline": lambda: pipeline.cases(seconds=seconds, hz=hz),
+        "scale": lambda: scale.cases(seconds=seconds),
+        "startup": startup.cases,
+    }
+    return kinds[kind]()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from perception.cli.options import setting
 from perception.cli.standard_streams import show
 from perception.io.out_path import OutFile, OutFolder
 from perception.retrieval import APART_S
@@ -37,44 +38,16 @@ _existing = click.Path(exists=True, dir_okay=False, path_type=Path)
     metavar="TRACK",
     help="Instead of QUERY: search for each class of this label track; print recall and AP.",
 )
-@click.option(
-    "--top",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=10,
-    show_default=True,
-    help="Print the N best results of each kind.",
-)
+@setting("--top", "N", click.IntRange(min=1), 10, "Print the N best results of each kind.")
 @click.option(
     "--floor",
     metavar="SCORE",
     type=click.FloatRange(-1, 1),
     help="Omit results below this score. Default: words 0.3, CLIP 0.2, CLAP 0.1, other models none.",
 )
-@click.option(
-    "--apart",
-    metavar="S",
-    type=click.FloatRange(min=0),
-    default=APART_S,
-    show_default=True,
-    help="Least seconds between two results of a session.",
-)
-@click.option(
-    "--every",
-    metavar="S",
-    type=click.FloatRange(0.02, 60),
-    default=0.5,
-    show_default=True,
-    help="Index one frame every S seconds.",
-)
-@click.option(
-    "--length",
-    metavar="S",
-    type=click.FloatRange(1, 60),
-    default=2.0,
-    show_default=True,
-    help="Index sounds of S seconds each.",
-)
+@setting("--apart", "S", click.FloatRange(min=0), APART_S, "Least seconds between two results of a session.")
+@setting("--every", "S", click.FloatRange(0.02, 60), 0.5, "Index one frame every S seconds.")
+@setting("--length", "S", click.FloatRange(1, 60), 2.0, "Index sounds of S seconds each.")
 @click.option(
     "--model",
     "models",

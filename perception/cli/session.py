@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 import click
 
 from perception.cli.help import Group
+from perception.cli.options import setting
 from perception.cli.standard_streams import show
 from perception.errors import SessionError, extras
 from perception.io.out_path import OutFile, OutFolder
@@ -155,14 +156,7 @@ def repair(file: Path, target: Path) -> None:
 @click.argument("actual", type=click.Path(path_type=Path))
 @_topics
 @click.option("--measured", is_flag=True, help="Also compare measured times, which differ from run to run.")
-@click.option(
-    "--limit",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="Show at most N differences.",
-)
+@setting("--limit", "N", click.IntRange(min=1), 20, "Show at most N differences.")
 def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, limit: int) -> int:
     """Show where two sessions differ: topic, seq, field.
 
@@ -209,14 +203,12 @@ def diff(expected: Path, actual: Path, topics: tuple[str, ...], measured: bool, 
     show_default=True,
     help="File type of the tables of media.",
 )
-@click.option(
-    "--rate",
-    "rate_hz",
-    metavar="HZ",
-    type=click.FloatRange(min=0.1, max=1000),
-    default=10.0,
-    show_default=True,
-    help="Samples per second of webdataset, frames per second of lerobot.",
+@setting(
+    "--rate rate_hz",
+    "HZ",
+    click.FloatRange(min=0.1, max=1000),
+    10.0,
+    "Samples per second of webdataset, frames per second of lerobot.",
 )
 @_topics
 def export(

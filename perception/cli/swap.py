@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from perception.bus.domains import JOINED_DOMAIN
+from perception.cli.options import setting
 from perception.cli.standard_streams import show
 from perception.errors import PerceptionError
 from perception.units.closing import Closing
@@ -27,10 +28,9 @@ _ANSWER_S: Final = 60.0
 @click.option("--back", is_flag=True, help="Switch back to the previous head.")
 @click.option("--node", metavar="NAME", default="fusion", show_default=True, help="Name of the fusion node.")
 @click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
-@click.option(
-    "--after", "ticks", metavar="N", type=click.IntRange(1, 1_000_000), default=50, show_default=True,
-    help="Compare the heads on N windows before switching.",
-)  # fmt: skip
+@setting(
+    "--after ticks", "N", click.IntRange(1, 1_000_000), 50, "Compare the heads on N windows before switching."
+)
 @click.option("--go", is_flag=True, help="Switch after the comparison without a question.")
 @click.option(
     "--min-agreement",

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from perception.bus.domains import JOINED_DOMAIN
+from perception.cli.options import setting
 from perception.cli.standard_streams import show
 from perception.errors import PerceptionError
 from perception.io.out_path import OutFolder
@@ -183,28 +184,14 @@ def mark(classes: tuple[str, ...], track: str, seconds: float | None, domain: st
     required=True,
     help="Folder of the data set.",
 )
-@click.option(
-    "--out",
-    metavar="DIR",
-    type=OutFolder(),
-    default=Path("benchmarks"),
-    show_default=True,
-    help="Folder of the tables to write.",
-)
+@setting("--out", "DIR", OutFolder(), Path("benchmarks"), "Folder of the tables to write.")
 @click.option(
     "--seeds",
     metavar="N",
     type=click.IntRange(min=1),
     help="Train with N seeds. Default: 5 for avmnist, 1 for the others.",
 )
-@click.option(
-    "--threads",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Threads of torch.",
-)
+@setting("--threads", "N", click.IntRange(min=1), 1, "Threads of torch.")
 def reproduce(name: str, data: Path, out: Path, seeds: int | None, threads: int) -> None:
     """Reproduce a benchmark of multimodal fusion and write its tables."""
     import logging

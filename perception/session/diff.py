@@ -1,8 +1,7 @@
 """Where two sessions differ: topic, seq, field path, value against value."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec import to_builtins
 
@@ -13,8 +12,7 @@ from perception.session.recompute.compare import Difference, first_difference, u
 _PAYLOAD_BYTES: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Divergence:
+class Divergence(NamedTuple):
     """A message that differs, and where it does first; no difference where it is in one session only."""
 
     topic: str

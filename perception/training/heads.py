@@ -22,34 +22,17 @@ from perception.training.model import FusionModel
 from perception.training.plan import HeadPlan, TrainPlan, branch_inputs, input_columns
 
 _LOG: Final = logging.getLogger(__name__)
+_BOTH: Final = {"hidden", "dropout", "modality_dropout"}
+_MODEL_LEVEL: Final = {"branch", "combine", *_BOTH}
+"""Keys of `HeadPlan` for a fusion at model level; one at feature level has `_BOTH` and all others."""
 
 
 def new_head(plan: HeadPlan, dims: Mapping[str, int], classes: Sequence[str], seed: int) -> Head:
     """Return an untrained head."""
     torch.manual_seed(seed)
     if plan.kind == "model":
-        return ModelFusion(
-            dict(dims),
-            classes,
-            branch=plan.branch,
-            combine=plan.combine,
-            hidden=plan.hidden,
-            dropout=plan.dropout,
-            modality_dropout=plan.modality_dropout,
-        )
-    return FeatureFusion(
-        dict(dims),
-        classes,
-        head=plan.head,
-        hidden=plan.hidden,
-        dropout=plan.dropout,
-        missing=plan.missing,
-        modality_dropout=plan.modality_dropout,
-        use_ages=plan.use_ages,
-        gru=plan.gru,
-        ticks=plan.ticks,
-        pca=plan.pca,
-    )
+        return ModelFusion(dict(dims), classes, **plan.model_dump(include=_MODEL_LEVEL))
+    return FeatureFusion(dict(dims), classes, **plan.model_dump(exclude={"kind", *_MODEL_LEVEL - _BOTH}))
 
 
 @dataclass(frozen=True, slots=True)

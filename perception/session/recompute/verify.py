@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec import structs
 
@@ -33,8 +33,7 @@ CANNOT_VERIFY: Final = 2
 _MAX_NAMED: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Divergence:
+class Divergence(NamedTuple):
     """A recomputed state that differs from the recorded one."""
 
     topic: str
@@ -44,6 +43,10 @@ class Divergence:
 
     def __str__(self) -> str:
         return f"{self.topic} seq {self.seq} (tick {self.tick}): {self.difference}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {**self._asdict(), "difference": asdict(self.difference), "text": str(self)}
 
 
 @dataclass(slots=True)
@@ -74,7 +77,7 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
-        first = None if self.first is None else {**asdict(self.first), "text": str(self.first)}
+        first = None if self.first is None else self.first.as_dict()
         counts = {"models": dict(self.models), "skipped": dict(self.skipped)}  # asdict spoils a Counter
         return {**asdict(self), **counts, "first": first, "exit_code": self.exit_code}
 
