@@ -13,7 +13,7 @@ from perception.cli.device_checks import check_cameras
 from perception.cli.main import run
 from perception.errors import DeviceError, ProfileError
 from perception.errors.credentials import CleanFormatter, without_credentials
-from perception.graph.supervisor import plan
+from perception.graph.plan import plan
 from perception.messages import Header, Health, Message
 from perception.profile import OVERRIDES_VARIABLE, load, parse
 from perception.session import Session, SessionWriter, read

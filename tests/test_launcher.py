@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from perception.devices.backoff import Backoff
 from perception.errors import PerceptionError, ProfileError
 from perception.graph.lines import Lines
+from perception.graph.plan import Node, plan
 from perception.graph.restart import Decision, RestartPolicy
-from perception.graph.supervisor import DomainLock, Node, Supervisor, plan
+from perception.graph.supervisor import DomainLock, Supervisor
 from perception.profile import Profile, parse
 from tests.waiting import LONG_S, eventually
 
@@ -330,7 +331,8 @@ def test_a_node_deaf_to_all_signals_is_gone_within_five_seconds_and_so_are_its_c
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux only")
 def test_nodes_die_with_a_launcher_that_was_killed() -> None:
     code = (
-        "import sys, time; from perception.graph.supervisor import Node, Supervisor\n"
+        "import sys, time; from perception.graph.plan import Node\n"
+        "from perception.graph.supervisor import Supervisor\n"
         "node = Node('n', (sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(60)'))\n"
         "with Supervisor([node]) as s:\n"
         "    s.poll()\n"

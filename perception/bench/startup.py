@@ -16,7 +16,7 @@ from perception.bench.rounds import Values
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
 from perception.errors import PerceptionError
-from perception.graph.supervisor import plan
+from perception.graph.plan import plan
 from perception.profile import load
 
 _PROFILE: Final = "demo"

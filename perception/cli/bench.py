@@ -71,22 +71,33 @@ def bench(
 def _cases(
     kind: str, seconds: float, hz: float, device: str, *, peers: bool
 ) -> "dict[str, Callable[[], Values]]":
-    """Return what to measure, by name; only `tick` imports torch."""
-    from perception.bench import features, pipeline, scale, startup, transport
+    """Return what to measure, by name; each kind imports what it needs: only some need torch."""
+    match kind:
+        case "transport":
+            from perception.bench import transport
 
-    if kind == "tick" and device == "cpu":
-        from perception.bench import tick
+            return transport.cases(peers=peers, seconds=seconds)
+        case "features":
+            from perception.bench import features
 
-        return tick.cases(seconds=seconds, hz=hz)
-    if kind == "tick":
-        from perception.bench import tick_device
+            return features.cases(peers=peers)
+        case "tick" if device == "cpu":
+            from perception.bench import tick
 
-        return tick_device.cases(device, seconds)
-    kinds: dict[str, Callable[[], dict[str, Callable[[], Values]]]] = {
-        "transport": lambda: transport.cases(peers=peers, seconds=seconds),
-        "features": lambda: features.cases(peers=peers),
-        "pipeline": lambda: pipeline.cases(seconds=seconds, hz=hz),
-        "scale": lambda: scale.cases(seconds=seconds),
-        "startup": startup.cases,
-    }
-    return kinds[kind]()
+            return tick.cases(seconds=seconds, hz=hz)
+        case "tick":
+            from perception.bench import tick_device
+
+            return tick_device.cases(device, seconds)
+        case "pipeline":
+            from perception.bench import pipeline
+
+            return pipeline.cases(seconds=seconds, hz=hz)
+        case "scale":
+            from perception.bench import scale
+
+            return scale.cases(seconds=seconds)
+        case _:
+            from perception.bench import startup
+
+            return startup.cases()

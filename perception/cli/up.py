@@ -21,7 +21,8 @@ from perception.cli.standard_streams import ignore_lost_readers
 from perception.errors import NoStateError
 from perception.errors.credentials import harmless, without_credentials
 from perception.graph.check import require
-from perception.graph.supervisor import DomainLock, Supervisor, plan
+from perception.graph.plan import plan
+from perception.graph.supervisor import DomainLock, Supervisor
 from perception.profile import Profile, as_override, load
 from perception.topics import TOPICS
 

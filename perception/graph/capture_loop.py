@@ -33,6 +33,8 @@ _DAMAGED: Final = ("corrupt", "after_damage")
 """Counts of damaged items that a device refused."""
 _SETTLE_NS: Final = 300_000_000
 """After this time all readers have found a publisher: a recorder receives the first message too."""
+ORIGIN_VARIABLE: Final = "PERCEPTION_ORIGIN_NS"
+"""Host time at which all scripted and file devices of one graph start to play."""
 _START_DELAY_NS: Final = 500_000_000  # a file is opened before its beginning is due
 _LOG: Final = logging.getLogger("perception")
 ItemT = TypeVar("ItemT")
@@ -61,7 +63,7 @@ class CaptureLoop:
         self.name = name
         self.profile = profile
         self.clock = HostClock().now_ns
-        origin = os.environ.get("PERCEPTION_ORIGIN_NS", "")
+        origin = os.environ.get(ORIGIN_VARIABLE, "")
         self.origin_ns = int(origin) if origin.isdecimal() else self.clock() + _START_DELAY_NS
         self._runtime = Runtime(profile.domain)
         self._publishers: list[Publisher] = []

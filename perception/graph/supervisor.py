@@ -1,7 +1,7 @@
-"""The supervisor: starts the processes that a profile needs, restarts and stops them.
+"""The supervisor: starts the processes of a graph, restarts and stops them.
 
 What to start and what to do after a process ended is decided by pure functions (`plan`, `RestartPolicy`);
-`Supervisor` executes it. Nodes are started by module name, never imported.
+`Supervisor` executes it.
 
 Threads: the caller's thread calls every method and owns every field. For each process one daemon thread reads
 its output into `Lines`, which has its own lock.
@@ -13,29 +13,25 @@ sends SIGTERM to all nodes, SIGKILL after 4 s, and returns within 5 s.
 """
 
 import fcntl
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Self
 
 from perception.bus.host import private_directory, same_file
-from perception.errors import DeviceError, MissingPackageError, PerceptionError, ProfileError
+from perception.errors import PerceptionError
 from perception.errors.credentials import without_credentials
 from perception.graph.lines import Lines
+from perception.graph.plan import Node
 from perception.graph.restart import PERMANENT, Decision, RestartPolicy
-from perception.profile import OVERRIDES_VARIABLE, Profile, source_kind
 
-ORIGIN_VARIABLE: Final = "PERCEPTION_ORIGIN_NS"
-"""Host time at which all scripted and file devices of one launch start playing."""
 _STOP_SIGNALS: Final = ((0.0, signal.SIGTERM), (4.0, signal.SIGKILL))
 """(Seconds after the request to stop, signal to the processes that still run).
 
@@ -44,78 +40,6 @@ Not SIGINT: a node that has not yet installed its handler would print a tracebac
 _STOP_LIMIT_S: Final = 5.0
 _MAX_LINE_BYTES: Final = 4096
 _MAX_WAITING_LINES: Final = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One process to run."""
-
-    name: str
-    command: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Added to the supervisor's own environment."""
-    capture: bool = True
-    """Whether it is an input of the graph: the run ends when all such nodes have finished."""
-    terminal: bool = False
-    """Whether it reads the terminal: then it keeps the supervisor's stdin and process group."""
-    loading: str = ""
-    """Status until it reports that it works, if that takes long."""
-    stay_down: frozenset[int] = frozenset()
-    """Exit codes after which it is not restarted while the other nodes continue."""
-
-
-def plan(
-    profile: Profile, profile_name: str, overrides: Sequence[str] = (), *, origin_ns: int
-) -> tuple[Node, ...]:
-    """Return the nodes of a profile.
-
-    Args:
-        profile: the loaded profile with overrides.
-        profile_name: path or shipped name, from which each node loads it again.
-        overrides: `dotted.key=value`, passed to each node; by its environment if one contains credentials.
-        origin_ns: host time at which all scripted and file devices start to play.
-
-    Raises:
-        ProfileError: it has no nodes, or two text sources read the terminal. Other checks: `graph.check`.
-    """
-    secret = any(without_credentials(override) != override for override in overrides)
-    options = tuple(part for override in overrides for part in ("--set", override) if not secret)
-    shared = {ORIGIN_VARIABLE: str(origin_ns), "PYTHONUNBUFFERED": "1"}
-    shared |= {OVERRIDES_VARIABLE: json.dumps(overrides)} if secret else {}
-
-    def command(kind: str, *arguments: str) -> tuple[str, ...]:
-        return (sys.executable, "-P", "-m", f"perception.nodes.{kind}", profile_name, *arguments, *options)
-
-    def capture(kind: str, name: str, source: int | str) -> Node:
-        # a device may be connected again; a file that cannot be read stays unreadable
-        is_file = kind == "text" or source_kind(source) == "file"
-        stay_down = {MissingPackageError.exit_code} | ({DeviceError.exit_code} if is_file else set())
-        return Node(
-            f"{kind}-{name}",
-            command(kind, f"--name={name}"),
-            shared | {"OMP_NUM_THREADS": "1"},
-            terminal=kind == "text" and source == "terminal",
-            stay_down=frozenset(stay_down),
-        )
-
-    # the slowest first: torch loads while all others start
-    nodes = []
-    if profile.fusion:
-        nodes.append(Node("fusion", command("fusion"), shared, capture=False, loading="loading models"))
-    nodes += [Node("recorder", command("recorder"), shared, capture=False)] if profile.recording else []
-    nodes += [capture("camera", name, camera.source) for name, camera in profile.camera.items()]
-    nodes += [capture("microphone", name, one.source) for name, one in profile.microphone.items()]
-    nodes += [capture("text", name, text.source) for name, text in profile.text.items()]
-    if profile.replay:
-        nodes.append(Node("replayer", command("replayer"), shared | {"OMP_NUM_THREADS": "1"}))
-    if all(node.name == "recorder" for node in nodes):
-        raise ProfileError(
-            f"{profile_name}: nothing to start; declare a camera, microphone, text, replay or fusion"
-        )
-    if sum(node.terminal for node in nodes) > 1:
-        readers = ", ".join(node.name for node in nodes if node.terminal)
-        raise ProfileError(f"{profile_name}: only one text source can read the terminal, not {readers}")
-    return tuple(nodes)
 
 
 class DomainLock:

@@ -27,7 +27,8 @@ import click
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
-from perception.graph.supervisor import Node, Supervisor, plan
+from perception.graph.plan import Node, plan
+from perception.graph.supervisor import Supervisor
 from perception.profile import load
 from perception.session import Session, read
 from perception.session.edit import repair

@@ -25,7 +25,8 @@ import click
 from msgspec import msgpack
 
 from perception.bus.host import HostClock, Runtime
-from perception.graph.supervisor import Supervisor, plan
+from perception.graph.plan import plan
+from perception.graph.supervisor import Supervisor
 from perception.messages import FusedState, Health
 from perception.profile import load
 from perception.reproduce.grid_data import TICKS_PER_S

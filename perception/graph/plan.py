@@ -1,0 +1,99 @@
+"""Which processes a profile needs: pure. Nodes are started by module name, never imported."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from perception.errors import DeviceError, MissingPackageError, ProfileError
+from perception.errors.credentials import without_credentials
+from perception.graph.capture_loop import ORIGIN_VARIABLE
+from perception.profile import OVERRIDES_VARIABLE, Profile, source_kind
+
+_ONE_THREAD: Final = {"OMP_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One process to run."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Added to the supervisor's own environment."""
+    capture: bool = True
+    """Whether it is an input of the graph: the run ends when all such nodes have finished."""
+    terminal: bool = False
+    """Whether it reads the terminal: then it keeps the supervisor's stdin and process group."""
+    loading: str = ""
+    """Status until it reports that it works, if that takes long."""
+    stay_down: frozenset[int] = frozenset()
+    """Exit codes after which it is not restarted while the other nodes continue."""
+
+
+def plan(
+    profile: Profile, profile_name: str, overrides: Sequence[str] = (), *, origin_ns: int
+) -> tuple[Node, ...]:
+    """Return the nodes of a profile.
+
+    Args:
+        profile: the loaded profile with overrides.
+        profile_name: path or shipped name, from which each node loads it again.
+        overrides: `dotted.key=value`, passed to each node; by its environment if one contains credentials.
+        origin_ns: host time at which all scripted and file devices start to play.
+
+    Raises:
+        ProfileError: it has no nodes, or two text sources read the terminal. Other checks: `graph.check`.
+    """
+    nodes = tuple(_Commands(profile_name, overrides, origin_ns).nodes(profile))
+    if all(node.name == "recorder" for node in nodes):
+        raise ProfileError(
+            f"{profile_name}: nothing to start; declare a camera, microphone, text, replay or fusion"
+        )
+    if sum(node.terminal for node in nodes) > 1:
+        readers = ", ".join(node.name for node in nodes if node.terminal)
+        raise ProfileError(f"{profile_name}: only one text source can read the terminal, not {readers}")
+    return nodes
+
+
+class _Commands:
+    """Makes the command and environment of each node; arguments as of `plan`."""
+
+    def __init__(self, profile_name: str, overrides: Sequence[str], origin_ns: int) -> None:
+        secret = any(without_credentials(override) != override for override in overrides)
+        self._profile_name = profile_name
+        self._options = [] if secret else [part for override in overrides for part in ("--set", override)]
+        self._shared = {ORIGIN_VARIABLE: str(origin_ns), "PYTHONUNBUFFERED": "1"}
+        self._shared |= {OVERRIDES_VARIABLE: json.dumps(overrides)} if secret else {}
+
+    def nodes(self, profile: Profile) -> list[Node]:
+        """Return the nodes, the slowest first: torch loads while all others start."""
+        found = []
+        if profile.fusion:
+            command = self._command("fusion")
+            found.append(Node("fusion", command, self._shared, capture=False, loading="loading models"))
+        if profile.recording:
+            found.append(Node("recorder", self._command("recorder"), self._shared, capture=False))
+        found += [self._capture("camera", name, one.source) for name, one in profile.camera.items()]
+        found += [self._capture("microphone", name, one.source) for name, one in profile.microphone.items()]
+        found += [self._capture("text", name, one.source) for name, one in profile.text.items()]
+        if profile.replay:
+            found.append(Node("replayer", self._command("replayer"), self._shared | _ONE_THREAD))
+        return found
+
+    def _capture(self, kind: str, name: str, source: int | str) -> Node:
+        # a device may be connected again; a file that cannot be read stays unreadable
+        is_file = kind == "text" or source_kind(source) == "file"
+        stay_down = {MissingPackageError.exit_code} | ({DeviceError.exit_code} if is_file else set())
+        return Node(
+            f"{kind}-{name}",
+            self._command(kind, f"--name={name}"),
+            self._shared | _ONE_THREAD,
+            terminal=kind == "text" and source == "terminal",
+            stay_down=frozenset(stay_down),
+        )
+
+    def _command(self, kind: str, *arguments: str) -> tuple[str, ...]:
+        module = f"perception.nodes.{kind}"
+        return (sys.executable, "-P", "-m", module, self._profile_name, *arguments, *self._options)
