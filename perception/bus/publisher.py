@@ -47,7 +47,21 @@ _UPDATE_S: Final = 0.05
 
 
 class Publisher(Closing):
-    """The only publisher of a topic on this host and domain. Any thread may use it."""
+    """The only publisher of a topic on this host and domain. Any thread may use it.
+
+    Args:
+        topic: such as `camera/front`.
+        source: name of the publishing node; the publisher id is this name, `#` and a random number.
+        runtime: the domain to publish in.
+        clock: host time in ns.
+        endpoint: `tcp://HOST:PORT` for readers on other hosts; port `*` selects a free one.
+        insecure: allow an endpoint off loopback without keys.
+        keys: folder of CURVE keys; the endpoint then accepts only peers with the same keys.
+        remote: converts messages for readers through ZeroMQ: on other hosts or in other languages.
+
+    Raises:
+        BusError: the topic is already published, or the endpoint is in use, malformed or unsafe.
+    """
 
     def __init__(
         self,
@@ -61,21 +75,6 @@ class Publisher(Closing):
         keys: str | Path | None = None,
         remote: Conversion | None = None,
     ) -> None:
-        """Bind the topic's ipc endpoint, and `endpoint` if given.
-
-        Args:
-            topic: such as `camera/front`.
-            source: name of the publishing node; the publisher id is this name, `#` and a random number.
-            runtime: the domain to publish in.
-            clock: host time in ns.
-            endpoint: `tcp://HOST:PORT` for readers on other hosts; port `*` selects a free one.
-            insecure: allow an endpoint off loopback without keys.
-            keys: folder of CURVE keys; the endpoint then accepts only peers with the same keys.
-            remote: converts messages for readers through ZeroMQ: on other hosts or in other languages.
-
-        Raises:
-            BusError: the topic is already published, or the endpoint is in use, malformed or unsafe.
-        """
         self.topic = topic
         self.source = f"{source}#{secrets.token_hex(4)}"
         self._clock = clock
@@ -106,14 +105,7 @@ class Publisher(Closing):
         self._keyed = keys is not None
         self._refusal_warned = False
         self.endpoint: str | None = None
-        try:
-            self._bind(runtime.ipc_endpoint(topic))
-            if endpoint is not None:
-                self._bind_tcp(endpoint, keys)
-        except BaseException:
-            self.close()
-            raise
-        runtime.keeper.add(self._restore)
+        self._open(endpoint, keys)
 
     @property
     def published(self) -> int:
@@ -214,6 +206,17 @@ class Publisher(Closing):
                 self._authenticator.stop()
             self._context.term()
             self._claim.release()
+
+    def _open(self, endpoint: str | None, keys: str | Path | None) -> None:
+        """Bind the topic's ipc endpoint, and `endpoint` if given; close everything if that fails."""
+        try:
+            self._bind(self._runtime.ipc_endpoint(self.topic))
+            if endpoint is not None:
+                self._bind_tcp(endpoint, keys)
+        except BaseException:
+            self.close()
+            raise
+        self._runtime.keeper.add(self._restore)
 
     def _restore(self) -> None:
         """Bind again if the topic's files were removed; connections stay. Called by `Keeper`'s thread."""

@@ -56,77 +56,79 @@ def _schema(message: type[messages.Header]) -> dict[str, Any]:
     return {**models.pop(message.__name__), "$defs": models}
 
 
-def _examples() -> list[tuple[str, messages.Header, bytes]]:
+_Example = tuple[str, messages.Header, bytes]
+
+
+def _examples() -> list[_Example]:
     common: dict[str, Any] = {
         "seq": 7,
         "stamp_ns": _STAMP_NS,
         "sent_ns": _STAMP_NS + 250_000,
         "source": "example#0a1b2c3d",
     }
+    return [*_captured(common), *_computed(common), *_decided(common)]
+
+
+def _captured(common: dict[str, Any]) -> list[_Example]:
+    """Return frames, sound, text and a label."""
     camera = messages.CameraFrame(**common, width=2, height=1, encoding="bgr8", exposure_ns=8_000_000)
     grey = messages.CameraFrame(**common, width=3, height=2, encoding="mono8")
     sound = messages.AudioBlock(**common, sample_index=512, samples=2, rate_hz=16_000, channels=2, gap=3)
-    account = messages.InputHealth(
-        received=9, consumed=7, queued=1, lost=2, dropped={"superseded": 1}, age_ms=12.5
-    )
-    head = messages.HeadUse(head_hash="fade", folder="/srv/heads/8", from_tick=17_000_000_002)
+    text = messages.TextCommand(**common, text="Komm näher, 来て", language="de")
+    label = messages.Label(**common, start_ns=_STAMP_NS, end_ns=_STAMP_NS + SECOND_NS, name="clap")
     return [
         ("camera/front", camera, bytes.fromhex("0000ff00ff00")),
         ("camera/grey", grey, bytes(range(6))),
         ("microphone/desk", sound, bytes.fromhex("0100ffff0080ff7f")),
-        ("text/say", messages.TextCommand(**common, text="Komm näher, 来て", language="de"), b""),
-        (
-            "label/truth",
-            messages.Label(**common, start_ns=_STAMP_NS, end_ns=_STAMP_NS + SECOND_NS, name="clap"),
-            b"",
-        ),
-        ("state/fused", _state(common), bytes.fromhex("003c00c0")),
-        (
-            "health/fusion",
-            messages.Health(
-                **common,
-                node="fusion",
-                status="degraded",
-                reason="camera/front is silent",
-                inputs={"camera/front": account},
-                outputs={"state/fused": 300},
-                counts={"shed": 1},
-                device={"name": "cpu", "rate_hz": 10.0},
-            ),
-            b"",
-        ),
-        ("clock/fusion", messages.ClockTick(**common), b""),
-        (
-            "journal/fusion",
-            messages.Journal(
-                **common,
-                entries=(
-                    messages.JournalEntry(kind="input", topic="camera/front", source="camera#1", seq=41),
-                    messages.JournalEntry(kind="shed", seq=17_000_000_001),
-                ),
-                heads=(messages.HeadUse(head_hash="bead", folder="/srv/heads/7"), head),
-            ),
-            b"",
-        ),
-        (
-            "control/fusion",
-            messages.SwapRequest(
-                **common, action="shadow", folder="/srv/heads/8", head_hash="fade", ticks=50
-            ),
-            b"",
-        ),
-        (
-            "head/fusion",
-            messages.HeadStatus(
-                **common,
-                asked_by="swap#00112233",
-                phase="live",
-                in_force=head,
-                agreement=messages.Agreement(ticks=50, equal=0.96, variation=0.0625),
-            ),
-            b"",
-        ),
+        ("text/say", text, b""),
+        ("label/truth", label, b""),
     ]
+
+
+def _computed(common: dict[str, Any]) -> list[_Example]:
+    """Return a state, the health of its node and a clock tick."""
+    account = messages.InputHealth(
+        received=9, consumed=7, queued=1, lost=2, dropped={"superseded": 1}, age_ms=12.5
+    )
+    health = messages.Health(
+        **common,
+        node="fusion",
+        status="degraded",
+        reason="camera/front is silent",
+        inputs={"camera/front": account},
+        outputs={"state/fused": 300},
+        counts={"shed": 1},
+        device={"name": "cpu", "rate_hz": 10.0},
+    )
+    return [
+        ("state/fused", _state(common), bytes.fromhex("003c00c0")),
+        ("health/fusion", health, b""),
+        ("clock/fusion", messages.ClockTick(**common), b""),
+    ]
+
+
+def _decided(common: dict[str, Any]) -> list[_Example]:
+    """Return a journal, a request for another head and the answer to it."""
+    head = messages.HeadUse(head_hash="fade", folder="/srv/heads/8", from_tick=17_000_000_002)
+    journal = messages.Journal(
+        **common,
+        entries=(
+            messages.JournalEntry(kind="input", topic="camera/front", source="camera#1", seq=41),
+            messages.JournalEntry(kind="shed", seq=17_000_000_001),
+        ),
+        heads=(messages.HeadUse(head_hash="bead", folder="/srv/heads/7"), head),
+    )
+    request = messages.SwapRequest(
+        **common, action="shadow", folder="/srv/heads/8", head_hash="fade", ticks=50
+    )
+    answer = messages.HeadStatus(
+        **common,
+        asked_by="swap#00112233",
+        phase="live",
+        in_force=head,
+        agreement=messages.Agreement(ticks=50, equal=0.96, variation=0.0625),
+    )
+    return [("journal/fusion", journal, b""), ("control/fusion", request, b""), ("head/fusion", answer, b"")]
 
 
 def _state(common: dict[str, Any]) -> messages.FusedState:

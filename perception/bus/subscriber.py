@@ -25,7 +25,21 @@ _CLOSE_S: Final = 2.0
 
 
 class Subscriber(Closing):
-    """Receives all topics that match its patterns. Iterate over it with `for` or `async for`."""
+    """Receives all topics that match its patterns. Iterate over it with `for` or `async for`.
+
+    Args:
+        patterns: topics, or prefixes of topics that end with `*`, such as `camera/*`.
+        runtime: the domain to read; None waits until a graph is up, and reads that one.
+        clock: host time in ns.
+        connect: topic or pattern -> `tcp://HOST:PORT` of publishers on other hosts.
+        policies: replaces rows of the table of topics, by prefix: a recorder queues every frame,
+            where a display reads the latest.
+        insecure: allow endpoints off loopback without keys.
+        keys: folder of CURVE keys for all of `connect`.
+
+    Raises:
+        BusError: a pattern or endpoint is malformed or unsafe.
+    """
 
     def __init__(
         self,
@@ -37,21 +51,6 @@ class Subscriber(Closing):
         insecure: bool = False,
         keys: str | Path | None = None,
     ) -> None:
-        """Connect and start to receive.
-
-        Args:
-            patterns: topics, or prefixes of topics that end with `*`, such as `camera/*`.
-            runtime: the domain to read; None waits until a graph is up, and reads that one.
-            clock: host time in ns.
-            connect: topic or pattern -> `tcp://HOST:PORT` of publishers on other hosts.
-            policies: replaces rows of the table of topics, by prefix: a recorder queues every frame,
-                where a display reads the latest.
-            insecure: allow endpoints off loopback without keys.
-            keys: folder of CURVE keys for all of `connect`.
-
-        Raises:
-            BusError: a pattern or endpoint is malformed or unsafe.
-        """
         remote = dict(connect or {})
         for pattern, endpoint in remote.items():
             topics.check_pattern(pattern)

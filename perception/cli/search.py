@@ -88,12 +88,7 @@ def search(
     from perception.retrieval import search as engine
     from perception.retrieval.streams import Step
 
-    instead = [option for option in (image, sound, evaluate) if option is not None]
-    if len(instead) > 1 or (not instead and len(words) < 2):
-        raise click.UsageError("give sessions and one of: QUERY, --image, --sound, --evaluate")
-    if not instead and (Path(words[-1]).exists() or words[-1].endswith(".mcap")):
-        raise click.UsageError(f"'{words[-1]}' is a session or file; the QUERY comes last")
-    sessions = engine.find_sessions([Path(word) for word in (words if instead else words[:-1])])
+    sessions = engine.find_sessions(_paths(words, instead=(image, sound, evaluate)))
     query = _query(words[-1], image, sound)
     shelves = engine.open_shelves(
         sessions,
@@ -120,6 +115,16 @@ def search(
 
         contact.write(sheet, str(image or sound or words[-1]), dict(found), length)
         show(f"perception: {sheet} written", err=True)
+
+
+def _paths(words: Sequence[str], instead: Sequence[object]) -> list[Path]:
+    """Return the sessions among the words; UsageError if there is not one query, or it is a session."""
+    given = sum(option is not None for option in instead)
+    if given > 1 or (not given and len(words) < 2):
+        raise click.UsageError("give sessions and one of: QUERY, --image, --sound, --evaluate")
+    if not given and (Path(words[-1]).exists() or words[-1].endswith(".mcap")):
+        raise click.UsageError(f"'{words[-1]}' is a session or file; the QUERY comes last")
+    return [Path(word) for word in (words if given else words[:-1])]
 
 
 def _query(text: str, image: Path | None, sound: Path | None) -> "Query":

@@ -64,7 +64,21 @@ def moved(header: HeaderT, by_ns: int) -> HeaderT:
 
 
 class Player:
-    """Publishes a session."""
+    """Publishes a session.
+
+    Args:
+        session: what to play.
+        playback: how.
+        publisher: opens the publisher of a topic.
+        clock: host time in ns.
+        stopped: ends the play between two messages.
+        keys: pauses and steps.
+        awaited: says which readers are not there yet; the play begins once it says none.
+        say: called with a line that says whom it waits for.
+
+    Raises:
+        SessionError: kept stamps and a loop do not go together.
+    """
 
     def __init__(
         self,
@@ -78,21 +92,6 @@ class Player:
         awaited: Awaited = lambda publishers: "",
         say: Callable[[str], object] = _LOG.info,
     ) -> None:
-        """Prepare to play.
-
-        Args:
-            session: what to play.
-            playback: how.
-            publisher: opens the publisher of a topic.
-            clock: host time in ns.
-            stopped: ends the play between two messages.
-            keys: pauses and steps.
-            awaited: says which readers are not there yet; the play begins once it says none.
-            say: called with a line that says whom it waits for.
-
-        Raises:
-            SessionError: kept stamps and a loop do not go together.
-        """
         if playback.loop and playback.keep_stamps:
             raise SessionError("stamps that are kept would run backwards in a loop; leave one of the two out")
         self.published: Counter[str] = Counter()
@@ -264,18 +263,10 @@ def play(
     def publisher(topic: str) -> Publisher:
         return Publisher(topic, source=NODE, runtime=runtime, clock=clock)
 
-    def fusions() -> list[str]:
-        return [name_of(topic) for topic in runtime.topics() if topic.startswith("journal/")]
-
     if wait == 0 or (wait is None and nodes == {}):
         say("begins at once, whoever reads it")
     with Session(file) as session, Subscriber("health/*", runtime=runtime, clock=clock) as health:
-        if wait is not None:
-            readers = Readers(health, at_least=wait)
-        elif nodes is not None:
-            readers = Readers(health, nodes=nodes)
-        else:
-            readers = Readers(health, alive=fusions, at_least=1)
+        readers = _readers(health, runtime, nodes, wait)
         player = Player(
             session,
             playback,
@@ -288,6 +279,21 @@ def play(
         )
         player.run()
         return player.published
+
+
+def _readers(
+    health: Subscriber, runtime: Runtime, nodes: Mapping[str, Sequence[str]] | None, wait: int | None
+) -> Readers:
+    """Return the readers to wait for; arguments as of `play`."""
+
+    def fusions() -> list[str]:
+        return [name_of(topic) for topic in runtime.topics() if topic.startswith("journal/")]
+
+    if wait is not None:
+        return Readers(health, at_least=wait)
+    if nodes is not None:
+        return Readers(health, nodes=nodes)
+    return Readers(health, alive=fusions, at_least=1)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from perception.fusion import build
 from perception.io.beside import beside, restore, written
 from perception.io.home import kept_in
 from perception.io.progress import progress
-from perception.models.checkpoint import check_branches, load_head, with_own_encoders
+from perception.models.checkpoint import Head, check_branches, load_head, with_own_encoders
 from perception.profile import FusionConfig
 from perception.training import card, copies, cost, dataset, heads, processes, report, splits
 from perception.training import finetune as encoders
@@ -170,14 +170,7 @@ def evaluate(
             workers=_workers(workers, cores, fusion),
             context=head.ticks > 1,
         )
-    check_branches(head, {branch: data.features[branch].shape[1] for branch in data.branches})
-    single = len(set(data.groups.tolist())) == 1
-    calibration, test = (None, data) if single else splits.holdout(data, 0.5, 0)
-    model = FusionModel(head)
-    with progress("testing"):
-        found = report.assess([model], calibration, test, plans.branch_inputs(fusion))
-        found["cost"] = cost.of_tick(model, test, sources, fusion)
-    found["retrieval"] = dict(retrieval)
+    found = {**_tested(head, data, sources, fusion), "retrieval": dict(retrieval)}
     chosen_by = ", ".join(found["threshold_sessions"]) or "none, there is only one session"
     show(f"tested on {found['windows']} windows of {found['sessions']} sessions")
     show(f"sessions that chose conformal thresholds and are not in the test: {chosen_by}")
@@ -185,6 +178,20 @@ def evaluate(
         page = report.write(out, found, f"Fusion head {folder.name}")
     _summarise(found, show)
     show(f"report: {page}")
+
+
+def _tested(
+    head: Head, data: Examples, sources: Sequence[DataSource], fusion: FusionConfig
+) -> dict[str, Any]:
+    """Return the figures of a stored head on one half of the sessions; the other half chooses thresholds."""
+    check_branches(head, {branch: data.features[branch].shape[1] for branch in data.branches})
+    single = len(set(data.groups.tolist())) == 1
+    calibration, test = (None, data) if single else splits.holdout(data, 0.5, 0)
+    model = FusionModel(head)
+    with progress("testing"):
+        found = report.assess([model], calibration, test, plans.branch_inputs(fusion))
+        found["cost"] = cost.of_tick(model, test, sources, fusion)
+    return found
 
 
 def _workers(asked: int | None, cores: int | None, fusion: FusionConfig) -> int:

@@ -8,7 +8,7 @@ reported. A head with a memory still receives them as earlier windows.
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -70,9 +70,7 @@ def build(
     if not sources:
         raise SessionError("no sources to train on; give sessions or folders of media")
     spans = [source.spans() for source in sources]
-    chosen = tuple(classes) or tuple(sorted({s.name for each in spans for s in each if s.track == track}))
-    if len(chosen) < 2:
-        raise SessionError(f"labels of track '{track}' name {len(chosen)} classes; a head needs two or more")
+    chosen = _classes(spans, classes, track)
     labelled = (
         source.origin()
         for source, each in zip(sources, spans, strict=True)
@@ -84,21 +82,37 @@ def build(
     by_key = dict(zip(keys, sources, strict=True))
     fill(Cache(folder), by_key, config, workers, prepared, advance)
     _account_for(Cache(folder), by_key, config)
-    cache = Cache(folder)
-    parts = []
-    seen: set[tuple[str, tuple[Span, ...]]] = set()
-    for name, source, each in zip(keys, sources, spans, strict=True):
-        if (name, tuple(each)) in seen:  # else it could be on both sides of a split
-            _LOG.warning("%s: left out, a copy of a source before it", source.name)
-            continue
-        seen.add((name, tuple(each)))
-        parts.append(_examples(cache, name, source, each, chosen, track, config))
+    parts = [
+        _examples(Cache(folder), name, source, each, chosen, track, config)
+        for name, source, each in _without_copies(keys, sources, spans)
+    ]
     _log_parts(parts)
     parts = _without_empty(parts)
     examples = Examples.concatenate(parts if context else [part.rows(part.labelled) for part in parts])
     if not len(examples.labelled):
         raise SessionError("no window has both data and a label; do the labels belong to these sessions?")
     return examples
+
+
+def _classes(spans: Sequence[Sequence[Span]], given: Sequence[str], track: str) -> tuple[str, ...]:
+    """Return the classes to learn: those given, else all of a track; SessionError if there are too few."""
+    found = tuple(given) or tuple(sorted({s.name for each in spans for s in each if s.track == track}))
+    if len(found) < 2:
+        raise SessionError(f"labels of track '{track}' name {len(found)} classes; a head needs two or more")
+    return found
+
+
+def _without_copies(
+    keys: Sequence[str], sources: Sequence[DataSource], spans: Sequence[list[Span]]
+) -> Iterator[tuple[str, DataSource, list[Span]]]:
+    """Yield sources with key and labels; one that equals another could be on both sides of a split."""
+    seen: set[tuple[str, tuple[Span, ...]]] = set()
+    for key, source, each in zip(keys, sources, spans, strict=True):
+        if (key, tuple(each)) in seen:
+            _LOG.warning("%s: left out, a copy of a source before it", source.name)
+            continue
+        seen.add((key, tuple(each)))
+        yield key, source, each
 
 
 def _without_empty(parts: Sequence[Examples]) -> list[Examples]:

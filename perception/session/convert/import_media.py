@@ -3,7 +3,8 @@
 import heapq
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -18,7 +19,7 @@ from perception.io.text_file import read_text
 from perception.session.convert import cut_off
 from perception.session.convert.media_parts import Arrival, Part, Pictures, Sounds, Words
 from perception.session.convert.selection import EVERYTHING, Selection
-from perception.session.file.writer import whole
+from perception.session.file.writer import SessionWriter, whole
 from perception.session.file.zero import Zero
 from perception.units import SECOND_NS
 
@@ -66,35 +67,49 @@ def read(
     beside = (
         Path(subtitles) if subtitles else next(filter(Path.is_file, map(source.with_suffix, _SUFFIXES)), None)
     )
-    with media.open_container(str(source)) as container:
-        origin_ns = _origin_ns(source, container.metadata)
-        parts, notes = _parts(source, container, origin_ns, inside=beside is None)
-    if beside is not None:
-        words, doubts = _subtitles(beside)
-        parts.append(Words(str(beside), origin_ns, 0, words))
-        notes += doubts
-    if not parts:
-        raise DeviceError(f"{source}: nothing in it can be decoded: {'; '.join(notes) or 'it is empty'}")
+    origin_ns, parts, notes = _opened(source, beside)
     wanted = _select(parts, selection)
     length_ns = round(media.length_s(str(source)) * SECOND_NS)
     span_ns = selection.span_ns(origin_ns, origin_ns + length_ns)
     with whole(target) as writer, progress("importing") as advance:
         zero_ns = max(span_ns[0], origin_ns)  # labels made on the film are right in the session
         writer.set_zero(Zero(zero_ns, zero_ns))
-        numbering = Numbering(_SOURCE)
-        streams = [_guarded(part, span_ns) for part in wanted]
-        for due_ns, topic, header, payload in heapq.merge(*streams, key=lambda arrival: arrival[0]):
-            writer.write(numbering.message(topic, header, payload, due_ns))
-            advance()
+        counts = _write(writer, wanted, span_ns, advance)
         notes += [f"{part.topic}: {note}" for part in wanted for note in part.notes()]
-        if not numbering.counts:
+        if not counts:
             raise SessionError(f"{source}: nothing to import: {'; '.join(notes) or 'no such time in it'}")
         if span_ns[1] >= origin_ns + length_ns and len(wanted) == len(parts):
             notes += _cut_off(source, wanted)
         about = {"from": str(source), "kind": "video", "subtitles": beside and str(beside), "notes": notes}
         writer.add_metadata("imported", about)
-    yield from (f"{topic}: {number} messages" for topic, number in sorted(numbering.counts.items()))
+    yield from (f"{topic}: {number} messages" for topic, number in sorted(counts.items()))
     yield from notes
+
+
+def _opened(source: Path, subtitles: Path | None) -> tuple[int, list[Part], list[str]]:
+    """Return when a film was made, its parts, and what cannot be decoded; DeviceError if nothing can."""
+    with media.open_container(str(source)) as container:
+        origin_ns = _origin_ns(source, container.metadata)
+        parts, notes = _parts(source, container, origin_ns, inside=subtitles is None)
+    if subtitles is not None:
+        words, doubts = _subtitles(subtitles)
+        parts.append(Words(str(subtitles), origin_ns, 0, words))
+        notes += doubts
+    if not parts:
+        raise DeviceError(f"{source}: nothing in it can be decoded: {'; '.join(notes) or 'it is empty'}")
+    return origin_ns, parts, notes
+
+
+def _write(
+    writer: SessionWriter, parts: Sequence[Part], span_ns: tuple[int, int], advance: Callable[[], object]
+) -> Counter[str]:
+    """Write what parts hold within a span, in the order of stamps; return the messages by topic."""
+    numbering = Numbering(_SOURCE)
+    streams = [_guarded(part, span_ns) for part in parts]
+    for due_ns, topic, header, payload in heapq.merge(*streams, key=lambda arrival: arrival[0]):
+        writer.write(numbering.message(topic, header, payload, due_ns))
+        advance()
+    return numbering.counts
 
 
 def _origin_ns(source: Path, metadata: dict[str, str]) -> int:

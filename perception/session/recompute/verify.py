@@ -127,23 +127,30 @@ def verify(
             verdict.obstacles.append(problem)
         else:
             with EnginePool(config, known, workers, heads=heads) as pool:
-                verdict.obstacles += [
-                    f"cannot verify from tick {use.from_tick}: head {use.head_hash[:12]} not found, "
-                    f"neither in {use.folder} nor in a folder given by --head"
-                    for use in pool.heads.missing
-                ]
-                comparison = _Comparison(recording, config, known, pool.heads, verdict)
-                with progress("verifying states") as advance:
-                    for step, state in pool.infer(cuts(recording, config, known)):
-                        comparison.take(step, state)
-                        advance()
-                comparison.finish()
-                verdict.notes += _environment_differences(known, pool.engines[0]) if verdict.different else []
+                _compare(recording, config, known, pool, verdict)
         if not (verdict.equal or verdict.different or verdict.obstacles):
             verdict.obstacles.append(f"it contains no state/{config.name} that could be compared")
         verdict.notes += _models(recording, verdict)
         verdict.notes += recording.damage
         return verdict
+
+
+def _compare(
+    recording: Recording, config: FusionConfig, known: Survey, pool: EnginePool, verdict: Verdict
+) -> None:
+    """Compare the states that a pool of engines computes with the recorded ones."""
+    verdict.obstacles += [
+        f"cannot verify from tick {use.from_tick}: head {use.head_hash[:12]} not found, "
+        f"neither in {use.folder} nor in a folder given by --head"
+        for use in pool.heads.missing
+    ]
+    comparison = _Comparison(recording, config, known, pool.heads, verdict)
+    with progress("verifying states") as advance:
+        for step, state in pool.infer(cuts(recording, config, known)):
+            comparison.take(step, state)
+            advance()
+    comparison.finish()
+    verdict.notes += _environment_differences(known, pool.engines[0]) if verdict.different else []
 
 
 class _Comparison:
