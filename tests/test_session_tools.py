@@ -147,7 +147,7 @@ def test_info_tells_a_file_that_is_being_recorded_from_one_whose_recorder_was_ki
 
 
 def test_a_recording_whose_profile_fuses_nothing_is_named(session: Path) -> None:
-    said = rf"^{session}: the profile has no \[fusion\] table"
+    said = rf"^{session}, metadata 'profile': the profile has no \[fusion\] table"
     with pytest.raises(ProfileError, match=said):
         verify(session)
     with pytest.raises(ProfileError, match=said):
