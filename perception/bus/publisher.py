@@ -49,6 +49,8 @@ _UPDATE_S: Final = 0.05
 class Publisher(Closing):
     """The only publisher of a topic on this host and domain. Any thread may use it.
 
+    It binds the topic's ipc endpoint, and `endpoint` if given.
+
     Args:
         topic: such as `camera/front`.
         source: name of the publishing node; the publisher id is this name, `#` and a random number.

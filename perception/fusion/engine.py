@@ -80,13 +80,7 @@ class Engine:
         self.device = device
         self.counts: Counter[str] = Counter()
         """Inputs not used, by encoder or input and reason. The compute thread writes."""
-        self.encoders_hash = weights_hash(
-            {
-                f"{name}.{key}": value
-                for name, encoder in self.encoders.items()
-                for key, value in encoder.weights().items()
-            }
-        )
+        self.encoders_hash = _encoders_hash(self.encoders)
         self._config_hash = config_hash(_decisive(config))
         self.use(head)
         self._clock = clock
@@ -355,6 +349,16 @@ def _groups(
     on_cpu = {names[0]: bool(getattr(encoders[names[0]], "cpu_only", False)) for names in groups.values()}
     ordered = sorted(groups.values(), key=lambda names: on_cpu[names[0]])
     return [(None if on_cpu[names[0]] else encoders[names[0]].modality, tuple(names)) for names in ordered]
+
+
+def _encoders_hash(encoders: Mapping[str, RegisteredEncoder]) -> str:
+    """Return the hash of the weights of all encoders."""
+    weights = {
+        f"{name}.{key}": value
+        for name, encoder in encoders.items()
+        for key, value in encoder.weights().items()
+    }
+    return weights_hash(weights)
 
 
 def _receive_ms(window: Window) -> float:

@@ -15,7 +15,7 @@ from perception.messages import BranchState
 from perception.models.encoder import Encoding, TextInput
 from perception.models.lexical import phrase_vectorizer
 from perception.models.options import OTHER, TfidfOptions, TransformersTextOptions
-from perception.models.transformers_encoder import TransformersEncoder, stored_folder
+from perception.models.transformers_encoder import Loaded, TransformersEncoder, stored_folder
 from perception.models.weights import load_transformer, seeded
 
 _BYTES_PER_TOKEN: Final = 16
@@ -77,10 +77,8 @@ class TransformersTextEncoder(TransformersEncoder):
     Options: TypeAlias = TransformersTextOptions
     modality: ClassVar[str] = "text"
 
-    def __init__(
-        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
-    ) -> None:
-        super().__init__(partial(_load_text, options, seed, weights), _text_half, device, options.dtype)
+    def __init__(self, options: Options, *, device: torch.device, **others: Any) -> None:
+        super().__init__(partial(_load_text, options, **others), _text_half, device, options.dtype)
         self.network = TextNetwork(self.model, self._processor, options.max_tokens)
         self._bytes = _BYTES_PER_TOKEN * options.max_tokens
         self.dim = int(self.model.config.hidden_size)
@@ -95,7 +93,7 @@ class TransformersTextEncoder(TransformersEncoder):
         return as_bytes(data.text, self._bytes)
 
 
-def _load_text(options: TransformersTextEncoder.Options, seed: int, weights: str | None) -> tuple[Any, Any]:
+def _load_text(options: TransformersTextOptions, seed: int, weights: str | None = None) -> Loaded:
     """Return model and tokenizer, on the CPU in float32."""
     folder = stored_folder(options.model, options.revision, weights)
     if folder is None:

@@ -13,7 +13,12 @@ from perception.errors import ProfileError
 from perception.features.resample import resample
 from perception.models.encoder import AudioInput, Encoding
 from perception.models.options import TransformersAudioOptions
-from perception.models.transformers_encoder import TransformersEncoder, load_preprocessing, stored_folder
+from perception.models.transformers_encoder import (
+    Loaded,
+    TransformersEncoder,
+    load_preprocessing,
+    stored_folder,
+)
 from perception.models.weights import load_transformer, seeded
 
 SAMPLE_RATE_HZ: Final = 16_000
@@ -85,10 +90,8 @@ class TransformersAudioEncoder(TransformersEncoder):
     Options: TypeAlias = TransformersAudioOptions
     modality: ClassVar[str] = "microphone"
 
-    def __init__(
-        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
-    ) -> None:
-        super().__init__(partial(_load_audio, options, seed, weights), _encoder_half, device, options.dtype)
+    def __init__(self, options: Options, *, device: torch.device, **others: Any) -> None:
+        super().__init__(partial(_load_audio, options, **others), _encoder_half, device, options.dtype)
         second = np.zeros(SAMPLE_RATE_HZ, np.float32)
         example = self._inputs(second, SAMPLE_RATE_HZ)
         self.network = AudioNetwork(self.model, example, self._processor.feature_size)
@@ -119,7 +122,7 @@ class TransformersAudioEncoder(TransformersEncoder):
         return dict(inputs)
 
 
-def _load_audio(options: TransformersAudioEncoder.Options, seed: int, weights: str | None) -> tuple[Any, Any]:
+def _load_audio(options: TransformersAudioOptions, seed: int, weights: str | None = None) -> Loaded:
     """Return model and preprocessing, on the CPU in float32."""
     folder = stored_folder(options.model, options.revision, weights)
     if folder is None:

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from perception.errors import WeightsError
 from perception.models.weights import State, hub_folder, save_transformer, source_of
 
-Load = Callable[[], tuple[Any, Any]]
+Loaded: TypeAlias = tuple[Any, Any]
+"""A model and its preprocessing."""
 
 
 class TransformersEncoder:

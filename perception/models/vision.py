@@ -18,7 +18,12 @@ from perception.models.device import Forward, upload
 from perception.models.encoder import Encoding, ImageInput
 from perception.models.images import check_bgr
 from perception.models.options import TorchvisionOptions, TransformersVisionOptions
-from perception.models.transformers_encoder import TransformersEncoder, load_preprocessing, stored_folder
+from perception.models.transformers_encoder import (
+    Loaded,
+    TransformersEncoder,
+    load_preprocessing,
+    stored_folder,
+)
 from perception.models.weights import (
     State,
     load_into,
@@ -277,10 +282,8 @@ class TransformersVisionEncoder(TransformersEncoder):
     Options: TypeAlias = TransformersVisionOptions
     modality: ClassVar[str] = "camera"
 
-    def __init__(
-        self, options: Options, *, device: torch.device, seed: int, weights: str | None = None
-    ) -> None:
-        super().__init__(partial(_load_vision, options, seed, weights), _vision_half, device, options.dtype)
+    def __init__(self, options: Options, *, device: torch.device, **others: Any) -> None:
+        super().__init__(partial(_load_vision, options, **others), _vision_half, device, options.dtype)
         self._pooled = _Pooled(self.model, options.pooling)
         mean, std = self._processor.image_mean, self._processor.image_std
         plain = not self._processor.do_normalize
@@ -310,9 +313,7 @@ class TransformersVisionEncoder(TransformersEncoder):
         return pixels
 
 
-def _load_vision(
-    options: TransformersVisionEncoder.Options, seed: int, weights: str | None
-) -> tuple[Any, Any]:
+def _load_vision(options: TransformersVisionOptions, seed: int, weights: str | None = None) -> Loaded:
     """Return model and preprocessing, on the CPU in float32."""
     folder = stored_folder(options.model, options.revision, weights)
     if folder is None:

@@ -10,6 +10,7 @@ from perception.io.beside import refuse_existing
 from perception.models.checkpoint import ENCODERS, config_hash, head_hash
 from perception.models.head_config import HEAD_WEIGHTS
 from perception.profile import FusionConfig
+from perception.training.examples import Examples
 from perception.training.heads import Split
 from perception.training.model import FusionModel
 
@@ -77,9 +78,8 @@ def save(
         f"| {name} | {m['accuracy']:.3f} | {m['macro_f1']:.3f} | {m['nll']:.3f} | {m['ece']:.3f} |"
         for name, m in report["subsets"].items()
     )
-    test_sources = len(set(parts.test.sources.tolist()))
-    rows = len(parts.test.labelled)
-    tested = f"tested once on {rows} windows of {test_sources}; no source is in two of these."
+    rows, sources = len(parts.test.labelled), _count_sources(parts.test)
+    tested = f"tested once on {rows} windows of {sources}; no source is in two of these."
     if parts.test is parts.validation:
         tested = "which the figures below are of, too, as no share was kept for a test: they flatter."
     card = CARD.format(
@@ -91,16 +91,16 @@ def save(
         tested=tested,
         copies=" and perturbed copies of them" if report["training"]["copies"] else "",
         hash=head_hash(head),
-        **{
-            key: value
-            for name in ("train", "validation")
-            for key, value in {
-                name: len(getattr(parts, name).labelled),
-                f"{name}_sources": len(set(getattr(parts, name).sources.tolist())),
-            }.items()
-        },
+        train=len(parts.train.labelled),
+        train_sources=_count_sources(parts.train),
+        validation=len(parts.validation.labelled),
+        validation_sources=_count_sources(parts.validation),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _count_sources(part: Examples) -> int:
+    return len(set(part.sources.tolist()))
 
 
 def encoders_config_hash(fusion: FusionConfig) -> str:

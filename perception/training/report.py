@@ -43,6 +43,7 @@ def assess(
     model, truth = models[0], evaluate.truth_of(test)
     p = evaluate.probabilities(model, test)
     delay, delay_left_out = evaluate.delay_sweep(model, test, inputs)
+    chosen_by = {} if validation is None else evaluate.named_sources(validation)
     return {
         "classes": list(test.classes),
         "windows": len(truth),
@@ -61,9 +62,7 @@ def assess(
         "delay": delay,
         "delay_left_out": delay_left_out,
         "conformal": {} if validation is None else _conformal(model, validation, test, inputs),
-        "threshold_sessions": []
-        if validation is None
-        else sorted(evaluate.named_sources(validation).values()),
+        "threshold_sessions": sorted(chosen_by.values()),
         "calibration": _reliability(truth, p),
         "seeds": _over_seeds(models, test),
         "single": _against_singles(p, test, inputs, singles or {}),

@@ -46,10 +46,7 @@ def write(
             media.close()
         for name in names:
             if name not in films and name not in sounds:
-                path = folder / f"{_stem(name)}.{kind}"
-                columns = tables.columns_of(session.messages([name]), zero)
-                count = tables.write(path, kind, session.messages([name]), columns, zero)
-                lines.append(f"{path.name}: {count} rows, {len(columns)} columns")
+                lines.append(_write_table(session, name, folder, kind))
         notes = {
             "zero": zero.as_metadata(),
             "files": media.begins,
@@ -60,6 +57,14 @@ def write(
     yield from lines
     yield from (f"{path}: begins at second {begin['start_s']:.3f}" for path, begin in media.begins.items())
     yield from (f"{text} ({count} times)" for text, count in media.refused.items())
+
+
+def _write_table(session: Session, topic: str, folder: Path, kind: tables.Kind) -> str:
+    """Write the messages of one topic as a table; return a line on it."""
+    path = folder / f"{_stem(topic)}.{kind}"
+    columns = tables.columns_of(session.messages([topic]), session.zero)
+    count = tables.write(path, kind, session.messages([topic]), columns, session.zero)
+    return f"{path.name}: {count} rows, {len(columns)} columns"
 
 
 def _films(

@@ -177,7 +177,20 @@ class Heads:
 
 
 class EnginePool(Closing):
-    """Engines that share the windows of a recording; see the rules of this module."""
+    """Engines that share the windows of a recording; see the rules of this module.
+
+    They have the live run's device and threads where this machine has them.
+
+    Args:
+        config: the fusion.
+        known: summary of the journals.
+        workers: how many engines.
+        heads: folders of heads that were swapped in, besides those that the recording names. None: the
+            profile's head computes every window.
+
+    Raises:
+        ProfileError, WeightsError: see `build_engine`.
+    """
 
     def __init__(
         self,
@@ -187,18 +200,6 @@ class EnginePool(Closing):
         *,
         heads: Iterable[Path | str] | None = (),
     ) -> None:
-        """Build the engines, with the live run's device and threads where this machine has them.
-
-        Args:
-            config: the fusion.
-            known: summary of the journals.
-            workers: how many engines.
-            heads: folders of heads that were swapped in, besides those that the recording names. None: the
-                profile's head computes every window.
-
-        Raises:
-            ProfileError, WeightsError: see `build_engine`.
-        """
         threads = int(known.facts.get("threads", config.threads))
         device = str(known.facts.get("device", config.device))
         if not exists(device):
