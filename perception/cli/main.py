@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import click
 
-from perception.bus.domains import JOINED_DOMAIN
 from perception.cli.bench import bench
 from perception.cli.guide import guide
 from perception.cli.help import Group
+from perception.cli.options import joined_domain, overriding
 from perception.cli.record import record
 from perception.cli.replay import fuse, replay, verify
 from perception.cli.search import search
@@ -28,15 +28,6 @@ from perception.io.out_path import OutFile, OutFolder
 _QUIET_S: Final = 2.0
 _NODES_LISTEN_S: Final = 2.5
 """A node publishes its health once a second; a rate needs two messages."""
-
-_domain = click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
-_set = click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Override a key of the profile, e.g. fusion.hop_ms=200; may be repeated.",
-)
 
 
 _SECTIONS: Final = {
@@ -65,7 +56,7 @@ def cli() -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Stop S seconds after the first state (without a fusion: the first message).",
 )
-@_set
+@overriding("the profile")
 @click.option(
     "--domain",
     metavar="NAME",
@@ -95,7 +86,7 @@ def up(
 @click.option("--count", metavar="N", type=click.IntRange(min=1), help="End after N messages.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per message.")
 @click.option("--hz", is_flag=True, help="Print rate and jitter once a second instead of the messages.")
-@_domain
+@joined_domain
 def echo(topic: str, count: int | None, as_json: bool, hz: bool, domain: str | None) -> None:
     """Print the messages of TOPIC as they arrive.
 
@@ -131,7 +122,7 @@ def echo(topic: str, count: int | None, as_json: bool, hz: bool, domain: str | N
 @click.argument("words", nargs=-1, required=True)
 @click.option("--name", metavar="NAME", default="say", show_default=True, help="Publish on text/NAME.")
 @click.option("--language", metavar="TAG", default="", help="Language of the text as a BCP 47 tag, e.g. en.")
-@_domain
+@joined_domain
 def say(words: tuple[str, ...], name: str, language: str, domain: str | None) -> None:
     """Publish one line of text on text/say."""
     from perception.bus.api import publish
@@ -143,7 +134,7 @@ def say(words: tuple[str, ...], name: str, language: str, domain: str | None) ->
 
 
 @cli.command()
-@_domain
+@joined_domain
 def nodes(domain: str | None) -> None:
     """List the live nodes: status, rates, drops, device."""
     import time
@@ -172,7 +163,7 @@ def nodes(domain: str | None) -> None:
 
 @cli.command()
 @click.argument("profile", required=False)
-@_set
+@overriding("the profile")
 def doctor(profile: str | None, overrides: tuple[str, ...]) -> int:
     """Check packages, devices, GPU and clock of this machine, and what PROFILE needs.
 

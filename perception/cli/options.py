@@ -5,6 +5,10 @@ from typing import Any
 
 import click
 
+from perception.bus.domains import JOINED_DOMAIN
+from perception.errors import SessionError
+from perception.io.out_path import OutFile
+
 
 def setting(
     names: str, metavar: str, kind: "click.ParamType[Any]", default: object, text: str
@@ -21,3 +25,20 @@ def setting(
     return click.option(
         *names.split(), metavar=metavar, type=kind, default=default, show_default=True, help=text
     )
+
+
+def overriding(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the decorator of `--set`; `what` names the profile whose keys it overrides."""
+    return click.option(
+        "--set",
+        "overrides",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help=f"Override a key of {what}, e.g. fusion.hop_ms=200; may be repeated.",
+    )
+
+
+joined_domain = click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
+session_out = click.option(
+    "--out", metavar="FILE", type=OutFile(SessionError), required=True, help="Session file to write."
+)

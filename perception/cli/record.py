@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from perception.cli.options import overriding, session_out
 from perception.cli.standard_streams import show
 from perception.errors import PerceptionError, SessionError
-from perception.io.out_path import OutFile
 
 if TYPE_CHECKING:
     from perception.messages import InputHealth
@@ -22,9 +22,7 @@ _ABOVE_ZERO: Final = click.FloatRange(min=0, min_open=True)
 
 @click.command()
 @click.argument("profile", required=False)
-@click.option(
-    "--out", metavar="FILE", type=OutFile(SessionError), required=True, help="Session file to write."
-)
+@session_out
 @click.option(
     "--seconds",
     metavar="S",
@@ -45,13 +43,7 @@ _ABOVE_ZERO: Final = click.FloatRange(min=0, min_open=True)
     help="Domain of the graph. Default: $PERCEPTION_DOMAIN, else the profile's own; "
     "without PROFILE the only graph that is up.",
 )
-@click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Override a key of the profile, e.g. fusion.hop_ms=200; may be repeated.",
-)
+@overriding("the profile")
 def record(
     profile: str | None,
     out: Path,

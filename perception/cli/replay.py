@@ -5,9 +5,8 @@ from pathlib import Path
 import click
 
 from perception.bus.domains import JOINED_DOMAIN
+from perception.cli.options import overriding, session_out
 from perception.cli.standard_streams import show
-from perception.errors import SessionError
-from perception.io.out_path import OutFile
 
 _FILE = click.argument("file", type=click.Path(path_type=Path))
 
@@ -138,16 +137,8 @@ def verify(file: Path, profile: str | None, heads: tuple[Path, ...], as_json: bo
     metavar="PROFILE",
     help="Profile of the fusion. Default: the one stored in FILE, if it is a session.",
 )
-@click.option(
-    "--out", metavar="FILE", type=OutFile(SessionError), required=True, help="Session file to write."
-)
-@click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Override a key of --profile, e.g. fusion.hop_ms=200; may be repeated.",
-)
+@session_out
+@overriding("--profile")
 def fuse(file: Path, profile: str | None, out: Path, overrides: tuple[str, ...]) -> None:
     """Compute the states of FILE without a graph and write them to a session.
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from perception.bus.domains import JOINED_DOMAIN
-from perception.cli.options import setting
+from perception.cli.options import joined_domain, setting
 from perception.cli.standard_streams import show
 from perception.errors import PerceptionError
 from perception.units.closing import Closing
@@ -27,7 +26,7 @@ _ANSWER_S: Final = 60.0
 @click.argument("head", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--back", is_flag=True, help="Switch back to the previous head.")
 @click.option("--node", metavar="NAME", default="fusion", show_default=True, help="Name of the fusion node.")
-@click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
+@joined_domain
 @setting(
     "--after ticks", "N", click.IntRange(1, 1_000_000), 50, "Compare the heads on N windows before switching."
 )

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from perception.bus.domains import JOINED_DOMAIN
-from perception.cli.options import setting
+from perception.cli.options import joined_domain, setting
 from perception.cli.standard_streams import show
 from perception.errors import PerceptionError
 from perception.io.out_path import OutFolder
@@ -157,7 +156,7 @@ def labels(file: Path, track: str | None) -> int:
     type=click.FloatRange(min=0, min_open=True),
     help="Mark one CLASS for S seconds from now, then end.",
 )
-@click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
+@joined_domain
 def mark(classes: tuple[str, ...], track: str, seconds: float | None, domain: str | None) -> None:
     """Label what happens now; a recorder stores the labels in its session.
 
