@@ -1,4 +1,4 @@
-"""Forward passes, lanes and uploads: plain calls on a CPU, and the rules by which CUDA graphs are used."""
+"""Forward passes, launches and uploads: plain calls on a CPU, and the rules by which CUDA graphs are used."""
 
 import logging
 from typing import Any
@@ -13,7 +13,7 @@ from perception.models.device import (
     CudaGraph,
     Forward,
     Function,
-    Lanes,
+    Launcher,
     Span,
     Tensors,
     exists,
@@ -116,10 +116,10 @@ def test_a_capture_that_fails_or_gives_something_else_is_not_used_and_said(
 
 def test_on_a_cpu_lanes_run_in_turn_and_are_timed_by_the_clock() -> None:
     now_ns = iter(range(0, 100_000_000, 1_500_000))
-    lanes = Lanes(CPU, lambda: next(now_ns))
-    three, first = lanes.beside("camera", int, "3")
-    four, second = lanes.beside("microphone", sum, (1, 3))
-    lanes.join()
+    launcher = Launcher(CPU, lambda: next(now_ns))
+    three, first = launcher.launch("camera", int, "3")
+    four, second = launcher.launch("microphone", sum, (1, 3))
+    launcher.join()
     assert (three, four) == (3, 4)
     assert (first.ms, second.ms) == (1.5, 1.5)
 
@@ -145,7 +145,7 @@ def test_the_time_of_work_that_goes_on_is_waited_for() -> None:
 
 def test_work_for_the_cpu_is_timed_by_the_clock_whatever_the_device() -> None:
     now_ns = iter((0, 4_000_000))
-    result, span = Lanes(torch.device("cuda"), lambda: next(now_ns)).beside(None, int, "3")
+    result, span = Launcher(torch.device("cuda"), lambda: next(now_ns)).launch(None, int, "3")
     assert (result, span.ms) == (3, 4.0)
 
 
@@ -223,9 +223,9 @@ def test_what_is_uploaded_together_arrives_as_it_was(device: torch.device) -> No
 @pytest.mark.gpu
 @on_each_cuda_device
 def test_lanes_of_a_device_time_their_work_and_are_joined(device: torch.device) -> None:
-    lanes = Lanes(device, lambda: 0)
+    launcher = Launcher(device, lambda: 0)
     x = torch.randn(512, 512, device=device)
-    product, span = lanes.beside("camera", torch.mm, x, x)
-    lanes.join()
+    product, span = launcher.launch("camera", torch.mm, x, x)
+    launcher.join()
     torch.testing.assert_close(product.cpu(), x.cpu() @ x.cpu(), rtol=1e-2, atol=1e-1)
     assert span.ms > 0

@@ -75,12 +75,12 @@ def fitted(image: Image, size: tuple[int, int], fit: Fit) -> Image:
     return framed
 
 
-def inner_size(shown: tuple[int, int], size: tuple[int, int], fit: Fit) -> tuple[int, int]:
-    """Return the (width, height) that a picture of size `shown` has within one of `size`."""
+def inner_size(picture: tuple[int, int], size: tuple[int, int], fit: Fit) -> tuple[int, int]:
+    """Return the (width, height) of a picture of size `picture` after fitting it into `size`."""
     if fit != "letterbox":
         return size
-    scale = min(size[0] / shown[0], size[1] / shown[1])
-    return max(round(shown[0] * scale), 1), max(round(shown[1] * scale), 1)
+    scale = min(size[0] / picture[0], size[1] / picture[1])
+    return max(round(picture[0] * scale), 1), max(round(picture[1] * scale), 1)
 
 
 def _cut(image: Image, size: tuple[int, int]) -> Image:

@@ -51,7 +51,7 @@ class LogMelConfig:
             raise ValueError("need at least one band and a log offset above zero")
 
     def count(self, samples: int) -> int:
-        """Return how many whole frames fit into so many samples."""
+        """Return the number of whole frames in a number of samples."""
         return max(0, 1 + (samples - self.window) // self.hop)
 
 

@@ -126,9 +126,9 @@ class Resampler:
         if self._up <= _FEW_PHASES:
             for first in range(min(self._up, outputs.size)):
                 place, at = self._find(self._output + first)
-                alike = outputs[first :: self._up]
-                near = self._windows[at :: self._down][: alike.size]
-                np.vecdot(near, self._taps[place], out=alike)
+                of_phase = outputs[first :: self._up]
+                near = self._windows[at :: self._down][: of_phase.size]
+                np.vecdot(near, self._taps[place], out=of_phase)
             return
         done = 0
         while done < outputs.size:

@@ -55,7 +55,7 @@ def build_engine(config: FusionConfig, *, clock: Callable[[], int]) -> Engine:
     encoders: dict[str, RegisteredEncoder] = {}
     fixed: dict[str, EncoderConfig] = {}
     facts: precision.Facts = {}
-    alike: dict[str, tuple[EncoderConfig, RegisteredEncoder, precision.Facts]] = {}
+    built: dict[str, tuple[EncoderConfig, RegisteredEncoder, precision.Facts]] = {}
     for name, item in sorted(config.encoders.items()):
 
         def build(item: EncoderConfig, name: str = name) -> RegisteredEncoder:
@@ -64,9 +64,9 @@ def build_engine(config: FusionConfig, *, clock: Callable[[], int]) -> Engine:
 
         # encoders that differ only in their input share one model
         same = item.model_dump_json(exclude={"input"})
-        if same not in alike:
-            alike[same] = _in_format(name, item, config.dtype, build)
-        settled, encoders[name], measured = alike[same]
+        if same not in built:
+            built[same] = _in_format(name, item, config.dtype, build)
+        settled, encoders[name], measured = built[same]
         fixed[name] = settled.model_copy(update={"input": item.input})
         facts |= {f"{name} {key}": value for key, value in measured.items()}
         topic, modality = config.inputs[item.input].topic, encoders[name].modality

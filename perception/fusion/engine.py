@@ -29,7 +29,7 @@ from perception.messages import (
     ModelInfo,
 )
 from perception.models.checkpoint import Head, config_hash, head_hash
-from perception.models.device import Forward, Lanes, Span, upload_together
+from perception.models.device import Forward, Launcher, Span, upload_together
 from perception.models.encoder import Encoding
 from perception.models.precision import noise
 from perception.models.registry import RegisteredEncoder
@@ -86,7 +86,7 @@ class Engine:
         self._clock = clock
         self._facts = dict(facts or {})
         """The compute thread writes in `warm_up`, before the receiving thread reads."""
-        self._lanes = Lanes(device, clock)
+        self._launcher = Launcher(device, clock)
         batched = device.type == "cuda" if batched is None else batched
         self._groups = _groups(self.encoders, batched=batched)
         self._input_of = {name: config.encoders[name].input for name in self.encoders}
@@ -194,11 +194,11 @@ class Engine:
         spans: dict[str, Span] = {}
         for modality, names in self._groups:
             if not stale.keys().isdisjoint(names):
-                made, span = self._lanes.beside(modality, self._launch, names, inputs)
+                made, span = self._launcher.launch(modality, self._launch, names, inputs)
                 for name in names:
                     if name in stale:
                         launched[name], spans[name] = made[name], span
-        self._lanes.join()
+        self._launcher.join()
         finite = _are_finite(encoding.features for encoding in launched.values() if encoding is not None)
         for name, encoding in launched.items():
             self._cache[name] = _Cached(stale[name], self._checked(name, encoding, finite))
@@ -277,8 +277,8 @@ class Engine:
         inputs = {name: Reading(samples[one.modality], None) for name, one in self.encoders.items()}
         for _ in range(repeats):
             for modality, names in self._groups:
-                self._lanes.beside(modality, self._launch, names, inputs)
-            self._lanes.join()
+                self._launcher.launch(modality, self._launch, names, inputs)
+            self._launcher.join()
             self.warm_up_head(self.head)
         for _, names in self._groups:
             forward = getattr(self.encoders[names[0]], "forward", None)

@@ -23,7 +23,7 @@ from perception.units.arrays import Samples
 
 SAMPLE_RATE_HZ: Final = 16_000
 _RECENT: Final = 3
-"""A short sound shows in the last third of a window before it moves the statistics of the whole."""
+"""The last third of a window has features of its own: a short sound changes those of the whole too little."""
 
 
 def _recent(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

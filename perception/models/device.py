@@ -38,15 +38,15 @@ class CudaGraph:
             self._inputs = tuple(tensor.clone() for tensor in inputs)
         with torch.cuda.device(inputs[0].device):
             here = torch.cuda.current_stream()
-            beside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            beside.wait_stream(here)
-            with torch.cuda.stream(beside):
+            capturing: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            capturing.wait_stream(here)
+            with torch.cuda.stream(capturing):
                 for _ in range(_WARM_UPS):
                     function(*self._inputs)
-            here.wait_stream(beside)
+            here.wait_stream(capturing)
             self._graph = torch.cuda.CUDAGraph()
             # on the stream of the warm-up, for which libraries have allocated their workspaces
-            with torch.cuda.graph(self._graph, stream=beside, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, stream=capturing, capture_error_mode="thread_local"):
                 self._outputs = function(*self._inputs)
 
     def __call__(self, *inputs: torch.Tensor) -> Tensors:
@@ -139,8 +139,8 @@ class Span(msgspec.Struct, frozen=True):
         return float(self.began.elapsed_time(self.ended))
 
 
-class Lanes:
-    """Streams of a CUDA device, one per modality; on a CPU the calling thread.
+class Launcher:
+    """Launches work on streams of a CUDA device, one per modality; on a CPU in the calling thread.
 
     Memory needs no further synchronisation, because every tick ends with its results on the host: the device
     has finished before anything is freed or written again.
@@ -152,7 +152,7 @@ class Lanes:
         self._on_cuda = device.type == "cuda"
         self._streams: dict[str, Any] = {}
 
-    def beside(
+    def launch(
         self, modality: str | None, launch: Callable[..., ResultT], *arguments: Any
     ) -> tuple[ResultT, Span]:
         """Launch work on the modality's stream, after earlier launches; return its result and span.

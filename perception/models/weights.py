@@ -82,7 +82,7 @@ def load_into(module: nn.Module, state: Mapping[str, torch.Tensor], where: objec
     ]
     if not problems:
         versioned = OrderedDict(state)
-        # Some layers read a layout version beside the tensors, which safetensors does not carry.
+        # some layers read a layout version, which safetensors does not store
         versioned._metadata = getattr(state, "_metadata", getattr(own, "_metadata", None))  # type: ignore[attr-defined]
         result = module.load_state_dict(versioned, strict=False)
         problems = [

@@ -104,7 +104,7 @@ class _Line:
             yield self._ahead.popleft()
 
     def fill(self, count: int) -> None:
-        """Read so many messages ahead, as far as there are any."""
+        """Read messages ahead until the buffer has `count`, or the recording ends."""
         self._ahead.extend(islice(self._rest, max(0, count - len(self._ahead))))
 
     def reads(self, message: Message[Header]) -> bool:

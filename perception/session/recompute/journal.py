@@ -1,10 +1,10 @@
 """Joins journals with the recorded inputs: what a fusion process received, in its order. Pure.
 
 Rules. One thread iterates; no lock. A journal names inputs that were recorded before or after it, so it waits
-until all of them are there, or PATIENCE_NS have passed in the recording. Inputs come out in the order of the
-journals, each once. Each journal stores the mark of the core before it, so a core can be resumed at any of
-them: where a recording begins late, after a gap in it, or when the fusion process was restarted. After a gap
-nothing comes out until the next journal, which starts with `Begin`.
+until all of them are read, or PATIENCE_NS have passed in the recording. Inputs are yielded in the order of
+the journals, each once. Each journal stores the mark of the core before it, so a core can be resumed at any
+of them: where a recording begins late, after a gap in it, or when the fusion process was restarted. After a
+gap nothing is yielded until the next journal, which starts with `Begin`.
 """
 
 from collections import defaultdict, deque

@@ -82,7 +82,7 @@ class Verdict:
         return {**asdict(self), **counts, "first": first, "exit_code": self.exit_code}
 
     def lines(self) -> Iterator[str]:
-        """Yield the verdict for people."""
+        """Yield the verdict as lines of text."""
         word = ("same", "different", "cannot verify")[self.exit_code]
         compared = self.equal + self.different
         yield f"{word}: {self.equal} of {compared} states compared are equal, {self.states} recorded"
