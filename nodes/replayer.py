@@ -5,7 +5,7 @@ import threading
 from perception.errors import ProfileError
 from perception.profile import Profile
 from perception.session.player import Playback, play
-from perception.session.readers import promised
+from perception.session.readers import expected_readers
 
 from .node import main
 
@@ -27,7 +27,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         playback,
         domain=profile.domain,
         stopped=stopped,
-        nodes=promised(profile),
+        nodes=expected_readers(profile),
         wait=config.wait,
     )
 

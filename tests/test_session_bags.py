@@ -86,7 +86,7 @@ def test_foxglove_s_own_recordings_become_sessions(tmp_path: Path, encoding: str
     path = foxglove_file(tmp_path / "f.MCAP", encoding, foxglove_rows(encoding))
     result = CliRunner().invoke(session, ["import", str(path), str(tmp_path / "s.mcap")])
     assert result.exit_code == 0, result.output
-    assert f"/tf: left out: foxglove.FrameTransform ({encoding}) has no counterpart here" in result.output
+    assert f"/tf: left out: foxglove.FrameTransform ({encoding}) has no counterpart" in result.output
     messages = list(read(tmp_path / "s.mcap"))
     frames = [message for message in messages if isinstance(message.header, CameraFrame)]
     assert {bytes(one.payload) for one in frames if one.topic == "camera/cam"} == {JPEG}
@@ -498,11 +498,11 @@ def test_info_of_a_bag_says_what_would_become_of_it(tmp_path: Path, whole: bool)
     path = bag(tmp_path / "bag", [*pictures(3), ("/tf", "std_msgs/msg/Empty", b"\0\1\0\0\0")])
     named = path if whole else next(path.glob("*.mcap"))
     lines = CliRunner().invoke(session, ["info", str(named)]).output.splitlines()
-    assert "no session but a recording of 0.3 s" in lines[0]
+    assert "not a session; a recording of 0.3 s" in lines[0]
     assert lines[1].split() == [
         "/front/image_raw/compressed", "sensor_msgs/msg/CompressedImage", "(cdr)", "->", "camera/front"
     ]  # fmt: skip
-    assert lines[2].endswith("has no counterpart here")
+    assert lines[2].endswith("has no counterpart")
 
 
 def test_info_of_a_folder_of_nothing_is_an_error(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from perception.messages import AudioBlock, CameraFrame, Header, Label, Message,
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
 from perception.session import Session, SessionWriter, read
 from perception.session.convert import export_lerobot, export_media, export_webdataset, import_media
-from perception.session.convert.film import Hearing, VideoFile
+from perception.session.convert.film import SoundFormat, VideoFile
 from perception.units import SECOND_NS
 from tests import streams
 from tests.media import write_clip
@@ -279,10 +279,10 @@ def test_any_sound_fits_into_a_film(tmp_path: Path, channels: int, kind: str, ra
     tone = np.sin(np.arange(rate_hz) * 2 * np.pi * 440 / rate_hz) * 0.5
     samples = np.repeat(tone[:, None], channels, axis=1)
     whole = (samples * 32767).astype(kind) if kind == "<i2" else samples.astype(kind)
-    with VideoFile(tmp_path / "f.mp4", 32, 32, sound=Hearing(rate_hz, channels)) as film:
+    with VideoFile(tmp_path / "f.mp4", 32, 32, sound=SoundFormat(rate_hz, channels)) as film:
         for number in range(10):
             film.write(np.zeros((32, 32, 3), np.uint8), number * 100 * MS)
-            film.hear(whole[number * rate_hz // 10 : (number + 1) * rate_hz // 10])
+            film.write_sound(whole[number * rate_hz // 10 : (number + 1) * rate_hz // 10])
     with av.open(str(tmp_path / "f.mp4")) as made:
         sound = made.streams.audio[0]
         assert sound.channels == (2 if channels == 2 else 1)

@@ -79,7 +79,7 @@ def test_the_states_of_a_session_are_those_of_a_replay(session: Path, tmp_path: 
     lines = list(fuse(session, tmp_path / "s.mcap"))
     found = states(tmp_path / "s.mcap")
     assert [without_measured(state) for state in found] == list(replay(session))
-    assert lines[0] == "text: absent, no text is there for it"
+    assert lines[0] == "text: absent, the source has no further text"
     assert lines[1] == f"state/fused: {len(found)} states: {_counted(state.fused.label for state in found)}"
     assert lines[2].startswith("camera (camera/front): present ")
     with Session(session) as source, Session(tmp_path / "s.mcap") as made:
@@ -102,7 +102,7 @@ def test_a_film_is_fused_as_it_would_be_imported(film: Path, profile: str, tmp_p
     lines = list(fuse(film, tmp_path / "s.mcap", load(profile)))
     assert "camera: reads camera/video" in lines
     assert "microphone: reads microphone/video" in lines
-    assert "text: absent, no text is there for it" in lines
+    assert "text: absent, the source has no further text" in lines
     list(import_media.read(film, tmp_path / "imported.mcap"))
     config = load(profile).fusion
     assert config is not None
@@ -162,7 +162,7 @@ def test_the_command_says_what_came_of_it_and_ends_with_the_right_code(
         tmp_path / "text.mcap", [one for one in scripted_room() if one.topic.startswith("label/")]
     )
     for arguments, code, reason in (
-        ([str(silent), "--profile", profile], SessionError.exit_code, "nothing in it is for an input"),
+        ([str(silent), "--profile", profile], SessionError.exit_code, "no input reads any of its streams"),
         ([str(leapt)], SessionError.exit_code, "contains no profile; give the one it was recorded with"),
         (
             [str(session), "--set", "fusion.hop_ms=50"],

@@ -303,14 +303,14 @@ CUT_SHORT = {
     "asf": " bytes are there",
     "wmv": " bytes are there",
     "mp4": " bytes are there",
-    "gif": "its end is not there",
-    "ts": "its last packet is not whole",
-    "mpg": "its last packet is not whole",
-    "y4m": "its last picture is not whole",
-    "mjpeg": "its last picture is not whole",
-    "aac": "its last frame is not whole",
-    "ogg": "its last page is not whole",
-    "ogv": "its last page is not whole",
+    "gif": "its end is missing",
+    "ts": "its last packet is incomplete",
+    "mpg": "its last packet is incomplete",
+    "y4m": "its last picture is incomplete",
+    "mjpeg": "its last picture is incomplete",
+    "aac": "its last frame is incomplete",
+    "ogg": "its last page is incomplete",
+    "ogv": "its last page is incomplete",
 }
 
 
@@ -332,7 +332,7 @@ def test_an_ogg_that_ends_between_two_pages_says_so(tmp_path: Path) -> None:
     path = made_by_ffmpeg(tmp_path / "a.ogg")
     data = path.read_bytes()
     path.write_bytes(data[: data.rindex(b"OggS")])
-    assert imported(path)[0][-1] == f"{path}: its last page is not there: is it cut off?"
+    assert imported(path)[0][-1] == f"{path}: its last page is missing: is it cut off?"
 
 
 def made_by_ffmpeg(path: Path) -> Path:

@@ -221,7 +221,7 @@ def test_the_command_plays_a_file(session_file: Path) -> None:
     ]
     result = CliRunner().invoke(cli, arguments)
     assert result.output.splitlines() == [
-        "perception: begins at once, whoever reads it",
+        "perception: begins at once, without waiting for readers",
         "published 40 camera/front, 1 label/truth",
     ]
     wrong = CliRunner().invoke(cli, ["replay", str(session_file), "--rate", "fast"])
@@ -289,7 +289,7 @@ def test_a_short_recording_gives_states_and_is_recorded_whole(session_file: Path
     ended = subprocess.run([*command, *settings], capture_output=True, text=True, timeout=LONG_S)
     assert ended.returncode == 0, ended.stderr
     assert "waits for fusion to read camera/front, microphone/main" in ended.stderr
-    assert "its readers are there, the play begins" in ended.stderr
+    assert "all readers are connected, the play begins" in ended.stderr
     assert json.loads(report.read_text())["ticks"]["published"] >= 15
     with Session(out) as again, Session(session_file) as was:
         for topic in (CAMERA, "microphone/main", "label/truth"):
@@ -402,7 +402,7 @@ def test_who_waits_says_so_and_can_quit(bus: Bus, session_file: Path) -> None:
             stopped=stopped,
             keys=Script([None, None, "quit"]),
             awaited=lambda publishers: f"a reader of {len(publishers)} topics",
-            say=said.append,
+            notify=said.append,
         )
         player.run()
     assert said == ["waits for a reader of 3 topics"]
@@ -419,5 +419,5 @@ def test_nothing_to_play_is_an_error(bus: Bus, session_file: Path) -> None:
             clock=bus.clock,
             stopped=threading.Event(),
         )
-        with pytest.raises(SessionError, match="holds nothing in the time that is to be played"):
+        with pytest.raises(SessionError, match="holds nothing in the time to play"):
             player.run()

@@ -120,7 +120,9 @@ def test_damage_of_messages_is_found_when_they_are_read_and_info_says_that_it_di
     (path := tmp_path / "d.mcap").write_bytes(data)
     for whole_or_not in (session, path):
         assert not info(whole_or_not).checked
-        assert "damage in messages shows when they are read: " in info(whole_or_not).lines()[-1]
+        assert (
+            "from its index only; cat, repair and verify read the messages" in info(whole_or_not).lines()[-1]
+        )
     with Session(path) as damaged:
         assert len(list(damaged.messages())) < len(found_in(session))
         (said,) = damaged.damage
@@ -128,7 +130,7 @@ def test_damage_of_messages_is_found_when_they_are_read_and_info_says_that_it_di
     assert repair(path, tmp_path / "r.mcap").damage == [said]
     cut_off = info(killed(session, tmp_path / "k.mcap"))
     assert cut_off.checked
-    assert not any("shows when they are read" in line for line in cut_off.lines())
+    assert not any("from its index only" in line for line in cut_off.lines())
 
 
 def test_info_tells_a_file_that_is_being_recorded_from_one_whose_recorder_was_killed(
@@ -139,7 +141,7 @@ def test_info_tells_a_file_that_is_being_recorded_from_one_whose_recorder_was_ki
         writer.flush()
         found = info(path)
         assert (found.closed_properly, found.being_recorded) == (False, True)
-        assert found.lines()[1] == "still being recorded: what is written of it so far"
+        assert found.lines()[1] == "still being recorded: this is what has been written so far"
     assert not info(path).being_recorded
     found = info(killed(session, tmp_path / "k.mcap"))
     assert not found.being_recorded

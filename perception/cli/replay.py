@@ -83,7 +83,7 @@ def replay(
             domain=domain,
             keys=keys,
             wait=0 if no_wait else wait,
-            say=lambda text: show(f"perception: {text}", err=True),
+            notify=lambda text: show(f"perception: {text}", err=True),
         )
     counts = ", ".join(f"{count} {topic}" for topic, count in sorted(published.items()))
     show(f"published {counts or 'nothing'}")

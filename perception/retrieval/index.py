@@ -21,7 +21,7 @@ from perception.errors import SessionError
 from perception.models.embedders import PictureEmbedder, SentenceEmbedder, SoundEmbedder, Vectors
 from perception.models.feature_cache import Cache, key
 from perception.retrieval.streams import Step, Stream, text_stream, topics
-from perception.session.convert.samples import Moments
+from perception.session.convert.samples import Samples
 from perception.session.file.reader import Session
 from perception.session.recompute.cutting import account
 from perception.units import Counts
@@ -87,10 +87,10 @@ def _opened(
     none = np.zeros(0, np.int64)
     stream = Stream(session.path, session.zero.stamp_ns, topic, none, none)
     if kind == "frames":
-        seen = Moments(session, [topic], rate_hz=1 / step.every_s, sound_ms=0, counts=counts)
+        seen = Samples(session, [topic], rate_hz=1 / step.every_s, sound_ms=0, counts=counts)
         return stream, _frames(seen, topic)
     rate_hz, sound_ms = 2 / step.sound_s, step.sound_s * 1000
-    heard = Moments(session, [topic], rate_hz=rate_hz, sound_ms=sound_ms, counts=counts)
+    heard = Samples(session, [topic], rate_hz=rate_hz, sound_ms=sound_ms, counts=counts)
     return stream, _sounds(heard, topic, step.sound_s)
 
 
@@ -117,22 +117,22 @@ def _decisive(kind: str, step: Step) -> dict[str, float]:
     return {"sound_s": step.sound_s} if kind == "sounds" else {}
 
 
-def _frames(moments: Moments, topic: str) -> Iterator[_Item]:
+def _frames(samples: Samples, topic: str) -> Iterator[_Item]:
     last_ns = -1
-    for moment in moments:
-        frame = moment.frame(topic)
+    for sample in samples:
+        frame = sample.frame(topic)
         if frame is None or frame.header.stamp_ns == last_ns:
             continue
         last_ns = frame.header.stamp_ns
-        if (picture := moment.picture(topic)) is not None:
+        if (picture := sample.picture(topic)) is not None:
             yield _Item(last_ns, frame.received_ns, picture)
 
 
-def _sounds(moments: Moments, topic: str, sound_s: float) -> Iterator[_Item]:
-    for moment in moments:
-        sound, received_ns = moment.sound(topic), moment.window.inputs[topic].received_ns
+def _sounds(samples: Samples, topic: str, sound_s: float) -> Iterator[_Item]:
+    for sample in samples:
+        sound, received_ns = sample.sound(topic), sample.window.inputs[topic].received_ns
         if sound is not None and received_ns is not None:
-            yield _Item(moment.window.end_ns - round(sound_s * 5e8), received_ns, sound)
+            yield _Item(sample.window.end_ns - round(sound_s * 5e8), received_ns, sound)
 
 
 def _embedded(

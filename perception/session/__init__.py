@@ -1,6 +1,6 @@
-"""Recorded sessions: one MCAP file of everything that was sensed and concluded.
+"""Recorded sessions: one MCAP file with every message of a graph.
 
-Importing this loads nothing until it is used; only `replay` and `verify` need torch.
+Names are imported at their first use; only `replay` and `verify` need torch.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Where two sessions differ: topic, seq, field path, value against value."""
+"""Compare two sessions: topic, seq, field path and both values of each difference."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
@@ -13,7 +13,7 @@ _PAYLOAD_BYTES: Final = 8
 
 
 class Divergence(NamedTuple):
-    """A message that differs, and where it does first; no difference where it is in one session only."""
+    """A message that differs, with its first difference; None if one session lacks the message."""
 
     topic: str
     seq: int
@@ -28,13 +28,13 @@ class Divergence(NamedTuple):
 def diff(
     expected: Session, actual: Session, topics: Sequence[str] = ("*",), *, measured: bool = False
 ) -> Iterator[Divergence]:
-    """Yield the messages in which two sessions differ, topic by topic, in order of seq; in bounded memory.
+    """Yield the messages that differ between two sessions, by topic and seq, in bounded memory.
 
     Args:
         expected: one session.
-        actual: the other.
-        topics: names or patterns of what to compare.
-        measured: also compare the fields that hold measured wall time, which no two runs have the same.
+        actual: the other session.
+        topics: names or patterns of the topics to compare.
+        measured: also compare fields with measured times, which differ from run to run.
     """
     for topic in sorted({*expected.counts, *actual.counts}):
         if not matches(topic, topics):

@@ -1,4 +1,4 @@
-"""Make sessions of sessions: what is intact, or what is wanted. Only health and labels are decoded."""
+"""Copy sessions: all that is intact, or a part. Only health messages and labels are decoded."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -15,28 +15,28 @@ from perception.messages import Label, Message
 from perception.session.file.container import Record
 from perception.session.file.mcap_file import matches
 from perception.session.file.reader import ORIGIN, Session, available, message
-from perception.session.file.writer import SessionWriter, whole
+from perception.session.file.writer import SessionWriter, atomic_session
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What came of it."""
+    """Result of a copy."""
 
     messages: int
     bytes_written: int
     damage: list[str]
-    """What of the source could not be read, one line each."""
+    """What could not be read of the source, one line each."""
     left_out: list[str]
-    """What of the source has no place in a session, with its number."""
+    """Records of the source that no session holds, such as attachments, with their number."""
     begins_s: float
-    """Second of the source that is the zero of the copy."""
+    """Second of the source at which the copy has its zero."""
 
 
 def repair(source: Path | str, target: Path | str) -> Copied:
-    """Write what is intact in `source` to `target`, with an index.
+    """Write all that is intact in `source` to `target`, with an index.
 
     Raises:
-        SessionError: `source` is no session, or `target` exists or cannot be written.
+        SessionError: `source` is not a session, or `target` exists or cannot be written.
     """
     return _copy(source, target, ("*",), None, None)
 
@@ -50,14 +50,15 @@ def trim(
 ) -> Copied:
     """Write a part of `source` to `target`.
 
-    A label is taken that is in force in the part, whenever it was given; it begins no earlier than the part.
+    A label whose span overlaps the part is copied even if it was published outside the part; its start is
+    moved to the beginning of the part if it is earlier.
 
     Args:
         source: a session.
         target: file to write.
         topics: names or patterns such as `camera/*`.
-        start_s: seconds from the zero of the session; negative: from its end. The part's own zero is then.
-        end_s: likewise; what arrived then is not taken.
+        start_s: seconds from the zero of the session; negative: from its end. It is the zero of the part.
+        end_s: likewise; messages that arrived at or after it are not copied.
 
     Raises:
         SessionError: `source` is no session, or `target` exists or cannot be written.
@@ -70,7 +71,7 @@ def _copy(
 ) -> Copied:
     refuse_existing(target)
     with Session(source) as session:
-        with whole(target) as writer, progress("copying", session.listed) as session.watch:
+        with atomic_session(target) as writer, progress("copying", session.listed) as session.watch:
             for name, value in session.metadata.items():
                 writer.add_metadata(name, value)
             writer.add_metadata(ORIGIN, session.origin)
@@ -81,7 +82,7 @@ def _copy(
             labels.write_before(writer, next(session.records(topics, start_ns, end_ns), None))
             for record in session.records(topics, start_ns, end_ns):
                 if not labels.moved(record):
-                    _take_over(record, writer)
+                    _copy_record(record, writer)
             labels.write_after(writer)
             if not writer.counts:
                 raise SessionError(f"{source}: nothing to write{available(session, topics)}")
@@ -92,38 +93,41 @@ def _copy(
 
 @dataclass(frozen=True, slots=True)
 class _Labels:
-    """Labels that are in force in a part but were given before or after it, or begin before it.
+    """Labels whose span overlaps a part, but that were published outside it or begin before it.
 
-    They were given once, so a part that is cut by arrival alone would be without them.
+    Each was published once, so that a part cut by arrival alone would lack them.
     """
 
     before: list[Message[Label]]
-    """In force at its beginning, where they begin now; or given before it."""
+    """Spans at the beginning of the part, whose start is moved there; or published before the part."""
     after: list[Message[Label]]
-    """Given after its end, as marks are told when they end."""
+    """Published after the part: a mark is published at its end."""
     taken: frozenset[int]
-    """Log times of those in the part that stand in `before`."""
+    """Log times of the labels in the part that are in `before`."""
 
     @classmethod
     def of(
         cls, session: Session, topics: Sequence[str], start_ns: int | None, end_ns: int | None
     ) -> "_Labels":
-        """Find them; times are log times, None for no limit."""
+        """Return the labels of a part; times are log times, None for no limit."""
         if start_ns is None and end_ns is None:
             return cls([], [], frozenset())
         first_ns, last_ns = start_ns or 0, 1 << 64 if end_ns is None else end_ns
         begin_ns, stop_ns = (session.zero.stamp_at(at_ns) for at_ns in (first_ns, last_ns))
         given = list(_labels(session, topics))
-        latest = {(one.header.track, one.header.start_ns): one for one in given}  # of two the later counts
-        force = [
+        latest = {
+            (one.header.track, one.header.start_ns): one for one in given
+        }  # of two, the later one counts
+        overlapping = [
             one for one in latest.values() if one.header.start_ns < stop_ns and one.header.end_ns > begin_ns
         ]
         begun = sorted(
-            (one for one in force if one.header.start_ns < begin_ns), key=lambda one: one.header.start_ns
+            (one for one in overlapping if one.header.start_ns < begin_ns),
+            key=lambda one: one.header.start_ns,
         )
-        # a nanosecond apart: of overlapping labels the one that began last counts
+        # one nanosecond apart: of overlapping labels the one with the latest start counts
         before = [_from(label, begin_ns - back) for back, label in enumerate(reversed(begun))][::-1]
-        later = [one for one in force if one.header.start_ns >= begin_ns]
+        later = [one for one in overlapping if one.header.start_ns >= begin_ns]
         return cls(
             before + [one for one in later if one.received_ns < first_ns],
             [one for one in later if one.received_ns >= last_ns],
@@ -131,19 +135,19 @@ class _Labels:
         )
 
     def moved(self, record: Record) -> bool:
-        """Whether a record of the part is a label that was written before it."""
+        """Return whether a record of the part is a label that is written before it."""
         return record.log_time_ns in self.taken and record.channel.topic.startswith("label/")
 
     def write_before(self, writer: SessionWriter, first: Record | None) -> None:
-        """Write those that come before the part, whose first record this is."""
+        """Write the labels before the part, whose first record is `first`."""
         for back, label in zip(range(len(self.before), 0, -1), self.before, strict=True):
             at_ns = label.received_ns if first is None else max(first.log_time_ns - back, 1)
             writer.write(structs.replace(label, received_ns=at_ns))
 
     def write_after(self, writer: SessionWriter) -> None:
-        """Write those that come after it."""
+        """Write the labels after the part."""
         for label in self.after:
-            writer.write(structs.replace(label, received_ns=1))  # as early as what is there lets it be
+            writer.write(structs.replace(label, received_ns=1))  # moved to after the last record
 
 
 def _labels(session: Session, topics: Sequence[str]) -> Iterator[Message[Label]]:
@@ -156,12 +160,12 @@ def _labels(session: Session, topics: Sequence[str]) -> Iterator[Message[Label]]
 
 
 def _from(label: Message[Label], start_ns: int) -> Message[Label]:
-    """Return a label that begins later."""
+    """Return a label with a later start."""
     return structs.replace(label, header=structs.replace(label.header, stamp_ns=start_ns, start_ns=start_ns))
 
 
-def _take_over(record: Record, writer: SessionWriter) -> None:
-    """Copy a record as it is; a health message that holds credentials, as early ones do, without them."""
+def _copy_record(record: Record, writer: SessionWriter) -> None:
+    """Copy a record; a health message with credentials, as in early recordings, without them."""
     with suppress(ValueError, KeyError, MalformedMessageError):
         if record.channel.topic.startswith("health/") and not (clean := message(record)).wire:
             writer.write(clean)

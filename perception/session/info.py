@@ -1,4 +1,4 @@
-"""What a session holds, from its index alone."""
+"""Summary of a session, from its index."""
 
 import re
 from dataclasses import dataclass
@@ -15,39 +15,39 @@ from perception.session.file.zero import Zero
 
 _LONG_VALUE: Final = 80
 _HASH: Final = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b")
-"""A hash, of which so much tells it from others."""
+"""A long hash; its first 12 digits are shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """A summary for people and programs."""
+    """Summary of a session, for people and programs."""
 
     path: str
     size_bytes: int
     start_ns: int | None
     zero: Zero
-    """From where its seconds count."""
+    """Time from which its seconds count."""
     zero_is_stored: bool
-    """Else it is computed: the session was recorded before zeros were stored."""
+    """False if the zero is computed, since the recorder stored none."""
     duration_s: float
     counts: dict[str, int]
     """Messages by topic."""
     metadata: dict[str, Any]
     closed_properly: bool
     being_recorded: bool
-    """Whether a recorder is writing it right now, as far as that can be known."""
+    """Whether a recorder of this host is writing the file."""
     damage: list[str]
     passed_over: list[str]
-    """What the file holds beside messages and metadata."""
+    """Other content than messages and metadata."""
     checked: bool
-    """Whether its messages were read, so that all damage is known; else its index says it all."""
+    """Whether all messages were read, so that all damage is known; else only the index was read."""
 
     def lines(self) -> list[str]:
-        """Return it as text."""
+        """Return the summary as lines of text."""
         start = "empty" if self.start_ns is None else _date(self.start_ns)
         lines = [f"{self.path}: {self.size_bytes / 1e6:.1f} MB, {self.duration_s:.1f} s from {start}"]
         if self.being_recorded:
-            lines.append("still being recorded: what is written of it so far")
+            lines.append("still being recorded: this is what has been written so far")
         elif not self.closed_properly:
             lines.append("not closed properly (the recorder was killed?): perception session repair")
         if self.start_ns is not None:
@@ -62,17 +62,19 @@ class Info:
             lines.append(f"beside messages: {', '.join(self.passed_over)}")
         lines += [f"{name}: {_short(value)}" for name, value in self.metadata.items()]
         if not self.checked:
-            lines.append("from its index; damage in messages shows when they are read: cat, repair, verify")
+            lines.append(
+                "from its index only; cat, repair and verify read the messages and report their damage"
+            )
         return lines + [f"damage: {text}" for text in self.damage]
 
 
 def look(path: Path | str) -> tuple[list[Info | BagInfo], list[str]]:
-    """Return what is in a session, in a recording of others, or in each session of a folder.
+    """Return summaries of a session, of another recording, or of each session of a folder.
 
-    Beside it stands what of a folder cannot be read, one line each.
+    The second value names the files of a folder that cannot be read, one line each.
 
     Raises:
-        SessionError: there is nothing of the kind, or nothing that can be read.
+        SessionError: there is no recording, or none can be read.
     """
     path = Path(path)
     if not path.is_dir():
@@ -99,12 +101,12 @@ def _look_at(file: Path) -> Info | BagInfo:
 
 
 def info(path: Path | str) -> Info:
-    """Return what a session holds; SessionError if it is none.
+    """Return the summary of a session; SessionError if the file is not a session.
 
-    A file that was not closed properly has no index: it is read through.
+    A file that was not closed properly has no index; it is read as a whole.
     """
     with Session(path) as session:
-        checked = session.topics is None  # then only reading everything tells the counts
+        checked = session.topics is None  # then the counts need a read of all messages
         counts = session.counts
         start_ns, end_ns = session.times_ns or (None, 0)
         return Info(

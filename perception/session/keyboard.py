@@ -1,4 +1,4 @@
-"""Single keys from a terminal, by which a player is paused, stepped and ended."""
+"""Single keys from a terminal that pause, step and end a player."""
 
 import os
 import select
@@ -15,29 +15,29 @@ _KEYS: Final[dict[str, Key]] = {" ": "pause", ".": "step", "q": "quit"}
 
 
 class Keyboard(Protocol):
-    """Where pausing and stepping come from."""
+    """Source of keys."""
 
     def wait(self, timeout_s: float) -> Key | None:
-        """Wait for a key, no longer than this."""
+        """Wait for a key, at most `timeout_s`; return None if none came."""
 
 
 class NoKeyboard:
-    """Nobody is there to pause."""
+    """A keyboard without keys, if standard input is no terminal."""
 
     def wait(self, timeout_s: float) -> Key | None:
-        """Only wait."""
+        """Wait."""
         time.sleep(timeout_s)
         return None
 
 
 class Terminal:
-    """Single keys from a terminal."""
+    """Keys of a terminal."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def wait(self, timeout_s: float) -> Key | None:
-        """Wait for one of the keys."""
+        """Wait for one of the keys, at most `timeout_s`."""
         if not select.select([self._descriptor], [], [], timeout_s)[0]:
             return None
         return _KEYS.get(os.read(self._descriptor, 1).decode(errors="replace"))
@@ -45,7 +45,7 @@ class Terminal:
 
 @contextmanager
 def keyboard() -> Iterator[Keyboard]:
-    """Take single keys while this is open, if somebody sits at a terminal."""
+    """Read single keys while the context is open, if standard input is a terminal."""
     if not sys.stdin.isatty():
         yield NoKeyboard()
         return

@@ -1,7 +1,7 @@
 """Labels over time: from label messages, Audacity tracks, tables of spans, and names of files.
 
-Times are seconds from the beginning of a recording, as annotation programs have them; a session's spans
-are event time in nanoseconds. `Span.at` says how one becomes the other.
+Times in files are seconds from the beginning of a recording, as annotation programs write them; spans of a
+session are event time in nanoseconds. `Span.at` converts between them.
 """
 
 import csv
@@ -23,11 +23,11 @@ from perception.units import SECOND_NS
 
 Times = npt.NDArray[np.int64]
 _BESIDE: Final = (".labels.txt", ".labels.csv", ".labels.tsv")
-"""What follows the name of a file in the name of its labels."""
+"""Suffixes of the label file of a media file."""
 _BESIDE_SESSION: Final = (*_BESIDE, ".txt", ".csv", ".tsv")
 DEFAULT_TRACK: Final = "truth"
 COMMAND_TRACK: Final = "commands"
-"""Text commands as labels: what was said is the class, until something else is said."""
+"""Track of text commands as labels: the text is the class until the next command."""
 _START: Final = ("begin time - ss.msec", "begin time", "start_s", "start", "begin")
 _END: Final = ("end time - ss.msec", "end time", "end_s", "end", "stop")
 _NAME: Final = ("annotation", "name", "label", "class", "text", "value")
@@ -51,7 +51,7 @@ class Span:
 def of_session(path: Path) -> list[Span]:
     """Return the labels of a session: of the file beside it, else those recorded in it.
 
-    Times in a file count from the session's zero. Commands are labels too, on the track `commands`.
+    Times in the file count from the zero of the session. Text commands are added on the track `commands`.
     """
     with Session(path) as session:
         zero_ns, times_ns = session.zero.stamp_ns, session.times_ns
@@ -64,12 +64,12 @@ def of_session(path: Path) -> list[Span]:
 
 
 def file_beside(path: Path, suffixes: Sequence[str] = _BESIDE) -> Path | None:
-    """Return the file beside a media file or session that holds its labels, None if there is none."""
+    """Return the label file beside a media file or session, None if there is none."""
     return next((file for suffix in suffixes if (file := path.with_suffix(suffix)).exists()), None)
 
 
 def from_messages(labels: Iterable[Label]) -> list[Span]:
-    """Return the spans of label messages; of two with the same start and track the later counts."""
+    """Return the spans of label messages; of two with equal start and track the later one counts."""
     latest = {
         (label.start_ns, label.track): Span(label.start_ns, label.end_ns, label.name, label.track)
         for label in labels
@@ -78,12 +78,12 @@ def from_messages(labels: Iterable[Label]) -> list[Span]:
 
 
 def from_marks(marks: Sequence[tuple[int, str]], end_ns: int, track: str = DEFAULT_TRACK) -> list[Span]:
-    """Return spans of marks that each hold until the next one, the last until `end_ns`.
+    """Return a span per mark, from the mark to the next one, the last to `end_ns`.
 
     Args:
-        marks: (time in ns, class), in any order; an empty class ends the one before.
+        marks: (time in ns, class), in any order; an empty class ends the previous one.
         end_ns: end of the recording.
-        track: of all of them.
+        track: of all spans.
     """
     ordered = [*sorted(marks), (end_ns, "")]
     return [
@@ -95,18 +95,18 @@ def from_marks(marks: Sequence[tuple[int, str]], end_ns: int, track: str = DEFAU
 
 def from_commands(commands: Iterable[TextCommand], end_ns: int) -> list[Span]:
     """Return each finished command as a span that lasts until the next one, on the track `commands`."""
-    said = [(command.stamp_ns, command.text.strip()) for command in commands if command.final]
-    return from_marks(said, end_ns, COMMAND_TRACK)
+    marks = [(command.stamp_ns, command.text.strip()) for command in commands if command.final]
+    return from_marks(marks, end_ns, COMMAND_TRACK)
 
 
 def read(file: Path) -> list[Span]:
     """Read a label file: an Audacity label track (.txt), or spans as .csv or .tsv, ELAN's export included.
 
-    Audacity's lines are `start<TAB>end<TAB>name`. Tables have a header that names start, end and class,
-    and perhaps a tier or track; ELAN's tab-delimited export without a header has its usual columns.
+    Lines of Audacity are `start<TAB>end<TAB>name`. The header of a table names start, end and class, and
+    optionally a tier or track; a tab-delimited export of ELAN without a header has its default columns.
 
     Raises:
-        SessionError: names the file and the line that is not a span.
+        SessionError: the file cannot be read, or a line is not a span; it names file and line.
     """
     try:
         text = read_text(file)
@@ -124,7 +124,7 @@ def read(file: Path) -> list[Span]:
         numbers, rows = numbers[1:], rows[1:]
     else:
         columns = _guess(file, rows[0])
-    # a quoted line break, which no label needs, makes fewer rows than lines
+    # with a quoted line break there are fewer rows than lines
     return sorted(_span(file, number, row, columns) for number, row in zip(numbers, rows, strict=False))
 
 
@@ -150,7 +150,7 @@ def _guess(file: Path, row: Sequence[str]) -> _Columns:
     # ELAN: tier, (participant,) begin, end, (duration,) value
     times = [index for index, is_time in enumerate(numeric) if is_time]
     if len(times) >= 2 and times[0] > 0 and len(row) > times[-1] + 1:
-        # exported in several formats, the beginning comes as often before the end does
+        # exported in several time formats, all forms of the start precede those of the end
         begin = seconds(row[times[0]])
         end = next((index for index in times if seconds(row[index]) != begin), times[1])
         return times[0], end, len(row) - 1, 0
@@ -168,7 +168,7 @@ def _is_time(text: str) -> bool:
 
 
 def seconds(text: str) -> float:
-    """Read `12.5`, `12,5`, `00:00:12.5`; ValueError if it is none of these."""
+    """Return the seconds of `12.5`, `12,5` or `00:00:12.5`; ValueError for other text."""
     parts = text.strip().replace(",", ".").split(":")
     if len(parts) > 3:
         raise ValueError(text)
@@ -197,7 +197,7 @@ def _span(file: Path, number: int, row: Sequence[str], columns: _Columns) -> Spa
 
 
 def class_of_path(path: Path, root: Path) -> str:
-    """Return the class that a media file's place says: its folder under `root`, else its name's first part.
+    """Return the class of a media file: its folder under `root`, else the first part of its name.
 
     `root/Dog_bark/1.ogg` is `Dog_bark`; `root/7_theo_3.wav` is `7`.
     """
@@ -207,7 +207,7 @@ def class_of_path(path: Path, root: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a set of spans holds, and what is wrong with it."""
+    """Durations, counts and problems of a set of spans."""
 
     seconds: dict[str, dict[str, float]]
     """By track and class."""
@@ -216,7 +216,7 @@ class Findings:
 
 
 def check(spans: Iterable[Span], imbalance: float = 10.0) -> Findings:
-    """Sum up spans by track and class; tell overlaps, empty spans, lone spans and rare classes."""
+    """Sum up spans by track and class; report overlaps, empty spans and rare classes."""
     seconds_of: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     by_track: defaultdict[str, list[Span]] = defaultdict(list)
@@ -241,7 +241,7 @@ def check(spans: Iterable[Span], imbalance: float = 10.0) -> Findings:
 
 
 def _overlaps(track: Sequence[Span]) -> list[str]:
-    """Tell what is wrong with the sorted spans of one track; of those before it, the longest is compared."""
+    """Return the problems of the sorted spans of one track; each is compared with the longest before it."""
     problems = []
     longest: Span | None = None
     for span in track:
@@ -261,9 +261,9 @@ def _where(span: Span) -> str:
 def indices_at(
     spans: Iterable[Span], times_ns: Times, classes: Sequence[str], track: str = DEFAULT_TRACK
 ) -> Times:
-    """Return which of `classes` is in force at each time (n,), -1 where none is or it is none of them.
+    """Return the index in `classes` of the span at each time (n,), -1 where there is none.
 
-    Of overlapping spans the latest counts.
+    Of overlapping spans the one with the latest start counts.
     """
     numbers = {name: number for number, name in enumerate(classes)}
     found = np.full(len(times_ns), -1, np.int64)

@@ -1,9 +1,11 @@
-"""When each message of a replayed session is due, and the stamps it has then. Pure.
+"""When each message of a replayed session is due, and its new stamps. Pure.
 
-Play time is 0 when the first message arrives; the recording passes `rate` times as fast in it. Stamps lie in
-play time as they lay in the recording, so that a reader finds every window as full as it was. The age that a
-message had when it arrived does not change with the rate, as a fusion waits for it no longer either. Sound
-keeps its pitch: its blocks are made longer or shorter, and longer ones come in pieces no longer than before.
+Rules. Play time is 0 at the arrival of the first message; `rate` seconds of the recording pass per second of
+play time. Stamps are converted to play time, so that a reader gets every window as complete as it was. The
+age of a message at its arrival does not change with the rate, since the lateness of a fusion does not change
+either. Sound keeps its pitch: blocks are made longer or shorter, and longer ones are split into pieces no
+longer than the original. `schedule` looks `AHEAD_NS` ahead and yields in order of due time; per topic, the
+order of the recording is kept. Objects here belong to one thread, that of the player.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,20 +18,20 @@ from msgspec import structs
 
 from perception.features.window import raw_samples
 from perception.messages import MAX_BLOCK_NS, AudioBlock, Header, Label, Message, reached_ns
-from perception.session.sound import as_heard, at_tempo
+from perception.session.sound import at_tempo, split_early
 from perception.units import SECOND_NS
 
 AHEAD_NS: Final = 250_000_000
-"""An older message is due as much earlier or later as the recording passes faster or slower."""
+"""Oldest age at arrival that is kept; an older message is due at its arrival in play time."""
 _SHORT_STEP_NS: Final = 1_000_000
-"""From the last message of a lap to the next lap, where another step would tear the sound apart."""
+"""From the last message of a lap to the next lap, if there is sound: longer steps would leave a gap."""
 _LONG_STEP_NS: Final = 100_000_000
-"""Where no topic has more than one message."""
+"""The same, if no topic has more than one message."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Due:
-    """A message and the play time at which it is due; its stamps are play time too, unless they are kept."""
+    """A message and the play time at which it is due; its stamps are in play time, unless kept."""
 
     due_ns: int
     number: int
@@ -37,15 +39,15 @@ class Due:
 
 
 class Pace:
-    """From a recording's time to play time."""
+    """Converts times of a recording to play time."""
 
     def __init__(self, first_ns: int, rate: float = 1.0, skew_ns: int = 0) -> None:
-        """Begin with the message that arrived at `first_ns`, on a clock `skew_ns` ahead of that of stamps."""
+        """Set play time 0 at the arrival `first_ns`; `skew_ns`: clock of arrivals minus clock of stamps."""
         self.rate = rate
         self.skew_ns = skew_ns
         self._first_ns = first_ns
         self.earliest_ns = -round(AHEAD_NS * max(1 / rate - 1, 0.0))
-        """How much sooner than its arrival tells a message may be due."""
+        """Lower limit of due time minus arrival, both in play time."""
 
     def at(self, arrival_ns: int) -> int:
         """Return the play time of an arrival."""
@@ -60,13 +62,13 @@ class Pace:
 def schedule(
     messages: Iterable[Message[Header]], rate: float = 1.0, skew_ns: int = 0, *, keep: bool = False
 ) -> Iterator[Due]:
-    """Yield messages in the order in which they are due, looking `AHEAD_NS` ahead.
+    """Yield messages in order of due time, looking `AHEAD_NS` ahead.
 
     Args:
         messages: in order of arrival.
-        rate: times the recording's pace.
-        skew_ns: by how much the clock of arrivals is ahead of that of stamps.
-        keep: leave messages as they are.
+        rate: seconds of the recording per second of play time.
+        skew_ns: clock of arrivals minus clock of stamps.
+        keep: keep stamps and payloads unchanged.
     """
     pace: Pace | None = None
     waiting: list[Due] = []
@@ -74,7 +76,7 @@ def schedule(
     numbers = count()
     for message in messages:
         pace = pace or Pace(message.received_ns, rate, skew_ns)
-        parts = [(pace.at(message.received_ns), message)] if keep else _as_heard(message, pace)
+        parts = [(pace.at(message.received_ns), message)] if keep else _arrivals(message, pace)
         for due_ns, part in parts:
             due_ns = latest[message.topic] = max(due_ns, latest.get(message.topic, due_ns))
             heappush(waiting, Due(due_ns, next(numbers), part))
@@ -85,8 +87,8 @@ def schedule(
         yield heappop(waiting)
 
 
-def _as_heard(message: Message[Header], pace: Pace) -> Iterator[tuple[int, Message[Header]]]:
-    for part, arrived_ns in as_heard(message, message.received_ns - pace.skew_ns, MAX_BLOCK_NS):
+def _arrivals(message: Message[Header], pace: Pace) -> Iterator[tuple[int, Message[Header]]]:
+    for part, arrived_ns in split_early(message, message.received_ns - pace.skew_ns, MAX_BLOCK_NS):
         yield from _timed(structs.replace(part, received_ns=arrived_ns + pace.skew_ns), pace)
 
 
@@ -110,7 +112,7 @@ def _parts(message: Message[Any], pace: Pace) -> Iterator[Message[Any]]:
 
 
 def _sound(message: Message[AudioBlock], pace: Pace) -> Iterator[Message[AudioBlock]]:
-    """Yield a block at the tempo of the play, in pieces no longer than it; none if nothing is left."""
+    """Yield a block at the new tempo, in pieces no longer than itself; nothing if no sample is left."""
     header, rate = message.header, pace.rate
     first = round(header.sample_index / rate)
     total = round((header.sample_index + header.samples) / rate) - first
@@ -130,7 +132,7 @@ def _sound(message: Message[AudioBlock], pace: Pace) -> Iterator[Message[AudioBl
 
 
 class Lap:
-    """How long a play is, so that the next one follows it: no stamp runs backwards, sound joins sound."""
+    """Length of one lap, after which the next begins: stamps keep rising and sound has no gap."""
 
     def __init__(self) -> None:
         self._first_ns: dict[str, int] = {}
@@ -139,7 +141,7 @@ class Lap:
         self._sound_ns = 0
 
     def add(self, topic: str, header: Header) -> None:
-        """Take note of a message that was played."""
+        """Add a message that was published."""
         first_ns = self._first_ns.setdefault(topic, header.stamp_ns)
         self._last_ns[topic] = header.stamp_ns
         self._counts[topic] = self._counts.get(topic, 0) + 1
@@ -148,7 +150,7 @@ class Lap:
 
     @property
     def length_ns(self) -> int:
-        """By how much all stamps of the next play are later."""
+        """Difference between the stamps of the next lap and of this one."""
         spans = {topic: self._last_ns[topic] - first_ns for topic, first_ns in self._first_ns.items()}
         longest_ns = max(spans.values(), default=0)
         if self._sound_ns > longest_ns:
@@ -158,7 +160,7 @@ class Lap:
 
 
 class SampleCounter:
-    """Counts the samples of a microphone through pauses and laps, as a device does that is not read then."""
+    """Counts the samples of a microphone over pauses and laps, like a device that is not read meanwhile."""
 
     def __init__(self) -> None:
         self._origin_ns: int | None = None
@@ -167,7 +169,7 @@ class SampleCounter:
         self._next_ns = 0
 
     def counted(self, header: AudioBlock, origin_ns: int) -> AudioBlock:
-        """Return the header, whose stamp is host time already, with its index; `origin_ns` is play time 0."""
+        """Return the header, its stamp in host time, with its index; `origin_ns` is play time 0 there."""
         if self._origin_ns not in (None, origin_ns):
             missed = round((header.stamp_ns - self._next_ns) * header.rate_hz / SECOND_NS)
             self._offset = self._next + max(missed, 0) - header.sample_index

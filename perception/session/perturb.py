@@ -1,3 +1,3 @@
-"""Perturbations for tests, under their public name: see `perception.session.recompute.perturb`."""
+"""Public name of the perturbations for tests: see `perception.session.recompute.perturb`."""
 
 from perception.session.recompute.perturb import *  # noqa: F403

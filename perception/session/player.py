@@ -1,4 +1,12 @@
-"""Publish a session as if live: at its own pace or another, in a loop, paused and stepped by keys."""
+"""Publish a session as if live: at its own rate or another, in a loop, paused and stepped by keys.
+
+Rules. `Player.run` is called once, from one thread, which publishes and reads the keys. The thread `read
+ahead` alone reads the session file meanwhile and hands messages over in a bounded queue; it ends with its
+lap. The event `stopped` may be set from any thread; it takes effect between two messages. A message is sent
+when the host clock reaches `_origin_ns` + its due time; pauses, steps and laps move `_origin_ns`, so that
+stamps of a topic always rise. Publishing begins after `awaited` has reported that no reader is missing. What
+a reader drops is counted by that reader.
+"""
 
 import logging
 import queue
@@ -27,16 +35,16 @@ from perception.topics import name_of
 from perception.units import SECOND_NS
 
 RAW_TOPICS: Final[tuple[str, ...]] = ReplayConfig.model_fields["topics"].default
-"""What no fusion makes itself, and so cannot clash with one that listens."""
+"""Topics that no fusion publishes, so that a replay does not conflict with a running fusion."""
 NODE: Final = "replayer"
 _LOG: Final = logging.getLogger(__name__)
 SETTLE_S: Final = 0.3
-"""Subscribers find new topics within 0.1 s, and connect."""
+"""Subscribers find and connect to new topics within 0.1 s."""
 _LOOK_S: Final = 0.1
 _AHEAD: Final = 256
 HeaderT = TypeVar("HeaderT", bound=Header)
 Awaited = Callable[[Mapping[str, Publisher]], str]
-"""Says who of the readers of these publishers, by topic, is not there yet; empty if all are."""
+"""Returns in words which readers of these publishers, by topic, are missing; empty if none are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +52,11 @@ class Playback:
     """What to play, and how."""
 
     rate: float | None = 1.0
-    """Times real time; None is as fast as it goes: stamps then keep the recording's distances, and whoever is
-    slower loses what the policies say."""
+    """Times real time. None: as fast as possible; stamps then keep the intervals of the recording, and slow
+    readers drop messages by the policy of the topic."""
     loop: bool = False
     keep_stamps: bool = False
-    """Else they come from the pace, pauses and laps included: the first message happens now."""
+    """Else stamps follow the play, with pauses and laps: the first message is stamped now."""
     start_s: float = 0.0
     """Seconds into the session."""
     end_s: float | None = None
@@ -56,7 +64,7 @@ class Playback:
 
 
 def moved(header: HeaderT, by_ns: int) -> HeaderT:
-    """Return the header of a message that happens so much later."""
+    """Return the header with its stamps `by_ns` later."""
     update = {"stamp_ns": header.stamp_ns + by_ns}
     if isinstance(header, Label):
         update |= {"start_ns": header.start_ns + by_ns, "end_ns": header.end_ns + by_ns}
@@ -90,13 +98,13 @@ class Player:
         stopped: threading.Event,
         keys: Keyboard | None = None,
         awaited: Awaited = lambda publishers: "",
-        say: Callable[[str], object] = _LOG.info,
+        notify: Callable[[str], object] = _LOG.info,
     ) -> None:
         if playback.loop and playback.keep_stamps:
-            raise SessionError("stamps that are kept would run backwards in a loop; leave one of the two out")
+            raise SessionError("kept stamps would run backwards in a loop; leave one of the two out")
         self.published: Counter[str] = Counter()
         self.late_ms = 0.0
-        """By how much the latest message was late."""
+        """Delay of the latest message behind its due time."""
         self._session = session
         self._playback = playback
         self._open = publisher
@@ -104,23 +112,23 @@ class Player:
         self._stopped = stopped
         self._keys = keys or NoKeyboard()
         self._awaited = awaited
-        self._say = say
+        self._notify = notify
         self._paused = False
         self._origin_ns = 0
-        """Host time at which the play time is 0; pauses and laps move it."""
+        """Host time at play time 0; pauses, steps and laps move it."""
         self._reached: dict[str, tuple[int, int]] = {}
-        """By topic: up to when it was published, and the origin then."""
+        """By topic: end of the last message published, in host time, and the origin at that time."""
         self._counters: defaultdict[str, SampleCounter] = defaultdict(SampleCounter)
         self._health: Publisher | None = None
         self._reported_ns = 0
 
     def topics(self) -> Sequence[str]:
-        """Return the topics to be published; SessionError if the session has none of those wanted."""
-        held = self._session.counts
-        wanted = [name for name in held if matches(name, self._playback.topics)]
+        """Return the topics to publish; SessionError if the session has none of them."""
+        counts = self._session.counts
+        wanted = [name for name in counts if matches(name, self._playback.topics)]
         if not wanted:
             raise SessionError(
-                f"{self._session.path}: no such topics; it holds {', '.join(held) or 'nothing'}"
+                f"{self._session.path}: no such topics; it holds {', '.join(counts) or 'nothing'}"
             )
         return wanted
 
@@ -128,38 +136,37 @@ class Player:
         """Publish until the end, or until stopped.
 
         Raises:
-            SessionError: nothing was recorded in the time that is to be played.
+            SessionError: the session holds nothing in the time to play.
         """
         with ExitStack() as stack:
             publishers = {name: stack.enter_context(self._open(name)) for name in self.topics()}
             self._health = stack.enter_context(self._open(f"health/{NODE}"))
             self._keys.wait(SETTLE_S)
-            self._gather(publishers)
+            self._wait_for_readers(publishers)
             self._origin_ns = self._clock()
             while self._play(publishers) and self._playback.loop:
                 pass
             self._report("at the end")
         if not self.published and not self._stopped.is_set():
-            raise SessionError(f"{self._session.path}: holds nothing in the time that is to be played")
+            raise SessionError(f"{self._session.path}: holds nothing in the time to play")
 
-    def _gather(self, publishers: Mapping[str, Publisher]) -> None:
-        """Wait for the readers."""
-        said = ""
+    def _wait_for_readers(self, publishers: Mapping[str, Publisher]) -> None:
+        notified = ""
         while (awaited := self._awaited(publishers)) and not self._stopped.is_set():
-            if awaited != said:
-                self._say(f"waits for {awaited}")
-                said = awaited
+            if awaited != notified:
+                self._notify(f"waits for {awaited}")
+                notified = awaited
             if self._clock() - self._reported_ns >= SECOND_NS:
                 self._report(f"waits for {awaited}")
             if self._keys.wait(_LOOK_S) == "quit":
                 self._stopped.set()
-        if said and not self._stopped.is_set():
-            self._say("its readers are there, the play begins")
+        if notified and not self._stopped.is_set():
+            self._notify("all readers are connected, the play begins")
 
     def _play(self, publishers: Mapping[str, Publisher]) -> bool:
-        """Publish the session once; return whether it came to its end."""
+        """Publish the session once; return whether its end was reached."""
         lap = Lap()
-        with _ahead(self._messages()) as messages:
+        with _read_ahead(self._messages()) as messages:
             for due in self._scheduled(messages):
                 if not self._wait(due.due_ns):
                     return False
@@ -167,7 +174,7 @@ class Player:
                 lap.add(due.message.topic, due.message.header)
                 if self._clock() - self._reported_ns >= SECOND_NS:
                     self._report("")
-        # a player that cannot keep up begins the next lap now, rather than further and further behind
+        # a player that is too slow begins the next lap now: its delay must not grow from lap to lap
         self._origin_ns = max(self._origin_ns + lap.length_ns, self._clock() - AHEAD_NS)
         return bool(self.published) and not self._stopped.is_set()
 
@@ -178,7 +185,7 @@ class Player:
     def _publish(self, publisher: Publisher, message: Message[Header]) -> None:
         header, topic = message.header, message.topic
         if not self._playback.keep_stamps:
-            self._hold_back(topic, header)
+            self._delay_origin(topic, header)
             header = moved(header, self._origin_ns)
             if isinstance(header, AudioBlock):
                 header = self._counters[topic].counted(header, self._origin_ns)
@@ -186,18 +193,18 @@ class Player:
         publisher.send(header, message.payload)
         self.published[topic] += 1
 
-    def _hold_back(self, topic: str, header: Header) -> None:
-        """See that a topic's stamps rise over pauses and steps, however fast these come."""
+    def _delay_origin(self, topic: str, header: Header) -> None:
+        """Delay the origin after a pause or step if the stamps of the topic would not rise."""
         before_ns, origin_ns = self._reached.get(topic, (0, self._origin_ns))
         if origin_ns != self._origin_ns:
             next_ns = before_ns + (not isinstance(header, AudioBlock))
             self._origin_ns += max(next_ns - header.stamp_ns - self._origin_ns, 0)
 
     def _wait(self, due_ns: int) -> bool:
-        """Wait until a message is due, or stepped to; return whether to go on."""
-        hurry = self._playback.rate is None
+        """Wait until a message is due or a step is requested; return False if the play was stopped."""
+        unpaced = self._playback.rate is None
         while not self._stopped.is_set():
-            left_ns = 0 if hurry else self._origin_ns + due_ns - self._clock()
+            left_ns = 0 if unpaced else self._origin_ns + due_ns - self._clock()
             if not self._paused and left_ns <= 0:
                 self.late_ms = -left_ns / 1e6
                 return True
@@ -238,24 +245,24 @@ def play(
     stopped: threading.Event | None = None,
     nodes: Mapping[str, Sequence[str]] | None = None,
     wait: int | None = None,
-    say: Callable[[str], object] = _LOG.info,
+    notify: Callable[[str], object] = _LOG.info,
 ) -> Counter[str]:
-    """Publish a session file on this host once its readers are there; return how many messages of each topic.
+    """Publish a session file on this host once its readers are connected; return the messages per topic.
 
     Args:
         file: the session.
-        playback: what of it, and how.
+        playback: what to play, and how.
         domain: graph to join; without it $PERCEPTION_DOMAIN, else the only one that is up, else `default`.
-        keys: pauses and steps.
+        keys: pause, step and end it.
         stopped: ends it.
-        nodes: readers to wait for, by name, with the patterns of what each reads. None: any reader, and every
-            fusion that is alive.
-        wait: how many readers to wait for instead; 0 begins at once.
-        say: called with a line that says whom it waits for.
+        nodes: readers to wait for, by name, with the patterns of the topics that each reads. None: one reader
+            and every live fusion.
+        wait: number of readers to wait for instead; 0 begins at once.
+        notify: called with a line on the readers it waits for.
 
     Raises:
         SessionError: the file cannot be read, or holds no such topics.
-        BusError: a topic is published by somebody else.
+        BusError: another program publishes a topic.
         PerceptionError: no domain is named, and several graphs are up.
     """
     runtime, clock = domains.find(domain) or Runtime(), HostClock().now_ns
@@ -264,7 +271,7 @@ def play(
         return Publisher(topic, source=NODE, runtime=runtime, clock=clock)
 
     if wait == 0 or (wait is None and nodes == {}):
-        say("begins at once, whoever reads it")
+        notify("begins at once, without waiting for readers")
     with Session(file) as session, Subscriber("health/*", runtime=runtime, clock=clock) as health:
         readers = _readers(health, runtime, nodes, wait)
         player = Player(
@@ -275,7 +282,7 @@ def play(
             stopped=stopped or threading.Event(),
             keys=keys,
             awaited=readers.awaited,
-            say=say,
+            notify=notify,
         )
         player.run()
         return player.published
@@ -297,8 +304,8 @@ def _readers(
 
 
 @contextmanager
-def _ahead(messages: Iterator[Message[Header]]) -> Iterator[Iterator[Message[Header]]]:
-    """Read ahead in a thread: unpacking a chunk takes longer than the time between two messages."""
+def _read_ahead(messages: Iterator[Message[Header]]) -> Iterator[Iterator[Message[Header]]]:
+    """Read ahead in a thread: unpacking a chunk takes longer than the interval of two messages."""
     waiting: queue.Queue[Message[Header] | BaseException | None] = queue.Queue(_AHEAD)
     done = threading.Event()
 

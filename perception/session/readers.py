@@ -1,4 +1,4 @@
-"""Who is to listen before a player begins: the nodes that a profile promises, those alive, or a number."""
+"""Which readers a player waits for: the nodes of a profile, the live nodes, or a number."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,8 +15,8 @@ RECORDER: Final = "recorder"
 """Names of the nodes, as the launcher starts them."""
 
 
-def promised(profile: Profile) -> dict[str, tuple[str, ...]]:
-    """Return the nodes of a profile that read what a player publishes, and the patterns of what they read."""
+def expected_readers(profile: Profile) -> dict[str, tuple[str, ...]]:
+    """Return the nodes of a profile that read a player's topics, with the patterns of these topics."""
     nodes: dict[str, tuple[str, ...]] = {}
     if profile.fusion is not None:
         nodes[FUSION] = tuple(item.topic for item in profile.fusion.inputs.values())
@@ -26,7 +26,10 @@ def promised(profile: Profile) -> dict[str, tuple[str, ...]]:
 
 
 class Readers:
-    """Says which readers are not there yet. A node's own health says that it reads, since others may too."""
+    """Determines which readers are missing.
+
+    Whether a node reads a topic is known from its health message: a topic may have other readers too.
+    """
 
     def __init__(
         self,
@@ -36,13 +39,13 @@ class Readers:
         alive: Callable[[], Iterable[str]] = tuple,
         at_least: int = 0,
     ) -> None:
-        """Wait for all of these.
+        """Set the readers to wait for.
 
         Args:
             health: follows `health/*`.
-            nodes: by name the patterns of what each must read, as far as it is published.
-            alive: returns the names of nodes which must have said what they read.
-            at_least: readers of anything but labels, which every display reads.
+            nodes: by name, the patterns of the published topics that each must read.
+            alive: returns the names of nodes whose health message must have arrived.
+            at_least: number of readers, not counting those of labels, which every display reads.
         """
         self._health = health
         self._nodes = nodes or {}
@@ -51,7 +54,7 @@ class Readers:
         self._read: dict[str, frozenset[str]] = {}
 
     def awaited(self, publishers: Mapping[str, Publisher]) -> str:
-        """Return who is not there yet, empty if all are."""
+        """Return in words which readers are missing, empty if none are."""
         while (message := self._health.receive(0.0)) is not None:
             if isinstance(message.header, Health):
                 self._read[message.header.node] = frozenset(message.header.inputs)
@@ -75,5 +78,5 @@ def _matching(topics: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
 
 def _count(publishers: Mapping[str, Publisher]) -> int:
-    sensed = [one for topic, one in publishers.items() if not topic.startswith("label/")]
-    return len(frozenset().union(*(one.readers for one in sensed or publishers.values())))
+    inputs = [one for topic, one in publishers.items() if not topic.startswith("label/")]
+    return len(frozenset().union(*(one.readers for one in inputs or publishers.values())))

@@ -1,4 +1,11 @@
-"""Record a running graph, to one file or several, until told to stop or the disk is nearly full."""
+"""Record a running graph to one file or several, until a stop is requested or the disk is nearly full.
+
+Rules. One thread, that of `record`, uses a `Recorder` and its `SessionWriter`; the subscriber's own thread
+only fills the inbox. Every topic is read with policy `queue` (`EVERY_MESSAGE`), so that a stall of the disk
+delays messages instead of replacing them; what exceeds the depth is counted in the metadata `recorded`.
+`tick` is called after every receive, at least every 0.1 s: it writes chunks that are due and checks the disk
+once a second. Every exit path closes the file: `close` with the counts, else the context manager.
+"""
 
 import logging
 import platform
@@ -11,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Self
 
-import numpy  # noqa: F401  # pixels need it: imported with the first frame, it would cost the next ones
+import numpy  # noqa: F401  # imported now, since an import at the first frame would delay the next ones
 from msgspec import structs
 
 from perception import topics
@@ -25,20 +32,20 @@ from perception.units import SECOND_NS
 from perception.units.bounded import MAX_NAMES, Recent
 
 _LOG: Final = logging.getLogger(__name__)
-# What may wait while the disk stalls, of topics that are otherwise not queued: a second or more.
+# Depth of topics that are otherwise not queued: a second or more of messages, while the disk stalls.
 _DEPTH: Final = {"camera": 64, "state": 256, "health": 256}
 EVERY_MESSAGE: Final = {
     prefix: replace(row, policy="queue", depth=_DEPTH.get(prefix, row.depth))
     for prefix, row in topics.TOPICS.items()
 }
-"""Policies under which nothing is superseded: for `Subscriber(policies=...)`."""
+"""Policies that never replace a message by a newer one: for `Subscriber(policies=...)`."""
 MODEL: Final = "model"
-"""First word of the metadata that names a model, its configuration's hash the second."""
+"""First word of the name of metadata on a model; the second is the hash of its configuration."""
 _PACKAGES: Final = (
     DISTRIBUTION, "numpy", "opencv-python", "torch", "torchvision", "torchaudio", "transformers", "mcap",
 )  # fmt: skip
 _MAX_DEVICES: Final = 16
-"""Of one node."""
+"""Most entries on devices of one node."""
 _RECEIVE_S: Final = 0.1
 _QUIET_S: Final = 0.3
 _QUEUED_S: Final = 0.2
@@ -46,16 +53,16 @@ _MB: Final = 1_000_000
 
 
 class Recorder:
-    """Writes messages to session files; knows no socket.
+    """Writes messages to session files; uses no socket.
 
     Args:
-        out: the file to write; if it exists, or when it is split, a number is added to its name.
+        out: the file to write; a number is added to its name if it exists or the recording is split.
         config: when to split, and how much of the disk to leave free.
-        metadata: JSON values that every file begins with.
-        free_bytes: what is left on the disk of a folder.
+        metadata: JSON values at the beginning of every file.
+        free_bytes: returns the free space on the disk of a folder.
 
     Raises:
-        SessionError: the file cannot be made.
+        SessionError: the file cannot be created.
     """
 
     def __init__(
@@ -69,13 +76,13 @@ class Recorder:
         self._config = config
         self._metadata = dict(metadata)
         self._free_bytes = free_bytes
-        self._next_look_ns = 0
+        self._next_check_ns = 0
         self._split_ns: int | None = None
         self._model: ModelInfo | None = None
         self._devices: Recent[str, list[frozenset[str]]] = Recent()
         self.counts = {"files": 0, "messages": 0, "refused": 0}
         self.full = ""
-        """Why no more can be recorded; empty while more can."""
+        """Why recording must stop; empty while it may continue."""
         self._writer = self._open()
 
     @property
@@ -84,7 +91,7 @@ class Recorder:
         return self._writer.path
 
     def write(self, message: Message[Header], now_ns: int) -> None:
-        """Record one message; SessionError if the disk does not take it."""
+        """Record one message; SessionError if it cannot be written."""
         if self._is_split_due(now_ns):
             self._writer.close()
             self._writer = self._open()
@@ -98,16 +105,16 @@ class Recorder:
             self.counts["refused"] += 1
 
     def tick(self, now_ns: int) -> None:
-        """Write what is due, and look at the disk once a second."""
+        """Write the chunks that are due, and check the free space once a second."""
         self._writer.flush(now_ns)
-        if now_ns >= self._next_look_ns:
-            self._next_look_ns = now_ns + SECOND_NS
+        if now_ns >= self._next_check_ns:
+            self._next_check_ns = now_ns + SECOND_NS
             free = self._free_bytes(self._out.absolute().parent)
             if free < self._config.min_free_mb * _MB:
                 self.full = f"only {free / _MB:.0f} MB are free on the disk of {self.path}"
 
     def close(self, inputs: Mapping[str, Any] | None = None) -> None:
-        """Close the file; `inputs` says by topic what was received and what was lost."""
+        """Close the file; `inputs` holds by topic the numbers of received and lost messages."""
         self._writer.add_metadata("recorded", {"inputs": inputs or {}, "stopped": self.full} | self.counts)
         self._writer.close()
 
@@ -140,9 +147,9 @@ class Recorder:
         return late or (megabytes is not None and self._writer.bytes_written >= megabytes * _MB)
 
     def _note(self, message: Message[Header]) -> None:
-        """Keep what models and devices say of themselves with the metadata of this file and later ones.
+        """Add models and devices to the metadata of this file and later ones.
 
-        Of a model, other weights under the same configuration are another entry: a head that was swapped in.
+        Other weights with the same configuration are another entry: a head that was swapped in.
         """
         header = message.header
         if isinstance(header, FusedState):
@@ -153,7 +160,7 @@ class Recorder:
             self._note_device(header.node, header.device)
 
     def _note_device(self, node: str, device: Mapping[str, str | float]) -> None:
-        """Keep what a device is; where its words are others, not its figures, another one has come."""
+        """Add a device; if its text values have changed, it is another device and gets another entry."""
         words = frozenset(f"{key} {value}" for key, value in device.items() if isinstance(value, str))
         known = self._devices.renewed(node, [])
         if words not in known and len(known) < _MAX_DEVICES:
@@ -169,7 +176,7 @@ class Recorder:
 
 
 def model_note(state: FusedState, noted: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return name and value of what is noted of the model that a state is of."""
+    """Return name and value of the metadata on the model of a state; `noted` is the present metadata."""
     name, value = f"{MODEL} {state.model.config_hash[:12]}", structs.asdict(state.model)
     if noted.get(name, value) == value:
         return name, value
@@ -177,10 +184,10 @@ def model_note(state: FusedState, noted: Mapping[str, Any]) -> tuple[str, dict[s
 
 
 def describe(profile: Profile | None, anchor_ns: int) -> dict[str, Any]:
-    """Return what every session file begins with, as JSON values.
+    """Return the metadata at the beginning of every session file, as JSON values.
 
     Args:
-        profile: that is recorded, None if the graph was started by somebody else.
+        profile: of the graph, None if another program started it.
         anchor_ns: host time at CLOCK_MONOTONIC zero.
     """
     packages = {}
@@ -209,14 +216,14 @@ def record(
 
     Args:
         subscriber: opened with `EVERY_MESSAGE`.
-        recorder: where everything goes.
+        recorder: writes the messages.
         clock: host time in ns.
-        stopped: whether to come to an end.
-        linger_s: how long to wait after that for nodes that still say their last; silence ends it sooner.
+        stopped: whether to stop.
+        linger_s: how long to wait after that for the last messages of nodes; 0.3 s without a message ends it.
         report: called once a second.
 
     Raises:
-        SessionError: the disk does not take what was received.
+        SessionError: a message cannot be written.
     """
     next_report_ns = clock()
 
@@ -234,7 +241,7 @@ def record(
 
     while not (stopped() or recorder.full):
         step(_RECEIVE_S)
-    # What was sent before is under way yet: no moment of silence is its end.
+    # Messages sent before the stop may still arrive after a pause: one quiet receive is not the end.
     last_s = max(linger_s, _QUEUED_S)
     end_ns = clock() + round(last_s * 1e9)
     while not recorder.full and clock() < end_ns and step(min(last_s, _QUIET_S)):

@@ -1,4 +1,4 @@
-"""The samples of recorded blocks, and their tempo. Pure."""
+"""Split recorded blocks of sound and change their tempo. Pure."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -13,16 +13,16 @@ from perception.units import SECOND_NS
 from perception.units.arrays import RawSamples
 
 BLOCK_NS: Final = 100_000_000
-"""Length of the blocks that long sound is cut into."""
+"""Length of the blocks into which long sound is split."""
 
 
-def as_heard(message: Message[Any], arrived_ns: int, most_ns: int) -> Iterator[tuple[Message[Any], int]]:
-    """Yield a message and when it arrived; long sound that came too early in blocks, each at its end.
+def split_early(message: Message[Any], arrived_ns: int, most_ns: int) -> Iterator[tuple[Message[Any], int]]:
+    """Yield a message and its arrival; split sound that arrived too early into blocks, each due at its end.
 
     Args:
         message: of any topic.
         arrived_ns: on the clock of stamps.
-        most_ns: sound that ends later than so long after its arrival came too early; it begins by then.
+        most_ns: sound arrived too early if it ends, but does not begin, later than this after its arrival.
     """
     header, latest_ns = message.header, arrived_ns + most_ns
     if isinstance(header, AudioBlock) and header.stamp_ns <= latest_ns < reached_ns(header):
@@ -47,10 +47,10 @@ def _blocks(message: Message[AudioBlock]) -> Iterator[Message[AudioBlock]]:
 
 
 def at_tempo(block: RawSamples, count: int) -> RawSamples:
-    """Return a block made longer or shorter at its own pitch; it joins its neighbours without a click.
+    """Return a block made longer or shorter without a change of pitch or a click at its ends.
 
-    It begins with the block's first sample and ends with its last; in between, copies or parts of it fade
-    into each other.
+    It begins with the first sample of the block and ends with the last; in between, copies or parts of the
+    block are cross-faded.
 
     Args:
         block: (samples, channels).
@@ -74,7 +74,7 @@ def _longer(block: RawSamples, count: int) -> npt.NDArray[np.float64]:
     size, more = len(block), count - len(block)
     weight = np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1))[:, None]
     total, weights = np.zeros((count, block.shape[1])), np.zeros((count, 1))
-    # each copy begins no later than in the middle of the one before
+    # each copy begins at the middle of the one before, or earlier
     for at in np.linspace(0, more, 2 + more * 2 // size).round().astype(int):
         total[at : at + size] += block * weight
         weights[at : at + size] += weight

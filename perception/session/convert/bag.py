@@ -1,11 +1,11 @@
-"""What every bag has, whoever wrote it: streams, and the bytes of their messages."""
+"""Common interface of bags: their streams, and the bytes of their messages."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 Raw = tuple[int, "BagStream", bytes]
-"""When it was received, in ns, and what."""
+"""Time of receipt in ns, stream, and bytes of a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +15,9 @@ class BagStream:
     topic: str
     type: str
     encoding: str
-    """Of the messages: cdr, ros1, protobuf, json."""
+    """Encoding of the messages: cdr, ros1, protobuf, json."""
     definition: str = ""
-    """Of the type, where the bag has one."""
+    """Definition of the type, if the bag holds it."""
     definition_encoding: str = ""
 
 
@@ -26,15 +26,15 @@ class Bag(Protocol):
 
     @property
     def damage(self) -> list[str]:
-        """What could not be read so far."""
+        """Damage found so far, one line each."""
 
     @property
     def streams(self) -> list[BagStream]:
-        """All there are."""
+        """All streams."""
 
     @property
     def times_ns(self) -> tuple[int, int]:
         """First and last time of receipt."""
 
     def messages(self, streams: Collection[BagStream]) -> Iterator[Raw]:
-        """Yield the messages of these in the order of receipt."""
+        """Yield the messages of `streams` in order of receipt."""

@@ -1,4 +1,4 @@
-"""What a file or folder holds that is no session but can be imported."""
+"""Summary of a file or folder that is not a session but can be imported."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,27 +10,29 @@ from perception.session.convert.import_bag import default_topic, kind_of, prefix
 
 @dataclass(frozen=True, slots=True)
 class BagInfo:
-    """A summary for people and programs."""
+    """Summary of a bag, for people and programs."""
 
     path: str
     duration_s: float
     streams: dict[str, str]
-    """What each is, by name."""
+    """Type and encoding by name."""
     topics: dict[str, str]
-    """What each would become here; those missing have no counterpart."""
+    """Topic after an import by name; streams without a counterpart are missing."""
     damage: list[str]
 
     def lines(self) -> list[str]:
-        """Return it as text."""
-        lines = [f"{self.path}: no session but a recording of {self.duration_s:.1f} s: session import"]
+        """Return the summary as lines of text."""
+        lines = [
+            f"{self.path}: not a session; a recording of {self.duration_s:.1f} s that session import reads"
+        ]
         for name, kind in self.streams.items():
-            becomes = f"-> {self.topics[name]}" if name in self.topics else "has no counterpart here"
+            becomes = f"-> {self.topics[name]}" if name in self.topics else "has no counterpart"
             lines.append(f"  {name}  {kind}  {becomes}")
         return [harmless(line) for line in lines + [f"damage: {text}" for text in self.damage]]
 
 
 def info(path: Path) -> BagInfo:
-    """Return what a recording of others holds; SessionError if it is none."""
+    """Return the summary of a bag; SessionError if it is none."""
     with bags.opened(path) as bag:
         first_ns, last_ns = bag.times_ns
         return BagInfo(

@@ -1,7 +1,7 @@
-"""What others record: MCAP files, rosbag2 folders, db3 and ROS 1 bags, opened as one kind of thing.
+"""Open MCAP files, rosbag2 folders, db3 and ROS 1 bags of other programs through one interface, `Bag`.
 
-No more is taken from a bag than which streams it has and the bytes of their messages, so that one broken
-message, one type that cannot be read, or a missing end costs only itself.
+Only the list of streams and the bytes of their messages are read from a bag, so that a damaged message, an
+unreadable type or a missing end affects nothing else.
 """
 
 import heapq
@@ -20,19 +20,19 @@ from mcap.records import Channel, Schema
 from perception.errors import SessionError
 from perception.session.convert.bag import Bag, BagStream, Raw
 from perception.session.file.mcap_file import McapFile
-from perception.session.file.reader import is_ours
+from perception.session.file.reader import holds_messages
 
 SUFFIXES: Final = (".mcap", ".db3", ".bag")
 _PACKED: Final = ".zstd"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
-"""A message that begins so is packed: CDR begins with the number of its representation."""
+"""First bytes of a compressed message; CDR begins with the number of its representation."""
 _LISTED: Final = re.compile(r"^\s*-\s+(\S+\.(?:mcap|db3)(?:\.zstd)?)\s*$", re.MULTILINE)
 _BLOCK: Final = 1 << 20
 
 
 @contextmanager
 def opened(source: Path) -> Iterator[Bag]:
-    """Open a file, or all files of a folder, as one bag; SessionError if that cannot be."""
+    """Open a file, or all files of a folder, as one bag; SessionError if none can be opened."""
     with ExitStack() as stack:
         parts: list[Bag] = []
         damage: list[str] = []
@@ -40,7 +40,7 @@ def opened(source: Path) -> Iterator[Bag]:
             plain = path
             if path.suffix == _PACKED:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                plain = _unpacked(path, folder / path.stem, damage)
+                plain = _decompressed(path, folder / path.stem, damage)
             try:
                 parts.append(_part(plain, stack))
             except SessionError as error:
@@ -80,7 +80,7 @@ def _files(source: Path, damage: list[str]) -> list[Path]:
     return list(found.values())
 
 
-def _unpacked(path: Path, target: Path, damage: list[str]) -> Path:
+def _decompressed(path: Path, target: Path, damage: list[str]) -> Path:
     with path.open("rb") as packed, target.open("wb") as out:
         try:
             for block in zstandard.ZstdDecompressor().read_to_iter(packed, write_size=_BLOCK):
@@ -91,7 +91,7 @@ def _unpacked(path: Path, target: Path, damage: list[str]) -> Path:
 
 
 class _Parts:
-    """The files of one bag, in the order of receipt."""
+    """Merges the files of one bag in order of receipt."""
 
     def __init__(self, parts: list[Bag], damage: list[str]) -> None:
         self._parts = parts
@@ -121,13 +121,13 @@ class _Parts:
 
 
 class _Mcap:
-    """An MCAP file of whoever."""
+    """An MCAP file that is not a session."""
 
     def __init__(self, file: McapFile) -> None:
         self._file = file
         declared = file.declared()
-        if any(is_ours(channel, declared) for channel in declared.channels.values()):
-            raise SessionError(f"{file.path}: a session already; perception session trim copies parts of it")
+        if any(holds_messages(channel, declared) for channel in declared.channels.values()):
+            raise SessionError(f"{file.path}: already a session; perception session trim copies parts of it")
         self._by_channel = {
             number: _described(channel, declared.schemas.get(channel.schema_id))
             for number, channel in declared.channels.items()
@@ -158,7 +158,7 @@ def _described(channel: Channel, schema: Schema | None) -> BagStream:
 
 
 class _Database:
-    """A db3 file of rosbag2; it is read where it ends too early, as far as it goes."""
+    """A db3 file of rosbag2; a truncated one is read as far as possible."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -167,7 +167,7 @@ class _Database:
         mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
         try:
             self._base = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)
-            # Else a file shorter than its header says is refused as a whole.
+            # Without this, SQLite refuses a file that is shorter than its header states.
             self._base.execute("PRAGMA writable_schema = ON")
             rows = self._base.execute("SELECT id, name, type, serialization_format FROM topics").fetchall()
         except sqlite3.Error as error:
@@ -194,7 +194,7 @@ class _Database:
                 yield time_ns, self._by_topic[number], data
 
     def _rows(self, column: str) -> Iterator[tuple[int, int, bytes]]:
-        """Yield the messages as they were written, which is the order of their receipt."""
+        """Yield the messages in the order of writing, which is that of receipt."""
         query = f"SELECT topic_id, timestamp, {column} FROM messages NOT INDEXED ORDER BY id"
         try:
             yield from self._base.execute(query)

@@ -1,8 +1,8 @@
-"""Does a media file end before the end that it promises? Known from its bytes, format by format.
+"""Detect whether a media file is truncated, from its bytes, by the rule of its format.
 
-A chunk says how long it is, a last page or a trailer that it is the last, packets of one size leave no rest.
-Raw streams of H.264, HEVC and MPEG promise nothing; a transport or program stream that is cut between two
-packets is whole as far as it says.
+A chunk states its length, a last page or a trailer is marked as such, packets have a fixed size. Raw streams
+of H.264, HEVC and MPEG have no such mark; the truncation of a transport or program stream between two packets
+is not detected.
 """
 
 import re
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 _TAIL_BYTES: Final = 256 << 10
-"""Holds the last page, packs or frames of any format here."""
+"""Contains the last page, packs or frames of every format below."""
 _ENDLESS: Final = (0, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF)
-"""Lengths of what was written to a pipe."""
+"""Lengths in files that were written to a pipe."""
 _MOST_CHUNKS: Final = 1 << 16
 _OGG_LAST: Final = 4
 _TS_SIZES: Final = ((188, 0), (192, 4), (204, 0))
-"""Bytes of a packet, and where in it the sync byte stands."""
+"""Bytes of a packet, and the offset of its sync byte."""
 _TS_SYNC: Final = 0x47
 _GIF_IMAGE: Final = 0x2C
 _GIF_EXTENSION: Final = 0x21
@@ -28,11 +28,11 @@ _PROGRAM_END: Final = b"\0\0\1\xb9"
 _ADTS: Final = re.compile(rb"\xff[\xf0-\xf1\xf8-\xf9]", re.DOTALL)
 
 Missing = str
-"""What is missing, empty if nothing is known to be."""
+"""What is missing, in words; empty if nothing is known to be missing."""
 
 
 def missing(path: Path, form: str) -> Missing:
-    """Return in words what of a file is known to be missing, empty if nothing is.
+    """Return what is missing of a file, empty if nothing is known to be missing.
 
     Args:
         path: the file.
@@ -42,11 +42,11 @@ def missing(path: Path, form: str) -> Missing:
     if rule is None:
         return ""
     with path.open("rb") as file:
-        return rule(_At(file, file.seek(0, 2)))
+        return rule(_FileBytes(file, file.seek(0, 2)))
 
 
-class _At:
-    """Bytes of a file by their place."""
+class _FileBytes:
+    """Bytes of a file by offset."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -63,11 +63,13 @@ class _At:
         return f"{self.size} of {promised} bytes are there" if self.size < promised else ""
 
 
-Rule = Callable[[_At], Missing]
+Rule = Callable[[_FileBytes], Missing]
 
 
-def _walk(at: _At, begin: int, head: struct.Struct, length: Callable[[tuple[int, ...]], int]) -> Missing:
-    """Go from chunk to chunk; `length` is of a whole one, 0 or less where it is not known."""
+def _walk(
+    at: _FileBytes, begin: int, head: struct.Struct, length: Callable[[tuple[int, ...]], int]
+) -> Missing:
+    """Walk from chunk to chunk; `length` returns the length of one, 0 or less if it is unknown."""
     place = begin
     for _ in range(_MOST_CHUNKS):
         data = at(place, head.size)
@@ -83,20 +85,20 @@ def _walk(at: _At, begin: int, head: struct.Struct, length: Callable[[tuple[int,
 
 
 def _of_size(magic: bytes, form: str) -> Rule:
-    """Return the rule of a file whose magic is followed by the length of the rest."""
+    """Return the rule of a format whose magic is followed by the length of the rest."""
 
-    def rule(at: _At) -> Missing:
+    def rule(at: _FileBytes) -> Missing:
         data = at(0, 8)
         if not data.startswith(magic) or len(data) < 8:
             return ""
         promised = struct.unpack_from(form, data, 4)[0] + 8
-        # some writers count the byte that pads a chunk to an even length, and leave it out
+        # some writers count the byte that pads a chunk to an even length, but do not write it
         return "" if promised - 8 in _ENDLESS or at.size >= promised - 1 else at.short_of(promised)
 
     return rule
 
 
-def _au(at: _At) -> Missing:
+def _au(at: _FileBytes) -> Missing:
     data = at(0, 12)
     if len(data) < 12 or not data.startswith(b".snd"):
         return ""
@@ -104,28 +106,28 @@ def _au(at: _At) -> Missing:
     return "" if length in _ENDLESS else at.short_of(begin + length)
 
 
-def _caf(at: _At) -> Missing:
+def _caf(at: _FileBytes) -> Missing:
     return _walk(at, 8, struct.Struct(">4xq"), lambda head: 12 + head[0] if head[0] >= 0 else 0)
 
 
-def _asf(at: _At) -> Missing:
+def _asf(at: _FileBytes) -> Missing:
     return _walk(at, 0, struct.Struct("<16xQ"), lambda head: head[0] if 24 <= head[0] < 1 << 62 else 0)
 
 
-def _mp4(at: _At) -> Missing:
+def _mp4(at: _FileBytes) -> Missing:
     def length(head: tuple[int, ...]) -> int:
         return head[2] if head[0] == 1 else head[0]
 
     return _walk(at, 0, struct.Struct(">IIQ"), length)
 
 
-def _w64(at: _At) -> Missing:
+def _w64(at: _FileBytes) -> Missing:
     data = at(0, 24)
     promised = int.from_bytes(data[16:], "little")
     return at.short_of(promised) if data.startswith(b"riff") and promised not in _ENDLESS else ""
 
 
-def _y4m(at: _At) -> Missing:
+def _y4m(at: _FileBytes) -> Missing:
     head = at(0, 1 << 10).partition(b"\n")[0]
     values = {word[:1]: word[1:].decode("ascii", "replace") for word in head.split()[1:]}
     colours = re.fullmatch(r"(420|422|444|mono)(?:jpeg|mpeg2|paldv|p?(\d\d?))?", values.get(b"C", "420"))
@@ -135,10 +137,10 @@ def _y4m(at: _At) -> Missing:
     chroma = {"420": -(-width // 2) * -(-height // 2), "422": -(-width // 2) * height, "444": width * height}
     samples = width * height + 2 * chroma.get(colours[1], 0)
     frame = len(b"FRAME\n") + samples * (2 if colours[2] and int(colours[2]) > 8 else 1)
-    return "its last picture is not whole" if (at.size - len(head) - 1) % frame else ""
+    return "its last picture is incomplete" if (at.size - len(head) - 1) % frame else ""
 
 
-def _gif(at: _At) -> Missing:
+def _gif(at: _FileBytes) -> Missing:
     head = at(0, 13)
     place = 13 + _gif_colours(head[10])
     while place < at.size:
@@ -150,44 +152,44 @@ def _gif(at: _At) -> Missing:
         elif kind[0] == _GIF_EXTENSION:
             place += 2
         else:
-            return "its end is not there" if kind[0] == _GIF_IMAGE else ""
+            return "its end is missing" if kind[0] == _GIF_IMAGE else ""
         while (block := at(place, 1)) and block[0]:
             place += 1 + block[0]
         place += 1
-    return "its end is not there"
+    return "its end is missing"
 
 
 def _gif_colours(flags: int) -> int:
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
-def _ogg(at: _At) -> Missing:
+def _ogg(at: _FileBytes) -> Missing:
     tail = at.tail()
     page = tail.rfind(b"OggS\0")
     if page < 0 or len(tail) < page + 27:
-        return "its last page is not there"
+        return "its last page is missing"
     segments = tail[page + 27 : page + 27 + tail[page + 26]]
     if page + 27 + tail[page + 26] + sum(segments) > len(tail) or len(segments) < tail[page + 26]:
-        return "its last page is not whole"
-    return "" if tail[page + 5] & _OGG_LAST else "its last page is not there"
+        return "its last page is incomplete"
+    return "" if tail[page + 5] & _OGG_LAST else "its last page is missing"
 
 
-def _ts(at: _At) -> Missing:
+def _ts(at: _FileBytes) -> Missing:
     for size, sync in _TS_SIZES:
         starts = at(0, 5 * size)[sync::size]
         if len(starts) == 5 and set(starts) == {_TS_SYNC}:
-            return "its last packet is not whole" if at.size % size else ""
+            return "its last packet is incomplete" if at.size % size else ""
     return ""
 
 
-def _mpg(at: _At) -> Missing:
-    """Go from the last packs that lead to the end, packet by packet."""
+def _mpg(at: _FileBytes) -> Missing:
+    """Walk packet by packet from each of the last packs, until one leads to the end."""
     tail = at.tail()
     begin = tail.find(_PACK)
     while begin >= 0:
         *_, end = _packets(tail, begin)
         if end > len(tail):
-            return "its last packet is not whole"
+            return "its last packet is incomplete"
         if end == len(tail):
             return ""
         begin = tail.find(_PACK, begin + 1)
@@ -195,7 +197,7 @@ def _mpg(at: _At) -> Missing:
 
 
 def _packets(data: bytes, place: int) -> Iterator[int]:
-    """Yield where each packet of a program stream ends; the last goes to the end, or breaks off before."""
+    """Yield the end of each packet of a program stream, up to the end or to the first invalid packet."""
     yield place
     while place < len(data):
         head = data[place : place + 14]
@@ -213,12 +215,12 @@ def _packets(data: bytes, place: int) -> Iterator[int]:
         yield place
 
 
-def _jpegs(at: _At) -> Missing:
-    return "" if at.tail().rstrip(b"\0").endswith(b"\xff\xd9") else "its last picture is not whole"
+def _jpegs(at: _FileBytes) -> Missing:
+    return "" if at.tail().rstrip(b"\0").endswith(b"\xff\xd9") else "its last picture is incomplete"
 
 
-def _adts(at: _At) -> Missing:
-    """Go from the first frame in the last bytes that others follow to the end."""
+def _adts(at: _FileBytes) -> Missing:
+    """Walk frame by frame from each possible frame in the tail, until one leads to the end."""
     tail = at.tail()
     for start in _ADTS.finditer(tail):
         place, count = start.start(), 0
@@ -226,7 +228,7 @@ def _adts(at: _At) -> Missing:
             place += max((head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5, 7)
             count += 1
         if (place > len(tail) and count > 1) or (0 < len(head) < 6 and count):
-            return "its last frame is not whole"
+            return "its last frame is incomplete"
         if place == len(tail):
             return ""
     return ""

@@ -1,9 +1,9 @@
-"""Sessions as a LeRobot dataset, format v3.0: one episode each, with its sound.
+"""Export sessions as a LeRobot dataset, format v3.0: one episode each, with sound.
 
-LeRobot has no audio yet, so sound is there twice: as a vector of samples per frame, which every loader of
-today takes, and as whole FLAC files under `audio/`, which it passes over. The text in force is the task, the
-fused probabilities are `observation.state`. `meta/session.json` says each session's zero and at which second
-its first frame lies; the sound under `audio/` begins at the zero.
+LeRobot has no audio yet, so that sound is stored twice: as a vector of samples per frame, which present
+loaders read, and as FLAC files under `audio/`, which they ignore. The current text command is the task, the
+fused probabilities are `observation.state`. `meta/session.json` holds the zero of each session and the second
+of its first frame; the sound under `audio/` begins at the zero.
 """
 
 import json
@@ -28,7 +28,7 @@ from perception.session.convert.lerobot_tables import (
     write_tasks,
 )
 from perception.session.convert.media_tracks import SoundFile
-from perception.session.convert.samples import Moment, Moments, inputs_of
+from perception.session.convert.samples import Sample, Samples, inputs_of
 from perception.session.file.reader import Session
 from perception.session.file.zero import Zero
 from perception.topics import name_of
@@ -38,7 +38,7 @@ FILE: Final = "chunk-000/file-000"
 _NO_TASK: Final = "no command"
 _STATISTICS_EVERY: Final = 10
 _KEY_EVERY: Final = 2
-"""Frames between two that can be decoded alone, as LeRobot's own encoder sets it: its loader jumps about."""
+"""Distance of key frames, as set by LeRobot's own encoder: its loader reads frames in random order."""
 
 
 def write(
@@ -51,13 +51,13 @@ def write(
 def write_all(
     sessions: Sequence[Session], target: Path | str, topics: Sequence[str] = ("*",), *, rate_hz: float = 10.0
 ) -> Iterator[str]:
-    """Write sessions as the episodes of the new dataset `target`; yield what came of it, in lines.
+    """Write sessions as the episodes of the new dataset `target`; yield lines about the result.
 
     Args:
-        sessions: to be exported; all have the cameras, microphones and classes of the first.
+        sessions: to export; all must have the cameras, microphones and classes of the first.
         target: folder of the dataset.
-        topics: names or patterns of what to export.
-        rate_hz: frames per second, rounded: a session is cut at this rate; a missing frame is black.
+        topics: names or patterns of the topics to export.
+        rate_hz: frames per second, rounded; a missing frame is black.
 
     Raises:
         SessionError: there is nothing to export, the sessions differ, `target` exists or cannot be written.
@@ -66,7 +66,7 @@ def write_all(
     layout = _layout(sessions[0], topics, fps)
     for session in sessions[1:]:
         if difference := layout.difference(_layout(session, topics, fps)):
-            raise SessionError(f"{session.path}: not like {sessions[0].path}: {difference}")
+            raise SessionError(f"{session.path}: differs from {sessions[0].path}: {difference}")
     with beside(target) as folder:
         with closing(_Dataset(folder, layout)) as dataset:
             for session in sessions:
@@ -74,11 +74,11 @@ def write_all(
         dataset.describe()
     yield f"{dataset.frames} frames at {fps} Hz in {len(sessions)} episodes, {len(dataset.tasks)} tasks"
     yield f"features: {', '.join(layout.features())}"
-    yield from dataset.said
+    yield from dataset.notes
 
 
 class _Dataset:
-    """The open files of a dataset; episodes follow each other in them."""
+    """The open files of a dataset; each holds all episodes in order."""
 
     def __init__(self, folder: Path, layout: Layout) -> None:
         self._folder = folder
@@ -88,8 +88,8 @@ class _Dataset:
         self._statistics = {key: Statistics() for key in layout.features()}
         self.tasks: dict[str, int] = {}
         self.frames = 0
-        self.said: list[str] = []
-        """What of the sessions did not enter the frames, in lines."""
+        self.notes: list[str] = []
+        """Lines on messages that are in no frame."""
         self._files = ExitStack()
         self._films = {
             key: self._files.enter_context(
@@ -104,19 +104,19 @@ class _Dataset:
         )
 
     def close(self) -> None:
-        """Finish films and table."""
+        """Close videos and table."""
         self._files.close()
 
     def add(self, session: Session, topics: Sequence[str]) -> None:
         """Append a session as the next episode."""
         number, before, first_ns = len(self._episodes), self.frames, 0
         tasks: dict[str, None] = {}
-        cut = Moments(session, topics, rate_hz=self._layout.fps, sound_ms=1000 / self._layout.fps)
-        for moment in cut:
-            first_ns = first_ns or moment.window.end_ns
-            tasks[moment.text or _NO_TASK] = None
-            self._append(moment, number, self.frames - before)
-        self.said += [f"{session.path.name}: {line}" for line in cut.said()]
+        cut = Samples(session, topics, rate_hz=self._layout.fps, sound_ms=1000 / self._layout.fps)
+        for sample in cut:
+            first_ns = first_ns or sample.window.end_ns
+            tasks[sample.text or _NO_TASK] = None
+            self._append(sample, number, self.frames - before)
+        self.notes += [f"{session.path.name}: {line}" for line in cut.notes()]
         self._episodes.append(Episode(before, self.frames, list(tasks)))
         zero = session.zero
         self._sessions.append(
@@ -129,21 +129,21 @@ class _Dataset:
         for key, (topic, _, _) in self._layout.sounds.items():
             _write_sound(session, topic, self._folder / "audio" / key / f"{FILE[:-3]}{number:03d}", zero)
 
-    def _append(self, moment: Moment, episode: int, number: int) -> None:
+    def _append(self, sample: Sample, episode: int, number: int) -> None:
         layout = self._layout
-        row = _row(moment, layout, number, self.tasks) | {"episode_index": episode, "index": self.frames}
+        row = _row(sample, layout, number, self.tasks) | {"episode_index": episode, "index": self.frames}
         self._table.write(row)
         for key, value in row.items():
             self._statistics[key].add(np.atleast_2d(np.asarray(value, np.float64)))
         for key, film in self._films.items():
-            picture = _picture(moment, *layout.films[key])
+            picture = _picture(sample, *layout.films[key])
             film.write(picture, self.frames * SECOND_NS // layout.fps)
             if self.frames % _STATISTICS_EVERY == 0:
                 self._statistics[key].add(picture.reshape(-1, 3)[:, ::-1] / 255.0)
         self.frames += 1
 
     def describe(self) -> None:
-        """Write what loaders read first."""
+        """Write the metadata files of the dataset."""
         folder, layout = self._folder, self._layout
         write_tasks(_path(folder, "meta", ".parquet", "tasks"), self.tasks)
         write_episodes(
@@ -166,7 +166,7 @@ def _layout(session: Session, topics: Sequence[str], fps: int) -> Layout:
     for topic in inputs_of(session, topics, "camera"):
         header = _first(session, topic)
         if isinstance(header, CameraFrame):
-            # The encoder takes even sizes only.
+            # The encoder accepts even sizes only.
             size = (max(header.height & ~1, 2), max(header.width & ~1, 2))
             films[f"observation.images.{_name(topic)}"] = (topic, *size)
     for topic in inputs_of(session, topics, "microphone"):
@@ -181,31 +181,31 @@ def _layout(session: Session, topics: Sequence[str], fps: int) -> Layout:
 
 
 def _first(session: Session, topic: str) -> Header | None:
-    """Return the first message of a topic that is intact."""
+    """Return the header of the first intact message of a topic."""
     message = next(session.messages([topic]), None)
     return None if message is None else message.header
 
 
-def _row(moment: Moment, layout: Layout, number: int, tasks: dict[str, int]) -> dict[str, Any]:
-    task = tasks.setdefault(moment.text or _NO_TASK, len(tasks))
+def _row(sample: Sample, layout: Layout, number: int, tasks: dict[str, int]) -> dict[str, Any]:
+    task = tasks.setdefault(sample.text or _NO_TASK, len(tasks))
     row: dict[str, Any] = {
         "timestamp": number / layout.fps,
         "frame_index": number,
         "task_index": task,
     }
     if layout.classes:
-        fused = moment.state.fused if moment.state is not None else None
+        fused = sample.state.fused if sample.state is not None else None
         known = dict(zip(fused.classes, fused.probabilities, strict=False)) if fused is not None else {}
         row["observation.state"] = [known.get(name, 0.0) for name in layout.classes]
     for key, (topic, _, count) in layout.sounds.items():
-        sound = moment.sound(topic)
+        sound = sample.sound(topic)
         samples = np.zeros(0, np.float32) if sound is None else sound.samples[-count:]
         row[key] = np.pad(samples, (count - len(samples), 0)).tolist()
     return row
 
 
-def _picture(moment: Moment, topic: str, height: int, width: int) -> npt.NDArray[np.uint8]:
-    picture = moment.picture(topic)
+def _picture(sample: Sample, topic: str, height: int, width: int) -> npt.NDArray[np.uint8]:
+    picture = sample.picture(topic)
     return np.zeros((height, width, 3), np.uint8) if picture is None else fitted(picture, width, height)
 
 

@@ -1,4 +1,4 @@
-"""A session as ordinary files: MP4 per camera, FLAC or WAV per microphone, a table per other topic."""
+"""Export a session as files: MP4 per camera, FLAC or WAV per microphone, a table per other topic."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Any
 from perception.io.beside import beside
 from perception.messages import AudioBlock, CameraFrame, Message
 from perception.session.convert import tables
-from perception.session.convert.film import Hearing, VideoFile
+from perception.session.convert.film import SoundFormat, VideoFile
 from perception.session.convert.media_tracks import SoundFile, image
 from perception.session.file.reader import Session, matches, nothing_to_export
 from perception.session.file.zero import Zero
@@ -19,12 +19,12 @@ from perception.units.arrays import RawSamples
 def write(
     session: Session, target: Path | str, topics: Sequence[str] = ("*",), *, kind: tables.Kind = "parquet"
 ) -> Iterator[str]:
-    """Write a session into the new folder `target`; yield what came of it, in lines.
+    """Write a session into the new folder `target`; yield lines about the result.
 
-    A film has the sound of the microphone that is named as its camera, else of the first one. Sound and
-    pictures begin at the session's zero, so that a second of theirs is a second of the session and labels
-    made on them can be read back; tables say the second in `at_s`. `session.json` there says the zero, and at
-    which stamp and second each file begins.
+    A film has the sound of the microphone with the name of its camera, else of the first one. Sound and
+    pictures begin at the zero of the session, so that labels made on them are valid for the session; tables
+    have the second in `at_s`. `session.json` holds the zero, and the stamp and second at which each file
+    begins.
 
     Raises:
         SessionError: there is nothing to export, `target` exists or cannot be written.
@@ -70,7 +70,7 @@ def _write_table(session: Session, topic: str, folder: Path, kind: tables.Kind) 
 def _films(
     session: Session, cameras: Sequence[str], microphones: Sequence[str], folder: Path
 ) -> dict[str, tuple[VideoFile, str | None]]:
-    """Open a film for every camera of which a picture can be decoded: it, and whose sound it has."""
+    """Open a film for every camera with a picture that can be decoded; return film and microphone of each."""
     films = {}
     for camera in cameras:
         messages: Iterator[Message[Any]] = session.messages([camera])
@@ -80,7 +80,7 @@ def _films(
         own = camera.replace("camera/", "microphone/", 1)
         microphone = own if own in microphones else next(iter(microphones), None)
         block: Any = None if microphone is None else next(session.messages([microphone]), None)
-        sound = None if block is None else Hearing(block.header.rate_hz, block.header.channels)
+        sound = None if block is None else SoundFormat(block.header.rate_hz, block.header.channels)
         height, width = picture.shape[:2]
         film = VideoFile(folder / f"{_stem(camera)}.mp4", width, height, sound=sound)
         films[camera] = film, microphone if sound else None
@@ -101,7 +101,7 @@ class _Media:
             film.path.name: {"topic": topic, "sound": microphone, **at}
             for topic, (film, microphone) in films.items()
         }
-        """By file name: topic, the stamp at which it begins and the session's second then."""
+        """By file name: topic, and the stamp and second of the session at which the file begins."""
         self.refused: Counter[str] = Counter()
 
     def add(self, message: Message[Any]) -> None:
@@ -131,7 +131,7 @@ class _Media:
             return
         film, _ = self._films[topic]
         self.begins[film.path.name].setdefault("first_frame_ns", header.stamp_ns)
-        # what was seen just before the zero is what is in sight at the zero
+        # a frame from before the zero is shown at the zero
         if not film.write(picture, max(header.stamp_ns - self._zero.stamp_ns, 0)):
             self.refused[f"{topic}: left out: a frame that is not later than the one before"] += 1
 
@@ -147,15 +147,15 @@ class _Media:
                 self._target / f"{_stem(topic)}{part}", message, self._zero
             )
             self.begins[sound.path.name] = {"topic": topic}
-        sound.write(message, also=lambda piece: self._hear(topic, sound, piece))
+        sound.write(message, also=lambda piece: self._write_sound(topic, sound, piece))
 
-    def _hear(self, topic: str, sound: SoundFile, piece: RawSamples) -> None:
-        """Add sound to the films that have it, as far as it is of one kind and on their clock."""
+    def _write_sound(self, topic: str, sound: SoundFile, piece: RawSamples) -> None:
+        """Add sound to the films of this microphone, if it has their format and begins at the zero."""
         for film, microphone in self._films.values():
             if microphone != topic:
                 continue
             if self._parts[topic] == 1 and sound.timeline.start_ns == self._zero.stamp_ns:
-                film.hear(piece)
+                film.write_sound(piece)
             else:
                 self.refused[
                     f"{film.path.name}: without a part of {topic}, which is in {sound.path.name}"

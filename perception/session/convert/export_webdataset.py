@@ -1,8 +1,8 @@
-"""A session as WebDataset shards: one sample per tick, its files side by side in a tar.
+"""Export a session as WebDataset shards: one sample per tick, as consecutive files in a tar.
 
-A sample KEY has `KEY.front.jpg` for a camera of that name (PNG if its frames are not JPEG),
-`KEY.main.wav` for a microphone, `KEY.txt` for the command in force and `KEY.json` for all that is known;
-its `at_s` is the second of the session at which the sample ends.
+A sample KEY has `KEY.front.jpg` for the camera `front` (PNG if its frames are not JPEG), `KEY.main.wav` for
+the microphone `main`, `KEY.txt` for the current text command and `KEY.json` for inputs, labels and state; its
+`at_s` is the second of the session at which the sample ends.
 """
 
 import io
@@ -19,7 +19,7 @@ import soundfile
 
 from perception.io.beside import beside
 from perception.messages import CameraFrame
-from perception.session.convert.samples import Moment, Moments, inputs_of
+from perception.session.convert.samples import Sample, Samples, inputs_of
 from perception.session.file.reader import Session
 from perception.session.recompute.compare import unmeasured_fields
 from perception.topics import name_of
@@ -36,15 +36,15 @@ def write(
     sound_ms: float = 1000.0,
     shard_bytes: int = _SHARD_BYTES,
 ) -> Iterator[str]:
-    """Write a session into the new folder `target`; yield what came of it, in lines.
+    """Write a session into the new folder `target`; yield lines about the result.
 
     Args:
-        session: to be exported.
+        session: to export.
         target: folder of the shards, `shard-000000.tar` and so on.
-        topics: names or patterns of what to export.
+        topics: names or patterns of the topics to export.
         rate_hz: samples per second.
-        sound_ms: of sound before the end of each.
-        shard_bytes: begin another shard after this.
+        sound_ms: length of the sound of a sample, which ends with the sample.
+        shard_bytes: size after which the next shard begins.
 
     Raises:
         SessionError: there is nothing to export, `target` exists or cannot be written.
@@ -53,22 +53,22 @@ def write(
     microphones = inputs_of(session, topics, "microphone")
     zero, count = session.zero, 0
     with beside(target) as folder, closing(_Shards(folder, shard_bytes)) as shards:
-        cut = Moments(session, topics, rate_hz=rate_hz, sound_ms=sound_ms)
-        for moment in cut:
-            files = [*_pictures(moment, cameras), *_sounds(moment, microphones, sound_ms)]
-            if moment.text:
-                files.append(("txt", moment.text.encode()))
-            facts = {"at_s": zero.seconds(moment.window.end_ns), **_facts(moment)}
+        cut = Samples(session, topics, rate_hz=rate_hz, sound_ms=sound_ms)
+        for sample in cut:
+            files = [*_pictures(sample, cameras), *_sounds(sample, microphones, sound_ms)]
+            if sample.text:
+                files.append(("txt", sample.text.encode()))
+            facts = {"at_s": zero.seconds(sample.window.end_ns), **_facts(sample)}
             files.append(("json", json.dumps(facts, ensure_ascii=False).encode()))
-            shards.add(f"{moment.window.end_ns:020d}", files)
+            shards.add(f"{sample.window.end_ns:020d}", files)
             count += 1
-        said = cut.said()
+        notes = cut.notes()
     yield f"{count} samples in {shards.number} shards"
-    yield from said
+    yield from notes
 
 
 class _Shards:
-    """Tar files, one after the other."""
+    """Writes samples to consecutive tar files."""
 
     def __init__(self, target: Path, shard_bytes: int) -> None:
         self._target = target
@@ -94,21 +94,21 @@ class _Shards:
             self._tar = None
 
 
-def _pictures(moment: Moment, cameras: list[str]) -> Iterator[tuple[str, bytes]]:
+def _pictures(sample: Sample, cameras: list[str]) -> Iterator[tuple[str, bytes]]:
     for topic in cameras:
-        frame = moment.frame(topic)
+        frame = sample.frame(topic)
         if frame is None or not isinstance(frame.header, CameraFrame):
             continue
         name = _name(topic)
         if frame.header.encoding == "jpeg":
             yield f"{name}.jpg", bytes(frame.payload)
-        elif (picture := moment.picture(topic)) is not None:
+        elif (picture := sample.picture(topic)) is not None:
             yield f"{name}.png", cv2.imencode(".png", picture)[1].tobytes()
 
 
-def _sounds(moment: Moment, microphones: list[str], sound_ms: float) -> Iterator[tuple[str, bytes]]:
+def _sounds(sample: Sample, microphones: list[str], sound_ms: float) -> Iterator[tuple[str, bytes]]:
     for topic in microphones:
-        sound = moment.sound(topic)
+        sound = sample.sound(topic)
         if sound is not None:
             file = io.BytesIO()
             samples = sound.samples[-round(sound_ms * sound.rate_hz / 1000) :]
@@ -117,12 +117,12 @@ def _sounds(moment: Moment, microphones: list[str], sound_ms: float) -> Iterator
 
 
 def _name(topic: str) -> str:
-    # Readers split the key from the rest at the first dot, and folders belong to the key.
+    # The key ends at the first dot, and folders are part of the key.
     return re.sub(r"[./]", "_", name_of(topic))
 
 
-def _facts(moment: Moment) -> dict[str, Any]:
-    window = moment.window
+def _facts(sample: Sample) -> dict[str, Any]:
+    window = sample.window
     inputs = {
         topic: {
             "presence": item.presence,
@@ -134,6 +134,6 @@ def _facts(moment: Moment) -> dict[str, Any]:
     return {
         "stamp_ns": window.end_ns,
         "inputs": inputs,
-        "labels": {label.track: label.name for label in moment.labels},
-        "state": None if moment.state is None else unmeasured_fields(moment.state),
+        "labels": {label.track: label.name for label in sample.labels},
+        "state": None if sample.state is None else unmeasured_fields(sample.state),
     }

@@ -1,4 +1,4 @@
-"""An MP4 file of one camera, with the sound of one microphone."""
+"""Write an MP4 file of one camera, with the sound of one microphone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,18 +26,18 @@ _TICKS_HZ: Final = 90_000
 _AAC_RATES: Final = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _OTHER_RATE: Final = 48_000
 _BT709: Final = 1
-"""Of primaries, transfer and matrix alike, ITU-T H.273."""
+"""Code of primaries, transfer and matrix, ITU-T H.273."""
 
 
-class Hearing(NamedTuple):
-    """What the sound of a film is like."""
+class SoundFormat(NamedTuple):
+    """Format of the sound of a film."""
 
     rate_hz: int
     channels: int
 
 
 def fitted(picture: Image, width: int, height: int) -> Image:
-    """Return a picture in the size of a film: what is not of it has bars, but for an odd row or column."""
+    """Return a picture in the size of a film, with bars; an odd last row or column is cut instead."""
     if picture.shape[0] - height in (0, 1) and picture.shape[1] - width in (0, 1):
         return picture[:height, :width]
     return Layout((width, height)).of_image(picture)
@@ -48,14 +48,14 @@ class VideoFile(Closing):
 
     Args:
         path: file to write.
-        width: pixels; made even, as the format wants it.
+        width: pixels; made even, as the format requires.
         height: likewise.
-        rate_hz: the nominal rate in the header; the frames' own times decide.
-        sound: what the sound is like, None for a silent film.
-        key_every: frames from one that can be shown alone to the next, None as the encoder likes it.
+        rate_hz: nominal rate in the header; every frame has its own time.
+        sound: format of the sound, None for a film without sound.
+        key_every: frames from one key frame to the next, None for the default of the encoder.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: it cannot be written.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class VideoFile(Closing):
         height: int,
         rate_hz: int = 30,
         *,
-        sound: Hearing | None = None,
+        sound: SoundFormat | None = None,
         key_every: int | None = None,
     ) -> None:
         self.path = path
@@ -79,7 +79,7 @@ class VideoFile(Closing):
         self._samples = 0
 
     def write(self, picture: Image, time_ns: int) -> bool:
-        """Append a frame shown from `time_ns` after the start; return False if that is not after the last."""
+        """Append a frame at `time_ns` after the start; return False if it is not later than the last."""
         ticks = round(time_ns * _TICKS_HZ / SECOND_NS)
         if ticks <= self._last_ticks:
             return False
@@ -93,8 +93,8 @@ class VideoFile(Closing):
             self._container.mux(self._stream.encode(frame))
         return True
 
-    def hear(self, samples: RawSamples) -> None:
-        """Append sound, shape (samples, channels) of what `sound` said; it begins at the start."""
+    def write_sound(self, samples: RawSamples) -> None:
+        """Append sound, shape (samples, channels), in the format `sound`; it begins at the start."""
         if self._audio is None or self._sound is None or not len(samples):
             return
         frame = AudioFrame.from_ndarray(
@@ -107,7 +107,7 @@ class VideoFile(Closing):
             self._container.mux(self._audio.encode(frame))
 
     def close(self) -> None:
-        """Finish the file."""
+        """Write the rest and close the file."""
         with _as_os_error():
             try:
                 self._container.mux(self._stream.encode())
@@ -130,7 +130,7 @@ class VideoFile(Closing):
             context.gop_size = key_every
         return stream
 
-    def _add_audio(self, sound: Hearing) -> AudioStream:
+    def _add_audio(self, sound: SoundFormat) -> AudioStream:
         rate_hz = sound.rate_hz if sound.rate_hz in _AAC_RATES else _OTHER_RATE
         stream = self._container.add_stream("aac", rate=rate_hz, layout=_layout(sound.channels))
         assert isinstance(stream, AudioStream)
@@ -150,7 +150,7 @@ def _layout(channels: int) -> str:
 
 
 def _interleaved(samples: RawSamples) -> npt.NDArray[np.int16]:
-    """Return (1, samples * channels) of one or two channels: more of them are mixed to one."""
+    """Return (1, samples * channels), one or two channels interleaved; more channels are mixed to one."""
     if samples.shape[1] > 2:
         samples = samples.mean(axis=1, keepdims=True).astype(samples.dtype)
     whole = samples if samples.dtype == np.int16 else as_s16(samples)

@@ -1,4 +1,4 @@
-"""Messages of Foxglove's published schemas as ours, in protobuf or JSON. No files.
+"""Convert messages of Foxglove's published schemas, in protobuf or JSON. No files.
 
 Schemas: https://docs.foxglove.dev/docs/sdk/schemas
 """
@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from perception.session.convert import incoming
-from perception.session.convert.incoming import Made, Sound, UnusableError
+from perception.session.convert.incoming import Converted, Sound, UnusableError
 from perception.session.file import protobuf, schemas
 from perception.units import SECOND_NS
 
@@ -26,30 +26,30 @@ PREFIXES: Final = {
     "foxglove.RawAudio": "microphone",
     "foxglove.Log": "text",
 }
-"""What a message of each schema becomes."""
+"""Topic prefix by schema."""
 ENCODINGS: Final = ("protobuf", "json")
 _FORMATS: Final = {"pcm-s16": "s16", "pcm-f32": "f32"}
 
 
-def converter(schema: str, encoding: str) -> Callable[[bytes, int], Made]:
-    """Return what makes ours of a message of that schema, so encoded, received at that time."""
+def converter(schema: str, encoding: str) -> Callable[[bytes, int], Converted]:
+    """Return a function that converts bytes and time of receipt of a message in this schema and encoding."""
     sound = Sound()
-    described = _SCHEMAS[schema]
+    fields = _SCHEMAS[schema]
 
-    def convert(data: bytes, received_ns: int) -> Made:
+    def convert(data: bytes, received_ns: int) -> Converted:
         try:
-            values = _from_json(data) if encoding == "json" else protobuf.decode(described, memoryview(data))
+            values = _from_json(data) if encoding == "json" else protobuf.decode(fields, memoryview(data))
         except ValueError as error:
             raise UnusableError(f"not {encoding}: {error}") from error
         try:
-            return _made(schema, values, received_ns, sound)
+            return _message(schema, values, received_ns, sound)
         except (TypeError, AttributeError, KeyError, ValueError) as error:
             raise UnusableError(f"not a {schema}: {error}") from error
 
     return convert
 
 
-def _made(schema: str, values: Mapping[str, Any], received_ns: int, sound: Sound) -> Made:
+def _message(schema: str, values: Mapping[str, Any], received_ns: int, sound: Sound) -> Converted:
     given_ns = _stamp_ns(values.get("timestamp"))
     stamp_ns = given_ns or received_ns
     if schema == "foxglove.Log":
@@ -80,7 +80,7 @@ def _from_json(data: bytes) -> dict[str, Any]:
 
 
 def _stamp_ns(timestamp: Any) -> int:
-    """Return the time of a `Timestamp`, 0 if there is none; JSON says `sec` and `nsec`."""
+    """Return the time of a `Timestamp`, 0 if there is none; JSON names its fields `sec` and `nsec`."""
     if not isinstance(timestamp, Mapping):
         return 0
     seconds = timestamp.get("seconds", timestamp.get("sec", 0))

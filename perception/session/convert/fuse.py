@@ -1,4 +1,4 @@
-"""A film, a bag or a session becomes a session of the states that a profile's fusion computes of it."""
+"""Compute the states of a film, a bag or a session by the fusion of a profile, into a new session."""
 
 import tempfile
 from collections import Counter, defaultdict
@@ -18,7 +18,7 @@ from perception.profile import FusionConfig, Profile
 from perception.session.convert.bags import SUFFIXES
 from perception.session.file import container
 from perception.session.file.reader import Session
-from perception.session.file.writer import SessionWriter, whole
+from perception.session.file.writer import SessionWriter, atomic_session
 from perception.session.recompute.arrivals import STREAM_KINDS
 from perception.session.recompute.cutting import account
 from perception.session.recompute.engines import states, survey_of
@@ -31,19 +31,19 @@ _SOURCE: Final = "fuse#0"
 
 
 def fuse(source: Path | str, target: Path | str, profile: Profile | None = None) -> Iterator[str]:
-    """Make the session `target` of the states that `source` leads to; yield what came of it, in lines.
+    """Write the states that the fusion infers from `source` to the session `target`; yield lines about them.
 
-    The states are those of `replay`; what is no session is imported first, as `session import` does. An
-    input whose topic the source lacks reads its next stream of that modality instead.
+    The states are those of `replay`; a source that is not a session is imported first, as by `session
+    import`. An input whose topic the source lacks reads the next stream of its modality instead.
 
     Args:
         source: a session, a media file, or what ROS or Foxglove recorded.
-        target: file to write, there in the end whole or not at all.
-        profile: the one to fuse with; without it the one that a session was recorded with.
+        target: file to write; at the end it is complete or does not exist.
+        profile: of the fusion; without it the profile that the session was recorded with.
 
     Raises:
-        SessionError: `source` cannot be read, does not say its profile, or no state comes of it; `target`
-            exists or cannot be written.
+        SessionError: `source` cannot be read, stores no profile, or no state is inferred; `target` exists or
+            cannot be written.
         DeviceError: a media file cannot be decoded.
         ProfileError, WeightsError: see `replay`.
     """
@@ -57,37 +57,37 @@ def fuse(source: Path | str, target: Path | str, profile: Profile | None = None)
             if not survey_of(recording, config).runs:
                 topics = [name for name, count in session.counts.items() if count]
                 config, lines = mapped(config, topics)
-                if not _readers(config, topics):
-                    raise SessionError(f"{source}: nothing in it is for an input: {'; '.join(lines)}")
+                if not _is_read(config, topics):
+                    raise SessionError(f"{source}: no input reads any of its streams: {'; '.join(lines)}")
                 yield from lines
             known = known.model_copy(update={"fusion": config})
-            with whole(target) as writer:
+            with atomic_session(target) as writer:
                 lines = _write(writer, source, recording, session, known, swapped=profile is None)
             yield from lines
 
 
 def mapped(config: FusionConfig, topics: Sequence[str]) -> tuple[FusionConfig, list[str]]:
-    """Let inputs whose topic is missing read what there is of their modality, one stream each.
+    """Assign to each input whose topic is missing the next free stream of its modality.
 
     Args:
-        config: of a profile that was made for other names.
-        topics: that there are.
+        config: of a profile with other topic names.
+        topics: of the source.
 
     Returns:
-        The configuration that fits, and a line on every input that reads another topic or none, and on
-        every stream that none reads.
+        The new configuration, and a line on every input that reads another topic or none, and on every stream
+        that no input reads.
     """
     lines = []
     inputs = dict(config.inputs)
     streams = [topic for topic in topics if kind_of(topic) in STREAM_KINDS]
-    free = [topic for topic in streams if not _readers(config, [topic])]
+    free = [topic for topic in streams if not _is_read(config, [topic])]
     for name, one in inputs.items():
         kind = kind_of(one.topic)
         if any(fnmatchcase(topic, one.topic) for topic in streams):
             continue
         instead = next((topic for topic in free if topic.startswith(f"{kind}/")), None)
         if instead is None:
-            lines.append(f"{name}: absent, no {kind} is there for it")
+            lines.append(f"{name}: absent, the source has no further {kind}")
         else:
             free.remove(instead)
             inputs[name] = one.model_copy(update={"topic": instead})
@@ -96,14 +96,14 @@ def mapped(config: FusionConfig, topics: Sequence[str]) -> tuple[FusionConfig, l
     return config.model_copy(update={"inputs": inputs}), lines
 
 
-def _readers(config: FusionConfig, topics: Iterable[str]) -> bool:
-    """Whether an input reads one of the topics."""
+def _is_read(config: FusionConfig, topics: Iterable[str]) -> bool:
+    """Return whether an input reads one of the topics."""
     return any(fnmatchcase(topic, one.topic) for one in config.inputs.values() for topic in topics)
 
 
 @contextmanager
 def _as_session(source: Path, target: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield a session of what `source` holds, and what its import says; an import is removed at the end."""
+    """Yield `source` as a session, imported if needed, and the lines of the import; remove it at the end."""
     if _is_session(source):
         yield source, []
         return
@@ -150,7 +150,7 @@ def _write(
     *,
     swapped: bool,
 ) -> list[str]:
-    """Write the states and what is to be known of them; return lines."""
+    """Write the states and their metadata; return lines about them."""
     config = profile.required_fusion()
     counts: Counts = defaultdict(Counter)
     notes: dict[str, Any] = {name: value for name, value in describe(profile, 0).items() if name != "clock"}

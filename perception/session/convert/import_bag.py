@@ -1,4 +1,4 @@
-"""A recording of ROS or Foxglove becomes a session: see `incoming` for what becomes what."""
+"""Import a recording of ROS or Foxglove as a session; `incoming` converts the messages."""
 
 import re
 from collections import Counter
@@ -16,22 +16,22 @@ from perception.session.convert.bag import Bag, BagStream
 from perception.session.convert.incoming import (
     AUDIO_INFO,
     ROS_PREFIXES,
-    Made,
+    Converted,
     Numbered,
     UnusableError,
-    our_topic,
+    topic_for,
 )
 from perception.session.convert.selection import EVERYTHING, Selection
-from perception.session.file.writer import whole
+from perception.session.file.writer import atomic_session
 from perception.session.file.zero import NAME, Zero
 
 _SOURCE: Final = "rosbag#import"
 _REASONS: Final = 20
-"""So many are named; damaged bytes give a different one each."""
+"""Number of reasons listed; damaged bytes may give a different one per message."""
 _ROS: Final = ("cdr", "ros1")
 _ZERO: Final = re.compile(r"perception\.zero\.(\w+): '?(-?\d+)")
 _ENDINGS: Final = ("/compressed", "/image_raw", "/image", "/audio_stamped", "/audio")
-Converter = Callable[[bytes, int], Made]
+Converter = Callable[[bytes, int], Converted]
 
 
 def read(
@@ -40,20 +40,20 @@ def read(
     selection: Selection = EVERYTHING,
     audio_rate_hz: int | None = None,
 ) -> Iterator[str]:
-    """Make the session `target` of a recording; yield what came of it, in lines.
+    """Write a recording to the session `target`; yield lines about the result.
 
     Args:
-        source: an MCAP file, a db3 file, a ROS 1 bag, or a folder of such.
+        source: an MCAP file, a db3 file, a ROS 1 bag, or a folder of these.
         target: file to write.
-        selection: what to take, and under which topics.
-        audio_rate_hz: of sound that nothing in the bag describes, then taken as S16LE of one channel.
+        selection: streams and time to import, and their topics.
+        audio_rate_hz: sample rate of sound that the bag does not describe; it is read as S16LE, mono.
 
     Raises:
-        SessionError: `source` cannot be read or nothing of it can be used, `target` exists.
+        SessionError: `source` cannot be read or holds nothing usable, or `target` exists.
     """
     counts, refused = Counter[str](), Counter[str]()
     source = Path(source)
-    with bags.opened(source) as bag, whole(target) as writer, progress("importing") as advance:
+    with bags.opened(source) as bag, atomic_session(target) as writer, progress("importing") as advance:
         streams = _streams(bag, source, selection, audio_rate_hz)
         begin_ns, end_ns = selection.span_ns(*bag.times_ns)
         if (zero := _exported_zero(source)) is not None:
@@ -79,14 +79,14 @@ def read(
 
 
 def _notes(bag: Bag, refused: Counter[str]) -> list[str]:
-    """Return in lines what of a bag was not imported."""
+    """Return lines about what was not imported."""
     named = refused.most_common(_REASONS)
     lines = [f"{text} ({number} times)" for text, number in named]
     if rest := refused.total() - sum(number for _, number in named):
         lines.append(f"{rest} more messages left out for other reasons")
     lines += [f"damage: {text}" for text in bag.damage]
     lines += [
-        f"{one.topic}: left out: {kind_of(one)} has no counterpart here"
+        f"{one.topic}: left out: {kind_of(one)} has no counterpart"
         for one in bag.streams
         if prefix_of(one) is None and _type(one) != AUDIO_INFO
     ]
@@ -94,7 +94,7 @@ def _notes(bag: Bag, refused: Counter[str]) -> list[str]:
 
 
 def _exported_zero(source: Path) -> Zero | None:
-    """Return the zero of the session that this bag was exported from, None if it was not."""
+    """Return the zero of the session that this bag was exported from, None if it is no export."""
     described = source / "metadata.yaml"
     if not described.is_file():
         return None
@@ -104,7 +104,7 @@ def _exported_zero(source: Path) -> Zero | None:
 def _streams(
     bag: Bag, source: Path, selection: Selection, audio_rate_hz: int | None
 ) -> dict[BagStream, Numbered]:
-    """Return what converts every wanted stream, each to a topic of its own."""
+    """Return the converter of every selected stream, each to its own topic."""
     usable = sorted((one for one in bag.streams if prefix_of(one)), key=lambda one: (one.topic, one.type))
     if not usable:
         types = ", ".join(sorted(set(map(kind_of, bag.streams))))
@@ -153,27 +153,27 @@ def _ros_converters(
 
 
 def prefix_of(stream: BagStream) -> str | None:
-    """Return of what kind the topic of a stream would be, None if it cannot become one."""
+    """Return the topic prefix for a stream, None if it cannot be converted."""
     if stream.encoding in _ROS:
         return ROS_PREFIXES.get(_type(stream))
     return foxglove.PREFIXES.get(stream.type) if stream.encoding in foxglove.ENCODINGS else None
 
 
 def default_topic(stream: BagStream) -> str:
-    """Return our topic for a stream: its own name if that fits, else `camera/NAME` and the like."""
+    """Return the topic for a stream: its own name if valid, else `camera/NAME` or the like."""
     name, prefix = stream.topic.strip("/"), prefix_of(stream) or ""
     if prefix != "text":
         for ending in _ENDINGS:
             name = name.removesuffix(ending)
-    return our_topic(name, prefix)
+    return topic_for(name, prefix)
 
 
 def _type(stream: BagStream) -> str:
-    """Return the type of a stream as ROS 2 writes it: ROS 1 leaves out the folder."""
+    """Return the type of a stream as in ROS 2; ROS 1 omits the folder."""
     package, _, name = stream.type.rpartition("/")
     return f"{package}/msg/{name}" if stream.encoding == "ros1" and "/" not in package else stream.type
 
 
 def kind_of(stream: BagStream) -> str:
-    """Return what the messages of a stream are, for people."""
+    """Return type and encoding of a stream, for people."""
     return f"{stream.type or 'a message without schema'} ({stream.encoding or 'unknown encoding'})"

@@ -1,4 +1,4 @@
-"""A video file, its sound tracks and its subtitles become a session."""
+"""Import a video file with its sound tracks and subtitles as a session."""
 
 import heapq
 import io
@@ -19,7 +19,7 @@ from perception.io.text_file import read_text
 from perception.session.convert import cut_off
 from perception.session.convert.media_parts import Arrival, Part, Pictures, Sounds, Words
 from perception.session.convert.selection import EVERYTHING, Selection
-from perception.session.file.writer import SessionWriter, whole
+from perception.session.file.writer import SessionWriter, atomic_session
 from perception.session.file.zero import Zero
 from perception.units import SECOND_NS
 
@@ -27,16 +27,16 @@ _SOURCE: Final = "video#import"
 _SUFFIXES: Final = (".srt", ".vtt", ".ass", ".ssa")
 _KINDS: Final = {"video": "picture", "audio": "sound", "subtitle": "subtitles"}
 _CUT_OFF_S: Final = 0.5
-"""A file may say that it is this much longer than what is in it."""
-# These say in their header how long they are, Ogg in its last page; the length of others is estimated.
-_KNOW_THEIR_LENGTH: Final = (
+"""Tolerance between the stated length of a file and the length of its tracks."""
+# These state their length in their header, Ogg in its last page; FFmpeg estimates the length of others.
+_WITH_LENGTH: Final = (
     *("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "avi", "flv", "w64", "asf"),
     *("aiff", "au", "flac", "mxf", "ogg", "tta", "wv"),
 )
 _MP3_LENGTH: Final = re.compile(rb"(?:Xing|Info)\0\0\0")
-"""Begins the frame in which an MP3 file may say how long it is."""
+"""Mark of the frame in which an MP3 file may state its length."""
 _MP3_HEAD: Final = 1 << 20
-"""Tags and a cover picture lie before it."""
+"""Bytes searched for it: tags and a cover picture precede it."""
 
 
 def read(
@@ -45,18 +45,18 @@ def read(
     subtitles: Path | str | None = None,
     selection: Selection = EVERYTHING,
 ) -> Iterator[str]:
-    """Make the session `target` of a video; yield what came of it and what was left out, in lines.
+    """Write a video to the session `target`; yield lines about the result and about what was left out.
 
     Frames go to `camera/video` as JPEG, sound to `microphone/video` at its own rate, subtitles to
-    `text/subtitles`; further tracks to `camera/video-2` and so on. Stamps begin at the file's creation time,
-    or its date.
+    `text/subtitles`; further tracks to `camera/video-2` and so on. Stamps begin at the creation time
+    in the file, else at its date.
 
     Args:
         source: a file that FFmpeg opens.
         target: file to write.
-        subtitles: SRT, WebVTT or ASS; without it a file of the video's name and such a suffix, else the
-            subtitles within the video.
-        selection: what to take, and under which topics.
+        subtitles: SRT, WebVTT or ASS; without it the file beside the video with its name, else the subtitles
+            in the video.
+        selection: streams and time to import, and their topics.
 
     Raises:
         DeviceError: `source` or `subtitles` cannot be opened or holds nothing.
@@ -71,8 +71,8 @@ def read(
     wanted = _select(parts, selection)
     length_ns = round(media.length_s(str(source)) * SECOND_NS)
     span_ns = selection.span_ns(origin_ns, origin_ns + length_ns)
-    with whole(target) as writer, progress("importing") as advance:
-        zero_ns = max(span_ns[0], origin_ns)  # labels made on the film are right in the session
+    with atomic_session(target) as writer, progress("importing") as advance:
+        zero_ns = max(span_ns[0], origin_ns)  # labels made on the film are valid for the session
         writer.set_zero(Zero(zero_ns, zero_ns))
         counts = _write(writer, wanted, span_ns, advance)
         notes += [f"{part.topic}: {note}" for part in wanted for note in part.notes()]
@@ -87,14 +87,14 @@ def read(
 
 
 def _opened(source: Path, subtitles: Path | None) -> tuple[int, list[Part], list[str]]:
-    """Return when a film was made, its parts, and what cannot be decoded; DeviceError if nothing can."""
+    """Return the creation time of a film, its parts, and lines on the other tracks; DeviceError without parts."""
     with media.open_container(str(source)) as container:
         origin_ns = _origin_ns(source, container.metadata)
         parts, notes = _parts(source, container, origin_ns, inside=subtitles is None)
     if subtitles is not None:
-        words, doubts = _subtitles(subtitles)
+        words, encoding_notes = _subtitles(subtitles)
         parts.append(Words(str(subtitles), origin_ns, 0, words))
-        notes += doubts
+        notes += encoding_notes
     if not parts:
         raise DeviceError(f"{source}: nothing in it can be decoded: {'; '.join(notes) or 'it is empty'}")
     return origin_ns, parts, notes
@@ -103,7 +103,7 @@ def _opened(source: Path, subtitles: Path | None) -> tuple[int, list[Part], list
 def _write(
     writer: SessionWriter, parts: Sequence[Part], span_ns: tuple[int, int], advance: Callable[[], object]
 ) -> Counter[str]:
-    """Write what parts hold within a span, in the order of stamps; return the messages by topic."""
+    """Write the messages of parts within a span in order of time; return their number by topic."""
     numbering = Numbering(_SOURCE)
     streams = [_guarded(part, span_ns) for part in parts]
     for due_ns, topic, header, payload in heapq.merge(*streams, key=lambda arrival: arrival[0]):
@@ -113,7 +113,7 @@ def _write(
 
 
 def _origin_ns(source: Path, metadata: dict[str, str]) -> int:
-    """Return when a film was made: its creation time, else the file's; some writers leave an epoch's zero."""
+    """Return the creation time of a film, else the date of the file; some writers store the epoch."""
     try:
         created_ns = round(datetime.fromisoformat(metadata["creation_time"]).timestamp() * SECOND_NS)
     except (KeyError, ValueError, OverflowError):
@@ -124,7 +124,7 @@ def _origin_ns(source: Path, metadata: dict[str, str]) -> int:
 def _parts(
     source: Path, container: InputContainer, origin_ns: int, *, inside: bool
 ) -> tuple[list[Part], list[str]]:
-    """Return the parts of a film that can be decoded, and a line on each that is left out."""
+    """Return the tracks of a film that can be decoded, and a line on each other one."""
     parts: list[tuple[int, Part]] = []
     notes = []
     for stream in container.streams:
@@ -132,7 +132,7 @@ def _parts(
         number = usable.index(stream) if stream in usable else -1
         try:
             if stream.type not in _KINDS:
-                raise DeviceError("data, neither picture nor sound nor text")
+                raise DeviceError("data, not pictures, sound or text")
             if number < 0:
                 known = stream.codec_context is not None
                 raise DeviceError("a cover picture" if known else "no decoder for it")
@@ -143,14 +143,14 @@ def _parts(
             elif inside:
                 parts.append((number, Words(str(source), origin_ns, number)))
             else:
-                raise DeviceError("the subtitles beside the file are taken instead")
+                raise DeviceError("the subtitles beside the file are used instead")
         except DeviceError as error:
             notes.append(f"left out: {stream.type} track (stream {stream.index}): {error}")
     return [part for _, part in sorted(parts, key=lambda one: one[0])], notes
 
 
 def _select(parts: Sequence[Part], selection: Selection) -> list[Part]:
-    """Return the wanted parts, under the topics asked for."""
+    """Return the selected parts, with their topics set."""
     topics = selection.choose([(part.own, part.topic) for part in parts])
     wanted = []
     for part, topic in zip(parts, topics, strict=True):
@@ -161,7 +161,7 @@ def _select(parts: Sequence[Part], selection: Selection) -> list[Part]:
 
 
 def _guarded(part: Part, span_ns: tuple[int, int]) -> Iterator[Arrival]:
-    """Yield what a part holds of a time; what is wrong with it costs the others nothing."""
+    """Yield the messages of a part within `span_ns`; a DeviceError ends this part only, and is noted."""
     try:
         for arrival in part.arrivals(span_ns[0]):
             if arrival[2].stamp_ns >= span_ns[1]:
@@ -173,7 +173,7 @@ def _guarded(part: Part, span_ns: tuple[int, int]) -> Iterator[Arrival]:
 
 
 def _subtitles(path: Path) -> tuple[BinaryIO, list[str]]:
-    """Return a subtitle file in UTF-8, and a line if its encoding had to be guessed."""
+    """Return a subtitle file in UTF-8, and a line if its encoding was guessed."""
     try:
         return io.BytesIO(read_text(path).encode()), []
     except UnicodeDecodeError:
@@ -184,15 +184,15 @@ def _subtitles(path: Path) -> tuple[BinaryIO, list[str]]:
 
 
 def _cut_off(source: Path, parts: Sequence[Part]) -> list[str]:
-    """Return a line if the file promises more than it holds."""
+    """Return a line if the file is truncated."""
     with media.open_container(str(source)) as container, source.open("rb") as file:
         name = container.format.name
-        if said := cut_off.missing(source, name):
-            return [f"{source}: {said}: is it cut off?"]
-        known = name in _KNOW_THEIR_LENGTH or (name == "mp3" and _MP3_LENGTH.search(file.read(_MP3_HEAD)))
-        # Some count from the file's zero, some from its beginning.
-        promised_s = ((container.duration or 0) - max(container.start_time or 0, 0)) / 1e6 if known else 0.0
+        if missing := cut_off.missing(source, name):
+            return [f"{source}: {missing}: is it cut off?"]
+        known = name in _WITH_LENGTH or (name == "mp3" and _MP3_LENGTH.search(file.read(_MP3_HEAD)))
+        # Some formats count from time 0, others from the first stamp of the file.
+        stated_s = ((container.duration or 0) - max(container.start_time or 0, 0)) / 1e6 if known else 0.0
     held_s = max(part.end_s for part in parts)
-    if promised_s - held_s <= _CUT_OFF_S:
+    if stated_s - held_s <= _CUT_OFF_S:
         return []
-    return [f"{source}: ends at {held_s:.2f} s of {promised_s:.2f} s: is it cut off?"]
+    return [f"{source}: ends at {held_s:.2f} s of {stated_s:.2f} s: is it cut off?"]

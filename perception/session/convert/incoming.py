@@ -1,7 +1,7 @@
-"""What other programs record, as messages of ours: pictures, sound, text. No files.
+"""Convert pictures, sound and text that other programs recorded. No files.
 
-A picture is taken as what it is or refused by name. What has more than 8 bits per value (depth, mono16,
-float images) has no encoding on the bus and is refused: scaled to 8 bits it would be something else.
+A picture keeps its values or is refused with its encoding. More than 8 bits per value (depth, mono16, float
+images) have no encoding on the bus and are refused: a scaled image would have another meaning.
 """
 
 import re
@@ -28,7 +28,7 @@ from perception.messages import SAMPLE_BYTES, AudioBlock, CameraFrame, Header, M
 from perception.units import SECOND_NS
 from perception.units.arrays import Image
 
-Made = tuple[Header, bytes]
+Converted = tuple[Header, bytes]
 
 _JITTER_S: Final = 0.05
 _NAME_SHOWN: Final = 40
@@ -43,24 +43,24 @@ ROS_PREFIXES: Final = {
     "audio_common_msgs/msg/AudioDataStamped": "microphone",
     "std_msgs/msg/String": "text",
 }
-"""What a ROS message of each type becomes."""
+"""Topic prefix by ROS type."""
 
 
 class UnusableError(Exception):
-    """A message that has no counterpart here; the text says why."""
+    """A message that cannot be converted; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Pixels:
-    """How an encoding lies in memory, and what makes BGR of it."""
+    """Memory layout of an encoding, and its conversion to BGR."""
 
     bytes: int = 1
-    """Per pixel of a row; of the luma plane where there are planes."""
+    """Bytes per pixel of a row; of the luma plane if there are planes."""
     conversion: int | None = None
     planar: bool = False
-    """Whether half as many rows of chroma follow."""
+    """Whether a chroma plane with half as many rows follows."""
     even: bool = False
-    """Whether two neighbours share their colour."""
+    """Whether two neighbouring pixels share their colour."""
 
 
 # Names: https://github.com/ros2/common_interfaces/blob/rolling/sensor_msgs/include/sensor_msgs/image_encodings.hpp
@@ -86,16 +86,16 @@ _ENCODINGS: Final = {
 }
 
 
-def compressed(data: bytes, kind: str, stamp_ns: int) -> Made:
-    """Return a compressed picture; UnusableError if it cannot be one of ours.
+def compressed(data: bytes, kind: str, stamp_ns: int) -> Converted:
+    """Return a compressed picture as a frame; UnusableError if it cannot be converted.
 
-    A JPEG stays as it is; PNG and the like have no place on the bus and become pixels.
+    JPEG is kept; PNG and others have no encoding on the bus and are decoded.
     """
     if "compressedDepth" in kind:
-        raise UnusableError(f"a depth image of format {kind[:_NAME_SHOWN]!r}, which has no place here")
+        raise UnusableError(f"a depth image of format {kind[:_NAME_SHOWN]!r}, which is not supported")
     if data[:2] == _JPEG:
         return _frame(stamp_ns, *_whole_jpeg(data), "jpeg"), data
-    # Orientation is not applied: the boxes of whoever recorded this lie on the picture as it is.
+    # Orientation is not applied: recorded boxes refer to the stored picture.
     try:
         image = decode_picture(data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     except ValueError as error:
@@ -103,7 +103,7 @@ def compressed(data: bytes, kind: str, stamp_ns: int) -> Made:
     if image.dtype != np.uint8:
         raise UnusableError(
             f"a picture of format {kind[:_NAME_SHOWN]!r} with {8 * image.dtype.itemsize} bits per value, "
-            "which has no place here"
+            "which is not supported"
         )
     height, width = image.shape[:2]
     pixels = image.astype(np.uint8, copy=False)
@@ -114,18 +114,20 @@ def compressed(data: bytes, kind: str, stamp_ns: int) -> Made:
     return _frame(stamp_ns, width, height, "bgr8"), pixels.tobytes()
 
 
-def raw(data: npt.NDArray[np.uint8], encoding: str, size: tuple[int, int], step: int, stamp_ns: int) -> Made:
-    """Return an image of (width, height) pixels, `step` bytes a row; UnusableError as of `compressed`."""
+def raw(
+    data: npt.NDArray[np.uint8], encoding: str, size: tuple[int, int], step: int, stamp_ns: int
+) -> Converted:
+    """Return an image of (width, height) pixels, `step` bytes per row; UnusableError as of `compressed`."""
     width, height = size
-    # Some drivers write the names of OpenCV or of V4L2 in capitals.
+    # Some drivers use the names of OpenCV or V4L2, in capitals.
     kind = _ENCODINGS.get(encoding) or _ENCODINGS.get(encoding.lower())
     if kind is None:
-        raise UnusableError(f"an image of encoding {encoding[:_NAME_SHOWN]!r}, which has no place here")
+        raise UnusableError(f"an image of encoding {encoding[:_NAME_SHOWN]!r}, which is not supported")
     rows = height * 3 // 2 if kind.planar else height
     fits = step >= width * kind.bytes and data.size == step * rows and data.size > 0
     if not fits or (kind.even and width % 2) or (kind.planar and height % 2):
         raise UnusableError(
-            f"an image of {data.size} bytes that says {width}x{height}, step {step}, "
+            f"an image of {data.size} bytes with size {width}x{height}, step {step}, "
             f"{encoding[:_NAME_SHOWN]!r}"
         )
     image = data.reshape(rows, step)[:, : width * kind.bytes].reshape(rows, width, kind.bytes)
@@ -135,13 +137,13 @@ def raw(data: npt.NDArray[np.uint8], encoding: str, size: tuple[int, int], step:
     return _frame(stamp_ns, width, height, encoding), image.tobytes()
 
 
-def text(words: str, stamp_ns: int) -> Made:
+def text(words: str, stamp_ns: int) -> Converted:
     """Return a line of text; ValueError if it is too long."""
     return checked(TextCommand, {"stamp_ns": stamp_ns, "text": words}), b""
 
 
 class Sound:
-    """Counts the samples of one microphone; where its stamps leap, something was lost."""
+    """Counts the samples of one microphone; a jump of its stamps is a gap."""
 
     def __init__(self) -> None:
         self._samples = 0
@@ -149,8 +151,8 @@ class Sound:
 
     def block(
         self, data: bytes, kind: str, rate_hz: int, channels: int, stamp_ns: int, received_ns: int
-    ) -> Made:
-        """Return a block of `s16` or `f32` samples; with a stamp of 0 it ended when it was received."""
+    ) -> Converted:
+        """Return a block of `s16` or `f32` samples; with a stamp of 0 its end is the time of receipt."""
         if not (rate_hz > 0 and channels > 0):
             raise UnusableError(f"sound of {rate_hz} Hz and {channels} channels")
         samples = len(data) // (SAMPLE_BYTES[kind] * channels)
@@ -158,7 +160,7 @@ class Sound:
         if self._first_ns is None:
             self._first_ns = stamp_ns
         due = round((stamp_ns - self._first_ns) * rate_hz / SECOND_NS)
-        # Stamps jitter; a whole piece missing does not.
+        # Stamps jitter by less than _JITTER_S; a larger jump is a gap.
         gap = due - self._samples if due - self._samples > _JITTER_S * rate_hz else 0
         fields = {
             "stamp_ns": stamp_ns,
@@ -175,21 +177,21 @@ class Sound:
 
 
 class Numbered:
-    """Turns the messages of one foreign stream into those of one topic, numbered.
+    """Converts the messages of one foreign stream to those of one topic, and numbers them.
 
     Args:
-        topic: of ours.
-        convert: makes header and payload of what was recorded and the time it was received at.
-        source: publisher id of all of them.
+        topic: of the converted messages.
+        convert: returns header and payload for recorded bytes and their time of receipt.
+        source: publisher id of the messages.
     """
 
-    def __init__(self, topic: str, convert: Callable[[bytes, int], Made], source: str) -> None:
+    def __init__(self, topic: str, convert: Callable[[bytes, int], Converted], source: str) -> None:
         self.topic = topic
         self._convert = convert
         self._numbering = Numbering(source)
 
     def message(self, data: bytes, received_ns: int) -> Message[Header]:
-        """Return our message for what was received at that time; UnusableError if there is none."""
+        """Return the message for bytes received at `received_ns`; UnusableError if it cannot be converted."""
         try:
             header, payload = self._convert(data, received_ns)
             if header.stamp_ns < 0:
@@ -200,8 +202,8 @@ class Numbered:
         return self._numbering.message(self.topic, header, payload, received_ns)
 
 
-def our_topic(name: str, prefix: str) -> str:
-    """Return our topic for a foreign one: the same if it fits, else `camera/NAME` and the like."""
+def topic_for(name: str, prefix: str) -> str:
+    """Return the topic for a foreign one: the same if valid, else `camera/NAME` or the like."""
     with suppress(BusError):
         row = topics.lookup(name)
         if row.prefix == prefix or (prefix == "text" and row.prefix not in ("camera", "microphone")):
@@ -216,7 +218,7 @@ def _decoder() -> Callable[[npt.NDArray[np.generic]], Image]:
 
 
 def _whole_jpeg(data: bytes) -> tuple[int, int]:
-    """Return width and height of a JPEG; UnusableError if a part of it is damaged or missing."""
+    """Return width and height of a JPEG; UnusableError if it is damaged or truncated."""
     buffer = np.frombuffer(data, np.uint8)
     if not is_whole_jpeg(buffer):
         raise UnusableError("a JPEG whose end is missing")

@@ -1,4 +1,4 @@
-"""What every frame of a LeRobot dataset has, as its `info.json` says it. Pure."""
+"""The features of a LeRobot dataset, and its `info.json`. Pure."""
 
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,7 +15,7 @@ _SCALARS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What every frame of the dataset has; keys are LeRobot's."""
+    """Features of every frame of the dataset; keys are those of LeRobot."""
 
     fps: int
     films: dict[str, tuple[str, int, int]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Layout:
         return found
 
     def info(self, frames: int, episodes: int, tasks: int) -> dict[str, Any]:
-        """Return what `info.json` has."""
+        """Return the content of `info.json`."""
         return {
             "codebase_version": "v3.0",
             "robot_type": None,
@@ -73,7 +73,7 @@ class Layout:
         }
 
     def difference(self, other: "Layout") -> str:
-        """Return in what another session is not like this one, empty if in nothing."""
+        """Return how the layout of another session differs, empty if it is equal."""
         for mine, theirs in ((self.films, other.films), (self.sounds, other.sounds)):
             for key in sorted(mine.keys() | theirs.keys()):
                 if mine.get(key) != theirs.get(key):

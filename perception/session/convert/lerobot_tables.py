@@ -1,4 +1,4 @@
-"""The Parquet files of a LeRobot dataset v3.0, as its loader expects them."""
+"""Write the Parquet files of a LeRobot dataset v3.0 in the form that its loader expects."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Statistics:
     squares: Vector = field(default_factory=lambda: np.array(0.0))
 
     def add(self, rows: Vector) -> None:
-        """Take rows, shape (n, length)."""
+        """Add rows, shape (n, length)."""
         self.count += len(rows)
         self.low = np.minimum(self.low, rows.min(axis=0))
         self.high = np.maximum(self.high, rows.max(axis=0))
@@ -35,7 +35,7 @@ class Statistics:
         self.squares = self.squares + np.square(rows).sum(axis=0)
 
     def summary(self, frames: int, shape: tuple[int, ...]) -> dict[str, Any]:
-        """Return what `stats.json` has of a feature, each value of `shape`."""
+        """Return the entry of a feature in `stats.json`, each value of `shape`."""
         mean = self.total / self.count
         deviation = np.sqrt(np.maximum(self.squares / self.count - np.square(mean), 0.0))
         values = {"min": self.low, "max": self.high, "mean": mean, "std": deviation}
@@ -43,7 +43,7 @@ class Statistics:
 
 
 class TableFile:
-    """The rows of all frames, written a few hundred at a time."""
+    """Writes the rows of all frames, in batches."""
 
     def __init__(self, path: Path, features: Mapping[str, Any]) -> None:
         columns = {name: one for name, one in features.items() if one["dtype"] in _TYPES}
@@ -70,7 +70,7 @@ class TableFile:
 
 
 def write_tasks(path: Path, tasks: Mapping[str, int]) -> None:
-    """Write the task indices; the text is the index of the data frame that pandas makes of it."""
+    """Write the task indices; pandas reads the text as index of the data frame."""
     index = "__index_level_0__"
 
     def column(name: str | None, field_name: str, kind: str, dtype: str) -> dict[str, Any]:
@@ -102,17 +102,17 @@ def write_tasks(path: Path, tasks: Mapping[str, int]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """Where one lies in the files of all."""
+    """Place of an episode in the files of the dataset."""
 
     begin: int
     """Its first frame."""
     end: int
-    """Behind its last one."""
+    """The frame after its last one."""
     tasks: list[str]
 
 
 def write_episodes(path: Path, episodes: Sequence[Episode], fps: int, films: Sequence[str]) -> None:
-    """Write where the episodes of the dataset lie."""
+    """Write the places of all episodes."""
     rows = []
     for number, episode in enumerate(episodes):
         row: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The tracks of a media file as messages, each with its account of what was lost or put in."""
+"""The tracks of a media file as messages, with notes on what was left out or inserted."""
 
 import re
 from collections import Counter
@@ -23,38 +23,38 @@ from perception.profile import CameraConfig, MicrophoneConfig
 from perception.units import SECOND_NS
 
 Arrival = tuple[int, str, Header, Payload]
-"""When it is there, topic, header, payload."""
+"""Time of arrival, topic, header, payload."""
 _BLOCK_S: Final = 0.032
 _RATES_HZ: Final = (1000, 768_000)
 _MOST_CHANNELS: Final = 64
-"""What an `AudioBlock` can say."""
+"""Limits of an `AudioBlock`."""
 _MARKUP: Final = re.compile(r"\{[^}]*\}|<[^>]*>")
 _NOTHING: Final[Mapping[str, int]] = {}
 _HOLE_S: Final = 1.0
 _HOLE_PERIODS: Final = 4
-"""Pictures that lie this much and so many usual distances apart have a hole between them."""
+"""An interval of pictures above both limits, in seconds and in median intervals, is a hole."""
 
 
 class Part(Protocol):
     """One track of a file."""
 
     own: str
-    """What it is called within the file: `video`, `audio-2`."""
+    """Name in the file: `video`, `audio-2`."""
     topic: str
     end_s: float
-    """Where it ended, in seconds from the file's start."""
+    """Its end, in seconds from the start of the file."""
     failure: str
-    """Why it ended early or never began."""
+    """Reason why it ended early or could not begin."""
 
     def arrivals(self, begin_ns: int) -> Iterator[Arrival]:
-        """Yield its messages; earlier ones than `begin_ns` may be left out. DeviceError if there is none."""
+        """Yield its messages; those before `begin_ns` may be left out. DeviceError if there are none."""
 
     def notes(self) -> Iterator[str]:
-        """Yield what was lost or put in, in lines."""
+        """Yield lines about what was left out or inserted."""
 
 
 class Pictures:
-    """A video track as JPEG frames, in its own size and the right way up."""
+    """A video track as JPEG frames, in its own size, rotated as the file states."""
 
     def __init__(self, source: str, origin_ns: int, number: int) -> None:
         self._source = source
@@ -78,7 +78,7 @@ class Pictures:
         pixels = FilmPixels(pixel_aspect=track.pixel_aspect)
         for _, lap in track.laps():
             for seconds, frame in lap:
-                # Not every container says how long the last picture is shown.
+                # Not every container states the duration of the last picture.
                 gap_s = seconds - self._times_s[-1] if self._times_s else 0.0
                 self.end_s = max(self.end_s, seconds + max(media.picture_s(frame), gap_s))
                 self._times_s.append(seconds)
@@ -91,7 +91,7 @@ class Pictures:
                 yield stamp_ns, self.topic, *message
 
     def notes(self) -> Iterator[str]:
-        """Yield what was lost, in lines."""
+        """Yield lines about what was left out."""
         yield from _losses(self.failure, self._track, self._refused)
         if self._track and self._track.untimed:
             yield f"{self._track.untimed} pictures have no time of their own: each follows the one before it"
@@ -108,7 +108,7 @@ class Sounds:
     """A sound track as blocks of 16-bit samples, at its own rate and with its own channels."""
 
     def __init__(self, source: str, origin_ns: int, number: int) -> None:
-        """DeviceError if nothing is known of its samples."""
+        """DeviceError if its sample rate and channels are unknown."""
         self._source = source
         self._origin_ns = origin_ns
         self._number = number
@@ -139,13 +139,13 @@ class Sounds:
         for number, samples in enumerate(sound.blocks(size)):
             index = start + number * size
             stamp_ns = self._origin_ns + index * SECOND_NS // rate_hz
-            # A block is there once its last sample has been heard.
+            # A block arrives at its last sample.
             due_ns = stamp_ns + len(samples) * SECOND_NS // rate_hz
             self.end_s = (index + len(samples)) / rate_hz
             yield due_ns, self.topic, *block_message(CapturedBlock(samples, stamp_ns, index), config)
 
     def notes(self) -> Iterator[str]:
-        """Yield what was lost or put in, in lines."""
+        """Yield lines about what was left out or inserted."""
         sound = self._sound
         yield from _losses(self.failure, sound)
         if self._rate_hz != self._own_rate_hz:
@@ -163,7 +163,7 @@ class Words:
         source: the file, for messages.
         origin_ns: stamp of its beginning.
         number: which of its subtitle tracks, from 0.
-        beside: a subtitle file, whose times are those of the film, not of its own first line.
+        beside: a subtitle file; its times count from the beginning of the film.
     """
 
     def __init__(self, source: str, origin_ns: int, number: int, beside: BinaryIO | None = None) -> None:
@@ -199,7 +199,7 @@ class Words:
                 yield stamp_ns, self.topic, header, b""
 
     def notes(self) -> Iterator[str]:
-        """Yield what was lost, in lines."""
+        """Yield lines about what was left out."""
         yield from _losses(self.failure, None, self._refused)
 
     def _words(self, packet: "Packet[Stream]") -> str:

@@ -1,4 +1,4 @@
-"""Recorded frames and blocks as pictures and as one unbroken run of samples, for the exports."""
+"""Recorded frames as pictures, and blocks as one continuous run of samples, for the exports."""
 
 import errno
 from collections.abc import Callable, Iterator
@@ -25,12 +25,13 @@ def image(message: Message[CameraFrame]) -> Image | None:
 
 
 class Timeline:
-    """Puts the blocks of one microphone where they belong: what is missing between them is silence.
+    """Places the blocks of one microphone on a timeline, with silence where samples are missing.
 
-    Positions follow the sample counter; where the device or its node was started again, the stamps. No
-    more silence is put in than time has passed in the recording. It begins at the zero of the session:
-    silence up to the first block, while sound from before the zero is left out. Where the zero cannot be
-    true of this sound, more than a second after it or before the recording, it begins at the first block.
+    Positions follow the sample counter; after a restart of the device or its node, the stamps. At most as
+    much silence is inserted as time has passed in the recording. The timeline begins at the zero of the
+    session: silence up to the first block, while sound from before the zero is left out. If the zero is not
+    plausible for this sound, more than a second after it or before the recording, it begins at the first
+    block.
     """
 
     def __init__(self, first: Message[AudioBlock], zero: Zero) -> None:
@@ -48,11 +49,11 @@ class Timeline:
         self._next_index = 0
 
     def fits(self, header: AudioBlock) -> bool:
-        """Return whether a block is of the same kind as the first."""
+        """Return whether a block has the format of the first."""
         return (header.rate_hz, header.channels, header.format) == (self.rate_hz, self.channels, self.format)
 
     def place(self, message: Message[AudioBlock]) -> Iterator[RawSamples]:
-        """Yield what comes next: silence for what is missing, then the block, each (samples, channels)."""
+        """Yield silence for missing samples, then the block, each (samples, channels)."""
         header = message.header
         counted = self.position and header.source == self._source and header.sample_index >= self._next_index
         if counted:
@@ -82,7 +83,7 @@ class SoundFile:
     """A FLAC file (or WAV, for float samples) of one microphone.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: it cannot be written.
     """
 
     def __init__(self, stem: Path, first: Message[AudioBlock], zero: Zero) -> None:
@@ -96,11 +97,11 @@ class SoundFile:
             )
 
     def write(self, message: Message[AudioBlock], also: Callable[[RawSamples], object] | None = None) -> bool:
-        """Append a block; return False if it is of another kind than the first.
+        """Append a block; return False if it has another format than the first.
 
         Args:
             message: the block.
-            also: takes what was appended, silence for what is missing included.
+            also: called with all that is appended, silence included.
         """
         if not self.timeline.fits(message.header):
             return False
@@ -112,10 +113,10 @@ class SoundFile:
         return True
 
     def close(self) -> None:
-        """Finish the file."""
+        """Write the rest and close the file."""
         with self._as_os_error():
             self._file.close()
-            # The library says nothing of what it could not write while it closed the file.
+            # The library reports no error if it cannot write the rest while closing.
             if soundfile.info(self.path).frames != self.timeline.position:
                 raise OSError(errno.EIO, "not all of the sound could be written")
 

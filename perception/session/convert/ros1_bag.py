@@ -1,4 +1,4 @@
-"""A ROS 1 bag as one kind of `bags.Bag`."""
+"""Read a ROS 1 bag through the interface `bag.Bag`."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -41,7 +41,7 @@ class Ros1Bag:
         return self._reader.start_time, self._reader.end_time
 
     def messages(self, streams: Collection[BagStream]) -> Iterator[Raw]:
-        """Yield the messages of these in the order of receipt."""
+        """Yield the messages of `streams` in order of receipt."""
         wanted = [one for one in self._reader.connections if self._by_connection[one.id] in streams]
         try:
             for connection, time_ns, data in self._reader.messages(wanted) if wanted else ():

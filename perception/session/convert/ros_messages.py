@@ -1,4 +1,4 @@
-"""Our messages and ROS messages: what becomes what. No files."""
+"""Convert messages to ROS messages and back. No files."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from perception.messages import (
 )
 from perception.session.convert import incoming
 from perception.session.convert.bag import BagStream
-from perception.session.convert.incoming import AUDIO_INFO, Made, Sound, UnusableError
+from perception.session.convert.incoming import AUDIO_INFO, Converted, Sound, UnusableError
 from perception.units import SECOND_NS
 
 COMPRESSED: Final = "sensor_msgs/msg/CompressedImage"
@@ -80,7 +80,7 @@ def types() -> Typestore:
 
 
 def encode(store: Typestore, message: Message[Header]) -> Outgoing:
-    """Return the ROS message for one of ours; UnusableError if its stamp does not fit."""
+    """Return the ROS message for a message; UnusableError if its stamp exceeds the range of ROS."""
     header, topic = message.header, f"/{message.topic}"
     data = np.frombuffer(message.payload, np.uint8)
     if isinstance(header, CameraFrame):
@@ -107,7 +107,7 @@ def encode(store: Typestore, message: Message[Header]) -> Outgoing:
 
 
 def sound_info(store: Typestore, topic: str, header: AudioBlock) -> Outgoing:
-    """Return what readers must know of a microphone."""
+    """Return the format of a microphone, which readers need."""
     bits = 8 * SAMPLE_BYTES[header.format]
     made = store.types[AUDIO_INFO](
         channels=header.channels,
@@ -120,10 +120,10 @@ def sound_info(store: Typestore, topic: str, header: AudioBlock) -> Outgoing:
 
 
 def detections(store: Typestore, topic: str, state: FusedState) -> Iterator[Outgoing]:
-    """Yield what a state of `topic` says of each camera, one that has no boxes included.
+    """Yield the boxes of each camera in a state of `topic`, also without any box.
 
     Raises:
-        UnusableError: its stamp does not fit.
+        UnusableError: the stamp exceeds the range of ROS.
     """
     for modality in state.modalities.values():
         if modality.topic.startswith("camera/"):
@@ -177,9 +177,9 @@ def _stamped(store: Typestore, stamp_ns: int, frame_id: str) -> Any:
 
 
 def deserializer(stream: BagStream) -> Callable[[bytes], Any]:
-    """Return what makes a message of the bytes of one; it raises UnusableError if they are none.
+    """Return a function from bytes to a message; it raises UnusableError for invalid bytes.
 
-    A bag brings the definition of its types. Where that cannot be parsed, the published one counts.
+    A bag holds the definition of its types. If that cannot be parsed, the published definition is used.
     """
     package, _, name = stream.type.rpartition("/")
     kind = stream.type if package.count("/") else f"{package}/msg/{name}"
@@ -189,28 +189,28 @@ def deserializer(stream: BagStream) -> Callable[[bytes], Any]:
             own = get_typestore(Stores.EMPTY)
             own.register(get_types_from_msg(stream.definition, kind))
             store = own
-    except Exception as error:  # a parser of what somebody else wrote
+    except Exception as error:  # the parser raises many types on definitions of other programs
         _LOG.info("%s: its definition cannot be parsed: %s", stream.topic, error)
     reads = store.deserialize_ros1 if stream.encoding == "ros1" else store.deserialize_cdr
 
     def deserialize(data: bytes) -> Any:
         try:
             return reads(data, kind)
-        except Exception as error:  # whatever the library trips over: these bytes are somebody else's
+        except Exception as error:  # the library raises many types on invalid bytes
             raise UnusableError(f"not a {kind}: {error}") from error
 
     return deserialize
 
 
 class Converter:
-    """Makes ours of the ROS messages of one topic.
+    """Converts the ROS messages of one topic.
 
     Args:
-        topic: of ours.
+        topic: of the converted messages.
         kind: ROS type of the messages.
-        deserialize: makes a message of bytes.
-        info: the topic's `AudioInfo`, if there is one.
-        audio_rate_hz: of plain `AudioData` without it, then taken as S16LE of one channel.
+        deserialize: returns a message for its bytes.
+        info: the `AudioInfo` of the topic, if there is one.
+        audio_rate_hz: sample rate of `AudioData` without `AudioInfo`; it is read as S16LE, mono.
     """
 
     def __init__(
@@ -228,8 +228,8 @@ class Converter:
         self._audio_rate_hz = audio_rate_hz
         self._sound = Sound()
 
-    def __call__(self, data: bytes, received_ns: int) -> Made:
-        """Return ours for a message received at that time; UnusableError if there is none."""
+    def __call__(self, data: bytes, received_ns: int) -> Converted:
+        """Return header and payload for bytes received at `received_ns`; UnusableError if there are none."""
         message = self._deserialize(data)
         given_ns = _stamp_ns(message)
         stamp_ns = given_ns or received_ns
@@ -245,17 +245,17 @@ class Converter:
                 return self._block(message.audio.data.tobytes(), given_ns, received_ns)
         kind = topics.lookup(self._topic).message
         if kind is Journal:
-            raise UnusableError("it tells of publishers, and a bag keeps none")
+            raise UnusableError("a journal refers to publishers, which a bag does not store")
         if kind is TextCommand:
             return incoming.text(message.data, stamp_ns)
         return msgspec.json.decode(message.data, type=kind), b""
 
-    def _block(self, data: bytes, stamp_ns: int, received_ns: int) -> Made:
+    def _block(self, data: bytes, stamp_ns: int, received_ns: int) -> Converted:
         info = self._info
         if info is None:
             if self._audio_rate_hz is None:
                 raise UnusableError(
-                    "no AudioInfo beside it says what its samples are; --audio-rate takes them as S16LE, mono"
+                    "no AudioInfo describes its samples; --audio-rate HZ reads them as S16LE, mono"
                 )
             return self._sound.block(data, "s16", self._audio_rate_hz, 1, stamp_ns, received_ns)
         if info.coding_format not in ("wave", "") or info.sample_format not in _FORMATS:

@@ -1,4 +1,4 @@
-"""A session as a rosbag2, without ROS: see `ros_messages` for what becomes what."""
+"""Export a session as a rosbag2, without ROS; `ros_messages` converts the messages."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,9 @@ _BAG_VERSION: Final = 9
 
 
 def write(session: Session, target: Path | str, topics: Sequence[str] = ("*",)) -> Iterator[str]:
-    """Write a session as a rosbag2 (MCAP) into the new folder `target`; yield what came of it, in lines.
+    """Write a session as a rosbag2 (MCAP) into the new folder `target`; yield lines about the result.
 
-    The session's zero is in the bag's custom data, `perception.zero.stamp_ns` and `.log_ns`.
+    The zero of the session is stored in the custom data `perception.zero.stamp_ns` and `.log_ns`.
     """
     store, counts, refused = ros.types(), Counter[str](), Counter[str]()
     connections: dict[str, Connection] = {}

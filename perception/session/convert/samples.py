@@ -1,6 +1,6 @@
-"""A session cut into samples for training: at every tick what was seen, heard and said, and what is known.
+"""Cut a session into samples for training: inputs, labels and state at every tick.
 
-The windows are cut by the fusion core itself, so that they are those that a model meets live.
+The fusion core cuts the windows, so that they equal those of a live fusion.
 """
 
 from bisect import insort
@@ -23,51 +23,51 @@ from perception.units.arrays import Image
 _LATENESS_MS: Final = 1000.0
 _MAX_AGE_MS: Final = 500.0
 _SHORTEST_MS: Final = 975.0
-"""An audio window is never shorter than its encoders' front end."""
+"""Shortest audio window that the front ends of encoders accept."""
 _KEPT_NS: Final = 10_000_000_000
-"""States and labels older than this, counted from the newest, are forgotten."""
+"""States and labels older than this are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """One tick of a session."""
+class Sample:
+    """One tick of a session: window, state and labels."""
 
     window: Window
     state: FusedState | None
-    """What a live fusion had concluded by then, if one was recorded."""
+    """The latest recorded state by then, if there is one."""
     labels: tuple[Label, ...]
-    """Annotations in force at the window's end."""
+    """Labels whose span contains the end of the window."""
 
     def frame(self, topic: str) -> Message[Header] | None:
-        """Return the frame of a camera that was newest then."""
+        """Return the newest frame of a camera."""
         data = self.window.inputs[topic].data
         return data.frame if isinstance(data, CameraSlice) else None
 
     def picture(self, topic: str) -> Image | None:
-        """Return that frame as (height, width, 3) BGR."""
+        """Return the newest frame as (height, width, 3) BGR."""
         data = self.window.inputs[topic].data
         return image(data.frame) if isinstance(data, CameraSlice) else None
 
     def sound(self, topic: str) -> AudioSlice | None:
-        """Return the sound that ends with the window."""
+        """Return the sound of a microphone up to the end of the window."""
         data = self.window.inputs[topic].data
         return data if isinstance(data, AudioSlice) else None
 
     @property
     def text(self) -> str:
-        """What was said or typed last, empty if that is no longer in force."""
+        """The latest text command, empty if it is older than the window allows."""
         slices = (item.data for item in self.window.inputs.values())
         commands = [data.command.header for data in slices if isinstance(data, TextSlice)]
         return max(commands, key=lambda command: command.stamp_ns).text if commands else ""
 
 
 def inputs_of(session: Session, topics: Sequence[str], prefix: str) -> list[str]:
-    """Return the session's topics under one prefix that match."""
+    """Return the topics of the session with this prefix that match `topics`."""
     return [topic for topic in session.counts if topic.startswith(f"{prefix}/") and matches(topic, topics)]
 
 
-class Moments:
-    """A session tick by tick, in bounded memory, to be gone through once."""
+class Samples:
+    """Iterates once over the samples of a session, in bounded memory."""
 
     def __init__(
         self,
@@ -81,14 +81,14 @@ class Moments:
         """Cut a session.
 
         Args:
-            session: to be cut.
-            topics: names or patterns of its inputs; each is an input of that name.
+            session: to cut.
+            topics: names or patterns of the inputs; each topic is an input of that name.
             rate_hz: ticks per second.
-            sound_ms: length of the sound that comes with each; it may be longer, then its end counts.
-            counts: takes what does not enter the windows.
+            sound_ms: least length of the sound of a sample; if it is longer, use its end.
+            counts: receives the counts of messages that are in no window.
 
         Raises:
-            SessionError: no camera, microphone or text is among them.
+            SessionError: no camera, microphone or text matches.
         """
         self._session = session
         self._names = [topic for prefix in STREAM_KINDS for topic in inputs_of(session, topics, prefix)]
@@ -98,11 +98,11 @@ class Moments:
         self._hop_ms = 1000 / rate_hz
         self._sound_ms = max(sound_ms, _SHORTEST_MS)
         self._used = False
-        """Whether any window held something."""
+        """Whether an input was present in any window."""
         self._counts: Counts = defaultdict(Counter) if counts is None else counts
 
-    def __iter__(self) -> Iterator[Moment]:
-        # a frame is shown for one tick at least, however rare ticks are
+    def __iter__(self) -> Iterator[Sample]:
+        # a frame stays valid for at least one tick
         ages = {"max_age_ms": max(_MAX_AGE_MS, self._hop_ms), "length_ms": self._sound_ms}
         config = FusionConfig(
             hop_ms=self._hop_ms,
@@ -112,27 +112,29 @@ class Moments:
             encoders={},
             head=HeadConfig(weights="random"),
         )
-        known = _Known()
+        annotations = _Annotations()
         messages = self._session.messages([*self._names, "state/*", "label/*"])
-        for cut in cut_as_arrived(known.watch(messages), config, self._counts):
+        for cut in cut_as_arrived(annotations.watch(messages), config, self._counts):
             self._used |= any(item.presence != "absent" for item in cut.window.inputs.values())
-            yield known.at(cut.window)
+            yield annotations.at(cut.window)
 
     @property
-    def nothing(self) -> str:
-        """Why no window held anything, once all are gone through; empty if one did."""
-        reasons = account(self._counts) or [f"shorter than a tick of {self._hop_ms:g} ms, or nothing whole"]
+    def empty_reason(self) -> str:
+        """Why no window had an input, after the iteration; empty if one had."""
+        reasons = account(self._counts) or [
+            f"shorter than a tick of {self._hop_ms:g} ms, or no intact message"
+        ]
         return "" if self._used else f"nothing of {', '.join(self._names)}: {'; '.join(reasons)}"
 
-    def said(self) -> list[str]:
-        """Return in lines what did not enter the windows; SessionError if nothing did."""
-        if self.nothing:
-            raise SessionError(f"{self._session.path}: {self.nothing}")
+    def notes(self) -> list[str]:
+        """Return lines about messages in no window; SessionError if no window had an input."""
+        if self.empty_reason:
+            raise SessionError(f"{self._session.path}: {self.empty_reason}")
         return account(self._counts)
 
 
-class _Known:
-    """The newest states and labels of a stream that is being read."""
+class _Annotations:
+    """Keeps the newest states and labels of a session that is being read."""
 
     def __init__(self) -> None:
         self._states: list[tuple[int, int, FusedState]] = []
@@ -147,10 +149,10 @@ class _Known:
                 self._labels.append(header)
             yield message
 
-    def at(self, window: Window) -> Moment:
+    def at(self, window: Window) -> Sample:
         end_ns = window.end_ns
         self._states = [one for one in self._states if one[0] > end_ns - _KEPT_NS]
         self._labels = [one for one in self._labels if one.end_ns > end_ns - _KEPT_NS]
         before = [state for stamp_ns, _, state in self._states if stamp_ns <= end_ns]
         labels = tuple(one for one in self._labels if one.start_ns <= end_ns < one.end_ns)
-        return Moment(window, before[-1] if before else None, labels)
+        return Sample(window, before[-1] if before else None, labels)

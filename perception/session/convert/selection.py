@@ -1,4 +1,4 @@
-"""Which streams and which time of a source an import takes, and under which topics. No files."""
+"""Select streams and time of a source for an import, and their topics. No files."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,25 +13,25 @@ from perception.units import SECOND_NS
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What the options of `perception session import` ask for; by default everything as it is."""
+    """Selection by the options of `perception session import`; by default everything."""
 
     topics: tuple[str, ...] = ("*",)
-    """Patterns over the name in the source, the default topic or the topic asked for."""
+    """Patterns on the name in the source, the default topic or the requested topic."""
     start_s: float | None = None
     """Seconds from the beginning of the source; negative: from its end."""
     end_s: float | None = None
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By prefix: `NAME` for the next stream of that prefix, or `STREAM=NAME` for a certain one."""
+    """By prefix: `NAME` for the next stream of that prefix, or `STREAM=NAME` for the given stream."""
 
     def choose(self, found: Sequence[tuple[str, str]]) -> list[str | None]:
-        """Return the topic of each stream, None for one that is not wanted.
+        """Return the topic of each stream, None for one that is not selected.
 
         Args:
             found: (name in the source, default topic) of every stream, in the order of the source.
 
         Raises:
-            SessionError: a name fits no stream or is no topic, two streams would have one topic, or
-                nothing is wanted.
+            SessionError: a name matches no stream or is not valid, two streams would have one topic, or no
+                stream is selected.
         """
         renamed = self._renamed(found)
         chosen = [
@@ -48,7 +48,7 @@ class Selection:
         return chosen
 
     def span_ns(self, first_ns: int, last_ns: int) -> tuple[int, int]:
-        """Return begin and end of the wanted time for a source from `first_ns` to `last_ns`; end excluded."""
+        """Return begin and end, excluded, of the selected time of a source from `first_ns` to `last_ns`."""
 
         def at_ns(seconds: float | None, default_ns: int) -> int:
             if seconds is None:
@@ -57,18 +57,18 @@ class Selection:
 
         begin_ns, end_ns = at_ns(self.start_s, -(1 << 63)), at_ns(self.end_s, 1 << 63)
         if begin_ns >= end_ns:
-            raise SessionError(f"--from {self.start_s} --to {self.end_s}: no time lies between them")
+            raise SessionError(f"--from {self.start_s} --to {self.end_s}: the first is not before the second")
         return begin_ns, end_ns
 
     def _wants(self, *names: str) -> bool:
         return any(matches(name, self.topics) for name in names)
 
     def _renamed(self, found: Sequence[tuple[str, str]]) -> list[str]:
-        """Return the topic of every stream with the names asked for, wanted or not."""
+        """Return the topic of every stream under the requested names, selected or not."""
         renamed = [default for _, default in found]
         for prefix, names in self.names.items():
             free = [number for number, (_, default) in enumerate(found) if default.startswith(f"{prefix}/")]
-            # A name alone goes to the first stream that the patterns ask for.
+            # A name without a stream is given to the first stream that matches the patterns.
             free.sort(key=lambda number: not self._wants(*found[number]))
             given = [name.rpartition("=") for name in names]
             for stream, _, name in sorted(given, key=lambda one: not one[0]):

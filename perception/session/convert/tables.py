@@ -1,4 +1,4 @@
-"""Messages as tables: one row each, one column per value, as Parquet or CSV."""
+"""Write messages as tables: one row each, one column per value, as Parquet or CSV."""
 
 import csv
 import json
@@ -40,9 +40,9 @@ def write(
 
     Args:
         path: file to write.
-        kind: of file.
+        kind: type of the file.
         messages: of one topic.
-        columns: as `columns_of` returned for the same messages.
+        columns: as returned by `columns_of` for the same messages.
         zero: of the session.
     """
     rows, count = (row(message, zero) for message in messages), 0
@@ -65,7 +65,7 @@ def write(
 
 
 def columns_of(messages: Iterable[Message[Header]], zero: Zero) -> dict[str, type]:
-    """Return all columns of the rows and a type that holds every value of each."""
+    """Return all columns of the rows, each with a type that fits all its values."""
     found: dict[str, type] = {}
     for message in messages:
         for name, value in row(message, zero).items():

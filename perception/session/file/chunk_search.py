@@ -1,4 +1,4 @@
-"""Find sound chunks anywhere in a file, where its records can no longer be followed."""
+"""Find intact chunks anywhere in a file whose chain of records is broken."""
 
 import os
 import re
@@ -8,19 +8,18 @@ from perception.session.file import container
 from perception.session.file.container import DamageError
 
 HEAD_BYTES: Final = 64
-"""Enough for the head of any record that is looked at."""
+"""Longest head of a record that is examined."""
 _WINDOW_BYTES: Final = 1 << 20
-# A chunk's head: sizes below 2^32, then one of the compressions; a lookahead, so that matches may overlap.
+# Head of a chunk: sizes below 2^32, then a compression; a lookahead, so that matches may overlap.
 _CHUNK_HEAD: Final = re.compile(
     rb"(?=\x06.{4}\0{4}.{20}\0{4}.{4}(?:\0{4}|\x03\0{3}lz4|\x04\0{3}zstd))", re.DOTALL
 )
 
 
 class ChunkSearch:
-    """Looks for sound chunks anywhere in a file.
+    """Searches intact chunks anywhere in a file.
 
-    However many false heads a file may hold, no more than some times its size is read to tell them from
-    true ones.
+    The bytes read are bounded by a few times the size of the file, however many false heads it holds.
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
@@ -29,20 +28,20 @@ class ChunkSearch:
         self._budget = 4 * size + container.MAX_CHUNK_BYTES
 
     def next(self, start: int) -> int | None:
-        """Return where the first sound chunk at or after `start` begins, None if there is none."""
+        """Return the offset of the first intact chunk at or after `start`, None if there is none."""
         for window in range(start, self._size, _WINDOW_BYTES):
             data = os.pread(self._descriptor, _WINDOW_BYTES + HEAD_BYTES, window)
             self._budget -= len(data)
             for match in _CHUNK_HEAD.finditer(data):
                 place = match.start()
-                if place < _WINDOW_BYTES and self.is_sound(window + place, data[place : place + HEAD_BYTES]):
+                if place < _WINDOW_BYTES and self.is_intact(window + place, data[place : place + HEAD_BYTES]):
                     return window + place
                 if self._budget < 0:
                     return None
         return None
 
-    def is_sound(self, offset: int, head: bytes) -> bool:
-        """Return whether a chunk with that head stands there."""
+    def is_intact(self, offset: int, head: bytes) -> bool:
+        """Return whether an intact chunk with that head is at `offset`."""
         try:
             span = container.span(offset, head)
             self._budget -= span.length

@@ -1,8 +1,10 @@
-"""The parts of MCAP that sessions are made of: chunks that can be read alone, each under its checksum.
+"""Pack and unpack the chunks of an MCAP file, each under its checksum.
 
-A chunk of ours repeats the schemas and channels of its messages, so that nothing outside it can change what
-they mean. Other writers declare them once, anywhere before, or in the summary only; or write no chunks at
-all. Nothing is allocated before its size has been checked. Format: https://mcap.dev/spec
+Rules. All functions are pure: bytes in, records out, callable from any thread. Each chunk that `writer` packs
+repeats the schemas and channels of its messages, so that it is readable alone and no damage outside it
+changes its meaning. Other writers declare them once, anywhere before, or only in the summary; or write no
+chunks. A size is checked before memory of that size is allocated. Any deviation raises DamageError with the
+offset. Format: https://mcap.dev/spec
 """
 
 import io
@@ -29,20 +31,20 @@ MESSAGE: Final = struct.Struct("<HIQQ")
 CHUNK: Final = struct.Struct("<QQQII")
 """First and last log time, size, checksum, length of the compression's name."""
 MAX_CHUNK_BYTES: Final = 1 << 30
-"""Uncompressed. Ours stay below 160 MiB; other writers may be set to any size."""
+"""Uncompressed. Those of `writer` stay below 160 MiB; other writers may use any size."""
 MAX_RECORD_BYTES: Final = MAX_CHUNK_BYTES + (1 << 20)
 _LONGEST_NAME: Final = 32
 _NO_SCHEMA: Final = Schema(id=0, name="", encoding="", data=b"")
-"""What a channel refers to by number 0."""
+"""Schema of a channel that refers to number 0."""
 
 
 class DamageError(Exception):
-    """Bytes that are not what was written; the text says where and why."""
+    """Bytes that differ from what was written; the text names offset and reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a chunk stands in the file, and what it says of itself; or a run of records without one."""
+    """Place, times and channels of a chunk, or of consecutive records outside any chunk."""
 
     offset: int
     length: int
@@ -50,22 +52,22 @@ class Span:
     start_ns: int
     end_ns: int
     channels: frozenset[int] | None = None
-    """Whose messages it holds, None if not known without reading it."""
+    """Channels whose messages it holds; None if only reading it shows them."""
     loose: bool = False
-    """Whether these are records that follow each other outside any chunk."""
+    """Whether these are consecutive records outside any chunk."""
     cut: bool = False
-    """Whether the file ends in the middle of it: what is there stands under no checksum."""
+    """Whether the file ends inside it: its records then have no valid checksum."""
 
 
 @dataclass(slots=True)
 class Declarations:
-    """What is known of schemas and channels, by number."""
+    """Schemas and channels by number."""
 
     schemas: dict[int, Schema] = field(default_factory=dict)
     channels: dict[int, Channel] = field(default_factory=dict)
 
     def take(self, opcode: int, content: memoryview) -> None:
-        """Take in a record if it is a declaration."""
+        """Add a record if it declares a schema or channel."""
         if opcode == Opcode.CHANNEL:
             channel = Channel.read(ReadDataStream(io.BytesIO(content)))
             self.channels[channel.id] = channel
@@ -74,13 +76,13 @@ class Declarations:
             self.schemas[schema.id] = schema
 
     def copy(self) -> "Declarations":
-        """Return the same, to be added to."""
+        """Return a copy."""
         return Declarations(dict(self.schemas), dict(self.channels))
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One recorded message as it lies in the file."""
+    """One recorded message, not decoded."""
 
     channel: Channel
     schema: Schema
@@ -92,14 +94,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A chunk record as it is written: what stands before its records, and these, compressed."""
+    """A chunk record as written: the bytes before its records, and the compressed records."""
 
     head: bytes
     body: bytes | bytearray
 
 
 def metadata(name: str, text: str) -> dict[str, str]:
-    """Return what a metadata record of that name holds: JSON, under a checksum, which MCAP has none for."""
+    """Return the content of a metadata record: JSON and its checksum, since MCAP has none for metadata."""
     return {"json": text, "crc32": str(zlib.crc32(f"{name}\n{text}".encode()))}
 
 
@@ -116,7 +118,7 @@ def pack(body: bytearray, start_ns: int, end_ns: int, compression: str) -> Chunk
 
 
 def span(offset: int, head: bytes) -> Span:
-    """Return what the head of the chunk record at `offset` says; DamageError if it cannot be so."""
+    """Return the span of the chunk record at `offset` from its head; DamageError if the head is invalid."""
     try:
         opcode, length = RECORD.unpack_from(head)
         start_ns, end_ns = CHUNK.unpack_from(head, RECORD.size)[:2]
@@ -128,13 +130,13 @@ def span(offset: int, head: bytes) -> Span:
 
 
 def unpack(at: Span, data: bytes, known: Declarations, missing: set[int]) -> list[Record]:
-    """Return the messages of a span by log time; DamageError if one bit of it differs.
+    """Return the messages of a span in order of log time; DamageError if a bit of it is wrong.
 
     Args:
         at: the span.
         data: its bytes.
-        known: what is declared outside it; its own declarations come first.
-        missing: takes the channels that are declared nowhere; their messages are left out.
+        known: what is declared outside the span; declarations in the span come first.
+        missing: receives the channels that are not declared; their messages are left out.
     """
     with _damage(at, data):
         body = _body(at, data)
@@ -153,13 +155,13 @@ def unpack(at: Span, data: bytes, known: Declarations, missing: set[int]) -> lis
                 continue
             records.append(Record(channel, schema, log_ns, publish_ns, sequence, content[MESSAGE.size :]))
         if end_ns >= 0 and (start_ns, end_ns) != (at.start_ns, at.end_ns) and not at.cut:
-            raise ValueError("its times do not fit its messages")
+            raise ValueError("its times do not match its messages")
     records.sort(key=lambda record: record.log_time_ns)
     return records
 
 
 def declarations(at: Span, data: bytes) -> Declarations:
-    """Return what a span declares; DamageError as of `unpack`."""
+    """Return the declarations in a span; DamageError as of `unpack`."""
     declared = Declarations()
     with _damage(at, data):
         for opcode, content in contents(_body(at, data), cut=at.cut):
@@ -170,7 +172,7 @@ def declarations(at: Span, data: bytes) -> Declarations:
 def contents(data: memoryview, cut: bool = False) -> Iterator[tuple[int, memoryview]]:
     """Yield opcode and content of the records in `data`.
 
-    One that is cut short raises ValueError or struct.error, or ends it where the data is known to be `cut`.
+    A record that is cut short raises ValueError or struct.error; with `cut` it ends the iteration.
     """
     position = 0
     while position < len(data):
@@ -215,9 +217,9 @@ def _body(at: Span, record: bytes) -> memoryview:
     if size > MAX_CHUNK_BYTES:
         raise ValueError(f"{size} bytes in one chunk, more than {MAX_CHUNK_BYTES}")
     body = memoryview(_decompress(compression, data[start + 8 : start + 8 + stored], size))
-    # By the specification a checksum of zero is none.
+    # By the specification a checksum of 0 means none.
     if not at.cut and (len(body) != size or (crc and zlib.crc32(body) != crc)):
-        raise ValueError("its checksum does not fit")
+        raise ValueError("its checksum does not match")
     return body
 
 
@@ -228,7 +230,7 @@ def _compress(compression: str, data: bytearray) -> bytes | bytearray:
 
 
 def _decompress(compression: str, data: memoryview, size: int) -> bytes | memoryview:
-    """Return at most `size` bytes, whatever `data` promises of itself."""
+    """Return at most `size` decompressed bytes, whatever size `data` declares."""
     try:
         if compression == "zstd":
             reader = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True)
@@ -243,7 +245,7 @@ def _decompress(compression: str, data: memoryview, size: int) -> bytes | memory
 
 
 def _lz4(data: memoryview, size: int) -> bytes:
-    """Return what is in one LZ4 frame, or in several that follow each other."""
+    """Return the content of one LZ4 frame or of several consecutive ones."""
     parts: list[bytes] = []
     rest: bytes | memoryview | None = data
     while rest and (left := size - sum(map(len, parts))) > 0:

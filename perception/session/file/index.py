@@ -1,8 +1,10 @@
-"""Find the chunks of an MCAP file: by its index where that accounts for every byte, else record by record.
+"""Find the chunks of an MCAP file: by its index if that covers every byte, else record by record.
 
-An index need not speak of all that a file holds: records outside any chunk, attachments and what is private
-to an application stand in none of its lists. So it is believed alone only where the parts that it names
-follow each other without a gap, from the header to the end of the data; that is how `writer` lays them out.
+Rules. `load` reads by offset from an open descriptor and changes neither its position nor the file. An index
+need not list all that a file holds: records outside chunks, attachments and private records may be missing.
+So the index alone is used only if the parts that it lists are contiguous from the header to the end of the
+data, as `writer` writes them. Else the file is walked record by record; where a record is damaged, the walk
+continues at the next chunk whose checksum is right, and `Index.damage` reports the gap.
 """
 
 import io
@@ -30,10 +32,10 @@ _CHUNK_INDEX_REST: Final = struct.Struct("<Q")
 _MAX_SUMMARY_BYTES: Final = 256 << 20
 _MAX_METADATA_BYTES: Final = 16 << 20
 _LOOSE_BYTES: Final = 4 << 20
-"""Records outside chunks are read this many bytes at a time."""
+"""Records outside chunks are read in spans of about this size."""
 _BROKEN: Final = (struct.error, ValueError, KeyError, EndOfFile)
 _PASSED_OVER: Final = frozenset(Opcode) - {Opcode.CHUNK, Opcode.METADATA, Opcode.MESSAGE, Opcode.FOOTER}
-"""Of these nothing is needed but what they declare."""
+"""Only schemas and channels of these are used."""
 
 _ATTACHMENT: Final = ("attachment", "attachments")
 _UNKNOWN: Final = ("record of unknown kind", "records of unknown kind")
@@ -41,31 +43,31 @@ _UNKNOWN: Final = ("record of unknown kind", "records of unknown kind")
 
 @dataclass(slots=True)
 class Index:
-    """Where everything is."""
+    """Chunks, declarations and metadata of a file."""
 
     spans: list[Span] = field(default_factory=list)
     known: Declarations = field(default_factory=Declarations)
-    """What is declared outside chunks; a chunk may declare more."""
+    """Declarations outside chunks; a chunk may hold more."""
     counts: dict[int, int] | None = None
-    """Messages by channel; None if only reading tells."""
+    """Messages by channel; None if the file must be read to count them."""
     metadata: dict[str, Any] = field(default_factory=dict)
     damage: list[str] = field(default_factory=list)
     closed: bool = True
-    """Whether the file has its end."""
+    """Whether the file has its footer."""
     cut: Span | None = None
-    """The chunk in whose middle the file ends."""
+    """The chunk inside which the file ends."""
     passed_over: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """What the file holds beside messages and metadata, by the names of one and of several."""
+    """Other records than messages and metadata; the key is the singular and plural of their name."""
 
 
 @dataclass(slots=True)
 class _Summary:
-    """What the end of a file says of it."""
+    """Content of the summary section."""
 
     start: int
     spans: list[Span] = field(default_factory=list)
     extents: list[tuple[int, int]] = field(default_factory=list)
-    """Offset and length of all that is listed."""
+    """Offset and length of each part listed."""
     known: Declarations = field(default_factory=Declarations)
     statistics: records.Statistics | None = None
     metadata: list[records.MetadataIndex] = field(default_factory=list)
@@ -73,7 +75,7 @@ class _Summary:
 
     @property
     def counts(self) -> dict[int, int] | None:
-        """Messages by channel, None if not given."""
+        """Messages by channel, None if not stated."""
         if self.statistics is None:
             return None
         counts = self.statistics.channel_message_counts
@@ -81,7 +83,7 @@ class _Summary:
 
 
 def load(descriptor: int) -> Index:
-    """Return the index of an open file; DamageError if it is no MCAP file."""
+    """Return the index of an open file; DamageError if the file is not MCAP."""
     size = os.fstat(descriptor).st_size
     summary = _summary(descriptor, size)
     if summary is not None and _accounts_for_all(descriptor, summary):
@@ -98,7 +100,7 @@ def load(descriptor: int) -> Index:
 
 
 def _summary(descriptor: int, size: int) -> _Summary | None:
-    """Return what the summary section says, None if there is none or its checksum does not fit."""
+    """Return the summary section, None if there is none or its checksum does not match."""
     end = size - len(MAGIC) - _FOOTER.size
     if end < 0:
         return None
@@ -109,7 +111,7 @@ def _summary(descriptor: int, size: int) -> _Summary | None:
     if not (start and end - _MAX_SUMMARY_BYTES <= start <= end):
         return None
     content = os.pread(descriptor, end - start, start)
-    # By the specification a checksum of zero is none.
+    # By the specification a checksum of 0 means none.
     if crc and zlib.crc32(content + tail[: _FOOTER.size - 4]) != crc:
         return None
     try:
@@ -121,7 +123,7 @@ def _summary(descriptor: int, size: int) -> _Summary | None:
 def _parsed(content: memoryview, start: int) -> _Summary:
     summary = _Summary(start)
     for opcode, data in container.contents(content):
-        if opcode == Opcode.CHUNK_INDEX:  # by far the most: two a second
+        if opcode == Opcode.CHUNK_INDEX:  # the most frequent record: two per second
             span, length = _indexed(data)
             summary.spans.append(span)
             summary.extents.append((span.offset, span.length + length))
@@ -141,17 +143,17 @@ def _parsed(content: memoryview, start: int) -> _Summary:
 
 
 def _indexed(content: memoryview) -> tuple[Span, int]:
-    """Return the span of a chunk index record, and the length of the message indexes behind it."""
+    """Return the span of a chunk index record, and the length of the message indexes after the chunk."""
     start_ns, end_ns, offset, length, size = _CHUNK_INDEX.unpack_from(content)
     offsets = content[_CHUNK_INDEX.size : _CHUNK_INDEX.size + size]
     channels = frozenset(number for number, _ in struct.iter_unpack("<HQ", offsets))
     (index_length,) = _CHUNK_INDEX_REST.unpack_from(content, _CHUNK_INDEX.size + size)
-    # Without message indexes the list of channels is empty, whatever the chunk holds.
+    # Without message indexes the list of channels is empty even if the chunk holds messages.
     return Span(offset, length, start_ns, end_ns, channels or None), index_length
 
 
 def _accounts_for_all(descriptor: int, summary: _Summary) -> bool:
-    """Return whether what the summary lists covers the data from the header to its end."""
+    """Return whether the listed parts cover the data from the header to its end without a gap."""
     head = os.pread(descriptor, RECORD.size, len(MAGIC))
     if len(head) < RECORD.size or head[0] != Opcode.HEADER or summary.counts is None:
         return False
@@ -164,7 +166,7 @@ def _accounts_for_all(descriptor: int, summary: _Summary) -> bool:
 
 
 def _with_summary(index: Index, summary: _Summary | None) -> Index:
-    """Add to what was found by walking what only the summary says."""
+    """Add to the index of a walk what only the summary lists."""
     if summary is None:
         return index
     listed = {span.offset: span for span in summary.spans}
@@ -179,7 +181,7 @@ def _with_summary(index: Index, summary: _Summary | None) -> Index:
 
 
 class _Walk:
-    """Goes from record to record; where that fails, on to the next chunk whose checksum fits."""
+    """Walks from record to record; after damage, on to the next chunk whose checksum is right."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         self._descriptor = descriptor
@@ -192,12 +194,12 @@ class _Walk:
                 position = self._step(position)
             except DamageError as error:
                 self.index.damage.append(str(error))
-                # What led here may have been wrong already: look again from behind the last chunk's head.
+                # The length that led here may be wrong: search again from behind the head of the last chunk.
                 chunks = [span.offset for span in self.index.spans if not span.loose]
                 position = self._search.next(chunks[-1] + 1 if chunks else 1)
 
     def _step(self, position: int) -> int | None:
-        """Take in the record at `position`; return where the next one begins, None at the end of the file."""
+        """Process the record at `position`; return the offset of the next one, None at the end."""
         head = os.pread(self._descriptor, HEAD_BYTES, position)
         if len(head) < RECORD.size:
             raise DamageError(f"cut off at byte {position}")
@@ -233,7 +235,7 @@ class _Walk:
             raise DamageError(f"damaged declaration at byte {position}") from error
 
     def _add_loose(self, position: int, end: int, head: bytes) -> None:
-        """Take in a message outside any chunk: it joins those before it."""
+        """Add a message outside any chunk to the span of those directly before it, or to a new span."""
         if len(head) < RECORD.size + MESSAGE.size:
             raise DamageError(f"cut off at byte {position}")
         time_ns = MESSAGE.unpack_from(head, RECORD.size)[2]
@@ -247,13 +249,13 @@ class _Walk:
             spans.append(Span(position, end - position, time_ns, time_ns, loose=True))
 
     def _pass_over(self, opcode: int, position: int, head: bytes) -> None:
-        """Skip a record that is not needed or not known; DamageError if it is a chunk by all but its name."""
+        """Skip a record that is not used; DamageError if only its opcode is damaged and it is a chunk."""
         if opcode == 0:
             raise DamageError(f"unreadable at byte {position}")
         if opcode == Opcode.ATTACHMENT:
             self.index.passed_over[_ATTACHMENT] += 1
         elif opcode not in _PASSED_OVER:
-            if self._search.is_sound(position, bytes([Opcode.CHUNK]) + head[1:]):
+            if self._search.is_intact(position, bytes([Opcode.CHUNK]) + head[1:]):
                 raise DamageError(f"unreadable at byte {position}")
             self.index.passed_over[_UNKNOWN] += 1
 
@@ -262,11 +264,11 @@ def _add_metadata(index: Index, offset: int, content: bytes) -> None:
     try:
         record = records.Metadata.read(ReadDataStream(io.BytesIO(content)))
         if not {"json", "crc32"} & record.metadata.keys():
-            index.metadata[record.name] = record.metadata  # of another program
+            index.metadata[record.name] = record.metadata  # written by another program
             return
         text = record.metadata["json"]
         if record.metadata != container.metadata(record.name, text):
-            raise ValueError("its checksum does not fit")
+            raise ValueError("its checksum does not match")
         index.metadata[record.name] = json.loads(text)
     except (*_BROKEN, RecursionError):
         index.damage.append(f"damaged metadata at byte {offset}")

@@ -1,6 +1,7 @@
-"""Any MCAP file, whoever wrote it: its records by log time, in bounded memory, whatever happened to it.
+"""Read any MCAP file, also a damaged one: its records by log time, in bounded memory.
 
-What fails a checksum is never returned: it is passed over, and `McapFile.damage` says so.
+Bytes that fail a checksum are never returned: they are skipped and reported in `McapFile.damage`. One thread
+uses a `McapFile`.
 """
 
 import errno
@@ -22,9 +23,9 @@ from perception.session.file.container import DamageError, Declarations, Record,
 from perception.units.closing import Closing
 
 MAX_OPEN_BYTES: Final = 256 << 20
-"""Chunks of ours follow each other, so that few are open at once; in other files all may overlap."""
+"""Chunks of `writer` hardly overlap in time, so that few are open at once; in other files all may overlap."""
 _RECORD_BYTES: Final = 400
-"""What a record takes in memory, its data aside."""
+"""Memory of a record without its data."""
 _MAX_DAMAGE: Final = 1000
 
 
@@ -36,14 +37,14 @@ class McapFile(Closing):
 
         Args:
             path: the file.
-            open_bytes: of chunks held in memory at once, where many overlap.
-            take_cut: also returns what is left of a chunk in which the file ends, which no checksum covers.
+            open_bytes: limit of memory for chunks, if many overlap.
+            take_cut: also yield the rest of a chunk inside which the file ends, without a checksum.
         """
         self.path = Path(path)
         self._open_bytes = open_bytes
-        self._has_learned = False
+        self._has_all_declarations = False
         self.watch: Callable[[], object] = _nothing
-        """Called for every record that is read."""
+        """Called for every record that is read; it shows progress."""
         self._descriptor = _open(self.path)
         try:
             self._index = chunk_index.load(self._descriptor)
@@ -57,12 +58,12 @@ class McapFile(Closing):
 
     @property
     def closed_properly(self) -> bool:
-        """Whether the recorder closed the file; `repair` writes one that is."""
+        """Whether the writer closed the file; `repair` writes a copy that is closed."""
         return self._index.closed
 
     @property
     def being_written(self) -> bool:
-        """Whether a recorder of this host has the file open; False where locks do not tell."""
+        """Whether a writer of this host has the file open; False if the file system has no locks."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
@@ -74,29 +75,29 @@ class McapFile(Closing):
 
     @property
     def damage(self) -> list[str]:
-        """What was found damaged so far, one line each; complete once everything has been read."""
+        """Damage found so far, one line each; complete after everything has been read."""
         return list(self._damage)
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """JSON values by name: `profile`, `models`, `packages`, `clock`, `devices`, whatever was given."""
+        """JSON values by name."""
         return {name: cleaned(value) for name, value in self._index.metadata.items()}
 
     @property
     def listed(self) -> int | None:
-        """How many records its index says there are, None if it does not."""
+        """Number of records by its index, None if the index does not state it."""
         counts = self._index.counts
         return None if counts is None else sum(counts.values())
 
     @property
     def passed_over(self) -> list[str]:
-        """What the file holds beside messages and metadata: `2 attachments`, and the like."""
+        """Other content than messages and metadata, such as `2 attachments`."""
         return [f"{count} {name[count > 1]}" for name, count in self._index.passed_over.items()]
 
     @property
     def times_ns(self) -> tuple[int, int] | None:
-        """First and last log time, None if there is nothing."""
-        # A chunk without messages says 0 of both its times.
+        """First and last log time, None if there are no records."""
+        # Both times of a chunk without messages are 0.
         spans = [span for span in self._spans if span.end_ns] or self._spans
         if not spans:
             return None
@@ -105,7 +106,7 @@ class McapFile(Closing):
     def records(
         self, topics: Sequence[str] = ("*",), start_ns: int | None = None, end_ns: int | None = None
     ) -> Iterator[Record]:
-        """Yield what was recorded, not decoded, viewers' annotations included; arguments as of `read`."""
+        """Yield records, not decoded, annotations for viewers included; arguments as of `reader.read`."""
         start = 0 if start_ns is None else start_ns
         end = 1 << 64 if end_ns is None else end_ns
         for record in self._ordered(self._wanted(topics, start, end)):
@@ -114,10 +115,10 @@ class McapFile(Closing):
                 yield record
 
     def declared(self) -> Declarations:
-        """Return all schemas and channels; reads the whole file if its index does not list them."""
+        """Return all schemas and channels; read the whole file if its index does not list them."""
         counts = self._index.counts
         if counts is None or not counts.keys() <= self._index.known.channels.keys():
-            self._learn()
+            self._read_declarations()
         return self._index.known
 
     def close(self) -> None:
@@ -138,7 +139,7 @@ class McapFile(Closing):
                 yield span
 
     def _ordered(self, spans: Iterator[Span]) -> Iterator[Record]:
-        """Merge chunks, which come by their first log time, by the log times of their messages."""
+        """Merge chunks, given in order of their first log time, by the log times of their messages."""
         merge = _Merge(self._unpacked, self._open_bytes)
         for span in spans:
             yield from merge.until(span.start_ns)
@@ -150,8 +151,8 @@ class McapFile(Closing):
             data = self._bytes(span)
             missing: set[int] = set()
             records = container.unpack(span, data, self._index.known, missing)
-            if missing and not self._has_learned:
-                self._learn()
+            if missing and not self._has_all_declarations:
+                self._read_declarations()
                 missing.clear()
                 records = container.unpack(span, data, self._index.known, missing)
             for number in missing:
@@ -166,11 +167,11 @@ class McapFile(Closing):
             raise DamageError(f"chunk at byte {span.offset}: of {span.length} bytes, which is too large")
         return os.pread(self._descriptor, span.length, span.offset)
 
-    def _learn(self) -> None:
-        """Look for schemas and channels in all chunks: a writer need declare them in one only."""
-        if self._has_learned:
+    def _read_declarations(self) -> None:
+        """Read schemas and channels of all chunks: a writer may declare them in one chunk only."""
+        if self._has_all_declarations:
             return
-        self._has_learned = True
+        self._has_all_declarations = True
         for span in self._index.spans:
             with suppress(DamageError):
                 declared = container.declarations(span, self._bytes(span))
@@ -178,7 +179,7 @@ class McapFile(Closing):
                 self._index.known.channels = declared.channels | self._index.known.channels
 
     def _declared_first(self) -> Declarations:
-        """Return what is declared outside chunks; if nothing is, in the first of them."""
+        """Return the declarations outside chunks; if there are none, those of the first chunk."""
         if not self._index.known.channels and self._index.spans:
             with suppress(DamageError):
                 return container.declarations(self._index.spans[0], self._bytes(self._index.spans[0]))
@@ -198,31 +199,31 @@ def _open(path: Path) -> int:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:  # the latter of a zero byte in the name
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise SessionError(f"cannot open {path}: {getattr(error, 'strerror', error)}") from error
 
 
 def matches(topic: str, patterns: Sequence[str]) -> bool:
-    """Return whether `topic` is one of `patterns`, which may end in `*`."""
+    """Return whether `topic` matches one of `patterns`, such as `camera/*`."""
     return any(fnmatchcase(topic, pattern) for pattern in patterns)
 
 
 class _Opened:
-    """A chunk that is being read: its records, or, where memory is short, only how many are done."""
+    """A chunk that is being read: its records, or only the number of those done if memory is short."""
 
     def __init__(self, span: Span) -> None:
         self.span = span
         self.done = 0
         self.records: list[Record] = []
         self.size = 0
-        """Bytes that the records take."""
+        """Memory of the records, in bytes."""
 
 
 class _Merge:
-    """Brings the records of overlapping chunks into the order of their log times, then of their place.
+    """Merges the records of overlapping chunks by log time, then by offset.
 
-    When more than `open_bytes` are open, the records that were needed longest ago are dropped and read
-    again when their turn comes.
+    If more than `open_bytes` are open, the least recently used chunks drop their records and are read again
+    when their next record is due.
     """
 
     def __init__(self, unpacked: Callable[[Span], list[Record]], open_bytes: int) -> None:
@@ -230,7 +231,7 @@ class _Merge:
         self._open_bytes = open_bytes
         self._heap: list[tuple[int, int, _Opened]] = []
         self._open: OrderedDict[int, _Opened] = OrderedDict()
-        """By offset, the one needed last at the end."""
+        """By offset of the chunk, the most recently used last."""
 
     def add(self, span: Span) -> None:
         opened = _Opened(span)
@@ -238,7 +239,7 @@ class _Merge:
         self._push(opened)
 
     def until(self, limit_ns: int | None) -> Iterator[Record]:
-        """Yield what is before `limit_ns`, or all."""
+        """Yield the records before `limit_ns`, or all."""
         while self._heap and (limit_ns is None or self._heap[0][0] < limit_ns):
             _, _, opened = heapq.heappop(self._heap)
             if not opened.records:

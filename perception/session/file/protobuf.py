@@ -1,6 +1,6 @@
-"""The few parts of the protobuf wire format that a recording needs: declare, encode, describe, take apart.
+"""The parts of the protobuf wire format that recordings need: declare, encode, describe, decode.
 
-Written out here because the library copies a payload twice on its way to disk and twice on its way back.
+Implemented here because the library copies a payload twice when it writes and twice when it reads.
 Encoding: https://protobuf.dev/programming-guides/encoding/
 """
 
@@ -49,7 +49,7 @@ class Enum:
 
 @dataclass(frozen=True)
 class Field:
-    """One field. `type` is a scalar's name, an enumeration or a message."""
+    """One field; `type` is the name of a scalar type, an enumeration or a message."""
 
     name: str
     number: int
@@ -61,7 +61,7 @@ class Field:
 class Schema:
     """One message type; messages of the same package are described in one file.
 
-    Each is made once, so that one is equal to itself only: comparing all its fields would cost every message.
+    Compared by identity, since each is created once: comparing all fields would cost time at every message.
     """
 
     package: str
@@ -71,7 +71,7 @@ class Schema:
 
     @property
     def full_name(self) -> str:
-        """The name viewers know it by."""
+        """Name under which viewers look it up."""
         return f"{self.package}.{self.name}"
 
 
@@ -95,7 +95,8 @@ def declared(package: str, text: str, **known: Enum | Schema) -> dict[str, Schem
 def encode(schema: Schema, values: Mapping[str, Any]) -> bytes:
     """Return `values` as a message of `schema`.
 
-    What is None or not given is left out; a mapping for a repeated field becomes entries `name`, `value`.
+    Values that are None or missing are left out; a mapping for a repeated field becomes entries `name`,
+    `value`.
     """
     out = bytearray()
     for field in schema.fields:
@@ -112,21 +113,21 @@ def encode(schema: Schema, values: Mapping[str, Any]) -> bytes:
 
 
 def tag(number: int, size: int) -> bytes:
-    """Return what stands before the `size` bytes of a string, bytes or message field."""
+    """Return the bytes that precede the `size` bytes of a string, bytes or message field."""
     return _varint(number << 3 | _LENGTH) + _varint(size)
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield number and bytes of every length-delimited field, skipping others; ValueError if cut or wrong."""
+    """Yield number and bytes of every length-delimited field; ValueError if the data is invalid."""
     for number, kind, value in _all_fields(data):
         if kind == _LENGTH and isinstance(value, memoryview):
             yield number, value
 
 
 def decode(schema: Schema, data: memoryview) -> dict[str, Any]:
-    """Return the scalar fields and messages of `data` that `schema` names; ValueError if cut or wrong.
+    """Return the scalar fields and messages of `data` that `schema` names; ValueError if it is invalid.
 
-    Fields that repeat are not collected: the last one counts.
+    Of a repeated field only the last value is returned.
     """
     named = {field.number: field for field in schema.fields}
     found: dict[str, Any] = {}
@@ -169,14 +170,14 @@ def _all_fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]
 
 @cache
 def describe(schema: Schema) -> bytes:
-    """Return `schema` and all it refers to as a serialised FileDescriptorSet, as MCAP wants it."""
+    """Return `schema` and all it refers to as a serialised FileDescriptorSet, as MCAP requires."""
     files: dict[str, list[Schema]] = {}
     _collect(schema, files)
     described = [
         {
             "name": _file(package),
             "package": package,
-            # Packages are collected in the order of need: each refers to later ones only.
+            # Packages are collected in order of reference: each refers to later ones only.
             "dependency": [_file(other) for other in list(files)[place + 1 :]],
             "message_type": [_descriptor(one) for one in schemas],
             "syntax": schemas[0].syntax,

@@ -1,6 +1,10 @@
-"""Read sessions: in recorded order, by topic and time, in bounded memory, whatever happened to the file.
+"""Read sessions: in recorded order, by topic and time, in bounded memory, also from damaged files.
 
-What fails a checksum is never returned: it is passed over and told in `Session.damage`.
+Rules. One thread uses a `Session`; it reads by offset and holds no lock, so that other processes may read or
+write the file meanwhile. It sees the file as it was when opened. Bytes that fail a checksum are never
+returned: they are skipped and reported in `Session.damage`, which is complete after all has been read. A
+session is an MCAP file with at least one channel whose records hold wire bytes; other channels are skipped.
+Payloads are copied out of the chunk, so that a kept message does not keep its chunk in memory.
 """
 
 import hashlib
@@ -28,7 +32,7 @@ from perception.session.file.zero import Zero
 
 _LOG: Final = logging.getLogger(__name__)
 ORIGIN: Final = "origin"
-"""Of the metadata that says which session a part or a repaired copy was made of."""
+"""Name of the metadata that identifies the session that a part or a repaired copy was made from."""
 _BEGINNING_BYTES: Final = 1 << 20
 
 
@@ -38,13 +42,13 @@ def read(
     start_ns: int | None = None,
     end_ns: int | None = None,
 ) -> Iterator[Message[Header]]:
-    """Yield the messages of a session in recorded order; what was damaged is logged at the end.
+    """Yield the messages of a session in recorded order; log at the end what was damaged.
 
     Args:
-        path: an MCAP file of ours, whole or cut off, whichever program rewrote it.
+        path: a session file, complete or cut off, also if another program has rewritten it.
         topics: names or patterns such as `camera/*`.
-        start_ns: first log time wanted.
-        end_ns: first log time no longer wanted.
+        start_ns: first log time to yield.
+        end_ns: first log time not to yield.
 
     Raises:
         SessionError: the file cannot be opened or is no session.
@@ -56,11 +60,11 @@ def read(
 
 
 class ForeignFileError(SessionError):
-    """An MCAP file that holds none of this project's messages."""
+    """An MCAP file without messages of this package."""
 
 
 def sessions_in(folder: Path) -> list[Path]:
-    """Return all sessions below a folder in the order of their names; MCAP files of others are said."""
+    """Return all sessions below a folder, sorted by name; log other MCAP files as left out."""
     found = []
     for file in sorted(folder.rglob("*.mcap")):
         try:
@@ -78,7 +82,7 @@ class Session(McapFile):
         """Open a file; SessionError if it cannot be opened or is no session. Arguments as of `McapFile`."""
         super().__init__(path, open_bytes=open_bytes)
         declared = self._declared_first()
-        if declared.channels and not any(is_ours(one, declared) for one in declared.channels.values()):
+        if declared.channels and not any(holds_messages(one, declared) for one in declared.channels.values()):
             self.close()
             raise ForeignFileError(
                 f"{self.path}: an MCAP file, but no session; try: perception session import"
@@ -87,14 +91,14 @@ class Session(McapFile):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """JSON values by name: `profile`, `models`, `packages`, `clock`, `devices`, whatever was given."""
+        """JSON values by name, such as `profile`, `packages`, `clock`, `recorded`."""
         return {name: value for name, value in super().metadata.items() if name not in (ZERO, ORIGIN)}
 
     @property
     def origin(self) -> str:
-        """Which recording it is or was made of: parts and repaired copies of one session have the same.
+        """Identifier of the recording: parts and repaired copies of one session have the same.
 
-        That is a hash of the file's first MiB, which `trim` and `repair` hand on in the metadata.
+        It is a hash of the first MiB of the file, which `trim` and `repair` copy in the metadata.
         """
         given = super().metadata.get(ORIGIN)
         beginning = os.pread(self._descriptor, _BEGINNING_BYTES, 0)
@@ -102,14 +106,14 @@ class Session(McapFile):
 
     @property
     def zero(self) -> Zero:
-        """The moment from which its seconds count: as stored, else of its first message, else 0."""
+        """Time from which its seconds count: as stored, else of its first message, else 0."""
         if self._zero is None:
             self._zero = Zero.stored(super().metadata) or Zero.of(next(self.messages(), None))
         return self._zero
 
     @property
     def zero_is_stored(self) -> bool:
-        """Whether the file says its zero itself."""
+        """Whether the file stores its zero."""
         return Zero.stored(super().metadata) is not None
 
     def at_ns(self, seconds: float | None) -> int | None:
@@ -122,34 +126,36 @@ class Session(McapFile):
 
     @property
     def topics(self) -> list[str] | None:
-        """Topics of its messages, None if only reading the whole file tells; `counts` does that."""
+        """Topics of its messages; None if the index does not list them, then see `counts`."""
         known, given = self._index.known.channels, self._index.counts
         if given is None or not given.keys() <= known.keys():
             return None
-        ours = {number: one.topic for number, one in known.items() if is_ours(one, self._index.known)}
-        return sorted({topic for number, topic in ours.items() if given.get(number, 0)})
+        topics = {
+            number: one.topic for number, one in known.items() if holds_messages(one, self._index.known)
+        }
+        return sorted({topic for number, topic in topics.items() if given.get(number, 0)})
 
     @property
     def counts(self) -> dict[str, int]:
-        """Messages by topic; reads the whole file if its index does not say."""
+        """Messages by topic; reads the whole file if its index does not list them."""
         counts: Counter[str] = Counter()
         known, given = self._index.known.channels, self._index.counts
         if given is not None and given.keys() <= known.keys():
             for number, channel in known.items():
-                if is_ours(channel, self._index.known):
+                if holds_messages(channel, self._index.known):
                     counts[channel.topic] += given.get(number, 0)
         else:
             for record in self.records():
-                if _where(record):
+                if _wire_fields_of(record):
                     counts[record.channel.topic] += 1
         return dict(sorted(counts.items()))
 
     def messages(
         self, topics: Sequence[str] = ("*",), start_ns: int | None = None, end_ns: int | None = None
     ) -> Iterator[Message[Header]]:
-        """Yield messages as they were received, in that order; arguments as those of `read`."""
+        """Yield messages in recorded order; arguments as of `read`."""
         for record in self.records(topics, start_ns, end_ns):
-            if not _where(record):
+            if not _wire_fields_of(record):
                 continue
             try:
                 yield message(record)
@@ -158,23 +164,23 @@ class Session(McapFile):
 
 
 def message(record: Record) -> Message[Header]:
-    """Decode a record of ours.
+    """Decode the message in a record.
 
     Raises:
-        ValueError, KeyError, MalformedMessageError: it does not hold a message.
+        ValueError, KeyError, MalformedMessageError: the record holds no message.
     """
-    given = _where(record)
+    given = _wire_fields_of(record)
     fields = dict(protobuf.fields(record.data))
     parts: list[bytes] = [record.channel.topic.encode(), bytes(fields[int(given["header_field"])])]
-    # A field of its own comes first: where there is one, the view's holds something made of it.
+    # The payload field comes first: if it is there, the field of the view holds converted data.
     payload = fields.get(PAYLOAD_FIELD, fields.get(int(given["payload_field"])))
     if payload is not None:
-        parts.append(bytes(payload))  # a view would keep the whole chunk in memory
+        parts.append(bytes(payload))  # a memoryview would keep the whole chunk in memory
     return _without_credentials(codec.decode(parts, received_ns=record.log_time_ns))
 
 
 def _without_credentials(message: Message[Header]) -> Message[Header]:
-    """Return a message as it is, or a health message of an early recording without its credentials."""
+    """Return the message; without credentials if it is a health message, as of early recordings."""
     header = message.header
     if not isinstance(header, Health):
         return message
@@ -184,26 +190,26 @@ def _without_credentials(message: Message[Header]) -> Message[Header]:
     return message if clean == header else structs.replace(message, header=clean, came_as=None)
 
 
-def _where(record: Record) -> Mapping[str, str]:
-    """Return where the wire bytes of a record are; empty if it is none of ours."""
+def _wire_fields_of(record: Record) -> Mapping[str, str]:
+    """Return which fields of a record hold the wire bytes; empty if none do."""
     return wire_fields(record.channel.metadata, record.schema.name, record.schema.data)
 
 
-def is_ours(channel: Channel, known: Declarations) -> bool:
-    """Return whether the records of a channel are messages as they were on the wire."""
+def holds_messages(channel: Channel, known: Declarations) -> bool:
+    """Return whether the records of a channel hold wire bytes."""
     schema = known.schemas.get(channel.schema_id)
     name, data = ("", b"") if schema is None else (schema.name, schema.data)
     return bool(wire_fields(channel.metadata, name, data))
 
 
 def available(session: Session, topics: Sequence[str] = ("*",)) -> str:
-    """Return what an error says behind "nothing to ...": what was asked for, and what there is."""
-    asked = "" if tuple(topics) == ("*",) else f" under --topics {' '.join(topics)}"
+    """Return the end of an error message: the topics requested, those in the file, and its damage."""
+    requested = "" if tuple(topics) == ("*",) else f" under --topics {' '.join(topics)}"
     there = ", ".join(session.counts) or "no messages at all"
     damage = "".join(f"; damage: {text}" for text in session.damage)
-    return f"{asked}; it holds {there}{damage}"
+    return f"{requested}; it holds {there}{damage}"
 
 
 def nothing_to_export(session: Session, topics: Sequence[str]) -> SessionError:
-    """Return the error of an export that would hold nothing."""
+    """Return the error of an export that would be empty."""
     return SessionError(f"{session.path}: nothing to export{available(session, topics)}")

@@ -1,10 +1,10 @@
-"""How each message is recorded: a view that Foxglove and Rerun open, and beside it the exact wire bytes.
+"""How each message is recorded: a view that Foxglove and Rerun open, and the exact wire bytes.
 
-Camera, sound and text go under Foxglove's published schemas, all else under a protobuf message made from
-the declaration in `messages`. Every record has two fields more, which viewers pass over: `header`, the
-msgpack header byte for byte, and `payload` where the view has no place for it. So floats of a microphone
-stand there beside the 16 bit samples that are all that Foxglove plays. Boxes in a state are also written as
-image annotations, a view only: reading passes over them.
+Camera, sound and text use Foxglove's published schemas, all others a protobuf message derived from the
+declaration in `messages`. Every record has two more fields, which viewers ignore: `header`, the msgpack
+header byte for byte, and `payload` if the view has no field for it. So the float samples of a microphone are
+stored beside the 16-bit samples, since Foxglove plays only these. Boxes in a state are also written as image
+annotations, for viewers only: the reader skips them.
 """
 
 import types
@@ -35,9 +35,9 @@ from perception.units import SECOND_NS
 HEADER_FIELD: Final = 1000
 PAYLOAD_FIELD: Final = 1001
 _TIMESTAMP_FIELD: Final = 1002
-"""Of messages whose declaration is ours: viewers plot by a field `timestamp`."""
+"""In messages derived from `messages`: viewers plot over a field `timestamp`."""
 ANNOTATIONS: Final = "annotations"
-"""Prefix of the channels that only viewers need."""
+"""Prefix of the channels that only viewers read."""
 
 _HEADER: Final = Field("header", HEADER_FIELD, "bytes")
 _PAYLOAD: Final = Field("payload", PAYLOAD_FIELD, "bytes")
@@ -97,7 +97,7 @@ RAW_AUDIO: Final = _recorded("RawAudio", _HEADER, _PAYLOAD)
 LOG: Final = _recorded("Log", _HEADER)
 IMAGE_ANNOTATIONS: Final = _FOXGLOVE["ImageAnnotations"]
 _HEADER_DECLARATION: Final = b"\n\x06header" + b"\x18\xe8\x07"
-"""Name and number 1000 of a field, as a FileDescriptorSet has them."""
+"""Name and number 1000 of a field, as encoded in a FileDescriptorSet."""
 _PAYLOADS: Final = {"foxglove.CompressedImage": "2", "foxglove.RawImage": "6", "foxglove.RawAudio": "2"}
 _INFO: Final = 2
 _LINE_LOOP: Final = 2
@@ -107,7 +107,7 @@ _SCALARS: Final = {int: "int64", float: "double", bool: "bool", str: "string"}
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What viewers see of one message, the payload aside: that goes under `payload_field`."""
+    """The fields of one message for viewers, without the payload, which is stored in `payload_field`."""
 
     schema: Schema
     values: Mapping[str, Any]
@@ -115,28 +115,28 @@ class View:
 
     @property
     def has_boxes(self) -> bool:
-        """Whether these are annotations that draw something."""
+        """Whether these are annotations with boxes."""
         return bool(self.values.get("points"))
 
     @property
     def fields(self) -> dict[str, str]:
-        """Where the wire bytes are, for the channel's metadata; empty if this is a view only."""
+        """Fields with the wire bytes, as metadata of the channel; empty if the view has none."""
         if self.schema == IMAGE_ANNOTATIONS:
             return {}
         return {"header_field": str(HEADER_FIELD), "payload_field": str(self.payload_field)}
 
     def encode(self, wire: bytes | None = None) -> bytes:
-        """Return the record's bytes but for the payload field, `wire` being the header as it travelled."""
+        """Return the bytes of the record without the payload field; `wire` is the header as sent."""
         return encode(self.schema, {**self.values, "header": wire})
 
 
 def wire_fields(metadata: Mapping[str, str], name: str, declaration: bytes) -> Mapping[str, str]:
-    """Return where the wire bytes are in the records of a channel; empty if they are none of ours.
+    """Return which fields of the records of a channel hold the wire bytes; empty if none do.
 
     Args:
-        metadata: of the channel, which says so, unless a program that copied the file dropped it.
+        metadata: of the channel; it names the fields, unless a program that copied the file dropped it.
         name: of the schema.
-        declaration: the schema itself: only ours has our field.
+        declaration: bytes of the schema; only schemas of this package declare the field `header`.
     """
     if "header_field" in metadata:
         return metadata
@@ -146,7 +146,7 @@ def wire_fields(metadata: Mapping[str, str], name: str, declaration: bytes) -> M
 
 
 def view(topic: str, header: Header, payload: Payload = b"") -> View:
-    """Return how a message of `topic` is shown."""
+    """Return the view of a message of `topic`."""
     common = {"timestamp": _timestamp(header.stamp_ns), "frame_id": topics.name_of(topic)}
     match header:
         case CameraFrame(encoding="jpeg"):
@@ -174,12 +174,12 @@ def view(topic: str, header: Header, payload: Payload = b"") -> View:
 
 
 def annotations(state: FusedState, drawn: Collection[str] = ()) -> dict[str, View]:
-    """Return the boxes a state names, by camera topic.
+    """Return the boxes in a state, by camera topic.
 
     Args:
-        state: that names them.
-        drawn: cameras on which boxes of earlier states are still to be seen; where there are none any more,
-            empty annotations clear them.
+        state: with the boxes.
+        drawn: cameras on which viewers show boxes of earlier states; if the state has none there, empty
+            annotations clear them.
     """
     found = {topic: View(IMAGE_ANNOTATIONS, {"timestamp": _timestamp(state.stamp_ns)}) for topic in drawn}
     for modality in state.modalities.values():
@@ -231,10 +231,10 @@ def _timestamp(stamp_ns: int) -> dict[str, int]:
 
 @cache
 def _of_topic(message: type[Header]) -> Schema:
-    made = _of_model(message)
-    # proto2, because only there does a number that is not known differ from a zero.
+    schema = _of_model(message)
+    # proto2: in proto3 a missing number reads as 0.
     stamp = Field("timestamp", _TIMESTAMP_FIELD, _TIMESTAMP)
-    return Schema(made.package, made.name, (*made.fields, _HEADER, _PAYLOAD, stamp), "proto2")
+    return Schema(schema.package, schema.name, (*schema.fields, _HEADER, _PAYLOAD, stamp), "proto2")
 
 
 @cache
@@ -251,12 +251,12 @@ def _field(name: str, number: int, annotation: Any, owner: str) -> Field:
         return _field(name, number, get_args(annotation)[0], owner)
     if get_origin(annotation) in (Union, types.UnionType):
         kinds = [kind for kind in get_args(annotation) if kind is not types.NoneType]
-        # Text or number: as text.
+        # Text or number: stored as text.
         return _field(name, number, kinds[0] if len(kinds) == 1 else str, owner)
     if get_origin(annotation) is tuple:
         return Field(name, number, _type(get_args(annotation)[0]), repeated=True)
     if get_origin(annotation) is dict:
-        # What a protobuf map is on the wire; declared so, because viewers cannot pick from maps.
+        # The wire form of a protobuf map, declared as a message: viewers cannot select from maps.
         value = _field("value", 2, get_args(annotation)[1], owner)
         entry = Schema(
             "perception", f"{owner}{name.title()}Entry", (Field("name", 1, "string"), value), "proto2"

@@ -1,8 +1,15 @@
-"""Write a session: one MCAP file that viewers open and that loses at most half a second if killed.
+"""Write a session: one MCAP file that viewers open. A killed recorder loses at most half a second.
 
-The chunks are made here: the writer of `mcap` needs 1.1 times the processor time for frames of 400 kB (0.8
-times for 1 kB), that of `foxglove-sdk` 0.76 times (0.58), but it knows neither sequence numbers nor times of
-publication and compresses all channels alike, JPEG included.
+Rules. One thread uses a writer. `write` and `copy` add a record to the open chunk of its compression. A chunk
+is appended to the file, with its checksum, when it is half a second old or 4 MiB large, so that a file that
+ends anywhere is readable up to its last whole chunk. Log times strictly increase. `close` appends the rest
+and the index; only then is the file closed properly. From creation to close the writer holds an exclusive
+`flock`, by which readers of this host detect that the file is being written. `atomic_session` writes beside
+its target and renames at the end: no reader opens an incomplete file.
+
+The chunks are built here: the writer of `mcap` needs 1.1 times the processor time for frames of 400 kB (0.8
+times for 1 kB), that of `foxglove-sdk` 0.76 times (0.58), but the latter writes neither sequence numbers nor
+publish times and compresses all channels alike, JPEG included.
 """
 
 import fcntl
@@ -31,7 +38,7 @@ CHUNK_BYTES: Final = 4 << 20
 _U64: Final = (1 << 64) - 1
 _MAX_CHANNELS: Final = 65_535
 """Channel numbers have 16 bits, MCAP record 0x04."""
-# JPEG does not shrink any further; raw pixels come faster than zstd can take them.
+# JPEG is compressed already; raw pixels arrive faster than zstd compresses them.
 _COMPRESSION: Final = {"foxglove.CompressedImage": "", "foxglove.RawImage": "lz4"}
 
 
@@ -39,17 +46,17 @@ _COMPRESSION: Final = {"foxglove.CompressedImage": "", "foxglove.RawImage": "lz4
 class _Channel:
     record: records.Channel
     declaration: bytes
-    """Its schema and itself, as every chunk repeats them."""
+    """Bytes of its schema and channel records, which every chunk repeats."""
     compression: str
 
 
 @dataclass(slots=True)
-class _Lane:
-    """The open chunk of all channels that are compressed alike."""
+class _OpenChunk:
+    """Collects the messages of all channels with one compression."""
 
     body: bytearray = field(default_factory=bytearray)
     index: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
-    """Log time and place in `body` of every message, by channel."""
+    """Log time and offset in `body` of every message, by channel."""
     start_ns: int = 0
     end_ns: int = 0
 
@@ -57,7 +64,7 @@ class _Lane:
 class SessionWriter(Closing):
     """Writes one session file. Not thread-safe.
 
-    Log times strictly increase, so that they alone keep the order in which messages were written.
+    Log times strictly increase, so that sorting by them gives the order of writing.
     """
 
     def __init__(self, path: Path | str, shown: Path | str | None = None) -> None:
@@ -65,31 +72,31 @@ class SessionWriter(Closing):
 
         Args:
             path: the file.
-            shown: how errors call it, where it is moved in the end.
+            shown: path that error messages name, if the file is renamed to it later.
         """
         self.path = Path(path)
         self._shown = shown or path
         refuse_existing(path)
         try:
             self._file = self.path.open("xb")
-            with suppress(OSError):  # a file system without locks: readers cannot know then
+            with suppress(OSError):  # a file system without locks: readers then cannot detect the writer
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise self._unwritten(error) from error
+            raise self._write_error(error) from error
         self.bytes_written = 0
         self.counts: Counter[str] = Counter()
         """Messages written so far, by topic."""
         self._drawn: dict[str, set[str]] = {}
-        """Cameras on which viewers still see boxes, by topic of the states that named them."""
+        """Cameras on which viewers show boxes, by topic of the states that hold the boxes."""
         self._zero: zero.Zero | None = None
         self._last_ns = -1
         self._start_ns: int | None = None
-        self._lanes: dict[str, _Lane] = {}
+        self._open_chunks: dict[str, _OpenChunk] = {}
         self._schemas: dict[tuple[str, str, bytes], records.Schema] = {}
         self._channels: dict[tuple[str, int, str], _Channel] = {}
         self._channel_counts: Counter[int] = Counter()
         self._chunk_count = self._metadata_count = 0
-        # Serialised at once: in a long recording these are all that grows in memory.
+        # Serialised at once: only these grow in memory during a long recording.
         self._chunk_index, self._metadata_index = RecordBuilder(), RecordBuilder()
         try:
             self._put(container.MAGIC + _serialised(records.Header("perception", "perception")))
@@ -100,11 +107,11 @@ class SessionWriter(Closing):
             raise
 
     def write(self, message: messages.Message[messages.Header]) -> None:
-        """Take in one message; its arrival is the log time, moved on where it is not later than the last.
+        """Add one message. Its arrival is the log time, or the last log time + 1 ns if it is not later.
 
         Raises:
-            MalformedMessageError: header or payload is not what the topic carries.
-            SessionError: the disk does not take what was due.
+            MalformedMessageError: header or payload does not fit the topic.
+            SessionError: a chunk that was due could not be written.
         """
         topic, header, payload = message.topic, message.header, message.payload
         wire = message.wire or bytes(codec.encode(topic, header, payload)[1])
@@ -125,7 +132,7 @@ class SessionWriter(Closing):
                 self._add(channel, log_ns, header.sent_ns, header.seq, boxes.encode())
 
     def copy(self, record: container.Record) -> None:
-        """Take over a message of another session as it is, not decoded; in order of log times."""
+        """Add a record of another session without decoding it; records come in order of log time."""
         given = record.channel
         schema = self._schema(record.schema.name, record.schema.encoding, record.schema.data)
         fields = schemas.wire_fields(given.metadata, record.schema.name, record.schema.data)
@@ -136,8 +143,8 @@ class SessionWriter(Closing):
             self.counts[given.topic] += 1
 
     def add_metadata(self, name: str, value: Any) -> None:
-        """Keep a JSON value under `name`."""
-        # File names may hold bytes that are no text: Python's stand-ins for them travel as JSON escapes.
+        """Write a JSON value under `name`."""
+        # Bytes of file names that are not UTF-8 are surrogates in Python; they are written as JSON escapes.
         text = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
         content = container.metadata(name, text)
         record = _serialised(records.Metadata(metadata=content, name=name))
@@ -147,21 +154,21 @@ class SessionWriter(Closing):
         self._put(record)
 
     def set_zero(self, at: zero.Zero) -> None:
-        """Say from where the session's seconds count, before anything is written.
+        """Set the zero, from which seconds of the session count; call it before the first message.
 
-        Without it, `write` makes it the stamp of the first message.
+        Without it, `write` sets the zero to the stamp of the first message.
         """
         self._zero = at
         self.add_metadata(zero.NAME, at.as_metadata())
 
     def flush(self, now_ns: int | None = None) -> None:
-        """Write the chunks that are due at log time `now_ns`; without it, all."""
-        for compression, lane in self._lanes.items():
-            if lane.index and (now_ns is None or now_ns - lane.start_ns >= CHUNK_NS):
-                self._flush(compression, lane)
+        """Write the chunks that are due at log time `now_ns`; without `now_ns` all chunks."""
+        for compression, chunk in self._open_chunks.items():
+            if chunk.index and (now_ns is None or now_ns - chunk.start_ns >= CHUNK_NS):
+                self._flush(compression, chunk)
 
     def close(self) -> None:
-        """Write what is left and the index."""
+        """Write the open chunks and the index, and close the file."""
         if self._file.closed:
             return
         try:
@@ -212,31 +219,33 @@ class SessionWriter(Closing):
         payload: messages.Payload = b"",
     ) -> None:
         self.flush(log_ns)
-        lane = self._lanes.setdefault(channel.compression, _Lane())
-        if len(lane.body) >= CHUNK_BYTES:
-            lane = self._flush(channel.compression, lane)
-        if not lane.index:
-            lane.start_ns = log_ns
+        chunk = self._open_chunks.setdefault(channel.compression, _OpenChunk())
+        if len(chunk.body) >= CHUNK_BYTES:
+            chunk = self._flush(channel.compression, chunk)
+        if not chunk.index:
+            chunk.start_ns = log_ns
         number = channel.record.id
-        if number not in lane.index:
-            lane.body += channel.declaration
-        lane.index.setdefault(number, []).append((log_ns, len(lane.body)))
+        if number not in chunk.index:
+            chunk.body += channel.declaration
+        chunk.index.setdefault(number, []).append((log_ns, len(chunk.body)))
         length = container.MESSAGE.size + len(data) + len(payload)
-        lane.body += container.RECORD.pack(Opcode.MESSAGE, length)
+        chunk.body += container.RECORD.pack(Opcode.MESSAGE, length)
         publish_ns = min(max(publish_ns, 0), _U64)
-        lane.body += container.MESSAGE.pack(number, sequence & 0xFFFF_FFFF, log_ns, publish_ns)
-        lane.body += data
-        lane.body += payload
-        lane.end_ns = self._last_ns = log_ns
+        chunk.body += container.MESSAGE.pack(number, sequence & 0xFFFF_FFFF, log_ns, publish_ns)
+        chunk.body += data
+        chunk.body += payload
+        chunk.end_ns = self._last_ns = log_ns
         self._start_ns = log_ns if self._start_ns is None else self._start_ns
         self._channel_counts[number] += 1
 
-    def _flush(self, compression: str, lane: _Lane) -> _Lane:
-        chunk = container.pack(lane.body, lane.start_ns, lane.end_ns, compression)
-        index = [_serialised(records.MessageIndex(number, entries)) for number, entries in lane.index.items()]
+    def _flush(self, compression: str, opened: _OpenChunk) -> _OpenChunk:
+        chunk = container.pack(opened.body, opened.start_ns, opened.end_ns, compression)
+        index = [
+            _serialised(records.MessageIndex(number, entries)) for number, entries in opened.index.items()
+        ]
         offset = self.bytes_written + len(chunk.head) + len(chunk.body)
         offsets = {}
-        for number, record in zip(lane.index, index, strict=True):
+        for number, record in zip(opened.index, index, strict=True):
             offsets[number] = offset
             offset += len(record)
         records.ChunkIndex(
@@ -244,16 +253,16 @@ class SessionWriter(Closing):
             chunk_start_offset=self.bytes_written,
             compression=compression,
             compressed_size=len(chunk.body),
-            message_end_time=lane.end_ns,
+            message_end_time=opened.end_ns,
             message_index_length=sum(map(len, index)),
             message_index_offsets=offsets,
-            message_start_time=lane.start_ns,
-            uncompressed_size=len(lane.body),
+            message_start_time=opened.start_ns,
+            uncompressed_size=len(opened.body),
         ).write(self._chunk_index)
         self._chunk_count += 1
         self._put(chunk.head, chunk.body, *index)
-        self._lanes[compression] = _Lane()
-        return self._lanes[compression]
+        self._open_chunks[compression] = _OpenChunk()
+        return self._open_chunks[compression]
 
     def _put(self, *parts: bytes | bytearray) -> None:
         try:
@@ -262,15 +271,15 @@ class SessionWriter(Closing):
                 self.bytes_written += len(part)
             self._file.flush()
         except OSError as error:
-            raise self._unwritten(error) from error
+            raise self._write_error(error) from error
 
     def _close_file(self) -> None:
         try:
-            self._file.close()  # what the disk did not take is tried once more
+            self._file.close()  # closing writes the rest of the buffer once more
         except OSError as error:
-            raise self._unwritten(error) from error
+            raise self._write_error(error) from error
 
-    def _unwritten(self, error: OSError) -> SessionError:
+    def _write_error(self, error: OSError) -> SessionError:
         return SessionError(f"cannot write {self._shown}: {error.strerror}")
 
     def _summary(self) -> bytes:
@@ -290,8 +299,8 @@ class SessionWriter(Closing):
             (Opcode.SCHEMA, b"".join(map(_serialised, self._schemas.values()))),
             (Opcode.CHANNEL, b"".join(_serialised(channel.record) for channel in self._channels.values())),
             (Opcode.STATISTICS, _serialised(statistics)),
-            (Opcode.CHUNK_INDEX, _taken(self._chunk_index)),
-            (Opcode.METADATA_INDEX, _taken(self._metadata_index)),
+            (Opcode.CHUNK_INDEX, _content(self._chunk_index)),
+            (Opcode.METADATA_INDEX, _content(self._metadata_index)),
         ]
         offset, offsets = start, b""
         for opcode, data in groups:
@@ -306,8 +315,8 @@ class SessionWriter(Closing):
 
 
 @contextmanager
-def whole(path: Path | str) -> Iterator[SessionWriter]:
-    """Write a session that is there in the end whole or not at all; SessionError as of `SessionWriter`."""
+def atomic_session(path: Path | str) -> Iterator[SessionWriter]:
+    """Write a session that exists at the end complete or not at all; SessionError as of `SessionWriter`."""
     with beside(path) as part, SessionWriter(part, shown=path) as writer:
         yield writer
 
@@ -321,9 +330,9 @@ def _footer(summary_start: int, offset_start: int, crc: int) -> bytes:
 def _serialised(record: records.McapRecord) -> bytes:
     builder = RecordBuilder()
     record.write(builder)
-    return _taken(builder)
+    return _content(builder)
 
 
-def _taken(builder: RecordBuilder) -> bytes:
+def _content(builder: RecordBuilder) -> bytes:
     data: bytes = builder.end()  # type: ignore[no-untyped-call]
     return data

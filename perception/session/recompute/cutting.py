@@ -21,7 +21,7 @@ from perception.messages import CameraFrame, ClockTick, CoreMark, Header, HeldIn
 from perception.profile import FusionConfig
 from perception.session.recompute.arrivals import STREAM_KINDS, arrivals
 from perception.session.recompute.journal import Begin, End, Missed, Step
-from perception.session.sound import as_heard
+from perception.session.sound import split_early
 from perception.topics import lookup
 from perception.units import SECOND_NS, Counts
 
@@ -136,7 +136,7 @@ def _windows(messages: Iterable[Message[Header]], core: FusionCore, *, on_clock:
             continue
         yield from _move(core, early, now_ns)
         if lookup(message.topic).prefix in STREAM_KINDS:
-            for part, arrived_ns in as_heard(message, now_ns, core.max_leap_ns):
+            for part, arrived_ns in split_early(message, now_ns, core.max_leap_ns):
                 early.put(part, arrived_ns)
             yield from _move(core, early, now_ns)
     while (due_ns := early.next_ns) is not None:
