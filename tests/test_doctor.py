@@ -58,7 +58,7 @@ def levels(findings: list[Finding]) -> list[str]:
             "transformers",
             "ModuleNotFoundError: Could not import module 'BertModel'. Are this object's requirements met?",
             "cannot load its models, because torch, torchvision or torchaudio is broken",
-            "mend those first",
+            "repair those first",
         ),
         ("cv2", "AssertionError: no cascades", "version 5 dropped them", "opencv-python>=4.12,<5"),
         (

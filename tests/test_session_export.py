@@ -355,7 +355,7 @@ def test_sessions_that_differ_are_no_dataset(path: Path, tmp_path: Path) -> None
     with (
         Session(path) as one,
         Session(tmp_path / "b.mcap") as other,
-        pytest.raises(SessionError, match=r"b\.mcap: not like .*observation\.audio\.main is missing"),
+        pytest.raises(SessionError, match=r"b\.mcap: differs from .*observation\.audio\.main is missing"),
     ):
         list(export_lerobot.write_all([one, other], tmp_path / "out"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["b.mcap"]

@@ -60,16 +60,16 @@ def mark_for(name: str, seconds: float, *, track: str, domain: str | None) -> No
 
 
 def mark_by_keys(
-    classes: Sequence[str], *, track: str, domain: str | None, say: Callable[[str], Any]
+    classes: Sequence[str], *, track: str, domain: str | None, show: Callable[[str], Any]
 ) -> None:
     """Mark by keys until `q`; publish each label at its end."""
     marker = Marker(classes, track)
-    say("  ".join(f"{key} {name}" for key, name in marker.keys.items()) + "  space none  q quit")
+    show("  ".join(f"{key} {name}" for key, name in marker.keys.items()) + "  space none  q quit")
     for key in _typed():
         ended = marker.press(key, clock_now_ns())
         if ended is not None:
             send(ended, domain)
-            say(f"{ended.name}: {(ended.end_ns - ended.start_ns) / SECOND_NS:.2f} s")
+            show(f"{ended.name}: {(ended.end_ns - ended.start_ns) / SECOND_NS:.2f} s")
         if key in QUIT:
             return
 

@@ -61,7 +61,7 @@ _CAUSES: Final[tuple[tuple[str, str, str, str], ...]] = (
         "transformers",
         r"Could not import module|torchvision::nms|torchaudio",
         "cannot load its models, because torch, torchvision or torchaudio is broken",
-        "mend those first",
+        "repair those first",
     ),
     (
         "cv2",

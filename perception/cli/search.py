@@ -90,7 +90,7 @@ def search(
 
     sessions = engine.find_sessions(_paths(words, instead=(image, sound, evaluate)))
     query = _query(words[-1], image, sound)
-    shelves = engine.open_shelves(
+    streams = engine.open_shelves(
         sessions,
         [kind for kind in query.kinds if kinds in (kind, "all")],
         engine.chosen(models),
@@ -102,12 +102,14 @@ def search(
         from perception.retrieval import evaluation
 
         spans = evaluation.labelled(sessions, evaluate)
-        _show_worth([(shelf, evaluation.evaluate(shelf, spans, apart_s=apart)) for shelf in shelves], as_json)
+        _show_metrics(
+            [(stream, evaluation.evaluate(stream, spans, apart_s=apart)) for stream in streams], as_json
+        )
         return
-    floors = [engine.floor_of(shelf, query) if floor is None else floor for shelf in shelves]
+    floors = [engine.floor_of(stream, query) if floor is None else floor for stream in streams]
     found = [
-        (shelf, engine.search(shelf, query, top=top, apart_s=apart, floor=least))
-        for shelf, least in zip(shelves, floors, strict=True)
+        (stream, engine.search(stream, query, top=top, apart_s=apart, floor=least))
+        for stream, least in zip(streams, floors, strict=True)
     ]
     _show_hits(found, floors, as_json)
     if sheet is not None:
@@ -139,28 +141,30 @@ def _show_hits(
     found: "Sequence[tuple[Shelf, Sequence[Hit]]]", floors: "Sequence[float | None]", as_json: bool
 ) -> None:
     if as_json:
-        rows = {shelf.kind: {"model": shelf.model, "hits": list(map(asdict, hits))} for shelf, hits in found}
+        rows = {
+            stream.kind: {"model": stream.model, "hits": list(map(asdict, hits))} for stream, hits in found
+        }
         click.echo(json.dumps(rows, default=str))
         return
-    for (shelf, hits), floor in zip(found, floors, strict=True):
+    for (stream, hits), floor in zip(found, floors, strict=True):
         least = "" if floor is None else f", score {floor:g} or more"
-        show(f"{shelf}: {len(hits)} of {len(shelf)}{least}")
+        show(f"{stream}: {len(hits)} of {len(stream)}{least}")
         for rank, hit in enumerate(hits, 1):
             show(f"{rank:4}  {hit}")
 
 
-def _show_worth(found: "Sequence[tuple[Shelf, Mapping[str, Worth]]]", plain: bool) -> None:
+def _show_metrics(found: "Sequence[tuple[Shelf, Mapping[str, Worth]]]", plain: bool) -> None:
     from perception.retrieval.evaluation import as_json
     from perception.retrieval.ranking import RECALL_AT, mean
 
     if plain:
         click.echo(json.dumps(as_json(found)))
         return
-    for shelf, judged in found:
+    for stream, by_query in found:
         show(
-            f"{shelf}: mean of {len(judged)} queries: "
-            + ", ".join(f"{name} {value:.3f}" for name, value in mean(judged).items())
+            f"{stream}: mean of {len(by_query)} queries: "
+            + ", ".join(f"{name} {value:.3f}" for name, value in mean(by_query).items())
         )
-        for name, worth in judged.items():
-            at = next((f"among the best {k}" for k in RECALL_AT if worth.found_at[k]), "not found")
-            show(f"  {name:24}  AP {worth.average_precision:.3f}  chance {worth.chance:.3f}  {at}")
+        for name, metrics in by_query.items():
+            at = next((f"among the best {k}" for k in RECALL_AT if metrics.found_at[k]), "not found")
+            show(f"  {name:24}  AP {metrics.average_precision:.3f}  chance {metrics.chance:.3f}  {at}")

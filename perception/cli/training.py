@@ -171,7 +171,7 @@ def mark(classes: tuple[str, ...], track: str, seconds: float | None, domain: st
             raise click.UsageError("--seconds takes one CLASS")
         marking.mark_for(classes[0], seconds, track=track, domain=domain)
     else:
-        marking.mark_by_keys(classes, track=track, domain=domain, say=show)
+        marking.mark_by_keys(classes, track=track, domain=domain, show=show)
 
 
 @click.command()
