@@ -107,15 +107,15 @@ def search(
         )
         return
     floors = [engine.floor_of(stream, query) if floor is None else floor for stream in streams]
-    found = [
+    results = [
         (stream, engine.search(stream, query, top=top, apart_s=apart, floor=least))
         for stream, least in zip(streams, floors, strict=True)
     ]
-    _show_hits(found, floors, as_json)
+    _show_hits(results, floors, as_json)
     if sheet is not None:
         from perception.retrieval import sheet as contact
 
-        contact.write(sheet, str(image or sound or words[-1]), dict(found), length)
+        contact.write(sheet, str(image or sound or words[-1]), dict(results), length)
         show(f"perception: {sheet} written", err=True)
 
 
