@@ -80,12 +80,12 @@ class Player:
         publisher: opens the publisher of a topic.
         clock: host time in ns.
         stopped: ends the play between two messages.
-        keys: pauses and steps.
-        awaited: says which readers are not there yet; the play begins once it says none.
-        say: called with a line that says whom it waits for.
+        keys: pause, step and end it.
+        awaited: returns which readers are missing; the play begins when none are.
+        notify: called with a line on the readers it waits for.
 
     Raises:
-        SessionError: kept stamps and a loop do not go together.
+        SessionError: `loop` and `keep_stamps` are both set.
     """
 
     def __init__(

@@ -87,7 +87,7 @@ def read(
 
 
 def _opened(source: Path, subtitles: Path | None) -> tuple[int, list[Part], list[str]]:
-    """Return the creation time of a film, its parts, and lines on the other tracks; DeviceError without parts."""
+    """Return the creation time of a film, its parts, and lines on others; DeviceError without a part."""
     with media.open_container(str(source)) as container:
         origin_ns = _origin_ns(source, container.metadata)
         parts, notes = _parts(source, container, origin_ns, inside=subtitles is None)
