@@ -1,9 +1,9 @@
 """Runs the models on windows: each encoder whose input changed, then the head.
 
 Rules. One compute thread owns an `Engine`; no lock. Two methods are exempt: the receiving thread may call
-`expect`, any thread `warm_up_head`; both touch nothing that `run` changes. The receiving thread also reads
-`counts` and `facts()` for its health reports. `use` takes effect with the next window. A state depends on the
-windows and heads since the start alone, never on time or threads.
+`expect`, which shares only the decoder with `run`, and any thread `warm_up_head`, which shares nothing. The
+receiving thread also reads `counts` and `facts()` for its health reports. `use` takes effect with the next
+window. A state depends on the windows and heads since the start alone, never on time or threads.
 """
 
 import math
