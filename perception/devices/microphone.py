@@ -17,7 +17,7 @@ import numpy as np
 from perception.clock import LossDetector, SampleClock, device_to_host_ns
 from perception.devices.backoff import Backoff
 from perception.devices.device import CapturedBlock, Device, DeviceReport
-from perception.errors import DeviceError, MissingPackageError
+from perception.errors import DeviceError, MissingPackageError, first_line
 from perception.profile import MicrophoneConfig, ScriptConfig, source_kind
 from perception.units import SECOND_NS, Clock
 from perception.units.arrays import SAMPLE_TYPES, RawSamples
@@ -191,7 +191,7 @@ class PortAudioMicrophone(Closing):
         try:
             entry = self._audio.query_devices(device, "input")
         except (ValueError, self._audio.PortAudioError) as unknown:
-            return f"{str(unknown).splitlines()[0]}; found: {found}"
+            return f"{first_line(unknown)}; found: {found}"
         offers = f"{entry['default_samplerate']:.0f} Hz and up to {entry['max_input_channels']} channels"
         return f"cannot be opened: {error.args[0]}; '{entry['name']}' offers {offers}"
 

@@ -16,6 +16,12 @@ INSTALL: Final = f"uv sync in a checkout, else pip install --upgrade {DISTRIBUTI
 """Command that installs or repairs packages."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error of another package; of one without a text, its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def needs(package: str, extra: str) -> str:
     """Return one line: how to install a package that belongs to an extra."""
     return f"needs {package}: pip install '{DISTRIBUTION}[{extra}]'"

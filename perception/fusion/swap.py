@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 
-from perception.errors import PerceptionError, ProfileError, WeightsError
+from perception.errors import PerceptionError, ProfileError, WeightsError, first_line
 from perception.fusion.engine import Engine
 from perception.messages import Agreement, Fused, HeadStatus, HeadUse, SwapRequest
 from perception.models.checkpoint import (
@@ -129,7 +129,7 @@ class HeadSwap:
             trial.compare(published, self._engine.infer_last(trial.candidate.head))
         except (RuntimeError, ValueError) as error:
             self._trial = None
-            self._refuse(trial.request, f"it failed on a window: {str(error).splitlines()[0]}")
+            self._refuse(trial.request, f"it failed on a window: {first_line(error)}")
             return
         phase = "compared" if trial.ended else "shadow"
         self._report(trial.request, phase=phase, agreement=trial.agreement)

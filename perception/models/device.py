@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from perception.errors import first_line
+
 _LOG: Final = logging.getLogger(__name__)
 GRAPH_TOLERANCE: Final = 1e-3
 """Largest difference of a replayed graph and the plain call, relative to the largest value of the result."""
@@ -95,8 +97,7 @@ class Forward:
             others = tuple(_other(tensor) for tensor in inputs)
             error = _error(repeat(*others), self.function(*others))
         except RuntimeError as failure:
-            reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
-            _LOG.warning("%s runs without a CUDA graph: %s", self.name, reason)
+            _LOG.warning("%s runs without a CUDA graph: %s", self.name, first_line(failure))
             return False
         if not error <= GRAPH_TOLERANCE:
             _LOG.warning("%s runs without a CUDA graph: its results are %.2g apart", self.name, error)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from perception.errors import WeightsError
+from perception.errors import WeightsError, first_line
 from perception.messages import BranchState
 from perception.models.encoder import Encoding, TextInput
 from perception.models.lexical import phrase_vectorizer
@@ -114,7 +114,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise WeightsError(f"{folder}: no usable tokenizer there: {str(error).splitlines()[0]}") from error
+        raise WeightsError(f"{folder}: no usable tokenizer there: {first_line(error)}") from error
     # A missing vocabulary raises no error: every word becomes the unknown one.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise WeightsError(f"{folder}: its tokenizer has no words; tokenizer.json or vocab.txt is missing")

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from perception.errors import WeightsError
+from perception.errors import WeightsError, first_line
 from perception.models.weights import State, hub_folder, save_transformer, source_of
 
 Loaded: TypeAlias = tuple[Any, Any]
@@ -76,5 +76,5 @@ def load_preprocessing(kind: str, folder: Path) -> Any:
         loaded = getattr(transformers, kind)
         return loaded.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each raises errors of other types
-        reason = str(error).strip().splitlines()[0]
-        raise WeightsError(f"{folder}: no usable preprocessor_config.json there: {reason}") from error
+        text = f"{folder}: no usable preprocessor_config.json there: {first_line(error)}"
+        raise WeightsError(text) from error

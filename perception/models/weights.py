@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from perception.errors import WeightsError
+from perception.errors import WeightsError, first_line
 from perception.io.home import home
 from perception.models.head_config import source_of as source_of
 
@@ -121,8 +121,8 @@ def load_transformer(folder: Path, seed: int, *, pooler: bool = False) -> Any:
                 output_loading_info=True,
             )
     except Exception as error:  # each architecture raises errors of other types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{folder}: cannot be loaded as a transformers model: {reason}") from error
+        text = f"{folder}: cannot be loaded as a transformers model: {first_line(error)}"
+        raise WeightsError(text) from error
     finally:
         logging.set_verbosity(verbosity)
     missing = sorted(name for name in report["missing_keys"] if pooler or "pooler" not in name)
@@ -209,7 +209,7 @@ def _download(repository: str, options: dict[str, Any]) -> Path:
 
 
 def _unreachable(repository: str, error: Exception) -> WeightsError:
-    reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+    reason = first_line(error)[:160]
     return WeightsError(
         f"{repository}: not in the Hugging Face cache and not reachable ({reason}); go online once, "
         "or set weights to a local folder or 'random'"

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import torch
 
-from perception.errors import PerceptionError, SessionError
+from perception.errors import PerceptionError, SessionError, first_line
 from perception.models.checkpoint import config_hash, weights_hash
 from perception.training.examples import Examples
 from perception.training.fit_config import TrainingConfig
@@ -39,7 +39,7 @@ def save(file: Path, state: Mapping[str, Any]) -> None:
         torch.save(dict(state), part)
         part.replace(file)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise SessionError(f"cannot write {file}: {reason}") from error
     finally:
         part.unlink(missing_ok=True)
