@@ -13,7 +13,7 @@ import click
 from perception.cli.bench import bench
 from perception.cli.guide import guide
 from perception.cli.help import Group
-from perception.cli.options import joined_domain, overriding
+from perception.cli.options import joined_domain, overriding, run_seconds
 from perception.cli.record import record
 from perception.cli.replay import fuse, replay, verify
 from perception.cli.search import search
@@ -50,12 +50,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("profile")
-@click.option(
-    "--seconds",
-    metavar="S",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Stop S seconds after the first state (without a fusion: the first message).",
-)
+@run_seconds
 @overriding("the profile")
 @click.option(
     "--domain",

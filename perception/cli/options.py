@@ -42,3 +42,9 @@ joined_domain = click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
 session_out = click.option(
     "--out", metavar="FILE", type=OutFile(SessionError), required=True, help="Session file to write."
 )
+run_seconds = click.option(
+    "--seconds",
+    metavar="S",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop S seconds after the first state (without a fusion: the first message).",
+)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from perception.cli.options import overriding, session_out
+from perception.cli.options import overriding, run_seconds, session_out
 from perception.cli.standard_streams import show
 from perception.errors import PerceptionError, SessionError
 
@@ -23,12 +23,7 @@ _ABOVE_ZERO: Final = click.FloatRange(min=0, min_open=True)
 @click.command()
 @click.argument("profile", required=False)
 @session_out
-@click.option(
-    "--seconds",
-    metavar="S",
-    type=_ABOVE_ZERO,
-    help="Stop S seconds after the first state (without a fusion: the first message).",
-)
+@run_seconds
 @click.option(
     "--topics",
     metavar="PATTERN",
