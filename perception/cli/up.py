@@ -9,7 +9,7 @@ runtime restores the lock file and the clock anchor if another program removes t
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -52,8 +52,7 @@ def run(
     """
     profile = load(profile_name, overrides)
     runtime, clock = Runtime(profile.domain), HostClock()
-    for warning in require(profile, profile_name, runtime.topics()):
-        sys.stderr.write(f"perception: {harmless(without_credentials(str(warning)))}\n")
+    _print_warnings(require(profile, profile_name, runtime.topics()))
     started_ns = clock.now_ns()
     nodes = plan(profile, profile_name, overrides, origin_ns=started_ns)
     with (
@@ -63,10 +62,9 @@ def run(
         ignore_lost_readers(lambda: requests.append(signal.SIGPIPE)),
     ):
         runtime.sweep()
+        topics = _topics(profile)
         with (
-            Subscriber(
-                *_topics(profile), runtime=runtime, clock=clock.now_ns, policies=_EVERY_MESSAGE
-            ) as subscriber,
+            Subscriber(*topics, runtime=runtime, clock=clock.now_ns, policies=_EVERY_MESSAGE) as subscriber,
             Supervisor(nodes, inherit=[lock.fileno()]) as supervisor,
         ):
             supervisor.poll()
@@ -81,10 +79,20 @@ def run(
         watch.sum_up(end_ns, json_file)
     code = supervisor.exit_code or supervisor.failing()
     if profile.fusion is not None and not watch.states and not code:
-        waited_s = (end_ns - started_ns) / 1e9
-        raise NoStateError(f"the fusion published no state in {waited_s:.0f} s: it was {fusion_status}")
+        waited = f"{(end_ns - started_ns) / 1e9:.0f} s"
+        raise NoStateError(f"the fusion published no state in {waited}: it was {fusion_status}")
+    return code or _code_of_signals(requests)
+
+
+def _print_warnings(warnings: Iterable[object]) -> None:
+    for warning in warnings:
+        sys.stderr.write(f"perception: {harmless(without_credentials(str(warning)))}\n")
+
+
+def _code_of_signals(requests: Sequence[int]) -> int:
+    """Return 128 + the signal that ended a run, 0 if it ended by itself, by its end or by a hang-up."""
     ended_by = next((number for number in requests if number in (signal.SIGINT, signal.SIGPIPE)), None)
-    return code or (128 + ended_by if ended_by and signal.SIGHUP not in requests else 0)
+    return 128 + ended_by if ended_by and signal.SIGHUP not in requests else 0
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from perception.devices.device import (
@@ -253,14 +254,9 @@ def messages(
     def blocked(block: CapturedBlock) -> tuple[str, Header, Payload]:
         return topics[1], *block_message(block, microphone)
 
-    def worded(line: CapturedText | CapturedLabel) -> tuple[str, Header, Payload]:
-        if isinstance(line, CapturedLabel):
-            return "label/truth", label_message(line), b""
-        return topics[2], text_message(line, "en"), b""
-
     span_ns = (round(start_s * SECOND_NS), round((start_s + seconds) * SECOND_NS))
     arrivals = heapq.merge(
-        _arrivals(lines, span_ns, origin_ns, worded),
+        _arrivals(lines, span_ns, origin_ns, partial(_line_message, topics[2])),
         _arrivals(_Frames(played, camera), span_ns, origin_ns, framed),
         _arrivals(_Blocks(played, microphone), span_ns, origin_ns, blocked),
         key=lambda arrival: arrival[0],
@@ -268,6 +264,12 @@ def messages(
     numbering = Numbering(_SOURCE)
     for due_ns, topic, header, payload in arrivals:
         yield numbering.message(topic, header, payload, due_ns)
+
+
+def _line_message(topic: str, line: CapturedText | CapturedLabel) -> tuple[str, Header, Payload]:
+    if isinstance(line, CapturedLabel):
+        return "label/truth", label_message(line), b""
+    return topic, text_message(line, "en"), b""
 
 
 def _arrivals(
