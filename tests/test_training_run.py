@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "plan.toml").write_text(PLAN.format(profile=folder / "profile.toml"))
     (folder / "sessions").mkdir()
     for seed in range(1, 6):
-        record(folder / "sessions" / f"play-{seed}.mcap", seed, 24.0)
+        record(folder / "sessions" / f"play-{seed}.mcap", seed, 16.0)
     return folder
 
 
