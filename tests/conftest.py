@@ -44,6 +44,12 @@ def pytest_configure() -> None:
     sys.addaudithook(_refuse_processes)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one more than there are cores, as many tests wait for processes; at most 8, each of 1.5 GB."""
+    return min(8, len(os.sched_getaffinity(0)) + 1)
+
+
 def _refuse_processes(event: str, _: tuple[object, ...]) -> None:
     if event in _STARTS and _running_fast:
         raise AssertionError("a test of the fast part starts a process")
