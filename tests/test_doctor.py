@@ -244,9 +244,9 @@ def test_a_terminal_shows_which_packages_have_been_tried() -> None:
 
 def test_findings_are_a_line_each_and_a_failure_is_exit_code_1() -> None:
     out = io.StringIO()
-    findings = [Finding("disk", "ok", "1 GB [free]"), Finding("cv2", "fail", "broken", "mend it")]
+    findings = [Finding("disk", "ok", "1 GB [free]"), Finding("cv2", "fail", "broken", "repair it")]
     assert print_findings(findings, out) == 1
-    assert out.getvalue() == "ok   disk: 1 GB [free]\nfail cv2: broken -> mend it\n"
+    assert out.getvalue() == "ok   disk: 1 GB [free]\nfail cv2: broken -> repair it\n"
     assert print_findings(findings[:1], io.StringIO()) == 0
 
 

@@ -331,7 +331,7 @@ def test_reading_ends_early_without_reading_on(tmp_path: Path) -> None:
 
 
 def test_a_session_of_the_first_release_is_read_as_it_was_written() -> None:
-    """`golden/session.mcap` holds the golden vectors and a block of floats; it is never written anew."""
+    """`golden/session.mcap` holds the golden vectors and a block of floats; it is never rewritten."""
     path = Path(__file__).parent / "golden" / "session.mcap"
     with Session(path) as session:
         back = list(session.messages())

@@ -248,7 +248,7 @@ def test_a_damaged_picture_is_counted_and_the_others_are_kept(tmp_path: Path) ->
     path.write_bytes(data)
     lines, counts = imported(path)
     assert counts == {"camera/video": 9}
-    assert "camera/video: 1 packets or frames left out: damaged, or built on what is" in lines
+    assert "camera/video: 1 packets or frames left out: damaged, or dependent on a damaged one" in lines
 
 
 @pytest.mark.parametrize("suffix", ["flac", "mp3", "aiff", "au"])
@@ -258,7 +258,7 @@ def test_sound_that_is_cut_off_says_so(tmp_path: Path, suffix: str) -> None:
     assert len(imported(path)[0]) == 1
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    there = " bytes are there" if suffix in ("aiff", "au") else " s"
+    there = " bytes are present" if suffix in ("aiff", "au") else " s"
     assert imported(path)[0][-1].endswith(f"{there}: is it cut off?")
 
 
@@ -292,17 +292,17 @@ def test_a_file_that_is_cut_off_says_so(tmp_path: Path, suffix: str) -> None:
     (topic,) = whole
     assert len(whole_lines) == 1
     assert 0.3 * whole[topic] < counts[topic] < 0.7 * whole[topic]
-    there = f"{len(data) // 2} of {len(data)} bytes are there" if suffix in ("wav", "avi") else "of 4.0"
+    there = f"{len(data) // 2} of {len(data)} bytes are present" if suffix in ("wav", "avi") else "of 4.0"
     assert there in lines[-1]
     assert lines[-1].endswith(": is it cut off?")
 
 
 CUT_SHORT = {
-    "caf": " bytes are there",
-    "w64": " bytes are there",
-    "asf": " bytes are there",
-    "wmv": " bytes are there",
-    "mp4": " bytes are there",
+    "caf": " bytes are present",
+    "w64": " bytes are present",
+    "asf": " bytes are present",
+    "wmv": " bytes are present",
+    "mp4": " bytes are present",
     "gif": "its end is missing",
     "ts": "its last packet is incomplete",
     "mpg": "its last packet is incomplete",

@@ -1,4 +1,4 @@
-"""Every valid MCAP file is read, whoever wrote it anew: equal to the session it was made of."""
+"""Every valid MCAP file is read, also if another program rewrote it: equal to the original session."""
 
 import itertools
 import struct

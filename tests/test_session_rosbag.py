@@ -96,10 +96,10 @@ def test_detections_carry_the_type_and_hash_that_ros_knows(tmp_path: Path) -> No
 def test_there_and_back_keeps_inputs_and_states(tmp_path: Path) -> None:
     with Session(session(tmp_path / "s.mcap", everything())) as opened:
         list(rosbag.write(opened, tmp_path / "bag"))
-    told = list(import_bag.read(tmp_path / "bag", tmp_path / "back.mcap"))
+    lines = list(import_bag.read(tmp_path / "bag", tmp_path / "back.mcap"))
     back = {message.topic: message for message in read(tmp_path / "back.mcap")}
     own = {"seq", "sent_ns", "source", "sample_index", "gap", "exposure_ns", "language"}
-    assert any("journal/fusion: left out: a journal refers to publishers" in line for line in told), (
+    assert any("journal/fusion: left out: a journal refers to publishers" in line for line in lines), (
         "the sources it names are not in the bag, so that no replay could follow it"
     )
     for message in everything():

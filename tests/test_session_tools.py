@@ -1,4 +1,4 @@
-"""Sessions are looked at, cut, mended and compared; damage costs what it hit and is always told."""
+"""Sessions are inspected, cut, repaired and compared; damage affects only what it hit, and is reported."""
 
 import random
 from collections.abc import Iterable
@@ -198,8 +198,12 @@ def test_trim_takes_times_and_topics(session: Path, tmp_path: Path) -> None:
     ]
 
 
-def label(start_s: float, end_s: float, name: str, told_s: float, track: str = "truth") -> Message[Header]:
-    start_ns, end_ns, told_ns = (ORIGIN_NS + round(at_s * SECOND_NS) for at_s in (start_s, end_s, told_s))
+def label(
+    start_s: float, end_s: float, name: str, published_s: float, track: str = "truth"
+) -> Message[Header]:
+    start_ns, end_ns, told_ns = (
+        ORIGIN_NS + round(at_s * SECOND_NS) for at_s in (start_s, end_s, published_s)
+    )
     header = Label(stamp_ns=start_ns, start_ns=start_ns, end_ns=end_ns, name=name, track=track)
     return Message("label/truth", header, b"", told_ns)
 
@@ -218,17 +222,17 @@ def spans_of(messages: Iterable[Message[Header]]) -> list[Span]:
     return from_messages(one.header for one in messages if isinstance(one.header, Label))
 
 
-def test_trim_keeps_the_labels_in_force_whenever_they_were_given(tmp_path: Path) -> None:
+def test_trim_keeps_the_labels_that_overlap_whenever_they_were_published(tmp_path: Path) -> None:
     path = labelled(
         tmp_path,
-        label(1, 6, "span", told_s=1),
-        label(2, 1e9, "from here on", told_s=2, track="mode"),
-        label(0, 3, "over", told_s=0.1),
-        label(3.5, 4.5, "told later", told_s=4.6),
-        label(5, 5.5, "told ahead", told_s=2.5),
-        label(2.5, 9, "inside", told_s=5.1),
-        label(5.9, 8, "told after", told_s=8.1),
-        label(6.5, 8, "not yet", told_s=8.2),
+        label(1, 6, "span", published_s=1),
+        label(2, 1e9, "from here on", published_s=2, track="mode"),
+        label(0, 3, "over", published_s=0.1),
+        label(3.5, 4.5, "published later", published_s=4.6),
+        label(5, 5.5, "published ahead", published_s=2.5),
+        label(2.5, 9, "inside", published_s=5.1),
+        label(5.9, 8, "published after", published_s=8.1),
+        label(6.5, 8, "not yet", published_s=8.2),
     )
     trim(path, tmp_path / "t.mcap", start_s=4.0, end_s=6.0)
     with Session(tmp_path / "t.mcap") as part:
@@ -242,8 +246,13 @@ def test_trim_keeps_the_labels_in_force_whenever_they_were_given(tmp_path: Path)
     assert received == sorted(set(received))
     begin_s = [round((one.start_ns - zero_ns) / 1e9, 6) for one in spans]
     assert dict(zip([one.name for one in spans], begin_s, strict=True)) == {
-        "span": 0, "from here on": 0, "inside": 0, "told later": 0, "told ahead": 1, "told after": 1.9
-    }  # fmt: skip
+        "span": 0,
+        "from here on": 0,
+        "inside": 0,
+        "published later": 0,
+        "published ahead": 1,
+        "published after": 1.9,
+    }
     whole = spans_of(read(path))
     times = np.arange(zero_ns, zero_ns + 2 * SECOND_NS, SECOND_NS // 10)
     for track in ("truth", "mode"):
@@ -257,7 +266,7 @@ def test_trim_keeps_the_labels_in_force_whenever_they_were_given(tmp_path: Path)
 def test_trim_takes_labels_in_force_of_the_topics_asked_for(
     tmp_path: Path, topics: list[str], kept: int
 ) -> None:
-    path = labelled(tmp_path, label(1, 6, "span", told_s=1))
+    path = labelled(tmp_path, label(1, 6, "span", published_s=1))
     trim(path, tmp_path / "t.mcap", topics, start_s=3.0)
     assert sum(isinstance(one.header, Label) for one in read(tmp_path / "t.mcap")) == kept
 
@@ -350,14 +359,14 @@ def test_flipped_anywhere_a_file_never_gives_what_was_not_written(
 
 
 def check(path: Path, known: list[tuple[str, Header, bytes, int]]) -> None:
-    """Whatever is read was written, in order; what is missing is told; metadata is right or absent."""
+    """Whatever is read was written, in order; what is missing is reported; metadata is right or absent."""
     try:
         with Session(path) as session:
             found = [content(message) for message in session.messages()]
-            told = session.damage or not session.closed_properly
+            reported = session.damage or not session.closed_properly
             assert session.metadata in ({}, {"profile": PROFILE})
     except SessionError:
         return
-    assert found == known or told
+    assert found == known or reported
     remaining = iter(known)
     assert all(one in remaining for one in found), "changed, invented or out of order"

@@ -197,4 +197,4 @@ def test_a_flood_of_foreign_names_is_bounded_and_counted() -> None:
     assert report.accuracy.judged + report.accuracy.unjudged == flood
     assert len(board.nodes) == len(board.rates_hz()) == MAX_NAMES
     assert board.losses()["*"] == f"{2 * flood - 2 * MAX_NAMES + 1} names of nodes and outputs forgotten"
-    assert lines == ["more than 1024 topics: only those are measured that came last"]
+    assert lines == ["more than 1024 topics: only the newest are measured"]

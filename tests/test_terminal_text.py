@@ -116,7 +116,7 @@ def test_commands_write_no_text_but_by_one_function() -> None:
         if file.name == "standard_streams.py":
             continue
         for call in re.findall(r"click\.echo\b(.*)", file.read_text()):
-            assert re.match(r"\(json\.dumps\(|\((form|echo)\.as_json\(", call), f"{file.name}: {call}"
+            assert re.match(r"\(json\.dumps\(|\(message_text\.as_json\(", call), f"{file.name}: {call}"
 
 
 @pytest.fixture(scope="module")

@@ -70,8 +70,8 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
 
 
 def test_messages_marks_and_paths_become_spans() -> None:
-    told = [Label(stamp_ns=5, start_ns=5, end_ns=end, name="a", track="t") for end in (7, 9)]
-    assert labels.from_messages(told) == [Span(5, 9, "a", "t")]
+    published = [Label(stamp_ns=5, start_ns=5, end_ns=end, name="a", track="t") for end in (7, 9)]
+    assert labels.from_messages(published) == [Span(5, 9, "a", "t")]
     assert labels.from_marks([(3, "b"), (1, "a"), (5, "")], 9) == [Span(1, 3, "a"), Span(3, 5, "b")]
     root = Path("/data")
     assert labels.class_of_path(root / "Dog_bark" / "1.ogg", root) == "Dog_bark"

@@ -4,6 +4,7 @@ from importlib.resources import files
 
 import click
 
+from perception.cli.standard_streams import show
 from perception.errors import PerceptionError
 
 _PAGES = files("perception").joinpath("guide")
@@ -24,7 +25,7 @@ def guide(page: str | None) -> None:
     known = pages()
     if page is None:
         for name, text in known.items():
-            click.echo(f"{name:<14} {_summary(text)}")
+            show(f"{name:<14} {_summary(text)}")
         return
     if page not in known:
         raise PerceptionError(f"no page '{page}' in the guide; there are: {', '.join(known)}")
@@ -35,7 +36,7 @@ def guide(page: str | None) -> None:
     if console.is_terminal:
         console.print(Markdown(known[page]))
     else:
-        click.echo(known[page], nl=False)
+        show(*known[page].splitlines())
 
 
 def _summary(text: str) -> str:

@@ -90,10 +90,10 @@ def echo(topic: str, count: int | None, as_json: bool, hz: bool, domain: str | N
     from perception.bus import domains
     from perception.bus.host import HostClock
     from perception.bus.subscriber import Subscriber
-    from perception.cli import message_text as form
+    from perception.cli import message_text
 
     runtime, clock = domains.find(domain), HostClock()
-    rates = form.Rates()
+    rates = message_text.Rates()
     with Subscriber(topic, runtime=runtime, clock=clock.now_ns) as subscriber:
         if not (message := subscriber.receive(_QUIET_S)):
             where = f"published in domain '{runtime.domain}'" if runtime else domains.NONE_UP
@@ -106,8 +106,10 @@ def echo(topic: str, count: int | None, as_json: bool, hz: bool, domain: str | N
             if hz:
                 for line in rates.add(message):
                     show(line)
+            elif as_json:
+                click.echo(message_text.as_json(message))
             else:
-                click.echo(form.as_json(message)) if as_json else show(form.as_line(message, clock.now_ns()))
+                show(message_text.as_line(message, clock.now_ns()))
             if received == count:
                 return
             message = subscriber.receive()

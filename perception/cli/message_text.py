@@ -74,7 +74,7 @@ class Rates:
             before = self._seconds.forgotten
             self._seconds[message.topic] = _Second(header.sent_ns, header.seq, last_ns=header.sent_ns)
             if not before and self._seconds.forgotten:
-                yield f"more than {MAX_NAMES} topics: only those are measured that came last"
+                yield f"more than {MAX_NAMES} topics: only the newest are measured"
             return
         second.intervals_ms.append((header.sent_ns - second.last_ns) / 1e6)
         second.sizes.append(len(message.payload))

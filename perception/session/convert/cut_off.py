@@ -59,8 +59,8 @@ class _FileBytes:
     def tail(self) -> bytes:
         return self(max(self.size - _TAIL_BYTES, 0), _TAIL_BYTES)
 
-    def short_of(self, promised: int) -> Missing:
-        return f"{self.size} of {promised} bytes are there" if self.size < promised else ""
+    def short_of(self, stated: int) -> Missing:
+        return f"{self.size} of {stated} bytes are present" if self.size < stated else ""
 
 
 Rule = Callable[[_FileBytes], Missing]
@@ -91,9 +91,9 @@ def _of_size(magic: bytes, form: str) -> Rule:
         data = at(0, 8)
         if not data.startswith(magic) or len(data) < 8:
             return ""
-        promised = struct.unpack_from(form, data, 4)[0] + 8
+        stated = struct.unpack_from(form, data, 4)[0] + 8
         # some writers count the byte that pads a chunk to an even length, but do not write it
-        return "" if promised - 8 in _ENDLESS or at.size >= promised - 1 else at.short_of(promised)
+        return "" if stated - 8 in _ENDLESS or at.size >= stated - 1 else at.short_of(stated)
 
     return rule
 
@@ -123,8 +123,8 @@ def _mp4(at: _FileBytes) -> Missing:
 
 def _w64(at: _FileBytes) -> Missing:
     data = at(0, 24)
-    promised = int.from_bytes(data[16:], "little")
-    return at.short_of(promised) if data.startswith(b"riff") and promised not in _ENDLESS else ""
+    stated = int.from_bytes(data[16:], "little")
+    return at.short_of(stated) if data.startswith(b"riff") and stated not in _ENDLESS else ""
 
 
 def _y4m(at: _FileBytes) -> Missing:

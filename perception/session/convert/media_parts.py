@@ -153,7 +153,7 @@ class Sounds:
         if sound and sound.holes:
             yield f"{sound.holes} holes, {sound.silence_s:.2f} s in all, are filled with silence"
         if sound and sound.overlaps:
-            yield f"{sound.overlaps} times it overlaps what came before; the overlap is left out"
+            yield f"{sound.overlaps} overlaps with earlier sound are left out"
 
 
 class Words:
@@ -223,7 +223,7 @@ def _losses(
     if failure:
         yield failure
     if source is not None and source.corrupt:
-        yield f"{source.corrupt} packets or frames left out: damaged, or built on what is"
+        yield f"{source.corrupt} packets or frames left out: damaged, or dependent on a damaged one"
     yield from (f"{number} left out: {why}" for why, number in refused.items() if number)
 
 
