@@ -1,4 +1,4 @@
-"""A domain of its own for a test of the bus, and what is said in it."""
+"""A separate domain for tests of the bus, with helpers to publish and subscribe."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from perception.messages import Header, InputHealth, Message, TextCommand
 
 
 class Bus:
-    """A domain of its own, and a short way to say who joins it."""
+    """A separate domain, with short constructors of publishers and subscribers."""
 
     def __init__(self, base: Path) -> None:
         self.runtime = Runtime(base=base)

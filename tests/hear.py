@@ -1,4 +1,4 @@
-"""Plays a file to PulseAudio and keeps what the microphone hears: `python -m tests.hear WAV`.
+"""Plays a file to PulseAudio and stores what the microphone records: `python -m tests.hear WAV`.
 
 A process of its own, since PortAudio reads its surroundings once, when it is loaded.
 """
@@ -16,11 +16,11 @@ from perception.profile import MicrophoneConfig
 from tests.waiting import LONG_S
 
 AFTER_S: Final = 0.5
-"""What has been played is still on its way."""
+"""Played sound is not yet recorded for this time."""
 
 
 def main(wav: Path) -> None:
-    """Listen, then play, and once that has ended write `heard.npz` beside the file."""
+    """Record, play, and after the end write `recorded.npz` beside the file."""
     blocks, ages_ms = [], []
     with PortAudioMicrophone(MicrophoneConfig(source="pulse"), clock=time.monotonic_ns) as microphone:
         player, end_s = None, time.monotonic() + LONG_S
@@ -33,9 +33,9 @@ def main(wav: Path) -> None:
                 player = subprocess.Popen(("paplay", "--device=virtspk", str(wav)))
             if player is not None and player.poll() is not None:
                 end_s = min(end_s, time.monotonic() + AFTER_S)
-    assert player is not None, "nothing was heard"
+    assert player is not None, "nothing was recorded"
     np.savez(
-        wav.with_name("heard.npz"),
+        wav.with_name("recorded.npz"),
         samples=np.concatenate([block.samples[:, 0] for block in blocks]),
         indices=np.array([block.sample_index for block in blocks]),
         gaps=np.array([block.gap for block in blocks]),

@@ -1,4 +1,4 @@
-"""A camera and who reads it by the lane, for the tests of it."""
+"""A camera and its readers by the lane, for tests of the lane."""
 
 import gc
 import os

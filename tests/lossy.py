@@ -1,4 +1,4 @@
-"""Films whose transport packets are lost on the way, as over Wi-Fi."""
+"""Films with lost transport packets, as over Wi-Fi."""
 
 import random
 import threading
@@ -30,7 +30,7 @@ def lossy(path: Path, target: Path, share: float = 0.004, seed: int = 1) -> Path
     """Write a copy that lacks a share of its transport packets."""
     data, chance = path.read_bytes(), random.Random(seed)
     packets = [data[at : at + _PACKET] for at in range(0, len(data), _PACKET)]
-    # The first pictures stay whole, with what is in the file, and the last: a reader that is late sees those.
+    # The first and the last pictures stay undamaged: a late reader receives those.
     lost = range(len(packets) // 4, 3 * len(packets) // 4)
     kept = [one for number, one in enumerate(packets) if number not in lost or chance.random() > share]
     assert len(kept) < len(packets)
@@ -39,7 +39,7 @@ def lossy(path: Path, target: Path, share: float = 0.004, seed: int = 1) -> Path
 
 
 def played(path: Path) -> tuple[list[npt.NDArray[np.int64]], int]:
-    """Return what a camera on this file shows, and what it counts as damaged."""
+    """Return the pictures of a camera on this file, and its counts of damage."""
     now_ns = [0]
     config = CameraConfig.model_validate({"source": str(path)} | SIZE)
     source = FileSource(str(path), config, clock=lambda: now_ns[0], origin_ns=0, stop=threading.Event())
@@ -57,7 +57,7 @@ def played(path: Path) -> tuple[list[npt.NDArray[np.int64]], int]:
 
 
 def pictures_of(path: Path) -> list[npt.NDArray[np.int64]]:
-    """Return every picture of a whole film."""
+    """Return every picture of an undamaged film."""
     shown, corrupt = played(path)
     assert (len(shown), corrupt) == (FRAMES, 0)
     return shown

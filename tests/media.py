@@ -1,4 +1,4 @@
-"""Small real media files, written by PyAV, whose content is known."""
+"""Small real media files with known content, written by PyAV."""
 
 import struct
 from collections.abc import Sequence
@@ -122,7 +122,7 @@ def quarters(width: int, height: int) -> npt.NDArray[np.uint8]:
 
 
 def corners(picture: npt.NDArray[np.uint8]) -> str:
-    """Return the colours of a picture's quarters, as they are read: `RGBW` of an upright one."""
+    """Return the colours of a picture's quarters in reading order: `RGBW` if upright."""
     height, width = picture.shape[:2]
 
     def name(y: int, x: int) -> str:
@@ -138,7 +138,7 @@ def grey(level: int) -> npt.NDArray[np.uint8]:
 
 
 def noise(samples: int, seed: int = 1) -> npt.NDArray[np.int16]:
-    """Return sound that is nowhere alike."""
+    """Return sound without repetition."""
     return np.random.default_rng(seed).integers(-9000, 9000, samples).astype(np.int16)
 
 

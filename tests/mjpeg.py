@@ -1,4 +1,4 @@
-"""A network camera: a tiny HTTP server that sends real JPEGs, in any of the dialects that browsers show."""
+"""A network camera: a small HTTP server that sends real JPEGs, in all variants that browsers show."""
 
 import socket
 import threading
@@ -53,11 +53,11 @@ class _Camera(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server: Any = self.server
         with server.lock:
-            server.asked += 1
+            server.requests += 1
         self.send_response(200)
         self.send_header("Content-Type", server.kind)
         self.end_headers()
-        for number in count(server.asked if server.pictures == 1 else 0):
+        for number in count(server.requests if server.pictures == 1 else 0):
             if number and server.stopped.wait(server.period_s):
                 return
             try:
@@ -68,7 +68,7 @@ class _Camera(BaseHTTPRequestHandler):
                 return
 
     def log_message(self, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -76,7 +76,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: Any, address: Any) -> None:
-        """Say nothing: a camera does not mind who hangs up."""
+        """Log nothing when a reader disconnects."""
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def camera_server(
     period_s: float = 0.02,
     damage: Callable[[bytes], bytes] = lambda picture: picture,
 ) -> Iterator[Any]:
-    """Serve pictures to whoever asks; yield the server, which counts who has `asked`.
+    """Serve pictures; yield the server, which counts requests in `requests`.
 
     Args:
         dialect: one of `DIALECTS`.
@@ -100,7 +100,7 @@ def camera_server(
     server: Any = _Server(("127.0.0.1", port), _Camera)
     server.kind, write = DIALECTS[dialect]
     server.write = lambda picture: write(damage(picture))
-    server.pictures, server.period_s, server.asked = pictures, period_s, 0
+    server.pictures, server.period_s, server.requests = pictures, period_s, 0
     server.stopped, server.lock = threading.Event(), threading.Lock()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -115,7 +115,7 @@ def camera_server(
 
 @contextmanager
 def mjpeg_server(port: int = 0) -> Iterator[int]:
-    """Serve 50 frames a second to whoever asks; yield the port."""
+    """Serve 50 frames a second; yield the port."""
     with camera_server(port=port) as server:
         yield server.server_port
 
@@ -130,7 +130,7 @@ def raw_server(sent: bytes) -> Iterator[int]:
             try:
                 connection, _ = listener.accept()
             except OSError:
-                return  # nobody came
+                return  # no connection
             with connection:
                 connection.recv(65536)
                 connection.sendall(sent)

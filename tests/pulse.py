@@ -1,4 +1,4 @@
-"""A PulseAudio server of our own with a loopback: what is played to `virtspk` a microphone hears."""
+"""A private PulseAudio server with a loopback: a microphone records what is played to `virtspk`."""
 
 import os
 import shutil
@@ -19,13 +19,13 @@ set-default-source virtspk.monitor
 
 
 def installed() -> bool:
-    """Return whether this machine has what it takes."""
+    """Return whether this machine has the programs."""
     return all(shutil.which(program) for program in ("pulseaudio", "pacat", "pactl"))
 
 
 @contextmanager
 def pulse_server(folder: Path) -> Iterator[dict[str, str]]:
-    """Run a server under `folder`; yield the environment that leads programs to it."""
+    """Run a server under `folder`; yield the environment that connects programs to it."""
     runtime = folder / "xdg"
     runtime.mkdir(mode=0o700, exist_ok=True)
     configuration = folder / "pulse.pa"
@@ -42,7 +42,7 @@ def pulse_server(folder: Path) -> Iterator[dict[str, str]]:
     silence = None
     try:
         _await_sink(environment)
-        # Without a client the sink sleeps, and the first callback comes more than a second late.
+        # Without a client the sink is suspended, and the first callback is more than a second late.
         player = (
             "pacat",
             "--device=virtspk",
@@ -52,7 +52,7 @@ def pulse_server(folder: Path) -> Iterator[dict[str, str]]:
             "/dev/zero",
         )
         silence = _start(player, environment)
-        # The sink takes this long to come down to the player's latency; its delay leaps meanwhile.
+        # The sink needs this time to reach the player's latency; its delay changes meanwhile.
         time.sleep(2)
         yield leads
     finally:

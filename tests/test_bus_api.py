@@ -1,4 +1,4 @@
-"""The public calls, as a user's own program makes them."""
+"""The public functions, called as by a user's program."""
 
 import importlib
 import itertools
@@ -40,9 +40,9 @@ def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process: subprocess.Popen[str], said: str = "") -> str:
+def finish(process: subprocess.Popen[str], expected: str = "") -> str:
     output, errors = process.communicate(timeout=LONG_S)
-    assert (process.returncode, errors) == (0, said)
+    assert (process.returncode, errors) == (0, expected)
     return output
 
 
@@ -57,8 +57,8 @@ def test_what_one_program_publishes_another_reads(reader: str, runtime_directory
     )
     assert finish(writer) == "2\n"
     for pattern, process in readers.items():
-        said = f"no graph is up; waiting for one to read {pattern}\n"
-        assert finish(process, said).splitlines()[-1] == "bye 43 text/say"
+        expected = f"no graph is up; waiting for one to read {pattern}\n"
+        assert finish(process, expected).splitlines()[-1] == "bye 43 text/say"
     assert not any(path.is_socket() for path in runtime_directory.rglob("*"))
 
 
@@ -99,7 +99,7 @@ def test_a_first_message_is_stamped_after_the_wait_for_its_readers() -> None:
         perception.publish("text/first", text="then", stamp_ns=before_ns)
         message = subscriber.receive(LONG_S)
         assert message is not None
-        assert message.header.stamp_ns == before_ns, "who says when it happened knows"
+        assert message.header.stamp_ns == before_ns, "a given stamp is kept"
 
 
 def test_stamps_of_many_threads_never_run_backwards() -> None:
@@ -121,8 +121,8 @@ def test_stamps_of_many_threads_never_run_backwards() -> None:
                 one.join()
         finally:
             sys.setswitchinterval(before_s)
-        heard = [subscriber.receive(LONG_S) for _ in range(201)]
-    headers = [one.header for one in heard if one is not None]
+        received = [subscriber.receive(LONG_S) for _ in range(201)]
+    headers = [one.header for one in received if one is not None]
     assert [header.seq for header in headers] == list(range(201))
     stamps = [header.stamp_ns for header in headers]
     assert stamps == sorted(stamps)

@@ -1,4 +1,4 @@
-"""What goes through the wire comes back equal, and no bytes whatever can crash a reader."""
+"""Messages are equal after encoding and decoding, and no bytes can crash a reader."""
 
 import random
 from contextlib import suppress
@@ -36,7 +36,7 @@ def refuse(*parts: bytes) -> str:
     return str(error.value)
 
 
-# --- there and back ---
+# --- encode and decode ---
 
 
 @pytest.mark.parametrize("parts", VECTORS, ids=lambda parts: parts[0].decode())
@@ -86,10 +86,10 @@ def test_a_cut_out_of_an_image_travels_as_it_looks() -> None:
 
 def test_numbers_and_texts_of_other_libraries_travel_as_what_they_are() -> None:
     version = type("Version", (str,), {})("2.1")
-    said = Health(stamp_ns=1, node="n", device={"rate_hz": np.float64(0.5), "version": version})
-    heard = Health(stamp_ns=1, node="n", device={"rate_hz": 0.5, "version": "2.1"})
-    assert codec.decode(codec.encode("health/n", said), received_ns=0).header == heard
-    assert codec.encode("health/n", said) == codec.encode("health/n", heard)
+    numpy_header = Health(stamp_ns=1, node="n", device={"rate_hz": np.float64(0.5), "version": version})
+    plain_header = Health(stamp_ns=1, node="n", device={"rate_hz": 0.5, "version": "2.1"})
+    assert codec.decode(codec.encode("health/n", numpy_header), received_ns=0).header == plain_header
+    assert codec.encode("health/n", numpy_header) == codec.encode("health/n", plain_header)
 
 
 def test_an_old_reader_takes_a_newer_writer() -> None:
@@ -105,7 +105,7 @@ def test_what_a_reader_does_not_know_it_passes_over_unread(novelty: Any) -> None
     assert codec.decode([b"clock/a", data], received_ns=0).header == ClockTick(stamp_ns=4, seq=1)
 
 
-# --- what a writer is told ---
+# --- errors of a writer ---
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where no domain is named, the only graph that is up is meant, by commands and programs alike."""
+"""Without a named domain, commands and programs use the only graph that is up."""
 
 import tempfile
 import threading
@@ -28,7 +28,7 @@ from tests.waiting import LONG_S, eventually
 
 @contextmanager
 def graph(domain: str, base: Path | None = None) -> Iterator[Publisher]:
-    """A graph as far as others can tell: a node that says how it is, and one topic."""
+    """A minimal graph: a node that publishes its health, and one topic."""
     runtime, clock = Runtime(domain, base), HostClock().now_ns
     with (
         Publisher("health/text-typed", source="typed", runtime=runtime, clock=clock),
@@ -41,7 +41,7 @@ def typed_line() -> TextCommand:
     return TextCommand(stamp_ns=HostClock().now_ns(), text="hello")
 
 
-# --- which one ---
+# --- selection ---
 
 
 def test_nothing_is_meant_where_no_graph_is_up() -> None:
@@ -62,12 +62,12 @@ def test_the_only_graph_is_meant_whatever_its_domain() -> None:
 def test_a_replay_goes_to_the_only_graph_that_is_up(tmp_path: Path) -> None:
     with SessionWriter(tmp_path / "s.mcap") as writer:
         writer.write(streams.text(0, 10**18, "hello"))
-    asked = ["replay", str(tmp_path / "s.mcap"), "--wait", "1", "--rate", "max"]
+    command = ["replay", str(tmp_path / "s.mcap"), "--wait", "1", "--rate", "max"]
     clock = HostClock().now_ns
     with graph("demo"), Subscriber(streams.TEXT, runtime=Runtime("demo"), clock=clock) as reader:
-        assert run(asked) == 0
-        assert (heard := reader.receive(LONG_S)) is not None
-        assert heard.topic == streams.TEXT
+        assert run(command) == 0
+        assert (message := reader.receive(LONG_S)) is not None
+        assert message.topic == streams.TEXT
 
 
 def test_several_are_listed() -> None:
@@ -117,7 +117,7 @@ def test_a_program_reads_the_only_graph(caplog: pytest.LogCaptureFixture) -> Non
 def test_a_program_that_waits_says_that_several_came_up(
     caplog: pytest.LogCaptureFixture, runtime_directory: Path
 ) -> None:
-    """They come at one moment, by one renaming: who sees one of them first joins that."""
+    """Both appear at once, by one rename; a reader that finds one of them first joins it."""
     with tempfile.TemporaryDirectory(prefix="run") as folder:
         ahead, up = Path(folder) / "ahead", Path(folder) / "up"
         for domain in ("demo", "robot"):

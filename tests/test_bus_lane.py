@@ -1,4 +1,4 @@
-"""The lane: large payloads through shared memory, unchanging while held; nonsense is not believed."""
+"""The lane: large payloads in shared memory, constant while referenced; invalid data is refused."""
 
 import copy
 import gc
@@ -142,7 +142,7 @@ def test_large_blocks_of_sound_wait_for_a_reader_that_is_busy(bus: CameraBus) ->
     block = AudioBlock(stamp_ns=1, sample_index=0, samples=8192, rate_hz=48_000, channels=1, format="f32")
     with bus.publisher("microphone/a") as publisher, bus.subscriber("microphone/a") as subscriber:
         assert publisher.wait_for_subscriber(LONG_S)
-        assert subscriber.receive(0.1) is None  # as if it went on with something
+        assert subscriber.receive(0.1) is None  # as if it processed a message
         for _ in range(20):
             publisher.send(block, bytes(4 * 8192))
         assert [message.header.seq for _ in range(20) if (message := subscriber.receive(LONG_S))] == [
@@ -150,7 +150,7 @@ def test_large_blocks_of_sound_wait_for_a_reader_that_is_busy(bus: CameraBus) ->
         ]
 
 
-# --- what is held ---
+# --- references ---
 
 
 def test_a_payload_never_changes_while_it_is_held(bus: CameraBus) -> None:
@@ -183,7 +183,7 @@ def test_a_thread_that_took_a_frame_in_for_others_holds_it_no_longer(bus: Camera
     class InDemand(Inbox):
         def put(self, message: Message[Header]) -> None:
             super().put(message)
-            self.waiting += 1  # and so the thread leaves the socket to whoever that is
+            self.waiting += 1  # so the thread leaves the socket to that consumer
 
     inbox = InDemand(Mailbox())
     drain = Drain(("camera/a",), bus.runtime, bus.clock.now_ns, {}, None, inbox, lossless=False)
@@ -238,7 +238,7 @@ with Subscriber("camera/a", **place) as subscriber:
             publisher.send(FRAME, filled(publisher.published))
         assert reader.stdout is not None
         first, last, received, accounted, lost = map(int, reader.stdout.readline().split())
-        assert last - first > 100  # too slow indeed
+        assert last - first > 100  # the reader is too slow
         assert received == accounted
         assert last - first < received + lost <= publisher.published
 
@@ -303,7 +303,7 @@ def test_where_references_are_not_counted_a_loan_that_may_be_in_use_is_never_len
     assert len(data) == SIZE
 
 
-# --- what is not believed ---
+# --- invalid data ---
 
 
 def test_a_ring_that_cannot_be_opened_sends_the_reader_back_to_zeromq(bus: CameraBus, tmp_path: Path) -> None:
@@ -317,16 +317,16 @@ def test_a_ring_that_cannot_be_opened_sends_the_reader_back_to_zeromq(bus: Camer
     ):
         foreign.set(zmq.LINGER, 0)
         foreign.bind(bus.runtime.ipc_endpoint("camera/a"))
-        zmq_readers, asked = foreign.recv(), foreign.recv()
-        assert zmq_readers == b"\1camera/a"
-        assert asked.startswith(b"\1~")
-        assert asked.endswith(b"/camera/a")
-        socket_file = packet.path(bus.runtime.base, asked[2:].partition(b"/")[0])
+        plain, lane_request = foreign.recv(), foreign.recv()
+        assert plain == b"\1camera/a"
+        assert lane_request.startswith(b"\1~")
+        assert lane_request.endswith(b"/camera/a")
+        socket_file = packet.path(bus.runtime.base, lane_request[2:].partition(b"/")[0])
         lane_readers = packet.Sender(socket_file, b"camera/a")
         ring = lane.Ring(SIZE)
         placed = packet.pack_placed(bytes(header), 0, SIZE, ring.commit(0))
         lane_readers.send(placed, replaced(ring, file.fileno()))
-        assert foreign.recv() == b"\0" + asked[1:]
+        assert foreign.recv() == b"\0" + lane_request[1:]
         foreign.send_multipart([b"camera/a", header, bytes(filled(3))])
         message = subscriber.receive(LONG_S)
         assert message is not None

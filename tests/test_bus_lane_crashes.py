@@ -1,4 +1,4 @@
-"""The lane when processes are killed: what was sent arrives, nothing is left behind by anyone."""
+"""The lane when processes are killed: sent messages arrive, no files are left."""
 
 import signal
 import subprocess
@@ -82,7 +82,7 @@ with Subscriber("camera/a", **place) as subscriber:
         with bus.subscriber() as subscriber:
             assert publisher.wait_for_subscriber(LONG_S)
             exchange(publisher, subscriber, 0)
-            loans = [publisher.loan(SIZE) for _ in range(31)]  # that one is given back with the next message
+            loans = [publisher.loan(SIZE) for _ in range(31)]  # that one is free after the next message
             assert all(loan.ring is not None for loan in loans)
 
 

@@ -1,4 +1,4 @@
-"""The mailbox keeps what the topic's policy says, and its accounts are exact at any moment."""
+"""The mailbox follows the topic's policy, and its counts are exact at any time."""
 
 from collections import defaultdict, deque
 from dataclasses import replace
@@ -135,7 +135,7 @@ def test_a_publisher_that_restarts_for_ever_does_not_grow_the_mailbox() -> None:
 
 
 class Exactness(RuleBasedStateMachine):
-    """Any mixture of arrivals, losses, repeats, refusals and readings leaves every account exact."""
+    """Any sequence of arrivals, losses, repeats, refusals and reads keeps all counts exact."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class Exactness(RuleBasedStateMachine):
 
     @rule(topic=topic_names)
     def is_lost(self, topic: str) -> None:
-        if self.received[topic]:  # nobody counts what came before they joined
+        if self.received[topic]:  # messages before the first received one are not counted
             self.sent[topic] += 1
 
     @rule(topic=topic_names)

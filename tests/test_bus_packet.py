@@ -1,4 +1,4 @@
-"""The sockets of the lane: what comes through is a message within bounds or nothing."""
+"""The sockets of the lane return a valid message or nothing."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not lane.SUPPORTED, reason="needs Linux")
 
 
 class Listening:
-    """A reader's socket, and what it takes from whoever has connected."""
+    """A reader's socket and its received messages."""
 
     def __init__(self, directory: Path) -> None:
         self.poll = select.poll()
@@ -73,7 +73,7 @@ def test_a_file_that_is_no_ring_is_closed_and_told(tmp_path: Path) -> None:
         assert reader.take() == [None]
         before = os.listdir("/proc/self/fd")
         for data in (b"senseless", b"\xff" * 60):
-            socket.send_fds(sender, [data], [file.fileno()] * 2)  # not said before: the kernel closes them
+            socket.send_fds(sender, [data], [file.fileno()] * 2)  # without `+` before: the kernel closes them
             assert reader.take() == [None]
         assert reader.unreadable == []
         for data in (b"senseless", b"\xff" * 60):
@@ -112,7 +112,7 @@ def test_a_ring_whose_file_cannot_be_had_is_not_taken_for_the_one_before(tmp_pat
 
 @contextlib.contextmanager
 def no_more_files() -> Iterator[None]:
-    """This process cannot open any."""
+    """This process cannot open files."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.dup(0)
     os.close(lowest)

@@ -1,4 +1,4 @@
-"""Readers of every pace: tasks, busy ones, stopped ones, those that want every message."""
+"""Readers of all speeds: tasks, busy ones, stopped ones, lossless ones."""
 
 import asyncio
 import signal
@@ -93,7 +93,7 @@ def test_a_slow_reader_of_a_fast_camera_gets_fresh_frames_and_exact_accounts(bus
         assert health.consumed == 20
         assert health.dropped["superseded"] > 100
         assert_exact(health)
-        assert median(behind) <= 1  # of the 15 that came meanwhile
+        assert median(behind) <= 1  # of the 15 that arrived meanwhile
 
 
 def has_sent(publisher: Publisher, count: int) -> bool:
@@ -192,7 +192,7 @@ def test_a_reader_that_was_stopped_goes_on_with_the_newest(bus: Bus, code: str, 
         assert reader.stdin is not None
         threads = f"/proc/{reader.pid}/task"
         newest, taken = [], []
-        for _ in range(5):  # which thread of the reader goes on first is chance
+        for _ in range(5):  # which thread of the reader continues first is random
             newest += [f"{publisher.published}\n"]
             publisher.send(Health(stamp_ns=1, node="a", reason=doing))
             taken += [reader.stdout.readline()]
@@ -203,7 +203,7 @@ def test_a_reader_that_was_stopped_goes_on_with_the_newest(bus: Bus, code: str, 
             eventually(lambda: all(state_of(file) == "T" for file in Path(threads).glob("*/stat")))
             for _ in range(100):
                 publisher.send(Health(stamp_ns=1, node="a"))
-            time.sleep(0.15)  # behind what is younger than half a millisecond nobody looks
+            time.sleep(0.15)  # messages behind one younger than 0.5 ms are not read
             reader.stdin.write("\n" * (doing == "busy"))
             reader.stdin.flush()
             reader.send_signal(signal.SIGCONT)

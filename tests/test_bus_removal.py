@@ -1,4 +1,4 @@
-"""Somebody removes the runtime directory, or a part of it, while a graph runs."""
+"""The runtime directory, or a part of it, is removed while a graph runs."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ from tests.waiting import LONG_S, eventually
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder at one go, as others write into it meanwhile."""
+    """Remove a folder by one rename, because others write into it meanwhile."""
     gone = folder.with_name(f"{folder.name}.gone")
     folder.rename(gone)
     shutil.rmtree(gone)
@@ -118,15 +118,15 @@ def test_what_cannot_be_put_back_is_said_once_and_tried_again(caplog: pytest.Log
 
 
 def test_nothing_is_put_back_once_its_owner_has_gone_on() -> None:
-    begun, closed, late = threading.Event(), threading.Event(), []
+    started, closed, late = threading.Event(), threading.Event(), []
 
     def slow() -> None:
-        begun.set()
+        started.set()
         closed.wait(0.2)
         late.append(closed.is_set())
 
     with Keeper().keeping(slow):
-        assert begun.wait(LONG_S)
+        assert started.wait(LONG_S)
     closed.set()
     assert late == [False]
 
@@ -143,7 +143,7 @@ def test_nothing_is_looked_after_once_all_is_closed(bus: Bus) -> None:
 
 
 def test_a_whole_graph_survives_and_is_not_started_twice(tmp_path: Path, runtime_directory: Path) -> None:
-    """Found by processes with and without what a login sets; a restarted node is found as well."""
+    """Found by processes with and without a login's environment; a restarted node is found too."""
     file = tmp_path / "graph.toml"
     file.write_text(SCRIPTED)
     with up(file) as graph:

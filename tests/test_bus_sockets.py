@@ -21,7 +21,7 @@ from perception.messages import CameraFrame, ClockTick
 from tests.bus import Bus, assert_exact, say, text
 from tests.waiting import LONG_S, eventually
 
-# --- from one to the other ---
+# --- delivery ---
 
 
 def test_a_message_arrives_with_its_number_source_and_times(bus: Bus) -> None:
@@ -79,12 +79,12 @@ def test_a_reader_of_a_shared_endpoint_takes_only_its_own_topic(bus: Bus) -> Non
         with bus.subscriber("text/a", connect=remote) as subscriber:
             body = msgpack.packb({"stamp_ns": 1, "text": "x"})
 
-            def heard() -> bool:
+            def received() -> bool:
                 foreign.send_multipart([b"text/ab", body])
                 foreign.send_multipart([b"text/a", body])
                 return subscriber.health()["text/a"].received > 3
 
-            eventually(heard)
+            eventually(received)
             assert list(subscriber.health()) == ["text/a"]
 
 
@@ -366,7 +366,8 @@ def test_after_a_message_too_large_to_buffer_the_publisher_is_heard_again(bus: B
         assert joined[0] == b"\1text/"
         foreign.send_multipart([b"text/say", bytes(MAX_PART_BYTES + 1)])
         left = [foreign.recv(), foreign.recv()]
-        assert sorted(note[1:] for note in left if not note[0]) == sorted(note[1:] for note in joined)
+        left_topics = sorted(request[1:] for request in left if not request[0])
+        assert left_topics == sorted(request[1:] for request in joined)
         assert [foreign.recv(), foreign.recv()] == joined
         foreign.send_multipart([b"text/say", msgpack.packb({"stamp_ns": 1, "text": "after", "seq": 9})])
         assert text(subscriber.receive(LONG_S)) == "after"

@@ -1,4 +1,4 @@
-"""What any peer may send to a publisher, well-formed or not: nobody else is touched by it."""
+"""A peer may send anything to a publisher, well-formed or not, without effect on other readers."""
 
 import contextlib
 import socket
@@ -34,8 +34,8 @@ def _read(peer: socket.socket, size: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _peer(endpoint: str | None, notes: bytes = b"") -> Iterator[socket.socket]:
-    """Connect as a subscriber of ZMTP 3.1 that sends what no library would."""
+def _peer(endpoint: str | None, requests: bytes = b"") -> Iterator[socket.socket]:
+    """Connect as a subscriber of ZMTP 3.1 that sends invalid data."""
     assert endpoint is not None
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     with socket.create_connection((host, int(port)), timeout=LONG_S) as peer:
@@ -44,19 +44,19 @@ def _peer(endpoint: str | None, notes: bytes = b"") -> Iterator[socket.socket]:
         peer.sendall(b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03SUB")
         size = _read(peer, 2)[1]
         assert b"READY" in _read(peer, size)
-        peer.sendall(notes)
+        peer.sendall(requests)
         yield peer
 
 
 def _wait_until_taken(peer: socket.socket) -> None:
-    """Wait until ZeroMQ has what this peer has sent: it answers a ping behind it."""
+    """Wait until ZeroMQ has received what this peer sent: it answers a ping sent after it."""
     peer.sendall(_PING)
     assert _read(peer, len(_PONG)) == _PONG
 
 
 @pytest.mark.parametrize("leaves", [True, False])
 @pytest.mark.parametrize(
-    "notes",
+    "requests",
     [
         pytest.param(_UNSUBSCRIPTION * 5, id="never subscribed"),
         pytest.param(_frame(b"\1text/say") + _UNSUBSCRIPTION * 5, id="subscribed once"),
@@ -66,45 +66,45 @@ def _wait_until_taken(peer: socket.socket) -> None:
         pytest.param(_frame(b"\1~newest00000000/text/say") * 3, id="to a lane that is not there"),
         pytest.param(b"".join(_frame(b"\1t%d" % n) for n in range(10_000)), id="10000 of other topics"),
         pytest.param(_frame(b"\1text/say") * 10_000 + _UNSUBSCRIPTION * 10_000, id="10000 of this"),
-        pytest.param(_frame(b"") + _frame(b"nonsense") * 50 + _frame(b"\2text/say"), id="no notes"),
+        pytest.param(_frame(b"") + _frame(b"nonsense") * 50 + _frame(b"\2text/say"), id="no requests"),
         pytest.param((bytes([4, 15]) + b"\x06CANCELtext/say") * 3, id="commands"),
         pytest.param(_frame(bytes(2000)), id="too large"),
         pytest.param(b"\xff" * 500, id="no frames"),
     ],
 )
-def test_a_stranger_silences_nobody(bus: Bus, notes: bytes, leaves: bool) -> None:
+def test_a_stranger_silences_nobody(bus: Bus, requests: bytes, leaves: bool) -> None:
     with (
         bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher,
-        bus.subscriber("text/say") as lane_readers,
+        bus.subscriber("text/say") as lane_reader,
         zmq.Context() as context,
-        context.socket(zmq.SUB) as zmq_readers,
+        context.socket(zmq.SUB) as zmq_reader,
     ):
-        zmq_readers.subscribe("text/")
-        zmq_readers.connect(publisher.endpoint or "")
+        zmq_reader.subscribe("text/")
+        zmq_reader.connect(publisher.endpoint or "")
         eventually(lambda: publisher.subscribers == 2)
-        with _peer(publisher.endpoint, notes) as stranger:
-            if len(notes) < 2000:  # else ZeroMQ takes no more until some are read
-                with contextlib.suppress(OSError, AssertionError):  # some are thrown out
-                    _wait_until_taken(stranger)
+        with _peer(publisher.endpoint, requests) as outsider:
+            if len(requests) < 2000:  # ZeroMQ receives no more until some are read
+                with contextlib.suppress(OSError, AssertionError):  # some are disconnected
+                    _wait_until_taken(outsider)
             if leaves:
-                stranger.close()
-            for _ in range(200):  # until the last note is taken in
+                outsider.close()
+            for _ in range(200):  # until the last request is processed
                 publisher.wait_for_subscriber(0)
-            publisher.send(say("heard"))
-            assert text(lane_readers.receive(LONG_S)) == "heard"
-            assert zmq_readers.poll(int(LONG_S * 1000))
-            assert b"heard" in zmq_readers.recv_multipart()[1]
+            publisher.send(say("received"))
+            assert text(lane_reader.receive(LONG_S)) == "received"
+            assert zmq_reader.poll(int(LONG_S * 1000))
+            assert b"received" in zmq_reader.recv_multipart()[1]
             assert len(publisher.readers) < 2000
 
 
 def test_what_is_no_note_leaves_the_others_to_those_who_sent_them(bus: Bus) -> None:
-    """ZeroMQ takes the wrong peer for the sender of each note that waits behind it."""
+    """ZeroMQ attributes every request behind it to the wrong peer."""
     with (
         bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher,
-        _peer(publisher.endpoint, _frame(b"nonsense") * 3) as stranger,
+        _peer(publisher.endpoint, _frame(b"nonsense") * 3) as outsider,
         contextlib.ExitStack() as stack,
     ):
-        _wait_until_taken(stranger)
+        _wait_until_taken(outsider)
         peers = [
             stack.enter_context(_peer(publisher.endpoint, _frame(b"\1" + beginning)))
             for beginning in (b"text/say", b"text/", b"text/say")
@@ -112,7 +112,7 @@ def test_what_is_no_note_leaves_the_others_to_those_who_sent_them(bus: Bus) -> N
         for peer in peers:
             _wait_until_taken(peer)
         assert publisher.subscribers == 3
-        publisher.send(say("heard"))
+        publisher.send(say("received"))
         for peer in peers:
             assert _read(peer, 10) == b"\1\x08text/say"
 
@@ -128,7 +128,7 @@ def test_a_flood_of_notes_holds_up_no_message(bus: Bus) -> None:
 
 
 def test_subscriptions_end_with_their_connection(bus: Bus) -> None:
-    """Of as many as one connection makes, ZeroMQ keeps one for each beginning."""
+    """ZeroMQ keeps one subscription per connection and prefix."""
     with bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher:
         with _peer(publisher.endpoint, b"".join(_frame(b"\1" + b"text/say"[:n]) for n in range(9))):
             eventually(lambda: publisher.subscribers == 9)
@@ -155,5 +155,5 @@ def test_peers_whose_notes_look_like_the_end_of_a_connection_are_refused(bus: Bu
                 while old.recv(100):
                     pass
         assert publisher.subscribers == 1
-        publisher.send(say("heard"))
+        publisher.send(say("received"))
         assert _read(reader, 10) == b"\1\x08text/say"

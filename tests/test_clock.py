@@ -1,4 +1,4 @@
-"""What `perception.clock` promises, over minutes of simulated callbacks; nothing here sleeps."""
+"""`perception.clock` over minutes of simulated callbacks, without sleeping."""
 
 import random
 import time
@@ -18,7 +18,7 @@ MS = 1_000_000
 
 @dataclass(frozen=True)
 class Callback:
-    """One simulated block: when its first sample truly was converted, and what the device says."""
+    """One simulated block: the true time of its first sample, and what the device reports."""
 
     sample_index: int
     true_ns: int

@@ -1,4 +1,4 @@
-"""No password of a camera leaves a profile: every shape of URL, and every place where one could be shown."""
+"""No password of a camera is shown: all forms of URLs, and all places where one could be shown."""
 
 import json
 import logging

@@ -26,7 +26,7 @@ ORIGIN_NS = 1_700_000_000 * SECOND_NS
 
 
 class Clock:
-    """Stands at the origin until it is started, so that opening a file may take its time."""
+    """Stands at the origin until it is started, so opening a file may be slow."""
 
     def __init__(self) -> None:
         self._started_ns: int | None = None
@@ -128,8 +128,8 @@ def test_an_mjpeg_stream_is_followed_with_stamps_of_arrival() -> None:
             assert frame.stamp_ns <= clock()
             stamps_ns.append(frame.stamp_ns)
             seen.add(min(LEVELS, key=lambda level: abs(level - frame.image.mean())))
-    # one frame waits and one is being decoded when the next but one is asked for
-    assert all(asked < stamp for asked, stamp in zip(asked_ns, stamps_ns[2:], strict=False))
+    # one frame waits and one is being decoded when the next is requested
+    assert all(requested < stamp for requested, stamp in zip(asked_ns, stamps_ns[2:], strict=False))
     assert all(earlier < later for earlier, later in pairwise(stamps_ns))
 
 
@@ -149,7 +149,7 @@ def test_a_stream_that_dies_is_lost_and_taken_up_again_when_it_comes_back() -> N
 
 
 class Dying:
-    """A camera that can be opened every time, and dies at its first frame."""
+    """A camera that can always be opened, and fails at its first frame."""
 
     counts: ClassVar[dict[str, int]] = {}
     facts: ClassVar[dict[str, str | float]] = {}
@@ -242,7 +242,7 @@ def test_a_device_asks_for_no_memory_for_jpeg(tmp_path: Path) -> None:
         path,
         config,
         clock=time.monotonic_ns,
-        lend=lambda _: pytest.fail("asked"),
+        lend=lambda _: pytest.fail("requested"),
         open_device=cv2.VideoCapture,
     )
     frame = source.read()

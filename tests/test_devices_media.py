@@ -1,4 +1,4 @@
-"""Files decoded by time: unbroken sound, picture and sound together, laps, damage."""
+"""Files decoded by time: continuous sound, picture and sound in sync, laps, damage."""
 
 import re
 import struct
@@ -33,7 +33,7 @@ def sound_of(path: Path, *, loop: bool = False, start: int = 0, channels: int = 
 
 
 def samples_of(sound: Sound, limit: int = 1 << 30) -> npt.NDArray[np.int16]:
-    """Return what the sound plays, mono, as far as `limit`."""
+    """Return the sound, mono, up to `limit`."""
     played: list[npt.NDArray[np.generic]] = []
     for block in sound.blocks(512):
         played.append(block[:, 0])
@@ -67,10 +67,10 @@ def test_other_rates_and_channels_are_resampled_and_mixed(tmp_path: Path) -> Non
     at_s = np.arange(48_000) / 48_000
     sine = (8000 * np.sin(2 * np.pi * 440 * at_s)).astype(np.int16)
     path = write_wav(tmp_path / "a.wav", np.stack([sine, sine], axis=1), rate_hz=48_000)
-    heard = samples_of(sound_of(path)).astype(np.float64)
+    received = samples_of(sound_of(path)).astype(np.float64)
     wanted = 8000 * np.sin(2 * np.pi * 440 * np.arange(RATE_HZ) / RATE_HZ)
-    assert len(heard) == RATE_HZ
-    assert np.corrcoef(heard[100:-100], wanted[100:-100])[0, 1] > 0.9999
+    assert len(received) == RATE_HZ
+    assert np.corrcoef(received[100:-100], wanted[100:-100])[0, 1] > 0.9999
 
 
 def test_mono_becomes_as_many_channels_as_wanted(tmp_path: Path) -> None:
@@ -83,17 +83,17 @@ def test_mono_becomes_as_many_channels_as_wanted(tmp_path: Path) -> None:
 def test_sound_that_starts_after_the_picture_is_preceded_by_silence(tmp_path: Path) -> None:
     samples = noise(4000)
     path = write_clip(tmp_path / "a.mkv", [grey(90)] * 10, [(0.2, samples)])
-    heard = samples_of(sound_of(path))
-    assert not heard[:3200].any()
-    assert np.array_equal(heard[3200:], samples)
+    received = samples_of(sound_of(path))
+    assert not received[:3200].any()
+    assert np.array_equal(received[3200:], samples)
 
 
 def test_a_hole_in_the_sound_is_filled_with_silence(tmp_path: Path) -> None:
     first, second = noise(3200, seed=1), noise(3200, seed=2)
-    heard = samples_of(sound_of(write_clip(tmp_path / "a.mkv", sounds=[(0.0, first), (0.5, second)])))
-    assert np.array_equal(heard[:3200], first)
-    assert not heard[3200:8000].any()
-    assert np.array_equal(heard[8000:], second)
+    received = samples_of(sound_of(write_clip(tmp_path / "a.mkv", sounds=[(0.0, first), (0.5, second)])))
+    assert np.array_equal(received[:3200], first)
+    assert not received[3200:8000].any()
+    assert np.array_equal(received[8000:], second)
 
 
 def test_a_flash_and_a_click_at_one_time_stay_together(tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_a_flash_and_a_click_at_one_time_stay_together(tmp_path: Path) -> None:
     click[round(6 / FRAME_HZ * RATE_HZ)] = 20_000
     path = write_clip(tmp_path / "a.mkv", pictures, [(0.0, click)])
     flash_s = [at for at, level in brightness(path, loop=True) if level > 150]
-    heard = samples_of(sound_of(path, loop=True), 2 * len(click))
-    click_s = np.flatnonzero(heard > 10_000) / RATE_HZ
+    received = samples_of(sound_of(path, loop=True), 2 * len(click))
+    click_s = np.flatnonzero(received > 10_000) / RATE_HZ
     assert len(flash_s) == len(click_s) == 2
     assert flash_s == pytest.approx(click_s, abs=1e-3)
 
@@ -111,20 +111,20 @@ def test_a_flash_and_a_click_at_one_time_stay_together(tmp_path: Path) -> None:
 def test_a_lap_lasts_as_long_as_the_longer_track(tmp_path: Path) -> None:
     samples = noise(3200)
     path = write_clip(tmp_path / "a.mkv", [grey(90)] * 10, [(0.0, samples)])
-    heard = samples_of(sound_of(path, loop=True), 9600)
-    assert np.array_equal(heard[:3200], samples)
-    assert not heard[3200:6400].any()
-    assert np.array_equal(heard[6400:9600], samples)
+    received = samples_of(sound_of(path, loop=True), 9600)
+    assert np.array_equal(received[:3200], samples)
+    assert not received[3200:6400].any()
+    assert np.array_equal(received[6400:9600], samples)
 
 
 @pytest.mark.parametrize("start", [1, 700, 4999, 5000, 5001, 123_456])
 def test_a_device_that_joins_late_hears_what_it_would_have_heard(tmp_path: Path, start: int) -> None:
     samples = noise(5000)
     path = write_wav(tmp_path / "a.wav", samples)
-    heard = samples_of(sound_of(path, loop=True, start=start), 6000)
+    received = samples_of(sound_of(path, loop=True, start=start), 6000)
     lap = round(5000 / RATE_HZ * 1e6) / 1e6 * RATE_HZ
     assert lap == 5000
-    assert np.array_equal(heard, np.resize(np.roll(samples, -start), 6000))
+    assert np.array_equal(received, np.resize(np.roll(samples, -start), 6000))
 
 
 def test_a_camera_that_joins_late_sees_what_it_would_have_seen(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_damaged_packets_are_counted_and_the_rest_is_played(tmp_path: Path) -> N
     path = write_clip(tmp_path / "a.mkv", [grey(20 * number) for number in range(10)])
     data = bytearray(path.read_bytes())
     sizes = [found.end() for found in re.finditer(rb"\xff\xc0...", bytes(data), re.DOTALL)]
-    data[sizes[4] : sizes[4] + 4] = bytes(4)  # the fifth picture says that it is 0 x 0
+    data[sizes[4] : sizes[4] + 4] = bytes(4)  # the header of the fifth picture has 0 x 0
     path.write_bytes(data)
     track: Track[VideoFrame] = Track(str(path), "video", loop=False)
     times = [at for _, frames in track.laps() for at, _ in frames]
@@ -160,7 +160,7 @@ def test_what_cannot_be_played_is_one_clear_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["mkv", "ts", "avi"])
 def test_what_is_built_on_a_damaged_picture_is_left_out_and_counted(tmp_path: Path, suffix: str) -> None:
-    """The pictures between the damage and the next key frame would show other pictures' remains."""
+    """The pictures between the damage and the next key frame would contain parts of other pictures."""
     moving = np.random.default_rng(1).integers(0, 255, (48, 300, 3)).astype(np.uint8).repeat(2, axis=1)
     pictures = [np.ascontiguousarray(moving[:, 4 * number : 4 * number + 64]) for number in range(50)]
     path = write_film(tmp_path / f"film.{suffix}", "libx264", pictures)
@@ -265,7 +265,7 @@ def test_channels_that_cannot_be_mixed_are_one_clear_line(tmp_path: Path) -> Non
 
 
 def test_a_time_far_ahead_is_damage_and_no_hole(tmp_path: Path) -> None:
-    """Believed, it would be silence without end, and a camera would wait for years."""
+    """If used, it would give endless silence, and a camera would wait for years."""
     first, lost, last = noise(1600, seed=1), noise(1600, seed=2), noise(1600, seed=3)
     sounds = [(0.0, first), (0.1, last), (2e6, lost)]
     path = write_clip(tmp_path / "a.mkv", sounds=sounds)
@@ -286,7 +286,7 @@ def test_a_long_hole_takes_little_memory(tmp_path: Path) -> None:
 
 
 def claiming_wav(path: Path, rate_hz: int, channels: int, bytes_: int = 32_000) -> Path:
-    """Write 16-bit samples, 1 s of 16 kHz, whose header claims something else."""
+    """Write 16-bit samples, 1 s of 16 kHz, with a false header."""
     frame = 2 * channels
     kind = struct.pack("<HHIIHH", 1, channels, rate_hz, rate_hz * frame & 0xFFFFFFFF, frame & 0xFFFF, 16)
     head = b"RIFF" + struct.pack("<I", bytes_ + 36 & 0xFFFFFFFF) + b"WAVEfmt " + struct.pack("<I", 16) + kind

@@ -33,14 +33,14 @@ MS = 1_000_000
 
 
 class Driver:
-    """Feeds callbacks to a stamper as a punctual device would, unless told otherwise."""
+    """Passes callbacks to a stamper, on time unless a test sets a delay."""
 
     def __init__(self) -> None:
         self.stamper = BlockStamper(MicrophoneConfig())
         self.now_ns = START_NS
 
     def calls(self, count: int, **what: int | bool) -> list[tuple[int, int, int]]:
-        """Return index, gap and stamp error (ns) of the blocks that came out."""
+        """Return index, gap and stamp error (ns) of the returned blocks."""
         out = []
         for number in range(count):
             once = what if number == 0 else {}
@@ -55,7 +55,7 @@ class Driver:
 
 
 class Mute:
-    """A PortAudio whose device can be opened every time, and then says a few blocks or nothing."""
+    """A PortAudio whose device can always be opened, and then delivers a few blocks or nothing."""
 
     PortAudioError = ValueError
 
@@ -195,19 +195,19 @@ def test_what_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:
 @pytest.mark.pulse
 @pytest.mark.skipif(not installed(), reason="PulseAudio is not installed")
 def test_what_is_played_to_pulseaudio_is_heard_whole_and_stamped_truly(tmp_path: Path) -> None:
-    # Below 2 kHz, since where a playing starts between two samples is chance.
+    # Below 2 kHz, because the player starts at a random time between two samples.
     played = np.convolve(noise(RATE_HZ), np.hanning(17) / 4, "same").astype(np.int16)
     wav = write_wav(tmp_path / "noise.wav", played)
     with pulse_server(tmp_path) as environment:
-        heard = subprocess.run(
+        recorded = subprocess.run(
             (sys.executable, "-m", "tests.hear", str(wav)),
             env=os.environ | environment,
             capture_output=True,
             check=False,
             timeout=LONG_S,
         )
-    assert heard.returncode == 0, heard.stderr.decode()
-    record = np.load(tmp_path / "heard.npz")
+    assert recorded.returncode == 0, recorded.stderr.decode()
+    record = np.load(tmp_path / "recorded.npz")
     assert not record["gaps"].any()
     assert all(later - earlier == BLOCK for earlier, later in pairwise(record["indices"].tolist()))
     samples = record["samples"].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Network cameras: every dialect of JPEG over HTTP, damage, lateness and the stamps that tell it."""
+"""Network cameras: all variants of JPEG over HTTP, damage, delays and stamps."""
 
 import time
 from collections import Counter
@@ -66,7 +66,7 @@ def test_every_dialect_that_browsers_show_is_followed(dialect: str) -> None:
     assert report.status == "ok"
     assert not {"corrupt", "lost"} & report.counts.keys()
     assert report.facts["format"] == "http/mjpeg"
-    assert server.asked == 1  # some cameras serve one reader only
+    assert server.requests == 1  # some cameras serve one reader only
 
 
 def test_the_address_of_a_single_picture_is_asked_again_and_again() -> None:
@@ -78,7 +78,7 @@ def test_the_address_of_a_single_picture_is_asked_again_and_again() -> None:
         while seen != set(LEVELS):
             seen.add(level_of(next_of(device)))
         assert "lost" not in device.report().counts
-    assert server.asked >= 3
+    assert server.requests >= 3
 
 
 def test_a_web_page_is_no_camera_and_says_so() -> None:
@@ -96,7 +96,7 @@ def test_a_password_of_any_characters_reaches_the_camera() -> None:
 
 
 def scenes() -> list[npt.NDArray[np.uint8]]:
-    """Two pictures that are nowhere alike, as they are after coding."""
+    """Two unlike pictures, after coding."""
     noise = (NOISE.integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8) for _ in range(2))
     return [cv2.GaussianBlur(one, (0, 0), 2).astype(np.uint8) for one in noise]
 
@@ -134,7 +134,7 @@ def test_a_damaged_picture_is_never_published_and_counted(kind: str, options: tu
 
 def test_usb_cameras_hand_over_their_jpeg_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     class V4L2:
-        """What OpenCV's V4L2 reader does: the bytes as they were sent, if no conversion is asked for."""
+        """As OpenCV's V4L2 reader: the bytes as sent, if conversion is off."""
 
         def __init__(self, path: str) -> None:
             self._capture = cv2.VideoCapture(path)
@@ -222,7 +222,7 @@ def arrivals(pattern: str, period_ns: int = SECOND_NS // 10) -> Iterator[Arrived
         ("KKKKK", [4]),  # pictures of their own: only the newest
         ("Kpp", [0, 1, 2]),  # each is needed for the next
         ("KppppKpp", [5, 6, 7]),
-        ("Kppppppppppppp", []),  # over a second behind: goes on with a key frame
+        ("Kppppppppppppp", []),  # over a second behind: continues with a key frame
         ("KpppppppppppppKp", [14, 15]),
     ],
 )
@@ -311,7 +311,7 @@ JITTER_S: Final = np.random.default_rng(2).exponential(0.004, SENT_S.size) + 0.0
 def test_a_delay_that_arrival_hides_shows_in_the_stamps() -> None:
     late = JITTER_S + np.where((SENT_S > 10) & (SENT_S < 13), 0.8, 0)
     found = delays_of(SENT_S, late)
-    assert np.abs(found[SENT_S < 3]).max() < 1e-6  # it learns first
+    assert np.abs(found[SENT_S < 3]).max() < 1e-6  # it measures first
     within = (SENT_S > 6) & (SENT_S < 10)
     assert np.abs(found - JITTER_S)[within].max() < 0.01
     hidden = (SENT_S > 10.1) & (SENT_S < 12.9)

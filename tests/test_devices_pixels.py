@@ -1,4 +1,4 @@
-"""Pictures are the way up they were filmed and keep their aspect, wherever frames become pixels."""
+"""Pictures are upright and keep their aspect ratio, wherever frames are converted to pixels."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +39,7 @@ TURNS = {
 
 
 def played(path: Path, **options: object) -> tuple[Picture, dict[str, str | float]]:
-    """Return the first picture of a camera, and what it says of its source."""
+    """Return the first picture of a camera, and the facts of its source."""
     config = CameraConfig.model_validate({"source": str(path)} | options)
     with open_camera(config, ScriptConfig(), clock=lambda: 0, origin_ns=0) as camera:
         frame = camera.read(60)

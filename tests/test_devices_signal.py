@@ -1,4 +1,4 @@
-"""What the signal checks say of black, frozen, silent and clipped signals."""
+"""Signal checks of black, frozen, silent and clipped signals."""
 
 import threading
 from pathlib import Path

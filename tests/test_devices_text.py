@@ -107,7 +107,7 @@ def test_a_line_that_is_read_late_is_stamped_when_it_is_there(tmp_path: Path) ->
     path.write_text("0.1\tcome\n0.2\there\n")
     time_ns = [NOW_NS]
     with TimedText(path, clock=lambda: time_ns[0], origin_ns=NOW_NS) as text:
-        time_ns[0] += 300_000_000  # as a node that waits until its readers have found it
+        time_ns[0] += 300_000_000  # like a node that waits until its readers are connected
         first = text.read(0.0)
         time_ns[0] += 1
         second = text.read(0.0)
@@ -147,8 +147,8 @@ def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_hangs_up_is_the_end_of_its_input() -> None:
-    ours, theirs = pty.openpty()
-    os.close(ours)
-    with TerminalText(theirs, clock=now) as text, pytest.raises(EOFError):
+    controller, terminal = pty.openpty()
+    os.close(controller)
+    with TerminalText(terminal, clock=now) as text, pytest.raises(EOFError):
         text.read(1.0)
-    os.close(theirs)
+    os.close(terminal)

@@ -1,4 +1,4 @@
-"""Frames without a time of their own, and files that cannot leap: nothing is lost, in none of the devices."""
+"""Frames without a time, and files that cannot seek: no device loses anything."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -122,7 +122,7 @@ def sound(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return write_sound(tmp_path / f"sound.{suffix}", codec, tone(3.0, rate_hz), sample_format, rate_hz)
 
 
-def heard(path: Path, start: int = 0) -> np.ndarray:
+def received(path: Path, start: int = 0) -> np.ndarray:
     played = Sound(str(path), rate_hz=RATE_HZ, channels=1, sample_format="s16", loop=False, start=start)
     return np.concatenate([block[:, 0] for block in played.blocks(512)])
 
@@ -134,15 +134,15 @@ def is_whole(samples: np.ndarray) -> bool:
 
 
 def test_sound_with_several_frames_in_a_packet_is_heard_whole(sound: Path) -> None:
-    samples = heard(sound)
-    assert len(samples) == pytest.approx(3 * RATE_HZ, abs=2500)  # coders add what fills their last block
+    samples = received(sound)
+    assert len(samples) == pytest.approx(3 * RATE_HZ, abs=2500)  # coders pad their last block
     assert is_whole(samples[3000:45000])
 
 
 def test_who_joins_sound_late_hears_what_is_on_then(sound: Path) -> None:
     start = round(2.5 * RATE_HZ)
-    late, whole = heard(sound, start=start), heard(sound)[start:]
-    assert len(late) == pytest.approx(len(whole), abs=160)  # where it leaps to is known to 10 ms
+    late, whole = received(sound, start=start), received(sound)[start:]
+    assert len(late) == pytest.approx(len(whole), abs=160)  # the target of a seek is exact to 10 ms
     assert is_whole(late[:7000])
     config = MicrophoneConfig(source=str(sound))
     with open_microphone(config, ScriptConfig(), clock=Ahead(2.5), origin_ns=0) as microphone:
@@ -153,7 +153,7 @@ def test_who_joins_sound_late_hears_what_is_on_then(sound: Path) -> None:
 
 
 class Ahead:
-    """A clock that is where a device joins while it opens, and far ahead afterwards."""
+    """A clock that stands at the start of a device while it opens, and is far ahead afterwards."""
 
     def __init__(self, seconds: float) -> None:
         self._now_ns = [0, round(seconds * SECOND_NS)]

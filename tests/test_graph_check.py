@@ -1,4 +1,4 @@
-"""A profile is looked at as a whole before anything starts: what cannot work is refused in one line."""
+"""A profile is checked as a whole before anything starts: errors are reported in one line."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def encoder(**fields: Any) -> dict[str, Any]:
     return fused(encoders={"net": MOTION | fields})
 
 
-def complaint(sections: dict[str, Any], kind: type[PerceptionError]) -> str:
+def refusal(sections: dict[str, Any], kind: type[PerceptionError]) -> str:
     """Return the one line in which a profile is refused."""
     with pytest.raises(kind) as caught:
         require(parse(sections, where="test"), "robot.toml")
@@ -73,10 +73,10 @@ def test_profiles_that_ship_are_whole(name: str) -> None:
 
 def test_an_input_whose_camera_has_another_name_is_refused() -> None:
     renamed = fused() | {"camera": {"webcam": SCRIPTED, "rear": SCRIPTED}}
-    said = complaint(renamed, ProfileError)
+    error = refusal(renamed, ProfileError)
     assert (
         "fusion.inputs.camera.topic: nobody publishes camera/front; there is camera/rear, camera/webcam"
-        in said
+        in error
     )
 
 
@@ -95,7 +95,7 @@ def test_an_input_that_comes_from_another_host_or_program_is_none() -> None:
     for topic in ("camera/front", "camera/*", "camera/fr*", "*"):
         assert warnings(other | {"connect": {topic: "tcp://127.0.0.1:5601"}}) == []
     assert warnings(other, published=("camera/front",)) == []
-    complaint(other | {"connect": {"camera/rear": "tcp://127.0.0.1:5601"}}, ProfileError)
+    refusal(other | {"connect": {"camera/rear": "tcp://127.0.0.1:5601"}}, ProfileError)
 
 
 def test_what_nobody_takes_is_a_warning() -> None:
@@ -111,8 +111,8 @@ def test_inputs_are_looked_for_in_the_session_that_is_replayed(tmp_path: Path) -
     fusion = fused()["fusion"]
     assert warnings({"replay": replay, "fusion": fusion}) == []
     renamed = fused(inputs={"camera": {"topic": "camera/rear"}})["fusion"]
-    said = complaint({"replay": replay, "fusion": renamed}, ProfileError)
-    assert "nobody publishes camera/rear; there is camera/front" in said
+    error = refusal({"replay": replay, "fusion": renamed}, ProfileError)
+    assert "nobody publishes camera/rear; there is camera/front" in error
     blind = {"replay": replay | {"topics": ["text/*"]}, "fusion": fusion}
     assert any("the session has no camera/front" in one for one in warnings(blind))
 
@@ -125,15 +125,15 @@ def test_of_a_recording_that_was_cut_off_nothing_is_refused_beforehand(tmp_path:
 
 
 def test_a_session_that_cannot_be_replayed_is_refused(tmp_path: Path) -> None:
-    complaint({"replay": {"file": str(tmp_path / "none.mcap")}}, SessionError)
-    assert "it is a folder" in complaint({"replay": {"file": str(tmp_path)}}, SessionError)
+    refusal({"replay": {"file": str(tmp_path / "none.mcap")}}, SessionError)
+    assert "it is a folder" in refusal({"replay": {"file": str(tmp_path)}}, SessionError)
     (tmp_path / "noise.mcap").write_bytes(b"no session" * 99)
-    complaint({"replay": {"file": str(tmp_path / "noise.mcap")}}, SessionError)
+    refusal({"replay": {"file": str(tmp_path / "noise.mcap")}}, SessionError)
     file = recording(tmp_path / "kitchen.mcap", "camera/front")
-    said = complaint({"replay": {"file": file, "topics": ["microphone/*"]}}, SessionError)
-    assert "which holds camera/front" in said
-    complaint({"replay": {"file": file, "start_s": 3, "end_s": 2}}, ProfileError)
-    twice = complaint({"replay": {"file": file}, "camera": {"front": SCRIPTED}}, ProfileError)
+    error = refusal({"replay": {"file": file, "topics": ["microphone/*"]}}, SessionError)
+    assert "which holds camera/front" in error
+    refusal({"replay": {"file": file, "start_s": 3, "end_s": 2}}, ProfileError)
+    twice = refusal({"replay": {"file": file}, "camera": {"front": SCRIPTED}}, ProfileError)
     assert "camera/front would be published twice" in twice
 
 
@@ -152,7 +152,7 @@ def test_a_session_that_cannot_be_replayed_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_not_there_is_refused(kind: str, source: str) -> None:
-    assert f"{kind}.a.source: " in complaint({kind: {"a": {"source": source}}}, DeviceError)
+    assert f"{kind}.a.source: " in refusal({kind: {"a": {"source": source}}}, DeviceError)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_file_that_is_not_there_is_refused(kind: str, source: str) -> None:
     ["http://", "rtsp://:554/live", "http://cam:99999/x", "http://[::1/x", "http://cam:0/", "file:///a.mp4"],
 )
 def test_an_address_that_no_camera_can_have_is_refused(source: str) -> None:
-    assert f"camera.a.source: {source}: " in complaint({"camera": {"a": {"source": source}}}, DeviceError)
+    assert f"camera.a.source: {source}: " in refusal({"camera": {"a": {"source": source}}}, DeviceError)
 
 
 def test_addresses_that_are_listened_at_are_left_to_their_nodes() -> None:
@@ -168,8 +168,8 @@ def test_addresses_that_are_listened_at_are_left_to_their_nodes() -> None:
 
 
 def test_a_microphone_has_no_address() -> None:
-    said = complaint({"microphone": {"a": {"source": "http://cam/live.wav"}}}, DeviceError)
-    assert "a device or a file, not an address" in said
+    error = refusal({"microphone": {"a": {"source": "http://cam/live.wav"}}}, DeviceError)
+    assert "a device or a file, not an address" in error
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0"], ids=["long", "zero"])
@@ -194,8 +194,8 @@ def test_a_file_that_is_there_and_devices_are_left_to_their_nodes(tmp_path: Path
 @pytest.mark.parametrize("kind", ["camera", "microphone"])
 def test_a_pipe_is_no_film(tmp_path: Path, kind: str) -> None:
     os.mkfifo(path := tmp_path / "film.mp4")
-    said = complaint({kind: {"x": {"source": str(path)}}}, DeviceError)
-    assert f"{kind}.x.source: {path}: is a pipe or a device, not a file that can be played" in said
+    error = refusal({kind: {"x": {"source": str(path)}}}, DeviceError)
+    assert f"{kind}.x.source: {path}: is a pipe or a device, not a file that can be played" in error
 
 
 def test_a_pipe_of_lines_may_be_read(tmp_path: Path) -> None:
@@ -205,12 +205,12 @@ def test_a_pipe_of_lines_may_be_read(tmp_path: Path) -> None:
 
 def test_endpoints_are_safe_and_differ(tmp_path: Path) -> None:
     wide = fused(endpoint="tcp://0.0.0.0:5600")
-    assert "fusion.endpoint: tcp://0.0.0.0:5600 leaves this host unencrypted" in complaint(wide, BusError)
+    assert "fusion.endpoint: tcp://0.0.0.0:5600 leaves this host unencrypted" in refusal(wide, BusError)
     assert warnings(wide | {"insecure": True}) == []
-    complaint(fused() | {"connect": {"camera/rear": "tcp://192.0.2.1:5600"}}, BusError)
-    assert "keys: no keys in" in complaint(wide | {"keys": str(tmp_path)}, BusError)
+    refusal(fused() | {"connect": {"camera/rear": "tcp://192.0.2.1:5600"}}, BusError)
+    assert "keys: no keys in" in refusal(wide | {"keys": str(tmp_path)}, BusError)
     here = {"source": "scripted", "endpoint": "tcp://127.0.0.1:5601"}
-    twice = complaint({"camera": {"a": here, "b": here}}, BusError)
+    twice = refusal({"camera": {"a": here, "b": here}}, BusError)
     assert "camera.b.endpoint: tcp://127.0.0.1:5601 is taken by camera.a.endpoint" in twice
     free = {"source": "scripted", "endpoint": "tcp://127.0.0.1:*"}
     assert warnings({"camera": {"a": free, "b": free}}) == []
@@ -218,14 +218,14 @@ def test_endpoints_are_safe_and_differ(tmp_path: Path) -> None:
 
 def test_a_recording_needs_a_folder(tmp_path: Path) -> None:
     recorder = {"out": str(tmp_path / "none" / "x.mcap")}
-    assert "recorder.out: " in complaint({"camera": {"a": SCRIPTED}, "recorder": recorder}, SessionError)
+    assert "recorder.out: " in refusal({"camera": {"a": SCRIPTED}, "recorder": recorder}, SessionError)
 
 
 def test_a_recording_needs_the_name_of_a_file(tmp_path: Path) -> None:
     for out, says in ((str(tmp_path), "is a folder"), ("/dev/null", "is no file"), ("x" * 300, "too long")):
-        said = complaint({"camera": {"a": SCRIPTED}, "recorder": {"out": out}}, SessionError)
-        assert "recorder.out: " in said
-        assert says in said
+        error = refusal({"camera": {"a": SCRIPTED}, "recorder": {"out": out}}, SessionError)
+        assert "recorder.out: " in error
+        assert says in error
     with pytest.raises(ProfileError, match=r"recorder\.out: "):
         parse({"recorder": {"out": "a\0.mcap"}}, where="test")
 
@@ -247,10 +247,10 @@ def test_values_that_name_nothing_or_fit_no_model_are_refused(changes: dict[str,
 
 def test_messages_that_nobody_would_take_are_refused() -> None:
     raw = SCRIPTED | {"width": 8192, "height": 4096, "encoding": "bgr8"}
-    assert "camera.a: its messages would be 96 MiB" in complaint({"camera": {"a": raw}}, ProfileError)
+    assert "camera.a: its messages would be 96 MiB" in refusal({"camera": {"a": raw}}, ProfileError)
     assert warnings({"camera": {"a": raw | {"encoding": "jpeg"}}}) == []
     loud = SCRIPTED | {"rate_hz": 768_000, "channels": 32, "block_ms": 200, "format": "f32"}
-    assert "microphone.a: its messages" in complaint({"microphone": {"a": loud}}, ProfileError)
+    assert "microphone.a: its messages" in refusal({"microphone": {"a": loud}}, ProfileError)
 
 
 # --- models ---
@@ -290,28 +290,28 @@ def test_models_that_cannot_be_built_are_refused(sections: dict[str, Any], says:
 
 
 def test_weights_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    assert "net.weights: " in complaint(encoder(kind="torchvision", weights="nowhere.pth"), WeightsError)
-    complaint(fused(head="nowhere"), WeightsError)
+    assert "net.weights: " in refusal(encoder(kind="torchvision", weights="nowhere.pth"), WeightsError)
+    refusal(fused(head="nowhere"), WeightsError)
     (tmp_path / "config.json").write_text(json.dumps({"kind": "feature", "dims": {"motion": 4}}))
-    assert "holds no model.safetensors" in complaint(fused(head=str(tmp_path)), WeightsError)
+    assert "holds no model.safetensors" in refusal(fused(head=str(tmp_path)), WeightsError)
 
 
 def test_a_head_trained_on_other_features_is_refused() -> None:
     demo = load("demo").model_dump(mode="json")
     demo["fusion"]["encoders"]["mfcc"]["options"] = {"coefficients": 12}
-    said = complaint(demo, ProfileError)
-    assert "encoder 'mfcc' gives 72 features, it was trained with 120" in said
+    error = refusal(demo, ProfileError)
+    assert "encoder 'mfcc' gives 72 features, it was trained with 120" in error
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
     sections = fused(head={"classes": ["a"]}, encoders={"net": MOTION | {"kind": "mation"}})
-    said = complaint(sections | {"camera": {"webcam": SCRIPTED}}, ProfileError)
+    error = refusal(sections | {"camera": {"webcam": SCRIPTED}}, ProfileError)
     assert all(
-        key in said for key in ("fusion.inputs.camera", "fusion.encoders.net.kind", "fusion.head.classes")
+        key in error for key in ("fusion.inputs.camera", "fusion.encoders.net.kind", "fusion.head.classes")
     )
 
 
-# --- what it knows of models without loading them is true ---
+# --- its facts about models, without loading them, are correct ---
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -358,7 +358,7 @@ def test_it_imports_no_model_package() -> None:
     assert done.stdout == "[]\n"
 
 
-# --- the commands ask it ---
+# --- commands use it ---
 
 
 RENAMED = "domain = 'check'\n[camera.webcam]\nsource = 'scripted'\n[fusion]\nbase = 'demo'\n"

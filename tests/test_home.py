@@ -31,8 +31,8 @@ def _possible() -> None:
         pytest.skip("needs user namespaces")
 
 
-def said(code: str) -> str:
-    """Return code that prints the error for people that other code ends with."""
+def printing(code: str) -> str:
+    """Return code that prints the PerceptionError of other code."""
     return f"""
 from perception.errors import PerceptionError
 try:
@@ -60,7 +60,7 @@ FETCHES: Final = [
     ("hub_folder('google-bert/bert-base-uncased')", "HF_HOME"),
     ("url_state('http://127.0.0.1:9/resnet18-f37072fd.pth')", "TORCH_HOME"),
 ]
-"""What fetches weights, and the variable that names a place for them."""
+"""Functions that download weights, and the variable that names their folder."""
 IMPORTS: Final = """
 from perception.io.home import kept_in
 from perception.models.weights import hub_folder, url_state
@@ -73,7 +73,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], d
     """What each call prints, without the variables and with them: all in two processes, which load torch."""
     folder = tmp_path_factory.mktemp("home")
     calls = [FEATURES, GIVEN, *(call for call, _ in FETCHES)]
-    code = IMPORTS + "print('---')".join(map(said, calls))
+    code = IMPORTS + "print('---')".join(map(printing, calls))
     kept = {variable: str(folder / "kept") for _, variable in FETCHES}
     outs = [homeless(code, folder, HF_HUB_OFFLINE="1", **more) for more in ({}, kept)]
     without, given = (dict(zip(calls, out.split("---\n"), strict=True)) for out in outs)

@@ -1,4 +1,4 @@
-"""What a profile starts, when a crashed node comes back, and that nothing is left behind."""
+"""What a profile starts, when a crashed node is restarted, and that no process is left."""
 
 import os
 import signal
@@ -107,7 +107,7 @@ def test_a_node_counts_as_failing_whatever_moment_one_asks() -> None:
     assert not policy.failing(None)
     policy.decide(3, worked_s=0)
     assert policy.failing(None)
-    assert not policy.failing(0.1), "it crashed once, and says that it works again"
+    assert not policy.failing(0.1), "it crashed once, and reports that it works again"
     policy.decide(3, worked_s=2)
     assert policy.failing(None)
     assert policy.failing(2.0), "it crashes every other second"
@@ -170,11 +170,11 @@ def test_a_node_that_crashes_again_and_again_is_failing_also_while_it_is_started
         assert supervisor.failing() == 0
         run_until(supervisor, lambda lines: any("restarts in" in line for line in lines))
         assert supervisor.status() == {"camera": "ended with 3, restarts"}
-        asked = []
+        stopped = []
         while supervisor.crashes("camera") < 4:
             supervisor.poll()
-            asked.append(supervisor.failing())
-        assert set(asked) == {3}
+            stopped.append(supervisor.failing())
+        assert set(stopped) == {3}
 
 
 def test_a_node_that_crashed_once_and_says_it_works_is_not_failing(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_node_that_crashed_once_and_says_it_works_is_not_failing(tmp_path: Pat
         supervisor.poll()
         supervisor.works("camera", "camera#1")
         run_until(supervisor, lambda lines: "camera: again" in lines)
-        supervisor.works("camera", "camera#1")  # said by the process that has ended, read late
+        supervisor.works("camera", "camera#1")  # reported by the ended process, received late
         assert supervisor.failing() == 3
         supervisor.works("camera", "camera#2")
         assert supervisor.failing() == 0
@@ -229,7 +229,7 @@ def test_a_file_that_cannot_be_read_is_not_tried_again_but_a_device_is() -> None
         origin_ns=0,
     )
     assert [3 in node.stay_down for node in nodes] == [True, False, False, False, True, False, True]
-    assert all(9 in node.stay_down for node in nodes), "a package that is missing stays missing"
+    assert all(9 in node.stay_down for node in nodes), "a missing package stays missing"
 
 
 def test_a_device_that_no_restart_can_repair_is_given_up_while_the_others_run_on() -> None:
@@ -300,15 +300,15 @@ def test_the_run_is_over_when_every_capture_has_finished() -> None:
 
 def test_stopping_takes_no_longer_than_the_nodes_need() -> None:
     code = (
-        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(print('asked')))\n"
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(print('stopped')))\n"
         "print('ready')\ntime.sleep(60)"
     )
     with Supervisor([script("polite", code)]) as supervisor:
         run_until(supervisor, lambda lines: "polite: ready" in lines)
-        begun_s = time.monotonic()
+        start_s = time.monotonic()
         supervisor.stop()
-        assert time.monotonic() - begun_s < 3.0  # forced after 4 s
-        assert list(supervisor.lines()) == [("polite", "asked")]
+        assert time.monotonic() - start_s < 3.0  # forced after 4 s
+        assert list(supervisor.lines()) == [("polite", "stopped")]
 
 
 def test_a_node_deaf_to_all_signals_is_gone_within_five_seconds_and_so_are_its_children() -> None:
@@ -321,10 +321,10 @@ def test_a_node_deaf_to_all_signals_is_gone_within_five_seconds_and_so_are_its_c
     with Supervisor([script("deaf", code)]) as supervisor:
         lines = run_until(supervisor, lambda lines: bool(lines))
         pids = [supervisor.pids()["deaf"], int(lines[0].removeprefix("deaf: "))]
-        begun_s = time.monotonic()
+        start_s = time.monotonic()
         supervisor.stop()
-        while any(_runs(pid) for pid in pids):  # the kernel takes a moment to end what was killed
-            assert time.monotonic() - begun_s < 5.0
+        while any(_runs(pid) for pid in pids):  # the kernel needs some time to end killed processes
+            assert time.monotonic() - start_s < 5.0
             time.sleep(0.01)
 
 

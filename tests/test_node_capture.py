@@ -26,7 +26,7 @@ from tests.waiting import LONG_S
 
 
 class Nodes:
-    """Starts capture nodes in a runtime directory and a profile of their own; ends them all."""
+    """Starts capture nodes in a separate runtime directory with a separate profile; ends them all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -68,7 +68,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
 
 
 def ending(process: "subprocess.Popen[bytes]") -> tuple[int, str]:
-    """Wait for a node's end; return its exit code and what it wrote to stderr."""
+    """Wait for a node's end; return its exit code and stderr."""
     _, errors = process.communicate(timeout=LONG_S)
     return process.returncode, errors.decode()
 
@@ -94,8 +94,8 @@ def test_a_file_is_published_as_camera_and_microphone_together(nodes: Nodes) -> 
     first = blocks[0].header
     assert isinstance(first, AudioBlock)
     assert first.stamp_ns - nodes.origin_ns == first.sample_index * SECOND_NS // RATE_HZ
-    heard = np.frombuffer(b"".join(bytes(block.payload) for block in blocks), "<i2")
-    assert np.array_equal(heard, np.resize(np.roll(sound, -first.sample_index), len(heard)))
+    received = np.frombuffer(b"".join(bytes(block.payload) for block in blocks), "<i2")
+    assert np.array_equal(received, np.resize(np.roll(sound, -first.sample_index), len(received)))
 
 
 def test_the_end_of_a_file_is_told_in_a_last_health_message(nodes: Nodes) -> None:
@@ -179,7 +179,7 @@ def test_typed_lines_are_published_until_the_terminal_closes(nodes: Nodes) -> No
         node = nodes.start("text")
         assert node.stdin is not None
         message = None
-        while message is None:  # said again until the subscriber has found the publisher
+        while message is None:  # repeated until the subscriber is connected
             node.stdin.write(b"komm her\n")
             node.stdin.flush()
             message = bus.receive(0.2)

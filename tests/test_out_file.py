@@ -1,4 +1,4 @@
-"""Where something cannot be written it is said before any work is done, by every command that writes."""
+"""Every command that writes refuses an impossible path before any work is done."""
 
 from pathlib import Path
 

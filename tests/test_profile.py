@@ -1,4 +1,4 @@
-"""Profiles: what ships is valid, one fusion can be taken over by another, errors name file and key."""
+"""Profiles: shipped ones are valid, one fusion can extend another, errors name file and key."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal that leaves nothing behind, lines now and then in a file."""
+"""Progress: a bar on a descriptor that is cleared at the end, a line every ten seconds in a file."""
 
 import io
 import os
@@ -30,15 +30,15 @@ def test_short_work_and_hidden_work_say_nothing_in_a_file() -> None:
 
 
 def test_a_terminal_shows_count_and_total_and_ends_with_an_empty_line() -> None:
-    ours, theirs = pty.openpty()
-    with open(theirs, "w") as terminal, progress("encoding", 3, stream=terminal) as advance:
+    controller, descriptor = pty.openpty()
+    with open(descriptor, "w") as terminal, progress("encoding", 3, stream=terminal) as advance:
         advance(2, "kitchen")
     shown = ""
-    with suppress(OSError):  # what a terminal says at its end
-        while part := os.read(ours, 1 << 16):
+    with suppress(OSError):  # a terminal raises it at its end
+        while part := os.read(controller, 1 << 16):
             shown += part.decode(errors="replace")
-    os.close(ours)
+    os.close(controller)
     assert "encoding" in shown
     assert "2/3" in shown
     assert "kitchen" in shown
-    assert shown.rstrip().endswith("\x1b[2K")  # the line it stood on is erased
+    assert shown.rstrip().endswith("\x1b[2K")  # its line is erased

@@ -1,4 +1,4 @@
-"""The published wire format is what the code writes, and needs neither our code nor our libraries to read."""
+"""The published wire format is what the code writes; other libraries can read it."""
 
 import json
 import subprocess
@@ -85,8 +85,8 @@ def test_a_reader_with_only_zeromq_and_msgpack_reads_every_topic() -> None:
         finally:
             for publisher in publishers.values():
                 publisher.close()
-    heard = {topic: (fields, payload) for topic, fields, payload in map(json.loads, output.splitlines())}
-    assert heard == sent
+    received = {topic: (fields, payload) for topic, fields, payload in map(json.loads, output.splitlines())}
+    assert received == sent
 
 
 def send(publisher: Publisher, vector: dict[str, Any]) -> tuple[dict[str, Any], str]:

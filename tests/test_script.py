@@ -1,4 +1,4 @@
-"""The scripted devices: a play with known truth, seen, heard and read alike by all who join it."""
+"""The scripted devices: a script with known ground truth, equal for all processes."""
 
 import tomllib
 from collections import Counter
@@ -33,7 +33,7 @@ CASCADE = Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_default.
 
 
 class Time:
-    """A clock that only moves when somebody waits on it, or is told to."""
+    """A clock that moves only when a reader waits, or when a test sets it."""
 
     def __init__(self, now_s: float = 0.0) -> None:
         self.now_ns = ORIGIN_NS + round(now_s * SECOND_NS)
@@ -126,10 +126,10 @@ def test_no_single_sense_tells_the_class() -> None:
     small_talk = tomllib.loads((ASSETS / "phrases.toml").read_text(encoding="utf-8"))["small_talk"]
     told_by_text = {segment.name for segment in hour if segment.text and segment.text not in small_talk}
     shown = {segment.name for segment in hour if segment.person}
-    heard = {segment.name for segment in hour if segment.sound.voicing == "speech"}
+    speech_classes = {segment.name for segment in hour if segment.sound.voicing == "speech"}
     assert told_by_text == {"command", "idle", "call"}
     assert shown == {"visitor", "talking", "command", "clap", "marker"}
-    assert heard == {"talking", "call", "command", "marker"}
+    assert speech_classes == {"talking", "call", "command", "marker"}
 
 
 def test_no_text_is_in_force_beyond_its_segment(hour: list[Segment]) -> None:
@@ -160,11 +160,11 @@ def test_nothing_is_played_before_the_beginning(script: Script) -> None:
 
 
 def test_a_picture_depends_on_its_moment_alone(script: Script) -> None:
-    moments = np.random.default_rng(0).integers(0, 300 * SECOND_NS, 20).tolist()
+    times_ns = np.random.default_rng(0).integers(0, 300 * SECOND_NS, 20).tolist()
     first, second = Scene(script, 160, 120), Scene(Script(SEED), 160, 120)
-    pictures = {moment: first.at(moment) for moment in moments}
-    for moment in reversed(moments):
-        np.testing.assert_array_equal(second.at(moment), pictures[moment])
+    pictures = {t_ns: first.at(t_ns) for t_ns in times_ns}
+    for t_ns in reversed(times_ns):
+        np.testing.assert_array_equal(second.at(t_ns), pictures[t_ns])
     assert not np.array_equal(first.at(0), first.at(33_333_333))
 
 
@@ -192,8 +192,8 @@ def test_a_marker_in_view_is_read_as_the_script_wrote_it(script: Script, hour: l
     detector = cv2.aruco.ArucoDetector(cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_4X4_50))
     scene = Scene(script, 640, 480)
     cards = [segment.card for segment in hour[:150] if segment.name == "marker" and segment.card]
-    moments = [middle(segment) for segment in hour[:150] if segment.name == "marker"]
-    read = [detector.detectMarkers(scene.at(moment))[1] for moment in moments]
+    times_ns = [middle(segment) for segment in hour[:150] if segment.name == "marker"]
+    read = [detector.detectMarkers(scene.at(t_ns))[1] for t_ns in times_ns]
     right = sum(ids is not None and card.marker in ids for card, ids in zip(cards, read, strict=True))
     assert right >= 0.85 * len(cards)
 

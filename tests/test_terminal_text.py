@@ -1,4 +1,4 @@
-"""Foreign text in a terminal: whatever it holds, it is one line, and the terminal obeys none of it."""
+"""Foreign text in a terminal is one line, and the terminal executes none of it."""
 
 import io
 import json
@@ -110,7 +110,7 @@ def test_progress_is_one_line() -> None:
 
 
 def test_commands_write_no_text_but_by_one_function() -> None:
-    """What is written otherwise is JSON, which has escapes of its own."""
+    """All other output is JSON, which has its own escapes."""
     package = Path(standard_streams.__file__).parent
     for file in package.glob("*.py"):
         if file.name == "standard_streams.py":

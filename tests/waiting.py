@@ -1,11 +1,11 @@
-"""Waiting for what other threads and processes do: for the event itself, as long as a busy machine needs."""
+"""Waits for events of other threads and processes, as long as a busy machine needs."""
 
 import time
 from collections.abc import Callable
 from typing import Final
 
 LONG_S: Final = 60.0
-"""Only a test that fails waits this long."""
+"""Only a failing test waits this long."""
 
 
 def eventually(condition: Callable[[], object], timeout_s: float = LONG_S) -> None:

@@ -106,7 +106,7 @@ class DeviceSource:
         self.counts: Counter[str] = Counter(corrupt=0)  # other threads read it: no new keys
         form = int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True)
         self._raw = form in _UNCOMPRESSED
-        # OpenCV conceals damage of a JPEG; so it returns the undecoded JPEG. This must be the last setting.
+        # OpenCV conceals damage of a JPEG, so its conversion is switched off. This must be the last setting.
         as_sent = form == b"MJPG" and self._capture.getBackendName() == "V4L2"
         self._decode = _decoder(self._layout) if as_sent and self._capture.set(_CONVERT, 0) else None
 

@@ -14,7 +14,7 @@ from perception.units.arrays import RawSamples
 
 # Stamps of consecutive packets are rounded to the container's tick; only a longer distance is a gap.
 _HOLE_S: Final = 0.02
-# More or less is no sound, and would take filters of 100 MB or a thousand samples for one.
+# Other rates are not sound: they need filters of 100 MB, or a thousand samples for one.
 _RATES_HZ: Final = (100, 1_536_000)
 
 

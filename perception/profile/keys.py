@@ -96,7 +96,7 @@ SourceKind = Literal["scripted", "device", "address", "file", "name"]
 
 
 def source_kind(source: int | str) -> SourceKind:
-    """Return what a camera or microphone is opened from; only a microphone is opened from a name.
+    """Return the kind of a device source; only a microphone can be opened by name.
 
     A file has a folder, or a suffix that contains a letter: `USB Audio v1.25` is a name.
     """

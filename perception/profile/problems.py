@@ -1,4 +1,4 @@
-"""What a person reads of values that do not validate: one line that names each key."""
+"""One-line texts for values that do not validate, with each key."""
 
 import re
 from collections.abc import Collection
@@ -16,13 +16,13 @@ def problems(
     overridden: Collection[str] = (),
     no_such: str = "no such key",
 ) -> str:
-    """Return in one line what is wrong with each key.
+    """Return one line: what is wrong with each key.
 
     Args:
         error: of the values of a table.
         table: parts of the dotted key of that table.
-        overridden: dotted keys that were given by `--set`.
-        no_such: what to say of an unknown key.
+        overridden: dotted keys given by `--set`.
+        no_such: text for an unknown key.
     """
     details = [detail for detail in error.errors() if not _follows(detail)]
     return "; ".join(_problem(detail, table, overridden, no_such) for detail in details)

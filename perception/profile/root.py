@@ -15,7 +15,7 @@ from perception.profile.recording import RecorderConfig, ReplayConfig
 from perception.profile.section import Section
 
 WHERE: Final = "where"
-"""Key of the validation context: the file that a profile comes from, for errors."""
+"""Key of the validation context: the file of a profile, for errors."""
 
 
 class Profile(Section):
@@ -62,7 +62,7 @@ class Profile(Section):
         return [*names, *truths]
 
     def model_post_init(self, context: Any) -> None:
-        """Keep the file that it comes from; it is no part of the profile's values."""
+        """Store the file that it was read from; the file is not one of the profile's values."""
         if context is not None:
             self._where = context[WHERE]
 
