@@ -19,6 +19,12 @@ ItemT = TypeVar("ItemT")
 ModelT = TypeVar("ModelT", bound="Model")
 Presence = Literal["present", "held", "absent"]
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+MAX_TIME_NS: Final = 1 << 62
+"""Latest event time, in the year 2116: sums and differences of times and durations fit into 64 bits."""
+Time = Annotated[int, Meta(ge=-MAX_TIME_NS, le=MAX_TIME_NS)]
+"""In ns."""
+Position = Annotated[int, Meta(ge=0, le=1 << 62)]
+"""Of a sample; sums of several fit into 64 bits."""
 Number = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 """Neither NaN nor infinite."""
 Many = Annotated[tuple[ItemT, ...], Meta(max_length=1 << 16)]
@@ -69,8 +75,8 @@ class Header(Model):
 
     v: Annotated[int, Meta(ge=1, description="schema version")] = SCHEMA_VERSION
     seq: Annotated[Count, Meta(description="counts up per publisher id and topic; a gap is a loss")] = 0
-    stamp_ns: Annotated[int, Meta(description="event time, UNIX nanoseconds that never step")]
-    sent_ns: Annotated[int, measured("time of publication, same clock")] = 0
+    stamp_ns: Annotated[Time, Meta(description="event time, UNIX nanoseconds that never step")]
+    sent_ns: Annotated[Time, measured("time of publication, same clock")] = 0
     source: Annotated[str, measured("publisher id: name#incarnation")] = ""
 
 
@@ -94,12 +100,12 @@ MAX_BLOCK_NS: Final = SECOND_NS
 class AudioBlock(Header):
     """Consecutive samples; `stamp_ns` is the time of the first. The payload interleaves channels."""
 
-    sample_index: Annotated[Count, Meta(description="first sample, counted since the device opened")]
+    sample_index: Annotated[Position, Meta(description="first sample, counted since the device opened")]
     samples: Annotated[int, Meta(ge=1, le=1 << 20, description="samples per channel")]
     rate_hz: Annotated[int, Meta(ge=1000, le=768_000, description="nominal sample rate")]
     channels: Annotated[int, Meta(ge=1, le=64)] = 1
     format: Annotated[Literal["s16", "f32"], Meta(description="little-endian samples")] = "s16"
-    gap: Annotated[Count, Meta(description="samples lost just before this block")] = 0
+    gap: Annotated[Position, Meta(description="samples lost just before this block")] = 0
 
 
 def reached_ns(header: Header) -> int:
@@ -120,8 +126,8 @@ class TextCommand(Header):
 class Label(Header):
     """Ground truth or annotation over `[start_ns, end_ns)`; `stamp_ns` equals `start_ns`."""
 
-    start_ns: int
-    end_ns: int
+    start_ns: Time
+    end_ns: Time
     name: Annotated[str, Meta(description="class")]
     track: Annotated[str, Meta(description="labels of different tracks may overlap")] = "truth"
 

@@ -21,7 +21,7 @@ from msgspec import structs
 from perception.bus import codec
 from perception.errors import MalformedMessageError, SessionError
 from perception.errors.credentials import cleaned, without_credentials
-from perception.messages import Header, Health, Message
+from perception.messages import MAX_TIME_NS, Header, Health, Message
 from perception.session.file import protobuf
 from perception.session.file.container import Declarations, Record
 from perception.session.file.mcap_file import MAX_OPEN_BYTES, McapFile
@@ -169,6 +169,8 @@ def message(record: Record) -> Message[Header]:
     Raises:
         ValueError, KeyError, MalformedMessageError: the record holds no message.
     """
+    if record.log_time_ns > MAX_TIME_NS:
+        raise ValueError(f"received at {record.log_time_ns} ns, after the latest time there is")
     given = _wire_fields_of(record)
     fields = dict(protobuf.fields(record.data))
     parts: list[bytes] = [record.channel.topic.encode(), bytes(fields[int(given["header_field"])])]

@@ -114,12 +114,18 @@ class SessionWriter(Closing):
             SessionError: a chunk that was due could not be written.
         """
         topic, header, payload = message.topic, message.header, message.payload
-        wire = message.wire or bytes(codec.encode(topic, header, payload)[1])
+        wire = message.wire
+        if not wire:
+            parts = codec.encode(topic, header, payload)
+            codec.decode(parts, received_ns=0)  # headers are not checked where they are made
+            wire = bytes(parts[1])
         view = schemas.view(topic, header, payload)
         data = view.encode(wire)
         if len(payload):
             data += protobuf.tag(view.payload_field, len(payload))
         log_ns = max(message.received_ns or header.stamp_ns, self._last_ns + 1)
+        if log_ns > messages.MAX_TIME_NS:
+            raise MalformedMessageError(f"{topic}: received at {log_ns} ns, after the latest time there is")
         if self._zero is None:
             self.set_zero(zero.Zero.of(message))
         self._add(self._viewed(topic, view), log_ns, header.sent_ns, header.seq, data, payload)
