@@ -1,6 +1,7 @@
 """Presence compares with published states, and event time never runs ahead of the host."""
 
 import weakref
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -11,7 +12,7 @@ from msgspec import structs
 
 from perception.errors import SessionError
 from perception.features.resample import Resampler
-from perception.fusion.core import MAX_TOPICS, RULES, FusionCore
+from perception.fusion.core import MAX_COUNTED, MAX_TOPICS, RULES, FusionCore
 from perception.fusion.early import Early
 from perception.fusion.presence import Presence
 from perception.fusion.reader import InputReader
@@ -33,7 +34,7 @@ from perception.session.pace import schedule
 from perception.session.recompute.cutting import cut_as_arrived
 from perception.session.recompute.journal import steps
 from perception.session.recompute.verify import verify
-from perception.units import SECOND_NS
+from perception.units import SECOND_NS, Counts
 from tests.live import LiveRun
 from tests.streams import (
     CAMERA,
@@ -281,6 +282,16 @@ def test_topics_of_a_pattern_give_up_their_place_and_are_counted() -> None:
     assert core.counts[CAMERA] == core.counts[TEXT] == {}
 
 
+def test_late_commands_of_ever_new_topics_are_all_counted_in_bounded_memory() -> None:
+    core = FusionCore(config())
+    core.push(clock_tick(START_NS))
+    core.push(clock_tick(START_NS + SECOND_NS))
+    for k in range(20 * MAX_TOPICS):  # each is older than all before, and gives up its place at once
+        core.push(Message(f"text/c{k}", text(0, START_NS + MS - k, "hi").header))
+    assert sum(counts["late"] for counts in core.counts.values()) == 20 * MAX_TOPICS
+    assert len(core.counts) <= MAX_COUNTED + 1
+
+
 def test_a_topic_that_speaks_keeps_its_place() -> None:
     core = FusionCore(config())
     for k in range(3 * MAX_TOPICS):
@@ -321,6 +332,15 @@ def test_sound_of_another_size_than_its_header_says_is_refused(form: str) -> Non
     core.push(structs.replace(good, header=header))
     assert len(core.push(clock_tick(START_NS + SECOND_NS))) > 1
     assert core.counts[MICROPHONE] == {"wrong size": 1}
+
+
+@pytest.mark.parametrize("lost", [1, 4])
+def test_long_sound_of_another_size_ends_no_reading_of_a_recording(lost: int) -> None:
+    counts: Counts = defaultdict(Counter)
+    long = block(0, START_NS, np.zeros(80_000), 0)
+    stream = [structs.replace(long, payload=long.payload[:-lost], received_ns=START_NS), *camera_stream(1)]
+    assert len(list(cut_as_arrived(stream, config(), counts))) > 5
+    assert counts[MICROPHONE] == {"end ahead": 1}
 
 
 def test_inputs_of_publishers_that_have_ended_are_not_kept_while_a_recording_is_read() -> None:

@@ -154,7 +154,7 @@ class FusionCore:
         return [] if self._newest_ns < self._next_tick * self.hop_ns else self._cut(self._next_tick)
 
     def count(self, topic: str, reason: str) -> None:
-        """Count a refused message by its topic, or by its pattern if there are too many topics."""
+        """Count a message, refused or late, by its topic, or by its pattern if there are too many topics."""
         known = topic in self._routes or len(self.counts) < MAX_COUNTED
         self.counts[topic if known else self._pattern(topic)][reason] += 1
 
@@ -217,7 +217,7 @@ class FusionCore:
             self._drop_oldest_topic()
         # a window includes a frame or text exactly at its end, but sound only before it
         if stamp_ns + isinstance(message.header, AudioBlock) <= self._final_ns:
-            self.counts[topic]["late"] += 1
+            self.count(topic, "late")
         return reached_ns(message.header)
 
     def _route(self, topic: str) -> list[Stream]:

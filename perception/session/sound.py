@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import structs
 
-from perception.features.window import raw_samples
+from perception.features.window import is_whole, raw_samples
 from perception.messages import AudioBlock, Message, duration_ns, reached_ns
 from perception.units import SECOND_NS
 from perception.units.arrays import RawSamples
@@ -20,12 +20,13 @@ def split_early(message: Message[Any], arrived_ns: int, most_ns: int) -> Iterato
     """Yield a message and its arrival; split sound that arrived too early into blocks, each due at its end.
 
     Args:
-        message: of any topic.
+        message: of any topic; sound of another size than its header says is yielded as it is.
         arrived_ns: on the clock of stamps.
         most_ns: sound arrived too early if it ends, but does not begin, later than this after its arrival.
     """
     header, latest_ns = message.header, arrived_ns + most_ns
-    if isinstance(header, AudioBlock) and header.stamp_ns <= latest_ns < reached_ns(header):
+    is_early = isinstance(header, AudioBlock) and header.stamp_ns <= latest_ns < reached_ns(header)
+    if is_early and is_whole(header, message.payload):
         for part in _blocks(message):
             yield part, max(arrived_ns, reached_ns(part.header))
     else:
