@@ -34,18 +34,18 @@ def test_every_case_runs_once_per_round_in_turn() -> None:
 
 
 def test_a_ratio_over_its_budget_is_named() -> None:
-    limit, ours = "limit: numpy FFT of the same hops", "perception"
-    assert report.over_budget("features", {limit: {"us": figure(10)}, ours: {"us": figure(20)}}) == []
-    (line,) = report.over_budget("features", {limit: {"us": figure(10)}, ours: {"us": figure(90)}})
+    limit, own = "limit: numpy FFT of the same hops", "perception"
+    assert report.over_budget("features", {limit: {"us": figure(10)}, own: {"us": figure(20)}}) == []
+    (line,) = report.over_budget("features", {limit: {"us": figure(10)}, own: {"us": figure(90)}})
     assert line.startswith("perception / limit: numpy FFT of the same hops: us 9.00, at most ")
-    assert report.over_budget("features", {ours: {"us": figure(90)}}) == []
+    assert report.over_budget("features", {own: {"us": figure(90)}}) == []
 
 
 def test_a_budget_may_hold_one_quantity_against_another() -> None:
     alone = {"demo limit: models alone": {"cpu_us": figure(10_000)}}
-    ours = {"cpu_us": figure(12_000), "overhead_p50_us": figure(1_000)}
-    assert report.over_budget("tick", alone | {"demo": ours}) == []
-    (line,) = report.over_budget("tick", alone | {"demo": ours | {"overhead_p50_us": figure(4_000)}})
+    own = {"cpu_us": figure(12_000), "overhead_p50_us": figure(1_000)}
+    assert report.over_budget("tick", alone | {"demo": own}) == []
+    (line,) = report.over_budget("tick", alone | {"demo": own | {"overhead_p50_us": figure(4_000)}})
     assert line.startswith("demo / demo limit: models alone: overhead_p50_us 0.40")
 
 
@@ -99,7 +99,7 @@ def test_features_are_measured_from_the_command(
 
 
 @pytest.mark.parametrize("kind", ["transport", "scale"])
-def test_ctrl_c_ends_a_bench_and_its_processes_without_a_word(kind: str) -> None:
+def test_ctrl_c_ends_a_bench_and_its_processes_without_a_message(kind: str) -> None:
     command = (sys.executable, "-m", "perception", "bench", kind)
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -108,8 +108,8 @@ def test_ctrl_c_ends_a_bench_and_its_processes_without_a_word(kind: str) -> None
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
             eventually(children.read_text)
             os.killpg(process.pid, signal.SIGINT)
-            _, said = process.communicate(timeout=LONG_S)
+            _, printed = process.communicate(timeout=LONG_S)
         finally:
             process.kill()
     assert process.returncode == INTERRUPTED
-    assert "Traceback" not in said
+    assert "Traceback" not in printed

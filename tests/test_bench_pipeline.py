@@ -1,4 +1,4 @@
-"""The pipeline bench: a real graph of processes, its states' own account beside the models alone."""
+"""The pipeline bench: a real graph of processes, the delays of its states, and the models alone."""
 
 from perception.bench import pipeline
 from perception.bench.rounds import interleave

@@ -1,4 +1,4 @@
-"""The tick bench: every stage is timed, and what is around the models adds up."""
+"""The tick bench: every stage is timed, and the stages add up to the overhead."""
 
 from collections import Counter
 
@@ -23,7 +23,7 @@ def test_every_stage_of_a_tick_is_timed_beside_the_models_alone() -> None:
 
 
 def test_models_alone_do_all_their_work_again() -> None:
-    """Else what encoders share of a frame would be missing from what they are compared with."""
+    """Otherwise the time of what encoders share per frame would be missing from the limit."""
     frame, sound = ImageInput(np.zeros((4, 4, 3), np.uint8)), object()
     frame.shared("grey", lambda: "made in the tick")
     (_, (first,), _), (_, (second,), _), (_, (third,), _) = tick.unshared(

@@ -1,6 +1,7 @@
-"""Search in sessions: what is embedded when, what comes out in which order, and what a ranking is worth.
+"""Search in sessions: what is embedded when, the order of results, and the metrics of a ranking.
 
-The models are tiny and random: that they find anything by meaning is not claimed, a thing finds itself.
+The models are tiny and random. The tests do not show that they find anything by meaning, only that an item
+finds itself.
 """
 
 import json
@@ -34,8 +35,8 @@ from perception.messages import (
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig, parse
 from perception.retrieval import evaluation
 from perception.retrieval import search as engine
-from perception.retrieval.ranking import best, mean, worth
-from perception.retrieval.search import LEXICAL, Hit, Query, Shelf, open_shelves, search
+from perception.retrieval.ranking import best, mean, ranking_metrics
+from perception.retrieval.search import LEXICAL, Hit, Query, SearchIndex, open_indexes, search
 from perception.retrieval.sheet import picture_of, sound_of
 from perception.retrieval.streams import Step
 from perception.session import SessionWriter, read, replay
@@ -80,8 +81,8 @@ def models(folder: Path) -> dict[str, str]:
     }
 
 
-def shelf(sessions: list[Path], kind: str, model: str) -> Shelf:
-    return open_shelves(sessions, [kind], {kind: model}, STEP, device=CPU, say=print)[0]
+def opened(sessions: list[Path], kind: str, model: str) -> SearchIndex:
+    return open_indexes(sessions, [kind], {kind: model}, STEP, device=CPU, show=print)[0]
 
 
 def frames_of(path: Path) -> list[Message[CameraFrame]]:
@@ -104,7 +105,7 @@ def test_a_frame_of_a_session_finds_itself(
     assert picture is not None
     cv2.imwrite(str(folder / "query.png"), picture)
     found = search(
-        shelf(sessions, "frames", models["frames"]),
+        opened(sessions, "frames", models["frames"]),
         engine.picture_query(folder / "query.png"),
         top=5,
         apart_s=2.0,
@@ -121,27 +122,27 @@ def test_a_sound_of_a_session_finds_itself(
     sessions: list[Path], models: dict[str, str], folder: Path
 ) -> None:
     blocks = [m for m in read(sessions[0], ["microphone/*"]) if isinstance(m.header, AudioBlock)]
-    heard = np.concatenate([np.frombuffer(block.payload, "<i2") for block in blocks])
-    own = shelf(sessions, "sounds", models["sounds"])
+    samples = np.concatenate([np.frombuffer(block.payload, "<i2") for block in blocks])
+    own = opened(sessions, "sounds", models["sounds"])
     number = 5
     middle_ns = int(own.stamps_ns[number])
     start = round((middle_ns - blocks[0].header.stamp_ns) * 16_000 / 1e9) - 16_000
-    soundfile.write(folder / "query.wav", heard[start : start + 32_000], 16_000)
+    soundfile.write(folder / "query.wav", samples[start : start + 32_000], 16_000)
     found = search(own, engine.sound_query(folder / "query.wav"), top=3, apart_s=1.0)
     assert (found[0].path, found[0].stamp_ns) == (sessions[0], middle_ns)
     assert found[0].score > 0.999
     shown = sound_of(found[0], 2.0)
     assert shown is not None
-    np.testing.assert_allclose(shown, heard[start : start + 32_000] / 32_768, atol=1e-6)
+    np.testing.assert_allclose(shown, samples[start : start + 32_000] / 32_768, atol=1e-6)
 
 
 def test_commands_and_labels_are_found_by_their_words(sessions: list[Path]) -> None:
-    own = shelf(sessions, "commands", LEXICAL)
-    said = texts_of(sessions[0])
-    found = search(own, Query(said[0].text), top=3, apart_s=0)
-    assert found[0].text == said[0].text
+    own = opened(sessions, "commands", LEXICAL)
+    texts = texts_of(sessions[0])
+    found = search(own, Query(texts[0].text), top=3, apart_s=0)
+    assert found[0].text == texts[0].text
     assert found[0].score == pytest.approx(1.0, abs=1e-5)
-    assert found[0].stamp_ns in {line.stamp_ns for line in said if line.text == found[0].text} or (
+    assert found[0].stamp_ns in {line.stamp_ns for line in texts if line.text == found[0].text} or (
         found[0].path == sessions[1]
     )
     labels = {m.header.name for m in read(sessions[0], ["label/*"]) if isinstance(m.header, Label)}
@@ -150,7 +151,7 @@ def test_commands_and_labels_are_found_by_their_words(sessions: list[Path]) -> N
 
 
 def test_a_sentence_model_compares_commands_too(sessions: list[Path], models: dict[str, str]) -> None:
-    own = shelf(sessions, "commands", models["commands"])
+    own = opened(sessions, "commands", models["commands"])
     assert search(own, Query(texts_of(sessions[0])[0].text), top=1, apart_s=0)[0].score == pytest.approx(
         1.0, abs=1e-5
     )
@@ -159,63 +160,63 @@ def test_a_sentence_model_compares_commands_too(sessions: list[Path], models: di
 def test_what_is_embedded_once_is_not_again_unless_weights_or_step_change(
     sessions: list[Path], models: dict[str, str], folder: Path, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    shown: list[str] = []
 
     def open_(model: str, every_s: float) -> None:
         step, chosen = Step(every_s=every_s), {"frames": model}
-        open_shelves(sessions, ["frames"], chosen, step, device=CPU, folder=tmp_path, say=said.append)
+        open_indexes(sessions, ["frames"], chosen, step, device=CPU, folder=tmp_path, show=shown.append)
 
     other = str(retrieval.clip(folder / "other-clip", seed=9))
     open_(models["frames"], 1.0)
     files = set(tmp_path.iterdir())
-    assert (len(said), len(files)) == (1, 2)
+    assert (len(shown), len(files)) == (1, 2)
     open_(models["frames"], 1.0)
-    assert (len(said), set(tmp_path.iterdir())) == (1, files)
+    assert (len(shown), set(tmp_path.iterdir())) == (1, files)
     open_(other, 1.0)
     open_(models["frames"], 2.0)
     open_(other, 1.0)
-    assert (len(said), len(list(tmp_path.iterdir()))) == (3, 6)
+    assert (len(shown), len(list(tmp_path.iterdir()))) == (3, 6)
     next(iter(files)).write_bytes(b"cut off")
     open_(models["frames"], 1.0)
-    assert len(said) == 4
+    assert len(shown) == 4
     assert {file.suffix for file in tmp_path.iterdir()} == {".safetensors"}
 
 
-def test_a_session_that_grew_is_embedded_anew(models: dict[str, str], tmp_path: Path) -> None:
+def test_a_session_that_grew_is_embedded_again(models: dict[str, str], tmp_path: Path) -> None:
     path = record(tmp_path / "a.mcap", 1)
-    first = shelf([path], "frames", models["frames"])
+    first = opened([path], "frames", models["frames"])
     path.unlink()
     record(tmp_path / "a.mcap", 3)
-    again = shelf([path], "frames", models["frames"])
+    again = opened([path], "frames", models["frames"])
     assert len(first) == len(again)
     assert len(list((tmp_path / "a.index").iterdir())) == 2
 
 
 def test_every_half_second_has_its_frame(sessions: list[Path], models: dict[str, str]) -> None:
-    own = shelf(sessions[:1], "frames", models["frames"])
+    own = opened(sessions[:1], "frames", models["frames"])
     assert SECONDS * 2 - 1 <= len(own) <= SECONDS * 2 + 1
     assert (np.diff(own.stamps_ns) > 0).all()
 
 
 def test_a_missing_model_is_one_clear_error(sessions: list[Path]) -> None:
     with pytest.raises(WeightsError, match="neither a folder here nor a Hub name"):
-        shelf(sessions, "frames", "/no/such/clip")
+        opened(sessions, "frames", "/no/such/clip")
 
 
-def test_models_that_are_not_here_and_not_asked_for_are_left_out(sessions: list[Path]) -> None:
+def test_default_models_that_are_not_here_are_left_out(sessions: list[Path]) -> None:
     nowhere = engine.DEFAULT_MODELS | dict.fromkeys(("frames", "sounds"), "/no/such/model")
-    said: list[str] = []
+    shown: list[str] = []
 
-    def open_(*kinds: str) -> list[Shelf]:
-        return open_shelves(sessions, kinds, {}, STEP, device=CPU, defaults=nowhere, say=said.append)
+    def open_(*kinds: str) -> list[SearchIndex]:
+        return open_indexes(sessions, kinds, {}, STEP, device=CPU, defaults=nowhere, show=shown.append)
 
     found = open_("frames", "sounds", "commands", "states")
     assert [(one.kind, one.model) for one in found] == [("commands", LEXICAL), ("states", LEXICAL)]
-    assert said == [
+    assert shown == [
         f"{kind}: left out, /no/such/model is not on this machine; fetch it by --model {kind}=/no/such/model"
         for kind in ("frames", "sounds")
     ]
-    with pytest.raises(WeightsError):  # alone it is asked for
+    with pytest.raises(WeightsError):  # the only kind is required
         open_("frames")
 
 
@@ -223,7 +224,7 @@ def test_a_kind_that_no_session_has_needs_no_model(tmp_path: Path) -> None:
     with SessionWriter(tmp_path / "s.mcap") as writer:
         for message in read(record(tmp_path / "whole.mcap", 1), ["text/*"]):
             writer.write(message)
-    own = shelf([tmp_path / "s.mcap"], "frames", "/no/such/clip")
+    own = opened([tmp_path / "s.mcap"], "frames", "/no/such/clip")
     assert (len(own), search(own, Query("cup"), top=3, apart_s=1)) == (0, [])
 
 
@@ -242,8 +243,11 @@ def test_metrics_equal_scikit_learns() -> None:
     scores = generator.standard_normal((20, 60)).astype(np.float32)
     truth = generator.integers(0, 60, 20)
     relevant = np.arange(60)[None] == truth[:, None]
-    judged = {str(n): worth(scores[n], relevant[n], np.argsort(-scores[n])[:10].tolist()) for n in range(20)}
-    figures = mean(judged)
+    scored = {
+        str(n): ranking_metrics(scores[n], relevant[n], np.argsort(-scores[n])[:10].tolist())
+        for n in range(20)
+    }
+    figures = mean(scored)
     assert figures["mAP"] == pytest.approx(label_ranking_average_precision_score(relevant, scores))
     for k in (1, 5, 10):
         expected = top_k_accuracy_score(truth, scores, k=k, labels=np.arange(60))
@@ -253,9 +257,9 @@ def test_metrics_equal_scikit_learns() -> None:
 
 
 def test_what_lies_in_a_span_of_a_class_is_relevant(sessions: list[Path]) -> None:
-    own = shelf(sessions, "commands", LEXICAL).without("label/")
-    said = texts_of(sessions[0])
-    wanted = said[0]
+    own = opened(sessions, "commands", LEXICAL).without("label/")
+    texts = texts_of(sessions[0])
+    wanted = texts[0]
     name = wanted.text.replace(" ", "_")
     spans = {
         sessions[0]: [
@@ -263,11 +267,11 @@ def test_what_lies_in_a_span_of_a_class_is_relevant(sessions: list[Path]) -> Non
             Span(wanted.stamp_ns + 1, wanted.stamp_ns + 2, "nothing_there"),
         ]
     }
-    judged = evaluation.evaluate(own, spans, apart_s=0.0)
-    assert list(judged) == [name]
-    assert (judged[name].relevant, judged[name].count) == (1, len(own))
+    scored = evaluation.evaluate(own, spans, apart_s=0.0)
+    assert list(scored) == [name]
+    assert (scored[name].relevant, scored[name].count) == (1, len(own))
     same = sum(line.text == wanted.text for path in sessions for line in texts_of(path))
-    assert judged[name].average_precision == pytest.approx(1 / same)
+    assert scored[name].average_precision == pytest.approx(1 / same)
 
 
 def test_the_command_prints_times_and_draws_a_sheet(
@@ -289,8 +293,8 @@ def test_the_command_prints_times_and_draws_a_sheet(
     assert len(found["frames"]["hits"]) == 2
     assert {"path", "topic", "at_s", "stamp_ns", "score"} <= set(found["frames"]["hits"][0])
     assert command("search", *sessions, "--evaluate", "truth", *chosen, "--json") == 0
-    judged = json.loads(capsys.readouterr().out)
-    assert set(judged["frames"]["mean"]) == {"mAP", "chance", "recall@1", "recall@5", "recall@10"}
+    scored = json.loads(capsys.readouterr().out)
+    assert set(scored["frames"]["mean"]) == {"mAP", "chance", "recall@1", "recall@5", "recall@10"}
     assert (
         command("search", *sessions, "--evaluate", "truth", "--in", "commands", "--model", "commands=lexical")
         == 0
@@ -316,12 +320,14 @@ classes = ["busy_hands", "quiet_room"]
 
 @pytest.fixture(scope="module")
 def fused(folder: Path, sessions: list[Path]) -> tuple[Path, list[FusedState]]:
-    """A session with what a fusion inferred, and a marker that it saw, as the detector publishes one."""
+    """A session with the states of a fusion, and a detected marker in some of them."""
     profile = parse(tomllib.loads(PROFILE), where="test")
     states = list(replay(sessions[0], profile))
-    seen = BranchState(labels=("18",), scores=(1.0,), boxes=(Box(x=5, y=5, width=9, height=9, label="18"),))
+    detected = BranchState(
+        labels=("18",), scores=(1.0,), boxes=(Box(x=5, y=5, width=9, height=9, label="18"),)
+    )
     for number in range(20, 24):
-        camera = structs.replace(states[number].modalities["camera"], branches={"markers": seen})
+        camera = structs.replace(states[number].modalities["camera"], branches={"markers": detected})
         both = states[number].modalities | {"camera": camera}
         states[number] = structs.replace(states[number], modalities=both)
     recorded = [Message("state/fused", state, received_ns=state.stamp_ns) for state in states]
@@ -335,7 +341,7 @@ def test_what_states_name_is_found_by_its_name_where_it_began(fused: tuple[Path,
     path, states = fused
 
     def first(name: str, where: str) -> Hit:
-        (own,) = open_shelves([path], ["states"], {}, STEP, say=print)
+        (own,) = open_indexes([path], ["states"], {}, STEP, show=print)
         hits = search(own, Query(name), top=50, apart_s=0, floor=0.3)
         return next(hit for hit in sorted(hits, key=lambda hit: hit.stamp_ns) if hit.note.startswith(where))
 
@@ -350,8 +356,8 @@ def test_what_states_name_is_found_by_its_name_where_it_began(fused: tuple[Path,
     name = states[0].fused.label.replace("_", " ")
     hit = first(name, "fused")
     assert (hit.topic, hit.text, hit.stamp_ns) == ("state/fused", name, states[0].stamp_ns)
-    (own,) = open_shelves([path], ["states"], {}, STEP, say=print)
-    assert len(own) < len(states) / 2, "a name that states repeat is one thing"
+    (own,) = open_indexes([path], ["states"], {}, STEP, show=print)
+    assert len(own) < len(states) / 2, "a name that states repeat is one item"
 
 
 def test_under_the_floor_nothing_is_shown(
@@ -385,7 +391,7 @@ def test_a_search_by_words_loads_no_model_and_no_torch(fused: tuple[Path, list[F
     assert done.stderr.count("left out") == 4
 
 
-def test_a_file_in_the_place_of_the_query_is_said(
+def test_a_file_in_the_place_of_the_query_is_an_error(
     sessions: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("search", *sessions) == 2

@@ -18,7 +18,7 @@ from perception.fusion.presence import Presence
 from perception.fusion.window import Window
 from perception.messages import CameraFrame, Header, Message, TextCommand
 from perception.profile import EncoderConfig, FusionConfig, HeadConfig, InputConfig, Profile
-from perception.retrieval.search import open_shelves
+from perception.retrieval.search import open_indexes
 from perception.retrieval.streams import Step
 from perception.session import Session, SessionWriter, read, replay
 from perception.session.convert import export_lerobot, export_webdataset, import_media
@@ -117,8 +117,8 @@ def entries(path: Path, how: str, out: Path) -> int:
 def found_in(path: Path, model: Path, every_s: float = 0.1) -> int:
     """Number of pictures in a search index of a session."""
     models, cpu = {"frames": str(model)}, "cpu"
-    (part,) = open_shelves([path], ["frames"], models, Step(every_s), device=cpu, say=print)
-    return len(part)
+    (index,) = open_indexes([path], ["frames"], models, Step(every_s), device=cpu, show=print)
+    return len(index)
 
 
 @pytest.fixture(scope="module")

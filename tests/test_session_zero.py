@@ -15,7 +15,7 @@ from msgspec import structs
 
 from perception.cli.main import cli
 from perception.messages import AudioBlock, CameraFrame, Header, Health, Label, Message, TextCommand
-from perception.retrieval.search import LEXICAL, Query, open_shelves, search
+from perception.retrieval.search import LEXICAL, Query, open_indexes, search
 from perception.retrieval.streams import Step
 from perception.session import Session, SessionWriter, read
 from perception.session.convert import import_media
@@ -160,8 +160,8 @@ def test_all_commands_count_the_same_seconds(session: Path) -> None:
     (word,) = command("session", "cat", session, "--topics", "text/*").splitlines()
     assert word.startswith("text/say #0  at 3.000 s  age 2.0 ms")
     models = {"commands": LEXICAL}
-    shelves = open_shelves([session], ["commands"], models, Step(), device="cpu", say=print)
-    hits = search(shelves[0], Query("come here"), top=1, apart_s=1.0)
+    (index,) = open_indexes([session], ["commands"], models, Step(), device="cpu", show=print)
+    hits = search(index, Query("come here"), top=1, apart_s=1.0)
     assert [hit.at_s for hit in hits] == [3.0]
 
 

@@ -1,4 +1,4 @@
-"""What streaming features cost per 100 ms of sound, beside the FFTs alone and what others do instead."""
+"""Time of streaming features per 100 ms of sound, compared with the FFTs alone and with other packages."""
 
 import importlib.util
 import statistics
@@ -28,11 +28,11 @@ _MEL: Final[dict[str, Any]] = {
     "power": 1,
     "center": False,
 }
-"""Arguments that torchaudio and librosa call alike."""
+"""Arguments with the same names in torchaudio and librosa."""
 
 
 def cases(*, peers: bool) -> dict[str, Callable[[], Values]]:
-    """Return what to measure, by name; peers only where they are installed."""
+    """Return the measurements by name; peers only where they are installed."""
     sound = np.random.default_rng(1).standard_normal(_DEVICE_HZ).astype(np.float32)
     calls: dict[str, Callable[[], object]] = {
         "limit: numpy FFT of the same hops": _fft(sound),
@@ -55,7 +55,7 @@ def _timed(call: Callable[[], object]) -> Values:
         begun_s = time.perf_counter()
         call()
         spent_us.append((time.perf_counter() - begun_s) * 1e6)
-    return {"us": statistics.median(spent_us)}  # whatever else the machine does interrupts some, not most
+    return {"us": statistics.median(spent_us)}  # other load on the machine interrupts some calls, not most
 
 
 def _fft(sound: Any) -> Callable[[], object]:

@@ -1,9 +1,9 @@
-"""From capture to state in a whole graph of processes, beside its models alone.
+"""Time from capture to state in a whole graph of processes, compared with its models alone.
 
-The time counts from a window's end, when the last of its data is captured, until its state is sent. A state
-says itself how long its window waited for data; what is left beside that and the models is the pipeline's.
-Two readings of it: beside the models' time in the same tick (`rest`), and beside that of the models alone,
-their median and their own 95th percentile (`over_limit_p50`, `over_limit_p95`).
+The time counts from the end of a window, when the last of its data is captured, until its state is sent. A
+state holds how long its window waited for data. The time without that wait and without the models is the
+overhead of the pipeline. It is reported in two ways: minus the model time of the same tick (`rest`), and
+minus the median or the 95th percentile of the models alone (`over_limit_p50`, `over_limit_p95`).
 """
 
 import math
@@ -27,7 +27,7 @@ _CAPTURE: Final = ("camera.front.rate_hz=30", "text.script.source=scripted")
 _PATIENCE_S: Final = 120.0
 _STOP_S: Final = 15.0
 _LEAST: Final = 2
-"""Ticks of which quantiles can be had."""
+"""Fewest ticks that have quantiles."""
 _CLOCKED: Final = ("camera", "microphone")
 _NS_PER_MS: Final = 1e6
 
@@ -35,7 +35,7 @@ _NS_PER_MS: Final = 1e6
 def cases(
     *, seconds: float, hz: float = 10.0, profiles: Sequence[str] = PROFILES
 ) -> dict[str, Callable[[], Values]]:
-    """Return what to measure: the graph of each profile, and its models alone."""
+    """Return the measurements by name: the graph of each profile, and its models alone."""
     found: dict[str, Callable[[], Values]] = {}
     for name in profiles:
         options = (*anywhere(name), *_CAPTURE, f"fusion.hop_ms={1e3 / hz}")
@@ -46,7 +46,7 @@ def cases(
 
 
 class _Pipeline:
-    """One profile's graph; the models alone are run first, with nothing beside them."""
+    """The graph of one profile; the models alone are run before it, with no other process."""
 
     def __init__(self, name: str, options: tuple[str, ...], seconds: float, *, hop_s: float) -> None:
         self._name = name
@@ -56,17 +56,17 @@ class _Pipeline:
         self._limit: dict[str, float] = {}
 
     def models_alone(self) -> Values:
-        """Return what encoders and head take, in milliseconds, where they run as often as in the graph."""
+        """Return the time of encoders and head in milliseconds, run as often as in the graph."""
         bench = TickBench(
             load(self._name, self._options), self._seconds
-        )  # as many pictures as the graph sees
+        )  # as many pictures as the graph receives
         ticks = max(_LEAST, round(self._seconds / self._hop_s))
         spent_ms = [spent_us / 1e3 for spent_us, _ in bench.models(ticks, hop_s=self._hop_s)]
         self._limit = {"p50_ms": statistics.median(spent_ms), "p95_ms": _p95(spent_ms)}
         return self._limit
 
     def states(self) -> Values:
-        """Return how long states took, in milliseconds, and how many came."""
+        """Return the delays of states in milliseconds, and their rate."""
         with _graph(self._name, self._options) as inbox:
             states = list(_states(inbox, self._seconds))
         sent_ms = [(state.sent_ns - state.stamp_ns) / _NS_PER_MS for state in states]
@@ -92,7 +92,7 @@ class _Pipeline:
 
 
 def _states(inbox: Subscriber, seconds: float) -> Iterator[FusedState]:
-    """Yield the states of so many seconds, two at least, from the first on that heard and saw something."""
+    """Yield the states of so many seconds, at least two, from the first with camera and microphone."""
     deadline_s, end_s, count = time.monotonic() + _PATIENCE_S, math.inf, 0
     while (left_s := (deadline_s if count < 2 else end_s) - time.monotonic()) > 0:
         message = inbox.receive(left_s)

@@ -1,4 +1,4 @@
-"""Figures to read, to keep, and to hold against budgets and against an earlier run."""
+"""Figures as text and JSON, compared with budgets and with an earlier run."""
 
 import json
 import statistics
@@ -14,22 +14,22 @@ from perception.errors import PerceptionError
 from perception.io.text_file import read_text
 
 _SLACK: Final = 2.0
-"""Against an earlier run only a doubling counts: the machine may be busier now."""
+"""A median counts as worse than in an earlier run above this factor: the machine may be busier now."""
 _FEWEST: Final = 2
-"""Points through which every line goes."""
+"""Every line goes exactly through so few points."""
 Figures = Mapping[str, Mapping[str, Figure]]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The straight line of least squares through what was measured along some number."""
+    """The line of least squares through medians that were measured for several numbers `along`."""
 
     along: str
     quantity: str
     base: float
     slope: float
     deviation: float
-    """The largest distance of a point from the line, as a part of what the line says."""
+    """The largest distance of a point from the line, relative to the line."""
 
     @classmethod
     def through(cls, along: str, quantity: str, points: Sequence[tuple[int, float]]) -> "Line":
@@ -56,7 +56,7 @@ def as_text(figures: Figures) -> str:
 
 
 def as_json(kind: str, figures: Figures) -> dict[str, Any]:
-    """Return what is written to a file and read as a baseline."""
+    """Return the figures as plain data, for a file that `against` reads as a baseline."""
     return {kind: {case: {name: asdict(one) for name, one in row.items()} for case, row in figures.items()}}
 
 
@@ -77,7 +77,7 @@ def over_budget(kind: str, figures: Figures) -> list[str]:
 
 
 def straight_lines(kind: str, figures: Figures) -> list[str]:
-    """Return a line of text for every quantity that should grow in proportion: what it grows by."""
+    """Return a line of text for every quantity that should grow linearly: its base and slope."""
     lines = [_line(budget, figures) for budget in _budgets(kind) if "along" in budget]
     return [str(line) for line in lines if line is not None]
 

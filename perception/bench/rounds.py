@@ -1,4 +1,4 @@
-"""Interleaved rounds: every case once per round, so that what else the machine does hits all alike."""
+"""Interleaved rounds: every case runs once per round, so other load on the machine affects all alike."""
 
 import statistics
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Messages that are measured with: of the size and shape a graph really has."""
+"""Sample messages, of the size and structure that a graph has."""
 
 from perception import messages
 
@@ -7,7 +7,7 @@ CLASSES = ("idle", "attend", "come", "stop", "go", "turn", "hand", "tool")
 
 
 def fused_state() -> messages.FusedState:
-    """Return a state of three inputs and seven encoders, some 2 kB on the wire."""
+    """Return a state of three inputs and seven encoders, about 2 kB on the wire."""
     box = messages.Box(x=101.5, y=52.25, width=80.0, height=82.5, label="face", score=0.875)
     branch = messages.BranchState(labels=CLASSES, scores=tuple(0.125 for _ in CLASSES))
     boxed = messages.BranchState(labels=("face",), scores=(0.875,), boxes=(box, box))

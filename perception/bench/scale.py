@@ -1,4 +1,4 @@
-"""What more cameras, microphones and subscribers cost: the fusion process's CPU time, a publisher's."""
+"""Cost of more cameras, microphones and subscribers: CPU time of the fusion process and of a publisher."""
 
 import json
 import os
@@ -33,7 +33,7 @@ _NODE: Final = (sys.executable, "-P", "-m", "perception.bench.scale_node")
 
 
 def cases(*, seconds: float) -> dict[str, Callable[[], Values]]:
-    """Return what to measure, as `cameras N`, `microphones N` and `subscribers N`."""
+    """Return the measurements `cameras N`, `microphones N` and `subscribers N`."""
     found: dict[str, Callable[[], Values]] = {}
     for count in CAMERAS:
         found[f"cameras {count}"] = partial(_fusion, count, 0, seconds)
@@ -45,7 +45,7 @@ def cases(*, seconds: float) -> dict[str, Callable[[], Values]]:
 
 
 def _fusion(cameras: int, microphones: int, seconds: float) -> Values:
-    """Return what a fusion process spends on so many streams: of each, one cheap encoder."""
+    """Return CPU share and delays of a fusion process with so many streams, each with a cheap encoder."""
     streams = {f"camera/scale-{number}": "motion" for number in range(cameras)}
     streams |= {f"microphone/scale-{number}": "level" for number in range(microphones)}
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
@@ -97,7 +97,7 @@ def _first(states: Subscriber) -> None:
 
 
 def _delays_ms(states: Subscriber, seconds: float) -> list[float]:
-    """Return how long after its window's end each state was sent, for so long."""
+    """Return the time from the end of its window to sending, for each state of so many seconds."""
     found, end_s = [], time.monotonic() + seconds
     while (left_s := end_s - time.monotonic()) > 0:
         message = states.receive(left_s)
@@ -107,7 +107,7 @@ def _delays_ms(states: Subscriber, seconds: float) -> list[float]:
 
 
 def _publisher(readers: int, seconds: float) -> Values:
-    """Return what a publisher of states spends on each, and how late so many readers have it."""
+    """Return the CPU time of a publisher per state, and the latency for so many readers."""
     domain = f"scale-{os.getpid()}"
     arguments = ("--domain", domain, "--readers", str(readers), "--count", str(round(seconds * STATE_HZ)))
     with (

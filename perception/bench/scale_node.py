@@ -1,7 +1,7 @@
 """A process of a scale measurement: `python -P -m perception.bench.scale_node capture|publish|read`.
 
-`capture` publishes frames and sound as cameras and microphones do, until stopped; `publish` sends states
-to so many readers; `read` is these readers. The last two print one JSON object each.
+`capture` publishes frames and sound as cameras and microphones do, until stopped. `publish` sends states to
+so many readers; `read` runs these readers. The last two print one JSON object each.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def _capture(runtime: Runtime, cameras: int, microphones: int) -> None:
     outputs = [Publisher(topic, source="scale", runtime=runtime, clock=clock) for topic in rates_hz]
 
     def due_ns(out: Publisher) -> int:
-        # out of step with each other, as independent devices are
+        # with different phases, as independent devices have
         phase = outputs.index(out) / len(outputs)
         return begun_ns + round((out.published + phase) * 1e9 / rates_hz[out.topic])
 
@@ -88,7 +88,7 @@ def _capture(runtime: Runtime, cameras: int, microphones: int) -> None:
 
 
 def _jpeg(number: int) -> bytes:
-    """Return a picture of some 40 kB with something in it that moves from one to the next."""
+    """Return a picture of about 40 kB; a disc in it moves with the number."""
     rng = np.random.default_rng(2)
     small = rng.integers(0, 256, (_SIZE[1] // 8, _SIZE[0] // 8, 3), dtype=np.uint8)
     image = cv2.resize(small, _SIZE, interpolation=cv2.INTER_CUBIC)
@@ -97,7 +97,7 @@ def _jpeg(number: int) -> bytes:
 
 
 def _publish(runtime: Runtime, readers: int, count: int) -> dict[str, Any]:
-    """Send states once all readers are there; return the CPU time of each."""
+    """Send states once all readers are connected; return the CPU time per state."""
     state = fused_state()
     with Publisher(STATE_TOPIC, source="scale", runtime=runtime, clock=HostClock().now_ns) as out:
         while out.subscribers < readers:
@@ -113,7 +113,7 @@ def _publish(runtime: Runtime, readers: int, count: int) -> dict[str, Any]:
 
 
 def _read(runtime: Runtime, readers: int, count: int) -> dict[str, Any]:
-    """Be so many subscribers, each with a socket of its own; return how late they were and what it took."""
+    """Run so many subscribers, each with a socket of its own; return latency and share received."""
     clock = HostClock().now_ns
     context, poller = zmq.Context(), zmq.Poller()
     for _ in range(readers):

@@ -1,6 +1,6 @@
-"""How soon a graph says something: first state of the demo, first frame and memory of its camera process.
+"""Start-up time: first state of the demo; first frame and memory of its camera process.
 
-Warm: each is started once before it counts, so that files are in memory and modules compiled.
+Each is started once before it is measured, so files are in memory and modules are compiled.
 """
 
 import os
@@ -27,7 +27,7 @@ _STOP_S: Final = 10.0
 
 
 def cases(domain: str = "bench") -> dict[str, Callable[[], Values]]:
-    """Return what to measure, by name; all run the shipped demo as it is, in `domain`."""
+    """Return the measurements by name; all run the shipped demo unchanged, in `domain`."""
     return {
         "limit: python and torch": _warmed(_imports),
         "demo": _warmed(lambda: _demo(domain)),
@@ -36,7 +36,7 @@ def cases(domain: str = "bench") -> dict[str, Callable[[], Values]]:
 
 
 def _warmed(start: Callable[[], Values]) -> Callable[[], Values]:
-    """Return `start`, preceded by one that does not count when called for the first time."""
+    """Return a function that calls `start`; its first call runs `start` once before, not measured."""
     warm = False
 
     def measure() -> Values:
@@ -50,7 +50,7 @@ def _warmed(start: Callable[[], Values]) -> Callable[[], Values]:
 
 
 def _imports() -> Values:
-    """Return what starting Python and importing torch takes: no fusion process can be sooner."""
+    """Return the time to start Python and import torch: the lower limit for a fusion process."""
     begun_s = time.monotonic()
     subprocess.run([sys.executable, "-P", "-c", "import torch"], check=True, env=_environment())
     return {"seconds": time.monotonic() - begun_s}
@@ -58,7 +58,7 @@ def _imports() -> Values:
 
 def _demo(domain: str) -> Values:
     command = (sys.executable, "-P", "-m", "perception", "up", _PROFILE, "--domain", domain)
-    with _listening(domain, "state/fused") as subscriber, _running(command) as (_, begun_s):
+    with _subscribed(domain, "state/fused") as subscriber, _running(command) as (_, begun_s):
         return {"seconds": _first_s(subscriber, begun_s)}
 
 
@@ -69,7 +69,7 @@ def _camera(domain: str) -> Values:
     nodes = {node.name: node for node in plan(load(_PROFILE), _PROFILE, overrides, origin_ns=now_ns)}
     camera = nodes[_CAMERA]
     with (
-        _listening(domain, "camera/front") as subscriber,
+        _subscribed(domain, "camera/front") as subscriber,
         _running(camera.command, camera.environment) as (process, begun_s),
     ):
         seconds = _first_s(subscriber, begun_s)
@@ -77,7 +77,7 @@ def _camera(domain: str) -> Values:
         return {"seconds": seconds, "mebibytes": _resident_mib(process.pid)}
 
 
-def _listening(domain: str, topic: str) -> Subscriber:
+def _subscribed(domain: str, topic: str) -> Subscriber:
     return Subscriber(topic, runtime=Runtime(domain), clock=HostClock().now_ns)
 
 
@@ -101,7 +101,7 @@ def _running(
 
 
 def _environment() -> dict[str, str]:
-    """Return ours, in which Python may keep what it has compiled, as it does unless told not to."""
+    """Return the environment of this process, in which Python may write bytecode."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 

@@ -1,7 +1,8 @@
-"""Where the time of a tick goes: everything around the models, beside the models alone.
+"""Time of a tick by stage: everything around the models, compared with the models alone.
 
-Scripted messages come at their own pace, as bytes from the wire. What a fusion process does in two threads
-is done here in one, so that each stage can be timed; frames are decoded in a thread of their own, as there.
+Scripted messages arrive at their own rate, as bytes from the wire. A fusion process works in two threads;
+here one thread does all of it, so that each stage can be timed. Frames are decoded in a thread of their own,
+as in a fusion process.
 """
 
 import gc
@@ -33,30 +34,30 @@ SCRIPTED: Final = ("camera.front.source=scripted", "microphone.main.source=scrip
 RANDOM: Final = "fusion.weights=random"
 _TOPICS: Final = ("camera/front", "microphone/main", "text/script")
 _FILL_S: Final = 1.2
-"""Ticks before the microphone's first window is full tell nothing."""
+"""Ticks before the first full window of the microphone are not counted."""
 _COMMAND_S: Final = 3.0
-"""About when the script's first command comes."""
+"""Time of the first command of the script, approximately."""
 _SAMPLE: Final = 30
-"""Ticks whose models are run alone, spread over all: what a face detector costs depends on the picture."""
+"""Ticks whose models are run alone, spread over all: the time of a face detector depends on the picture."""
 
 Call = tuple[Any, tuple[Any, ...], int]
-"""A model, what it was given, and the nanoseconds it took."""
+"""A model, its arguments, and its time in nanoseconds."""
 Tick = dict[str, float]
-"""Microseconds by stage; `models` is all encoders and the head, `decode` what was done ahead.
+"""Microseconds by stage; `models` is all encoders and the head, `decode` the decoding of frames in advance.
 
-`cpu` is what the computing thread spent of them: a busy machine interrupts it, and does not stretch this.
+`cpu` is the CPU time of the computing thread, which other load on the machine does not increase.
 """
 
 
 def anywhere(name: str) -> tuple[str, ...]:
-    """Return what lets a shipped profile run without device and download; a model's cost stays the same."""
+    """Return overrides: a shipped profile runs without device and download, at the same model cost."""
     return SCRIPTED if name == "demo" else (*SCRIPTED, RANDOM)
 
 
 def cases(
     *, seconds: float, hz: float = 10.0, profiles: Sequence[str] = PROFILES
 ) -> dict[str, Callable[[], Values]]:
-    """Return what to measure: the ticks of each profile, and its models alone on some of them."""
+    """Return the measurements by name: the ticks of each profile, and its models alone on some of them."""
     found: dict[str, Callable[[], Values]] = {}
     for name in profiles:
         options = (*anywhere(name), f"fusion.hop_ms={1e3 / hz}", "fusion.device=cpu")
@@ -67,7 +68,7 @@ def cases(
 
 
 def scripted(profile: Profile, seconds: float) -> Iterator[Message[Header]]:
-    """Yield what camera, microphone and text say, beginning before the first whole window."""
+    """Yield messages of camera, microphone and text, beginning before the first full window."""
     play = messages(
         profile.script,
         profile.camera["front"],
@@ -80,7 +81,7 @@ def scripted(profile: Profile, seconds: float) -> Iterator[Message[Header]]:
 
 
 class _Timed:
-    """A model that notes its calls and what they took."""
+    """A model that records its calls and their times."""
 
     def __init__(self, inner: Any, calls: list[Call]) -> None:
         self._inner = inner
@@ -97,7 +98,7 @@ class _Timed:
 
 
 class TickBench:
-    """One profile's fusion process, and messages for it."""
+    """The fusion process of one profile, and messages for it."""
 
     def __init__(self, profile: Profile, seconds: float) -> None:
         assert profile.fusion is not None
@@ -110,7 +111,7 @@ class TickBench:
         self._times_ns: list[int] = []
         self._alone: list[list[Call]] = []
         self._every = max(1, round(seconds * 1e3 / self._config.hop_ms / _SAMPLE))
-        """Of so many ticks one is run alone."""
+        """One of so many ticks is run alone."""
         use_threads(self._config.threads)
         engine: Any = build_engine(self._config, clock=self._clock)
         engine.warm_up()
@@ -121,7 +122,7 @@ class TickBench:
         gc.freeze()  # as the node does
 
     def ticks(self) -> Values:
-        """Return medians of each stage and of what they add up to, in microseconds."""
+        """Return medians of each stage and of their sum, in microseconds."""
         ticks = list(self._run())
         overhead = [sum(tick[name] for name in STAGES) for tick in ticks]
         return {
@@ -132,17 +133,17 @@ class TickBench:
         }
 
     def models_alone(self) -> Values:
-        """Run encoders and head on what they were given in some ticks, with nothing in between."""
+        """Run encoders and head on their inputs of some ticks, with nothing in between; return medians."""
         spent_us, cpu_us = zip(*self.models(), strict=True)
         return {"p50_us": statistics.median(spent_us), "cpu_us": statistics.median(cpu_us)}
 
     @torch.inference_mode()
     def models(self, ticks: int | None = None, *, hop_s: float = 0.0) -> Iterator[tuple[float, float]]:
-        """Yield what the models alone take in sampled ticks, in microseconds and those of the processor.
+        """Yield wall time and CPU time of the models alone in sampled ticks, in microseconds.
 
         Args:
-            ticks: how many to run, over and over; each sampled tick once if not given.
-            hop_s: from one to the next; one that takes longer is followed at once.
+            ticks: how many to run, repeating the sampled ones; by default each sampled tick once.
+            hop_s: time from one tick to the next; after a slower tick, the next one starts at once.
         """
         if not self._alone:
             list(self._run())
@@ -161,7 +162,7 @@ class TickBench:
         for due_ns, parts in self._wires:
             time.sleep(max(0, due_ns - first_ns - (time.perf_counter_ns() - begun_ns)) / 1e9)
             for window in self._receive(core, parts, received):
-                tick = {**received, **self._conclude(window)}
+                tick = {**received, **self._compute(window)}
                 received.clear()
                 if due_ns - first_ns > _FILL_S * 1e9:
                     if sample and window.tick % self._every == 0:
@@ -171,7 +172,7 @@ class TickBench:
     def _receive(
         self, core: FusionCore, parts: list[Payload], spent_us: defaultdict[str, float]
     ) -> list[Window]:
-        """Do what the thread that receives does with one message."""
+        """Do the work of the receiving thread for one message."""
         times_ns = [time.perf_counter_ns()]
         message = codec.decode(parts, received_ns=0)
         times_ns.append(time.perf_counter_ns())
@@ -185,16 +186,16 @@ class TickBench:
             spent_us["decode"] += _decode_us(message)
         return windows
 
-    def _conclude(self, window: Window) -> Tick:
-        """Do what the compute thread does with one window."""
+    def _compute(self, window: Window) -> Tick:
+        """Do the work of the compute thread for one window."""
         self._calls.clear()
         self._times_ns.clear()
         cpu_ns = time.thread_time_ns()
         state = self._engine.run(self._presence.mark_held(window))
-        concluded_ns = time.perf_counter_ns()
+        computed_ns = time.perf_counter_ns()
         codec.encode(f"state/{self._config.name}", state)
         published_ns = time.perf_counter_ns()
-        # the engine looks at the clock when it begins, around each encoder it runs, before and after the head
+        # the engine reads the clock when it begins, around each encoder it runs, before and after the head
         began_ns, *encoders_ns, encoded_ns, ready_ns = self._times_ns
         *encoders, head = [spent_ns for _, _, spent_ns in self._calls]
         read_ns = encoders_ns[0] if encoders_ns else encoded_ns
@@ -202,8 +203,8 @@ class TickBench:
             "read": read_ns - began_ns,
             "encode": encoded_ns - read_ns - sum(encoders),
             "head": ready_ns - encoded_ns - head,
-            "state": concluded_ns - ready_ns,
-            "publish": published_ns - concluded_ns,
+            "state": computed_ns - ready_ns,
+            "publish": published_ns - computed_ns,
             "models": sum(encoders) + head,
             "cpu": time.thread_time_ns() - cpu_ns,
         }
@@ -215,7 +216,7 @@ class TickBench:
 
 
 def unshared(calls: Sequence[Call]) -> list[Call]:
-    """Return the calls of a tick on inputs as they were before it: what encoders share is made again."""
+    """Return the calls of a tick on fresh inputs: encoders compute again what they share."""
     fresh: dict[int, ImageInput] = {}
 
     def input_of(data: Any) -> Any:
@@ -227,7 +228,7 @@ def unshared(calls: Sequence[Call]) -> list[Call]:
 
 
 def _decode_us(message: Message[Header]) -> float:
-    """Return what the decoder's thread spends on a frame."""
+    """Return the time of the decoding thread for a frame, in microseconds."""
     assert isinstance(message.header, CameraFrame)
     begun_ns = time.perf_counter_ns()
     decode_frame(message.header, message.payload)

@@ -1,4 +1,4 @@
-"""The trio on a device: beside a plain loop of the same models, with many cameras, against the CPU."""
+"""The three models of `robot` on a device: against a plain loop, with many cameras, against the CPU."""
 
 import statistics
 import time
@@ -27,12 +27,12 @@ CAMERAS: Final = 8
 MICROPHONES: Final = 4
 RATE_HZ: Final = 30.0
 TOLERANCE: Final = 0.01
-"""Relative difference of features from the CPU's: TF32 convolutions, frames resized as floats."""
+"""Allowed relative difference of features from the CPU: TF32 convolutions, frames resized as floats."""
 _SIDE: Final = 224
 
 
 def cases(device: str, seconds: float) -> dict[str, Callable[[], Values]]:
-    """Return what to measure on a device, by name."""
+    """Return the measurements on a device by name."""
     profile = load("robot", (*anywhere("robot"), "fusion.dtype=float32", f"fusion.device={device}"))
     assert profile.fusion is not None
     use_threads(profile.fusion.threads)
@@ -51,7 +51,7 @@ def cases(device: str, seconds: float) -> dict[str, Callable[[], Values]]:
 
 
 def many_of(config: FusionConfig) -> FusionConfig:
-    """Return a fusion of many cameras and microphones, each with the encoder of the trio's."""
+    """Return a fusion of many cameras and microphones, each with the encoder that the profile has for it."""
     cameras = [f"camera{number}" for number in range(CAMERAS)]
     microphones = [f"microphone{number}" for number in range(MICROPHONES)]
     models = {config.encoders[name].input: config.encoders[name] for name in config.encoders}
@@ -77,7 +77,7 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def _ticks(engine: Engine, windows: list[Window]) -> Values:
-    """Run windows one after the other, none waited for."""
+    """Run windows one after the other, without pause."""
     return _row([_timed(partial(engine.run, window)) for window in windows])
 
 
@@ -93,7 +93,7 @@ def _row(spent_us: list[float]) -> Values:
 
 @torch.inference_mode()
 def _eager_loop(engine: Engine, windows: list[Window]) -> Values:
-    """Every model one after the other on every window, each prepared on the host, each waited for."""
+    """Run every model on every window in turn; prepare each on the host, wait for each."""
     return _row([_timed(partial(_eager, engine, window)) for window in windows])
 
 
@@ -113,7 +113,7 @@ def _eager(engine: Engine, window: Window) -> None:
 
 
 def _paced(engine: Engine, windows: list[Window]) -> Values:
-    """Run windows as they come, at 30 Hz."""
+    """Run windows at 30 Hz."""
     return _row(list(_paced_us(engine, windows)))
 
 
@@ -133,7 +133,7 @@ def _multiplied(window: Window, config: FusionConfig) -> Window:
 
 
 def _difference(engine: Engine, windows: list[Window]) -> Values:
-    """Return the worst relative difference of features from the CPU's, |a - b| / |b|, over some windows."""
+    """Return the largest relative difference of features from the CPU, |a - b| / |b|, over some windows."""
     host = build_engine(engine.config.model_copy(update={"device": "cpu"}), clock=time.perf_counter_ns)
     errors = []
     for window in windows[:5]:

@@ -1,4 +1,4 @@
-"""What a message costs from process to process: latency and CPU time, beside peers and a plain copy."""
+"""Cost of a message from process to process: latency and CPU time, compared with peers and a plain copy."""
 
 import importlib.util
 import json
@@ -20,11 +20,11 @@ from perception.bench.rounds import Values
 from perception.errors import PerceptionError
 
 SIZES: Final = {"1080p": 1920 * 1080 * 3, "480p": 640 * 480 * 3, "jpeg": 60_000, "state": 2048}
-"""Payload bytes by name; `jpeg` is what a camera of 640x480 sends unless its profile says otherwise."""
+"""Payload bytes by name; `jpeg` is the default of a camera of 640x480."""
 RATE_HZ: Final = 60.0
 _DORA: Final = {"DORA_NODE_SHM_POOL_SIZE": str(256 << 20)}  # its default pool holds one 1080p frame
 _LIMIT_S: Final = 60.0
-_OURS: Final = ("perception", "perception-loan")
+_PERCEPTION: Final = ("perception", "perception-loan")
 _PEERS: Final = {"dora": "dora", "dora-loan": "dora", "zenoh": "zenoh", "iceoryx2": "iceoryx2"}
 _NODE: Final = ("-P", "-m", "perception.bench.transport_node")
 
@@ -32,20 +32,20 @@ _NODE: Final = ("-P", "-m", "perception.bench.transport_node")
 def cases(
     *, peers: bool, seconds: float, sizes: tuple[str, ...] = tuple(SIZES)
 ) -> dict[str, Callable[[], Values]]:
-    """Return what to measure, by `size case`; peers only where they are installed."""
+    """Return the measurements by `size case`; peers only where they are installed."""
     found: dict[str, Callable[[], Values]] = {}
     count = round(seconds * RATE_HZ)
     installed = [case for case, module in _PEERS.items() if importlib.util.find_spec(module)]
     for name in sizes:
-        ours = ("perception-state",) if name == "state" else _OURS
+        own = ("perception-state",) if name == "state" else _PERCEPTION
         found[f"{name} limit: memcpy"] = partial(_memcpy, SIZES[name])
-        for case in (*ours, "pyzmq", *(installed if peers else ())):
+        for case in (*own, "pyzmq", *(installed if peers else ())):
             found[f"{name} {case}"] = partial(_measure, case, SIZES[name], count)
     return found
 
 
 def _memcpy(size: int, repeats: int = 50) -> Values:
-    """Return what one copy into shared memory costs, in slots of a ring as large as a publisher's."""
+    """Return the time of one copy into shared memory, a ring with the slots of a publisher."""
     slots = 8
     ring = np.frombuffer(mmap.mmap(-1, slots * size), np.uint8).reshape(slots, size)
     image = np.zeros(size, np.uint8)
@@ -83,14 +83,14 @@ def _result(file: Path, case: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise PerceptionError(f"{case}: the end that should {file.stem} ended without a result") from None
+        raise PerceptionError(f"{case}: the process of end '{file.stem}' exited without a result") from None
     return found
 
 
 def _run_pair(arguments: tuple[str, ...]) -> None:
     def start(end: str) -> "subprocess.Popen[bytes]":
         command = [sys.executable, *(part.format(end=end) for part in arguments)]
-        return subprocess.Popen(command, process_group=0)  # Ctrl-C is for the one that starts them
+        return subprocess.Popen(command, process_group=0)  # Ctrl-C reaches only the process that starts them
 
     with start("receive") as receiver, start("send") as sender:
         try:

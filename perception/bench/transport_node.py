@@ -1,7 +1,7 @@
 """One end of a transport measurement: `python -P -m perception.bench.transport_node CASE END ...`.
 
-Prints one JSON object: the receiver its latencies in microseconds, both the CPU time they spent per message,
-user and system, all threads. The first messages, while rings fill and connections settle, do not count.
+Writes one JSON object: the receiver its latencies in microseconds, both ends their CPU time per message, user
+and system, all threads. The first messages, while rings fill and connections settle, are not counted.
 """
 
 import argparse
@@ -38,7 +38,7 @@ WARM_UP: Final = 30
 
 
 def main() -> None:
-    """Run one end to its end."""
+    """Run one end until it is done."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", choices=sorted(CASES))
     parser.add_argument("end", choices=["send", "receive"])
@@ -54,7 +54,7 @@ def main() -> None:
     else:
         with case.receiving() as frames:
             result = _receive(frames, arguments.count)
-    # not to stdout: dora keeps that for itself
+    # not to stdout: dora captures it
     (arguments.where / f"{arguments.end}.json").write_text(json.dumps(result), encoding="utf-8")
     sys.stdout.flush()
     os._exit(0)  # some of the peers' threads do not end
@@ -80,8 +80,8 @@ def _receive(frames: Frames, count: int) -> dict[str, Any]:
         if len(arrived) >= WARM_UP + count:
             break
     if not arrived:
-        sys.exit(f"nothing came within {SILENT_S:g} s")
-    counted = arrived[WARM_UP:] or arrived  # a machine too busy for more has only these
+        sys.exit(f"nothing received within {SILENT_S:g} s")
+    counted = arrived[WARM_UP:] or arrived  # on a busy machine there may be no others
     spent_s = counted[-1][1] - counted[0][1]
     return {"latencies_us": [latency for latency, _ in counted], "cpu_us": spent_s / len(counted) * 1e6}
 
@@ -92,7 +92,7 @@ def _cpu_s() -> float:
 
 
 class Perception:
-    """This project's bus, the payload copied by `send`."""
+    """The bus of this package; `send` copies the payload."""
 
     topic = "camera/bench"
     lent = False
@@ -106,10 +106,10 @@ class Perception:
 
     @contextmanager
     def sending(self) -> Iterator[Emit]:
-        """Yield what sends one message."""
+        """Yield a function that sends one message."""
         from perception.messages import CameraFrame
 
-        # a JPEG may have any size, so that one header does for all
+        # a JPEG may have any size, so one header fits all
         header = CameraFrame(stamp_ns=1, width=1, height=1, encoding="jpeg")
         image = np.zeros(self.size, np.uint8)
         with self._publisher() as publisher:
@@ -133,7 +133,7 @@ class Perception:
 
     @contextmanager
     def receiving(self) -> Iterator[Frames]:
-        """Yield what comes."""
+        """Yield the received messages."""
         from perception.bus.subscriber import Subscriber
 
         with Subscriber(self.topic, runtime=self.runtime, clock=self.clock.now_ns) as subscriber:
@@ -146,19 +146,19 @@ class Perception:
 
 
 class PerceptionLoan(Perception):
-    """The same, the payload written in place."""
+    """The bus of this package; the payload is written in place."""
 
     lent = True
 
 
 class State(Perception):
-    """This project's bus with a state of some 2 kB; the payload is only the stamp."""
+    """The bus of this package with a state of about 2 kB; the payload is only the stamp."""
 
     topic = "state/bench"
 
     @contextmanager
     def sending(self) -> Iterator[Emit]:
-        """Yield what sends one message."""
+        """Yield a function that sends one message."""
         from perception.bench.samples import fused_state
 
         state = fused_state()

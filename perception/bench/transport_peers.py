@@ -1,4 +1,4 @@
-"""What transports of others look like to the measurement: each sends and receives stamped payloads."""
+"""Other transports, behind one interface: each sends and receives stamped payloads."""
 
 import argparse
 import ctypes
@@ -12,21 +12,21 @@ from typing import Any, Final
 import numpy as np
 
 STAMP: Final = struct.Struct("<q")
-"""At the beginning of every payload: when it was sent, CLOCK_MONOTONIC in ns."""
+"""At the beginning of every payload: the time it was sent, CLOCK_MONOTONIC in ns."""
 SILENT_S: Final = 10.0
 
 Emit = Callable[[], None]
 Frames = Iterator[tuple[int, int]]
-"""(moment sent, size) of each message received; ends when nothing comes any more."""
+"""(time sent in ns, size) of each received message; ends when nothing is received for SILENT_S."""
 
 
 def stamp(payload: Any) -> None:
-    """Write the present moment to where a payload begins."""
+    """Write the current time to the beginning of a payload."""
     STAMP.pack_into(payload, 0, time.monotonic_ns())
 
 
 def read(payload: Any) -> tuple[int, int]:
-    """Return the moment written to a payload, and its size."""
+    """Return the time written to a payload, and its size."""
     return STAMP.unpack_from(payload)[0], len(payload)
 
 
@@ -39,10 +39,10 @@ class Pyzmq:
 
     @contextmanager
     def sending(self) -> Iterator[Emit]:
-        """Yield what sends one message."""
+        """Yield a function that sends one message."""
         import zmq
 
-        # a new image each time, as a camera has: ZeroMQ still reads the one before
+        # a new image each time, as from a camera: ZeroMQ still reads the one before
         with zmq.Context() as context, context.socket(zmq.XPUB) as socket:
             socket.bind(self.endpoint)
             socket.poll(int(SILENT_S * 1e3))
@@ -57,7 +57,7 @@ class Pyzmq:
 
     @contextmanager
     def receiving(self) -> Iterator[Frames]:
-        """Yield what comes."""
+        """Yield the received messages."""
         import zmq
 
         with zmq.Context() as context, context.socket(zmq.SUB) as socket:
@@ -72,7 +72,7 @@ class Pyzmq:
 
 
 class Dora:
-    """dora-rs, a node each, started by `dora run`."""
+    """dora-rs; each end is a node that `dora run` starts."""
 
     lent = False
 
@@ -84,7 +84,7 @@ class Dora:
 
     @contextmanager
     def sending(self) -> Iterator[Emit]:
-        """Yield what sends one message."""
+        """Yield a function that sends one message."""
         import pyarrow as pa
 
         image = np.zeros(self.size, np.uint8)
@@ -101,7 +101,7 @@ class Dora:
 
     @contextmanager
     def receiving(self) -> Iterator[Frames]:
-        """Yield what comes."""
+        """Yield the received messages."""
 
         def frames() -> Frames:
             while (event := self.node.next(timeout=SILENT_S)) is not None:
@@ -114,13 +114,13 @@ class Dora:
 
 
 class DoraLoan(Dora):
-    """The same, the payload written in place."""
+    """dora-rs; the payload is written in place."""
 
     lent = True
 
 
 class Zenoh:
-    """Two zenoh peers, connected directly; the payload lies in zenoh's shared memory."""
+    """Two zenoh peers, connected directly; the payload is in the shared memory of zenoh."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.size = arguments.size
@@ -128,7 +128,7 @@ class Zenoh:
 
     @contextmanager
     def sending(self) -> Iterator[Emit]:
-        """Yield what sends one message."""
+        """Yield a function that sends one message."""
         import zenoh
         from zenoh import shm
 
@@ -147,13 +147,13 @@ class Zenoh:
 
     @contextmanager
     def receiving(self) -> Iterator[Frames]:
-        """Yield what comes."""
+        """Yield the received messages."""
         with self._session("connect/endpoints") as session:
             subscriber = session.declare_subscriber("frame")
 
             def frames() -> Frames:
                 for sample in subscriber:
-                    yield read(sample.payload.to_bytes())  # Python is offered nothing but a copy
+                    yield read(sample.payload.to_bytes())  # in Python there is only a copy
 
             yield frames()
 
@@ -168,7 +168,7 @@ class Zenoh:
 
 
 class Iceoryx:
-    """iceoryx2, the payload written in place, the reader woken by an event."""
+    """iceoryx2; the payload is written in place, an event wakes the reader."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         import iceoryx2 as iox
@@ -183,7 +183,7 @@ class Iceoryx:
 
     @contextmanager
     def sending(self) -> Iterator[Emit]:
-        """Yield what sends one message."""
+        """Yield a function that sends one message."""
         notifier = self.event.notifier_builder().create()
         publisher = self.frames.publisher_builder().initial_max_slice_len(self.size).create()
         while not self.event.dynamic_config.number_of_listeners:
@@ -199,7 +199,7 @@ class Iceoryx:
 
     @contextmanager
     def receiving(self) -> Iterator[Frames]:
-        """Yield what comes."""
+        """Yield the received messages."""
         import iceoryx2 as iox
 
         subscriber = self.frames.subscriber_builder().create()

@@ -14,8 +14,8 @@ from perception.io.out_path import OutFile, OutFolder
 from perception.retrieval import APART_S
 
 if TYPE_CHECKING:
-    from perception.retrieval.ranking import Worth
-    from perception.retrieval.search import Hit, Query, Shelf
+    from perception.retrieval.ranking import RankingMetrics
+    from perception.retrieval.search import Hit, Query, SearchIndex
 
 KINDS = ("frames", "sounds", "commands", "states")
 _existing = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -90,26 +90,24 @@ def search(
 
     sessions = engine.find_sessions(_paths(words, instead=(image, sound, evaluate)))
     query = _query(words[-1], image, sound)
-    streams = engine.open_shelves(
+    indexes = engine.open_indexes(
         sessions,
         [kind for kind in query.kinds if kinds in (kind, "all")],
         engine.chosen(models),
         Step(every, length),
         folder=index,
-        say=lambda text: show(f"perception: {text}", err=True),
+        show=lambda text: show(f"perception: {text}", err=True),
     )
     if evaluate is not None:
         from perception.retrieval import evaluation
 
         spans = evaluation.labelled(sessions, evaluate)
-        _show_metrics(
-            [(stream, evaluation.evaluate(stream, spans, apart_s=apart)) for stream in streams], as_json
-        )
+        _show_metrics([(one, evaluation.evaluate(one, spans, apart_s=apart)) for one in indexes], as_json)
         return
-    floors = [engine.floor_of(stream, query) if floor is None else floor for stream in streams]
+    floors = [engine.floor_of(one, query) if floor is None else floor for one in indexes]
     results = [
-        (stream, engine.search(stream, query, top=top, apart_s=apart, floor=least))
-        for stream, least in zip(streams, floors, strict=True)
+        (one, engine.search(one, query, top=top, apart_s=apart, floor=least))
+        for one, least in zip(indexes, floors, strict=True)
     ]
     _show_hits(results, floors, as_json)
     if sheet is not None:
@@ -138,31 +136,29 @@ def _query(text: str, image: Path | None, sound: Path | None) -> "Query":
 
 
 def _show_hits(
-    found: "Sequence[tuple[Shelf, Sequence[Hit]]]", floors: "Sequence[float | None]", as_json: bool
+    found: "Sequence[tuple[SearchIndex, Sequence[Hit]]]", floors: "Sequence[float | None]", as_json: bool
 ) -> None:
     if as_json:
-        rows = {
-            stream.kind: {"model": stream.model, "hits": list(map(asdict, hits))} for stream, hits in found
-        }
+        rows = {one.kind: {"model": one.model, "hits": list(map(asdict, hits))} for one, hits in found}
         click.echo(json.dumps(rows, default=str))
         return
-    for (stream, hits), floor in zip(found, floors, strict=True):
+    for (one, hits), floor in zip(found, floors, strict=True):
         least = "" if floor is None else f", score {floor:g} or more"
-        show(f"{stream}: {len(hits)} of {len(stream)}{least}")
+        show(f"{one}: {len(hits)} of {len(one)}{least}")
         for rank, hit in enumerate(hits, 1):
             show(f"{rank:4}  {hit}")
 
 
-def _show_metrics(found: "Sequence[tuple[Shelf, Mapping[str, Worth]]]", plain: bool) -> None:
+def _show_metrics(found: "Sequence[tuple[SearchIndex, Mapping[str, RankingMetrics]]]", plain: bool) -> None:
     from perception.retrieval.evaluation import as_json
     from perception.retrieval.ranking import RECALL_AT, mean
 
     if plain:
         click.echo(json.dumps(as_json(found)))
         return
-    for stream, by_query in found:
+    for one, by_query in found:
         show(
-            f"{stream}: mean of {len(by_query)} queries: "
+            f"{one}: mean of {len(by_query)} queries: "
             + ", ".join(f"{name} {value:.3f}" for name, value in mean(by_query).items())
         )
         for name, metrics in by_query.items():

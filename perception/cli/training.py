@@ -95,7 +95,7 @@ def evaluate(
     from perception.retrieval import evaluation, search
     from perception.training import commands as run
 
-    found = evaluation.judge(sources, track, search.chosen(models), say=show) if models else {}
+    found = evaluation.score_sessions(sources, track, search.chosen(models), show=show) if models else {}
     run.evaluate(
         head,
         sources,

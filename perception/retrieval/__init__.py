@@ -1,4 +1,4 @@
 from typing import Final
 
 APART_S: Final = 2.0
-"""Between two results, unless asked otherwise: neighbours in time are the same thing seen again."""
+"""Default least time between two results: neighbours in time show the same scene again."""

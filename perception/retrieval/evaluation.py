@@ -1,4 +1,4 @@
-"""What search finds, judged by the labels of sessions: mean average precision and recall by class."""
+"""Scores of search by the labels of sessions: mean average precision and recall by class."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -7,31 +7,32 @@ from typing import Any
 
 from perception.errors import SessionError
 from perception.retrieval import APART_S
-from perception.retrieval.ranking import RECALL_AT, Worth, best, mean, worth
-from perception.retrieval.search import Query, Say, Shelf, find_sessions, open_shelves
+from perception.retrieval.ranking import RECALL_AT, RankingMetrics, best, mean, ranking_metrics
+from perception.retrieval.search import Query, SearchIndex, Show, find_sessions, open_indexes
 from perception.retrieval.streams import Step
 from perception.session.labels import Span, of_session
 
 
-def evaluate(shelf: Shelf, spans: Mapping[Path, Sequence[Span]], *, apart_s: float) -> dict[str, Worth]:
-    """Judge the rankings for the classes that labels name, by class.
+def evaluate(
+    index: SearchIndex, spans: Mapping[Path, Sequence[Span]], *, apart_s: float
+) -> dict[str, RankingMetrics]:
+    """Return the metrics of the rankings for the classes of the labels, by class.
 
-    The query is the name of the class; what lies in a span of it is relevant. Recorded labels themselves
-    are not among what is ranked.
+    The query is the name of the class; items in its spans are relevant. Recorded labels are not ranked.
     """
-    judged = {}
-    shelf = shelf.without("label/")
+    scored = {}
+    index = index.without("label/")
     for name in sorted({span.name for each in spans.values() for span in each}):
         own = {path: [span for span in each if span.name == name] for path, each in spans.items()}
-        relevant = shelf.relevant(own)
+        relevant = index.relevant(own)
         if relevant.any():
-            scores = shelf.scores(Query(name.replace("_", " ")))
-            judged[name] = worth(
+            scores = index.scores(Query(name.replace("_", " ")))
+            scored[name] = ranking_metrics(
                 scores,
                 relevant,
-                best(scores, shelf.stamps_ns, shelf.groups, max(RECALL_AT), round(apart_s * 1e9)),
+                best(scores, index.stamps_ns, index.groups, max(RECALL_AT), round(apart_s * 1e9)),
             )
-    return judged
+    return scored
 
 
 def labelled(sessions: Sequence[Path], track: str) -> dict[Path, list[Span]]:
@@ -42,21 +43,23 @@ def labelled(sessions: Sequence[Path], track: str) -> dict[Path, list[Span]]:
     return spans
 
 
-def judge(paths: Sequence[Path], track: str, models: Mapping[str, str], *, say: Say) -> dict[str, Any]:
-    """Return what search in sessions by these models is worth for the classes of a track, as plain data."""
+def score_sessions(
+    paths: Sequence[Path], track: str, models: Mapping[str, str], *, show: Show
+) -> dict[str, Any]:
+    """Return the scores of search by these models for the classes of a track, as plain data."""
     sessions = find_sessions(paths)
     spans = labelled(sessions, track)
-    shelves = open_shelves(sessions, tuple(models), models, Step(), say=say)
-    return as_json([(shelf, evaluate(shelf, spans, apart_s=APART_S)) for shelf in shelves])
+    indexes = open_indexes(sessions, tuple(models), models, Step(), show=show)
+    return as_json([(index, evaluate(index, spans, apart_s=APART_S)) for index in indexes])
 
 
-def as_json(found: Sequence[tuple[Shelf, Mapping[str, Worth]]]) -> dict[str, Any]:
-    """Return what rankings are worth as plain data, by kind."""
+def as_json(found: Sequence[tuple[SearchIndex, Mapping[str, RankingMetrics]]]) -> dict[str, Any]:
+    """Return metrics as plain data, by kind."""
     return {
-        shelf.kind: {
-            "model": shelf.model,
-            "mean": mean(judged),
-            "queries": {name: asdict(one) for name, one in judged.items()},
+        index.kind: {
+            "model": index.model,
+            "mean": mean(scored),
+            "queries": {name: asdict(one) for name, one in scored.items()},
         }
-        for shelf, judged in found
+        for index, scored in found
     }

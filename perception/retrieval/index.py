@@ -1,8 +1,8 @@
-"""The index beside a session: what was seen, heard and said as unit vectors, each with its time.
+"""The index beside a session: frames, sounds and texts as unit vectors, each with its time.
 
-`kitchen.mcap` has `kitchen.index/`, one safetensors file per topic, model and configuration, written
-whole or not at all: an interrupted run goes on with the topic it was at, other weights or another step
-make a new file, and nothing is computed twice. The folder may be removed at any time.
+`kitchen.mcap` has `kitchen.index/` with one safetensors file per topic, model and configuration. A file is
+written atomically: an interrupted run resumes with the topic it had not finished. Other weights or another
+step make a new file; nothing is computed twice. The folder may be removed at any time.
 """
 
 import hashlib
@@ -46,18 +46,18 @@ def streams(
     folder: Path | None = None,
     on_item: Callable[[], object] = lambda: None,
 ) -> list[Stream]:
-    """Return the streams of one kind in a session, empty ones too, embedding what is not in the index yet.
+    """Return the streams of one kind in a session, empty ones too; embed what is not yet in the index.
 
     Args:
         path: the session.
         kind: frames, sounds or commands.
         embedder: for that kind.
-        step: what of continuous streams goes in.
+        step: how often frames and sounds are embedded.
         folder: of the index; default: beside the session.
-        on_item: called for each thing that is embedded.
+        on_item: called for each item that is embedded.
 
     Raises:
-        SessionError: the session cannot be read, or the index not be written.
+        SessionError: the session cannot be read, or the index cannot be written.
     """
     cache = Cache(folder or path.with_suffix(".index"), option="--index")
     source = fingerprint(path)
@@ -71,33 +71,33 @@ def streams(
                 stored = _embedded(iter(items), embedder, on_item)
                 cache.put(name, stored, counts)
             arrays: dict[str, Any] = {entry: tensor.numpy() for entry, tensor in stored.items()}
-            lost = (*stream.lost, *account(cache.counts(name)))
-            found.append(replace(stream, lost=lost, **arrays))
+            left_out = (*stream.left_out, *account(cache.counts(name)))
+            found.append(replace(stream, left_out=left_out, **arrays))
     return found
 
 
 def _opened(
     session: Session, kind: str, topic: str, step: Step, counts: Counts
 ) -> tuple[Stream, Iterable[_Item]]:
-    """Return a stream without its vectors, and what is to be embedded."""
+    """Return a stream without its vectors, and the items to embed."""
     if kind == "commands":
-        said = text_stream(session, topic)
-        times = zip(said.stamps_ns.tolist(), said.received_ns.tolist(), said.texts, strict=True)
-        return said, [_Item(*one) for one in times]
+        texts = text_stream(session, topic)
+        times = zip(texts.stamps_ns.tolist(), texts.received_ns.tolist(), texts.texts, strict=True)
+        return texts, [_Item(*one) for one in times]
     none = np.zeros(0, np.int64)
     stream = Stream(session.path, session.zero.stamp_ns, topic, none, none)
     if kind == "frames":
-        seen = Samples(session, [topic], rate_hz=1 / step.every_s, sound_ms=0, counts=counts)
-        return stream, _frames(seen, topic)
+        frames = Samples(session, [topic], rate_hz=1 / step.every_s, sound_ms=0, counts=counts)
+        return stream, _frames(frames, topic)
     rate_hz, sound_ms = 2 / step.sound_s, step.sound_s * 1000
-    heard = Samples(session, [topic], rate_hz=rate_hz, sound_ms=sound_ms, counts=counts)
-    return stream, _sounds(heard, topic, step.sound_s)
+    sounds = Samples(session, [topic], rate_hz=rate_hz, sound_ms=sound_ms, counts=counts)
+    return stream, _sounds(sounds, topic, step.sound_s)
 
 
 def fingerprint(path: Path) -> str:
-    """Return a hash of a session's size, beginning and end, where a closed one has the index of its chunks.
+    """Return a hash of size, beginning and end of a session; the end holds the index of its chunks.
 
-    All of it is not read: of hours of video that would take longer than the search.
+    The whole file is not read: with hours of video, that would take longer than the search.
     """
     try:
         with path.open("rb") as file:

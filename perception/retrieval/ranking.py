@@ -1,4 +1,4 @@
-"""From similarities to results, and what a ranking is worth. Pure numpy."""
+"""From similarities to results, and the metrics of a ranking. Pure numpy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ RECALL_AT: Final = (1, 5, 10)
 def best(
     scores: Scores, stamps_ns: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], top: int, apart_ns: int
 ) -> list[int]:
-    """Return the indices of at most `top` results, best first; of equal ones the first.
+    """Return the rows of at most `top` results, best first; of equal ones the first.
 
-    What lies less than `apart_ns` from a better one of the same group is left out: neighbours in time
-    are the same thing seen again.
+    An item less than `apart_ns` from a better one of the same group is left out: neighbours in time show the
+    same scene again.
     """
     chosen: list[int] = []
     for index in np.argsort(-scores, kind="stable").tolist():
@@ -30,27 +30,29 @@ def best(
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
-    """Of one query's ranking."""
+class RankingMetrics:
+    """Metrics of the ranking for one query."""
 
     relevant: int
     count: int
     average_precision: float
-    """Of all things there are, not thinned out in time."""
+    """Over all items, neighbours in time included."""
     found_at: dict[int, bool]
-    """By k: whether there is a relevant one among the best k results as they are shown."""
+    """By k: whether a relevant item is among the best k results, without neighbours in time."""
 
     @property
     def chance(self) -> float:
-        """What average precision a random order is about worth: the share that is relevant."""
+        """The average precision of a random order, approximately: the share of relevant items."""
         return self.relevant / self.count
 
 
-def worth(scores: Scores, relevant: npt.NDArray[np.bool_], results: Sequence[int]) -> Worth:
-    """Judge the ranking of (n,) scores by what is relevant (n,) bool, at least one, and its results."""
+def ranking_metrics(
+    scores: Scores, relevant: npt.NDArray[np.bool_], results: Sequence[int]
+) -> RankingMetrics:
+    """Return the metrics of (n,) scores; at least one of the (n,) items is relevant."""
     from sklearn.metrics import average_precision_score
 
-    return Worth(
+    return RankingMetrics(
         relevant=int(relevant.sum()),
         count=len(relevant),
         average_precision=float(average_precision_score(relevant, scores)),
@@ -58,9 +60,9 @@ def worth(scores: Scores, relevant: npt.NDArray[np.bool_], results: Sequence[int
     )
 
 
-def mean(judged: Mapping[str, Worth]) -> dict[str, float]:
+def mean(scored: Mapping[str, RankingMetrics]) -> dict[str, float]:
     """Return mean average precision, its chance level, and recall@k: the share of queries found in k."""
-    rows = judged.values()
+    rows = scored.values()
     columns: dict[str, list[float]] = {
         "mAP": [row.average_precision for row in rows],
         "chance": [row.chance for row in rows],

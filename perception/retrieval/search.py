@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from perception.session.labels import Span
 
 LEXICAL: Final = "lexical"
-"""Instead of a model: texts are compared by their words."""
+"""In place of a model: texts are compared by their words."""
 DEFAULT_MODELS: Final = {
     "frames": "openai/clip-vit-base-patch32",
     "sounds": "laion/clap-htsat-unfused",
@@ -34,27 +34,27 @@ DEFAULT_MODELS: Final = {
     "states": LEXICAL,
 }
 MODELLED: Final = ("frames", "sounds", "commands")
-"""Kinds that a model may embed."""
+"""Kinds that a model can embed."""
 FLOORS: Final = {"openai/clip-vit-base-patch32": 0.2, "laion/clap-htsat-unfused": 0.1, LEXICAL: 0.3}
-"""Cosine of a text, by model, under which what is found has nothing to do with it: CLIP gives about 0.3 to
-pictures that do, 0.15 to others. Other models have other scales, known to those who choose them."""
+"""By model, the cosine under which a result is unrelated to a text query: CLIP gives about 0.3 to pictures
+that match, 0.15 to others. Other models have other scales, and no default."""
 _QUERY_S: Final = 60
 Vector = npt.NDArray[np.float32]
-Say = Callable[[str], Any]
+Show = Callable[[str], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to look for: one of these."""
+    """A query: one of text, picture and sound."""
 
     text: str = ""
     picture: Image | None = None
     sound: tuple[npt.NDArray[np.float32], int] | None = None
-    """(samples,) mono, and their rate in Hz."""
+    """(samples,) mono, and the rate in Hz."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Where such a query can look."""
+        """The kinds that such a query can search."""
         if self.picture is not None:
             return ("frames",)
         return ("sounds",) if self.sound is not None else tuple(KINDS)
@@ -69,12 +69,12 @@ class Hit:
     stamp_ns: int
     received_ns: int
     at_s: float
-    """Seconds from the zero of the session, as labels and `perception session` count them."""
+    """Seconds from the zero of the session, as in labels and `perception session`."""
     score: float
-    """Cosine. Comparable within one kind and model only."""
+    """Cosine; comparable within one kind and model only."""
     text: str
     note: str = ""
-    """What else is known of the text: who inferred it, how surely, for how long."""
+    """About the text: what inferred it, its score, its duration."""
 
     def __str__(self) -> str:
         note = f"({self.note})" if self.note else ""
@@ -90,28 +90,28 @@ def clock(seconds: float) -> str:
 
 
 def picture_query(file: Path) -> Query:
-    """Look for what resembles a picture file; DeviceError if it is none."""
+    """Return the query for frames like a picture file; DeviceError if it cannot be decoded."""
     from perception.devices.pictures import read_picture
 
     return Query(picture=read_picture(file))
 
 
 def sound_query(file: Path) -> Query:
-    """Look for what resembles an audio file or a video's sound; DeviceError if it has none.
+    """Return the query for sounds like an audio file or the sound of a video; DeviceError if it has none.
 
     Of a longer file the last `_QUERY_S` seconds are kept: the models take the end of what they are given.
     """
     from perception.devices.sound import Sound, kind_of_sound
 
-    # at the file's own rate, so that it comes to the model by the same way as the sound of a session
+    # at the rate of the file: the model resamples it exactly as the sound of a session
     rate_hz, _ = kind_of_sound(str(file))
     sound = Sound(str(file), rate_hz=rate_hz, channels=1, sample_format="f32", loop=False, start=0)
     seconds = deque(sound.blocks(rate_hz), maxlen=_QUERY_S)
     return Query(sound=(np.concatenate(seconds)[:, 0].astype(np.float32), rate_hz))
 
 
-class Shelf:
-    """All things of one kind in some sessions, with what embeds them."""
+class SearchIndex:
+    """All items of one kind in some sessions, with the model that embeds them."""
 
     def __init__(self, kind: str, model: str, embedder: "Embedder | None", found: Sequence[Stream]) -> None:
         self.kind = kind
@@ -120,7 +120,7 @@ class Shelf:
         self._streams = found
         self.stamps_ns = np.concatenate([np.zeros(0, np.int64), *(stream.stamps_ns for stream in found)])
         self.groups = np.repeat(np.arange(len(found)), [len(stream) for stream in found])
-        """(n,) which stream each is of."""
+        """(n,) the stream of each item."""
 
     def __len__(self) -> int:
         return len(self.stamps_ns)
@@ -129,22 +129,22 @@ class Shelf:
         return f"{self.kind} ({self.model})"
 
     def scores(self, query: Query) -> Scores:
-        """Return how much each thing resembles the query, (n,) cosines."""
+        """Return the similarity of each item to the query, (n,) cosines."""
         if not self._streams:
             return np.zeros(0, np.float32)
         if self._embedder is None:
             texts = [text for one in self._streams for text in one.texts]
-            sure = np.concatenate(
-                [np.ones(len(one)) if one.sure is None else one.sure for one in self._streams]
+            confidence = np.concatenate(
+                [np.ones(len(one)) if one.confidence is None else one.confidence for one in self._streams]
             )
             alike = lexical_similarity(query.text, texts) * shares_word(query.text, texts)
-            scores: Scores = (alike * sure).astype(np.float32)
+            scores: Scores = (alike * confidence).astype(np.float32)
             return scores
         vector = self._vector(query, self._embedder)
         return np.concatenate([one.vectors @ vector for one in self._streams if one.vectors is not None])
 
     def relevant(self, spans: "Mapping[Path, Sequence[Span]]") -> npt.NDArray[np.bool_]:
-        """Return which things lie in one of the spans of their session, (n,)."""
+        """Return which items are in one of the spans of their session, (n,)."""
         found = np.zeros(len(self), bool)
         for group, stream in enumerate(self._streams):
             for span in spans.get(stream.path, ()):
@@ -152,18 +152,18 @@ class Shelf:
                 found |= inside & (self.groups == group)
         return found
 
-    def without(self, prefix: str) -> "Shelf":
-        """Return the same without the topics of a prefix."""
+    def without(self, prefix: str) -> "SearchIndex":
+        """Return the index without the topics of a prefix."""
         rest = [stream for stream in self._streams if not stream.topic.startswith(prefix)]
-        return Shelf(self.kind, self.model, self._embedder, rest)
+        return SearchIndex(self.kind, self.model, self._embedder, rest)
 
-    def hits(self, scores: Scores, indices: Sequence[int]) -> list[Hit]:
-        """Return the things of some indices as results."""
-        return [self._hit(index, float(scores[index])) for index in indices]
+    def hits(self, scores: Scores, rows: Sequence[int]) -> list[Hit]:
+        """Return the items of some rows as results."""
+        return [self._hit(row, float(scores[row])) for row in rows]
 
-    def _hit(self, index: int, score: float) -> Hit:
-        group = int(self.groups[index])
-        stream, at = self._streams[group], index - int(np.searchsorted(self.groups, group))
+    def _hit(self, row: int, score: float) -> Hit:
+        group = int(self.groups[row])
+        stream, at = self._streams[group], row - int(np.searchsorted(self.groups, group))
         stamp_ns, received_ns = int(stream.stamps_ns[at]), int(stream.received_ns[at])
         at_s = (stamp_ns - stream.start_ns) / 1e9
         text, note = (stream.texts[at], stream.notes[at]) if stream.texts else ("", "")
@@ -184,7 +184,7 @@ class Shelf:
 
 
 def find_sessions(paths: Sequence[Path | str]) -> list[Path]:
-    """Return session files, and all in folders; SessionError if there are none."""
+    """Return session files, and all those in folders; SessionError if there are none."""
     given = map(Path, paths)
     files = [file for path in given for file in (sessions_in(path) if path.is_dir() else [path])]
     if not files:
@@ -192,7 +192,7 @@ def find_sessions(paths: Sequence[Path | str]) -> list[Path]:
     return files
 
 
-def open_shelves(
+def open_indexes(
     sessions: Sequence[Path],
     kinds: Sequence[str],
     models: Mapping[str, str],
@@ -201,52 +201,52 @@ def open_shelves(
     device: str = "auto",
     folder: Path | None = None,
     defaults: Mapping[str, str] = DEFAULT_MODELS,
-    say: Say,
-) -> list[Shelf]:
-    """Open sessions for search, embedding what is not in their indices yet.
+    show: Show,
+) -> list[SearchIndex]:
+    """Return an index per kind; embed what is not yet in the index files of the sessions.
 
-    A kind among others whose default model is not on this machine is left out, and that is said: nothing is
-    fetched that nobody asked for. A kind alone, or one with a model of its own, is asked for.
+    A kind whose default model is not on this machine is left out, with a message: default models are not
+    downloaded. A kind that is the only one, or that has a model in `models`, is not left out.
 
     Args:
         sessions: files.
-        kinds: of KINDS.
-        models: by kind, a folder or a name on the Hub; of commands also LEXICAL.
-        step: what of continuous streams goes into the index.
+        kinds: some of KINDS.
+        models: by kind, a folder or a name on the Hub; for commands also LEXICAL.
+        step: how often frames and sounds are embedded.
         device: of the models, as in a profile.
         folder: of the index; default: beside each session.
-        defaults: models of the kinds that `models` leaves out.
-        say: told what happens.
+        defaults: models of the kinds that are not in `models`.
+        show: prints a message.
 
     Raises:
-        SessionError: the sessions have such topics, but nothing of them can be found; and see `streams`.
+        SessionError: the sessions have such topics, but nothing in them can be found; and see `streams`.
         WeightsError: see the embedders.
     """
-    shelves: list[Shelf] = []
-    lost: dict[str, None] = {}
-    held = False
+    indexes: list[SearchIndex] = []
+    left_out: dict[str, None] = {}
+    found_any = False
     for kind in kinds:
         model = models.get(kind, defaults[kind])
         holding = [path for path in sessions if has(path, kind)]
-        asked = kind in models or len(kinds) == 1
-        if holding and not asked and not _is_here(model):
-            say(f"{kind}: left out, {model} is not on this machine; fetch it by --model {kind}={model}")
+        required = kind in models or len(kinds) == 1
+        if holding and not required and not _is_here(model):
+            show(f"{kind}: left out, {model} is not on this machine; fetch it by --model {kind}={model}")
             continue
         embedder = _embedder(kind, model, device) if holding and model != LEXICAL else None
-        found = _streams(holding, kind, embedder, step, folder, say)
-        held |= bool(found)
-        lost |= dict.fromkeys(f"{one.path}: {line}" for one in found for line in one.lost)
-        shelves.append(Shelf(kind, model, embedder, [stream for stream in found if len(stream)]))
-    if held and not any(map(len, shelves)):
-        names, of = ", ".join(map(str, sessions)), ", ".join(shelf.kind for shelf in shelves)
-        raise SessionError(f"{names}: no {of} to search in: {'; '.join(lost) or 'shorter than a step'}")
-    for line in lost:
-        say(line)
-    return shelves
+        found = _streams(holding, kind, embedder, step, folder, show)
+        found_any |= bool(found)
+        left_out |= dict.fromkeys(f"{one.path}: {line}" for one in found for line in one.left_out)
+        indexes.append(SearchIndex(kind, model, embedder, [stream for stream in found if len(stream)]))
+    if found_any and not any(map(len, indexes)):
+        names, of = ", ".join(map(str, sessions)), ", ".join(index.kind for index in indexes)
+        raise SessionError(f"{names}: no {of} to search in: {'; '.join(left_out) or 'shorter than a step'}")
+    for line in left_out:
+        show(line)
+    return indexes
 
 
 def _is_here(model: str) -> bool:
-    """Whether a model can be had without a network."""
+    """Return whether a model can be loaded without a network."""
     if model == LEXICAL or expanded(model).is_dir():
         return True
     from huggingface_hub import try_to_load_from_cache
@@ -254,7 +254,7 @@ def _is_here(model: str) -> bool:
 
     try:
         return isinstance(try_to_load_from_cache(model, "config.json"), str)
-    except HFValidationError:  # no name that the Hub could have
+    except HFValidationError:  # not a valid name on the Hub
         return False
 
 
@@ -279,7 +279,7 @@ def _streams(
     embedder: "Embedder | None",
     step: Step,
     folder: Path | None,
-    say: Say,
+    show: Show,
 ) -> list[Stream]:
     if embedder is None:
         return [stream for path in sessions for stream in text_streams(path, kind)]
@@ -298,27 +298,29 @@ def _streams(
             advance(0, path.name)
             found += streams(path, kind, embedder, step, folder, on_item)
     if embedded:
-        say(f"{kind}: {embedded} embedded")
+        show(f"{kind}: {embedded} embedded")
     return found
 
 
-def floor_of(shelf: Shelf, query: Query) -> float | None:
-    """Return the score under which nothing that is found is shown; None where none is known."""
-    return FLOORS.get(shelf.model) if query.text else None
+def floor_of(index: SearchIndex, query: Query) -> float | None:
+    """Return the score under which results are left out; None where there is no default."""
+    return FLOORS.get(index.model) if query.text else None
 
 
-def search(shelf: Shelf, query: Query, *, top: int, apart_s: float, floor: float | None = None) -> list[Hit]:
+def search(
+    index: SearchIndex, query: Query, *, top: int, apart_s: float, floor: float | None = None
+) -> list[Hit]:
     """Return the best results, best first; of neighbours within `apart_s` only the best.
 
-    What has nothing in common with the query, a cosine of exactly 0 or less than `floor`, is none.
+    An item with a cosine of exactly 0, or less than `floor`, is not a result.
     """
-    scores = shelf.scores(query)
-    hits = shelf.hits(scores, _best(shelf, scores, top, apart_s))
+    scores = index.scores(query)
+    hits = index.hits(scores, _best(index, scores, top, apart_s))
     return [hit for hit in hits if hit.score and (floor is None or hit.score >= floor)]
 
 
 def chosen(given: Sequence[str]) -> dict[str, str]:
-    """Return models by kind from texts KIND=MODEL; ProfileError if one is none."""
+    """Return models by kind from texts KIND=MODEL; ProfileError if a text has another form."""
     models = {kind: model for kind, _, model in (text.partition("=") for text in given)}
     if wrong := [
         text for text in given if text.partition("=")[0] not in MODELLED or not text.partition("=")[2]
@@ -327,5 +329,5 @@ def chosen(given: Sequence[str]) -> dict[str, str]:
     return models
 
 
-def _best(shelf: Shelf, scores: Scores, top: int, apart_s: float) -> list[int]:
-    return best(scores, shelf.stamps_ns, shelf.groups, top, round(apart_s * 1e9))
+def _best(index: SearchIndex, scores: Scores, top: int, apart_s: float) -> list[int]:
+    return best(scores, index.stamps_ns, index.groups, top, round(apart_s * 1e9))

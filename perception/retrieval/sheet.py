@@ -1,4 +1,4 @@
-"""A contact sheet: every result as a tile, frames as pictures, sounds as spectra, commands as their words."""
+"""A contact sheet: one tile per result; frames as pictures, sounds as spectrograms, texts as words."""
 
 import io
 import textwrap
@@ -17,7 +17,7 @@ from perception.features.resample import resample
 from perception.features.window import decode_samples
 from perception.io.beside import replace_file, written
 from perception.messages import AudioBlock, CameraFrame
-from perception.retrieval.search import Hit, Shelf, clock
+from perception.retrieval.search import Hit, SearchIndex, clock
 from perception.session.convert.media_tracks import image
 from perception.session.file.reader import Session
 from perception.units import SECOND_NS
@@ -35,22 +35,22 @@ _LEVELS: Final = (-4.6, 2.0)
 _SLACK_NS: Final = SECOND_NS
 
 
-def write(file: Path, title: str, results: Mapping[Shelf, Sequence[Hit]], sound_s: float) -> None:
+def write(file: Path, title: str, results: Mapping[SearchIndex, Sequence[Hit]], sound_s: float) -> None:
     """Draw results by kind into a .png, .svg or .pdf file.
 
     Raises:
-        PerceptionError: another kind of file.
-        SessionError: the disk does not take it.
+        PerceptionError: the file has another suffix.
+        SessionError: the file cannot be written.
     """
-    sections = [(shelf, hits, -(-len(hits) // COLUMNS)) for shelf, hits in results.items() if hits]
-    heights = [count * _TILE_INCHES[shelf.kind] + _HEADING_INCHES for shelf, _, count in sections]
+    sections = [(index, hits, -(-len(hits) // COLUMNS)) for index, hits in results.items() if hits]
+    heights = [count * _TILE_INCHES[index.kind] + _HEADING_INCHES for index, _, count in sections]
     size = (COLUMNS * _WIDTH_INCHES, sum(heights) + _HEADING_INCHES)
     figure = Figure(size, dpi=_DPI, layout="constrained")
     figure.suptitle(title, fontweight="bold")
     parts = figure.subfigures(max(len(sections), 1), 1, height_ratios=heights or None, squeeze=False)
-    for row, (shelf, hits, count) in enumerate(sections):
+    for row, (index, hits, count) in enumerate(sections):
         part = parts[row, 0]
-        part.suptitle(str(shelf), x=0.01, ha="left")
+        part.suptitle(str(index), x=0.01, ha="left")
         tiles = part.subplots(count, COLUMNS, squeeze=False).ravel()
         for rank, (axes, hit) in enumerate(zip(tiles, hits, strict=False), 1):
             _draw(axes, hit, sound_s)
@@ -80,7 +80,7 @@ def _draw(axes: Axes, hit: Hit, sound_s: float) -> None:
 
 
 def picture_of(hit: Hit) -> Image | None:
-    """Read a result's frame from its session."""
+    """Return the frame of a result, read from its session; None if it is not found."""
     with Session(hit.path) as session:
         for message in session.messages([hit.topic], hit.received_ns, hit.received_ns + 1):
             if isinstance(message.header, CameraFrame) and message.header.stamp_ns == hit.stamp_ns:
@@ -89,9 +89,9 @@ def picture_of(hit: Hit) -> Image | None:
 
 
 def sound_of(hit: Hit, sound_s: float) -> Samples | None:
-    """Read a result's sound from its session, (samples,) mono at 16 kHz; what is missing is silence."""
+    """Return the sound of a result, read from its session, (samples,) mono at 16 kHz; gaps are silence."""
     start_ns, length_ns = hit.stamp_ns - round(sound_s * 5e8), round(sound_s * 1e9)
-    heard: Samples | None = None
+    found: Samples | None = None
     rate_hz = VGGISH.rate_hz
     with Session(hit.path) as session:
         first_ns = hit.received_ns - length_ns - _SLACK_NS
@@ -100,13 +100,13 @@ def sound_of(hit: Hit, sound_s: float) -> Samples | None:
             if not isinstance(header, AudioBlock):
                 continue
             rate_hz = header.rate_hz
-            heard = np.zeros(round(sound_s * rate_hz), np.float32) if heard is None else heard
+            found = np.zeros(round(sound_s * rate_hz), np.float32) if found is None else found
             samples = decode_samples(header, message.payload)
             at = round((header.stamp_ns - start_ns) * rate_hz / 1e9)
-            begin, end = max(at, 0), min(at + len(samples), len(heard))
+            begin, end = max(at, 0), min(at + len(samples), len(found))
             if begin < end:
-                heard[begin:end] = samples[begin - at : end - at]
-    return None if heard is None else resample(heard, rate_hz, VGGISH.rate_hz)
+                found[begin:end] = samples[begin - at : end - at]
+    return None if found is None else resample(found, rate_hz, VGGISH.rate_hz)
 
 
 def _shrunk(picture: Image) -> Image:

@@ -1,7 +1,7 @@
-"""What can be found in a session, by topic; what is said, labelled and inferred in it needs no model.
+"""The searchable streams of a session, by topic; texts need no model.
 
-Texts are those of commands, the names of labels, and the names in the states of a fusion: the fused class and
-what each encoder saw or heard. A name that states repeat is one thing, from its first state on.
+Texts are commands, the names of labels, and the names in states: the fused class, and the labels and boxes of
+each encoder. A name that consecutive states repeat is one item, with the time of the first state.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,15 +23,15 @@ KINDS: Final = {
     "commands": ("text", "label"),
     "states": ("state",),
 }
-"""What can be found, and the prefixes of its topics."""
-SEEN: Final = 0.3
-"""What an encoder scores lower than this it has not seen or heard."""
+"""By kind, the prefixes of its topics."""
+MIN_SCORE: Final = 0.3
+"""A label or box of an encoder with a lower score is not an item."""
 _PAUSE_NS: Final = SECOND_NS
-"""A name that no state has for so long is another thing when it comes back."""
+"""A name that no state has had for so long is a new item when it occurs again."""
 
 
 class Step(NamedTuple):
-    """What of continuous streams is embedded: a frame every so often, sounds that overlap by half."""
+    """How often continuous streams are embedded: a frame every `every_s`, sounds that overlap by half."""
 
     every_s: float = 0.5
     sound_s: float = 2.0
@@ -39,26 +39,26 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What can be found in one topic of a session: n frames, sounds or texts."""
+    """The items of one topic of a session: n frames, sounds or texts."""
 
     path: Path
     start_ns: int
-    """Stamp from which the session's seconds count."""
+    """Stamp of the zero of the session."""
     topic: str
     stamps_ns: Times
-    """(n,) when it happened or began; of a sound the middle."""
+    """(n,) when the item happened or began; of a sound, its middle."""
     received_ns: Times
-    """(n,) arrival of the newest message it was made of: where it lies in the file."""
+    """(n,) arrival of the newest message of the item: its place in the file."""
     texts: tuple[str, ...] = ()
-    """What the n commands, labels or states say; empty for frames and sounds."""
+    """(n,) texts of commands, labels or states; empty for frames and sounds."""
     notes: tuple[str, ...] = ()
-    """(n,) what else is known of a text: who said it, how sure, for how long; empty for frames and sounds."""
-    sure: npt.NDArray[np.float32] | None = None
-    """(n,) score of a text in [0, 1], by which its similarity counts; None where all count alike."""
+    """(n,) about each text: what inferred it, its score, its duration; empty for frames and sounds."""
+    confidence: npt.NDArray[np.float32] | None = None
+    """(n,) score of each text in [0, 1], a factor of its similarity; None where all are 1."""
     vectors: npt.NDArray[np.float32] | None = None
     """(n, dim), mapped from the file; None where texts are compared by their words."""
-    lost: tuple[str, ...] = ()
-    """What of the topic did not go in, in lines."""
+    left_out: tuple[str, ...] = ()
+    """Lines about messages of the topic that are not in the stream."""
 
     def __len__(self) -> int:
         return len(self.stamps_ns)
@@ -72,7 +72,7 @@ class Text:
     received_ns: int
     text: str
     note: str = ""
-    sure: float = 1.0
+    confidence: float = 1.0
 
 
 def topics(session: Session, kind: str) -> list[str]:
@@ -81,20 +81,20 @@ def topics(session: Session, kind: str) -> list[str]:
 
 
 def has(path: Path, kind: str) -> bool:
-    """Whether a session has topics of a kind; SessionError if it cannot be read."""
+    """Return whether a session has topics of a kind; SessionError if it cannot be read."""
     with Session(path) as session:
         return bool(topics(session, kind))
 
 
 def text_streams(path: Path, kind: str) -> list[Stream]:
-    """Return what is said, labelled or inferred in a session; SessionError if it cannot be read."""
+    """Return the streams of texts of one kind in a session; SessionError if it cannot be read."""
     with Session(path) as session:
         return [text_stream(session, topic) for topic in topics(session, kind)]
 
 
 def text_stream(session: Session, topic: str) -> Stream:
     """Return the texts of one topic."""
-    texts = list(_inferred(session, topic) if topic.startswith("state/") else _said(session, topic))
+    texts = list(_inferred(session, topic) if topic.startswith("state/") else _texts(session, topic))
     return Stream(
         session.path,
         session.zero.stamp_ns,
@@ -103,11 +103,11 @@ def text_stream(session: Session, topic: str) -> Stream:
         np.array([one.received_ns for one in texts], np.int64),
         tuple(one.text for one in texts),
         tuple(one.note for one in texts),
-        np.array([one.sure for one in texts], np.float32),
+        np.array([one.confidence for one in texts], np.float32),
     )
 
 
-def _said(session: Session, topic: str) -> Iterator[Text]:
+def _texts(session: Session, topic: str) -> Iterator[Text]:
     for message in session.messages([topic]):
         header = message.header
         if isinstance(header, Label):
@@ -130,7 +130,7 @@ class _Run:
 
     def text(self, where: str) -> Text:
         seconds = (self.last_ns - self.first.stamp_ns) / 1e9
-        self.first.note, self.first.sure = f"{where} {self.best:.2f}, {seconds:.1f} s", self.best
+        self.first.note, self.first.confidence = f"{where} {self.best:.2f}, {seconds:.1f} s", self.best
         return self.first
 
 
@@ -154,16 +154,16 @@ def _inferred(session: Session, topic: str) -> list[Text]:
 
 
 def _names(state: FusedState) -> Iterable[tuple[str, str, float]]:
-    """Return (who, name, score in [0, 1]) of all that a state names."""
+    """Return (place, name, score in [0, 1]) of every name in a state."""
     found = {("fused", _words(state.fused.label)): state.fused.confidence}
     for source, modality in state.modalities.items():
         for encoder, branch in modality.branches.items():
             boxes = [(box.label, box.score) for box in branch.boxes]
             for label, score in [*zip(branch.labels, branch.scores, strict=False), *boxes]:
-                # a number alone, such as that of a marker, says little
+                # a number alone, such as that of a marker, has no words to search for
                 name = label if any(map(str.isalpha, label)) else f"{encoder} {label}"
                 place = f"{source}/{encoder}", _words(name)
-                if score >= max(SEEN, found.get(place, 0.0)):
+                if score >= max(MIN_SCORE, found.get(place, 0.0)):
                     found[place] = min(float(score), 1.0)
     return [(where, name, score) for (where, name), score in found.items() if name]
 

@@ -28,7 +28,7 @@ def moved(
     scale: float = 0.1,
     flip: bool = False,
 ) -> torch.Tensor:
-    """Shift, turn, scale and perhaps mirror each image (B, C, H, W); shift is a share of the size."""
+    """Shift, turn, scale and optionally mirror each image (B, C, H, W); shift is a share of the size."""
     count = len(images)
     angle = _uniform((count,), -turn_rad, turn_rad, generator)
     size = _uniform((count,), 1 - scale, 1 + scale, generator)
@@ -62,9 +62,9 @@ def occluded(
 def spec_augmented(
     log_mel: torch.Tensor, generator: torch.Generator, time: float = 0.2, bands: float = 0.2
 ) -> torch.Tensor:
-    """Fill one stretch of time and one of bands of (B, frames, bands) with each example's mean.
+    """Fill one range of time and one of bands of (B, frames, bands) with the mean of each example.
 
-    Park et al. 2019, "SpecAugment"; stretches are at most the given shares long.
+    Park et al. 2019, "SpecAugment"; ranges are at most the given shares long.
     """
     count, frames, width = log_mel.shape
     mask = _band(count, frames, time, generator)[:, :, None] | _band(count, width, bands, generator)[:, None]
@@ -72,7 +72,7 @@ def spec_augmented(
 
 
 def _band(count: int, length: int, share: float, generator: torch.Generator) -> torch.Tensor:
-    """Return masks (count, length) that are true over one random stretch each."""
+    """Return masks (count, length) that are true over one random range each."""
     size = (_uniform((count, 1), 0, share, generator) * length).round()
     start = (torch.rand(count, 1, generator=generator) * (length - size)).floor()
     at = torch.arange(length)
@@ -94,12 +94,12 @@ def with_noise(
     generator: torch.Generator,
     noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Add white noise, or a random stretch of `noise` (samples,), at a ratio per waveform.
+    """Add white noise, or a random part of `noise` (samples,), at a ratio per waveform.
 
     Args:
         waveforms: (B, samples).
         snr_db: (B,), power of the waveform over power of the noise.
-        generator: draws noise or stretch.
+        generator: draws the noise, or the part of `noise`.
         noise: at least as long as the waveforms.
     """
     count, length = waveforms.shape
@@ -115,7 +115,7 @@ def with_noise(
 def delayed(data: Examples, branch: str, ticks: int) -> Examples:
     """Return the windows with one branch as it was `ticks` windows earlier in the same source.
 
-    Its age grows by the time between; the first windows of a source, which have no earlier one, lose it.
+    Its age grows by the time between. In the first `ticks` windows of a source, the branch is absent.
     """
     column = data.branches.index(branch)
     then = (torch.arange(len(data)) - ticks).clamp_min(0)
@@ -128,7 +128,7 @@ def delayed(data: Examples, branch: str, ticks: int) -> Examples:
 
 
 def per_branch(disturbances: Mapping[str, Disturbance]) -> Callable[[Examples, torch.Generator], Examples]:
-    """Return an augmentation for `fit` that disturbs some branches' inputs."""
+    """Return an augmentation for `fit` that disturbs the inputs of some branches."""
 
     def augment(batch: Examples, generator: torch.Generator) -> Examples:
         disturbed = {name: change(batch.features[name], generator) for name, change in disturbances.items()}

@@ -15,15 +15,15 @@ from perception.training.heads import Split
 from perception.training.model import FusionModel
 
 PLAN_FILE: Final = "plan.json"
-"""In a checkpoint: the plan that was followed, every default in it."""
+"""File in a checkpoint: the plan of the training, with every default."""
 EVALUATION: Final = "evaluation"
-"""Folder in a checkpoint: the latest report on it with other sessions."""
+"""Folder in a checkpoint: the latest report of an evaluation with other sessions."""
 REPORT: Final = ("report.json", "report.html")
 _WRITTEN: Final = {"config.json", HEAD_WEIGHTS, "README.md", ENCODERS, PLAN_FILE, EVALUATION, *REPORT}
 
 
 def refuse_unlike_head(out: Path) -> None:
-    """Raise SessionError if a place holds anything but a head that training wrote, which may be replaced."""
+    """Raise SessionError if `out` exists and is not a checkpoint that training wrote and may replace."""
     if not (out / HEAD_WEIGHTS).is_file() or out.is_symlink():
         refuse_existing(out)
         return
@@ -41,8 +41,8 @@ tags: [perception, sensor-fusion]
 # Fusion head: {classes}
 
 Load it in a profile by `fusion.head.weights = "{folder}"`, or in Python by
-`perception.models.load_head("{folder}")`. It takes exactly the encoders it was trained with;
-those in `encoders`, if there are any, were trained with it and come with it.
+`perception.models.load_head("{folder}")`. It needs the encoders that it was trained with;
+those in the folder `encoders`, if it exists, were trained with the head.
 
 | branch | features | input |
 |---|---|---|
@@ -69,7 +69,7 @@ def save(
     encoders: str,
     place: Path,
 ) -> None:
-    """Write a checkpoint folder: weights, configuration, plan, model card; `place` is where it will lie."""
+    """Write a checkpoint folder: weights, configuration, plan, model card; `place` is its final path."""
     head = model.head
     head.save_pretrained(folder)
     (folder / PLAN_FILE).write_text(json.dumps(report["training"], indent=2) + "\n", encoding="utf-8")

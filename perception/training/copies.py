@@ -1,8 +1,7 @@
-"""Perturbed copies of sources to learn from: augmentation for frozen encoders, whose features are cached.
+"""Perturbed copies of sources to train on: augmentation for frozen encoders, whose features are cached.
 
-A copy is cut and encoded by what cuts and encodes its original, from perturbed messages. Its labels are those
-of the original at their true times, and it belongs to the original's group: where that is not learned from,
-neither is its copy.
+A copy is cut and encoded as its original, from perturbed messages. Its labels are those of the original, at
+their true times. It is in the group of the original: it is trained on only where the original is.
 """
 
 import zlib
@@ -45,20 +44,22 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class CopyPlan(Section):
-    """`[[copies]]`: every session to learn from once more, perturbed; what is not given stays as it was."""
+    """`[[copies]]`: one perturbed copy of every training session; only the given keys change it."""
 
-    seed: Annotated[int, Field(ge=0, description="of noise, typos and losses, together with the session")] = 0
-    noise_snr_db: Annotated[float | None, Field(ge=-60, le=120, description="white noise in the sound")] = (
-        None
-    )
+    seed: Annotated[int, Field(ge=0, description="of noise, typos and losses, combined with the session")] = 0
+    noise_snr_db: Annotated[
+        float | None, Field(ge=-60, le=120, description="white noise added to the sound")
+    ] = None
     gain_db: Annotated[
-        float, Field(ge=-60, le=60, description="louder, or softer if negative; it may clip")
+        float, Field(ge=-60, le=60, description="louder, or softer if negative; samples may clip")
     ] = 0.0
     shift_ms: Annotated[float, Field(description="sound later, or earlier if negative")] = 0.0
     typos: Annotated[Share, Field(description="share of the letters of text")] = 0.0
     word_drops: Annotated[Share, Field(description="share of the words of text")] = 0.0
-    lost: dict[Input, Share] = Field({}, description="share of messages by input: what is left is stale")
-    late_ms: dict[Input, Annotated[float, Field(ge=0)]] = Field({}, description="later arrival by input")
+    lost: dict[Input, Share] = Field(
+        {}, description="share of messages lost, by input; the last one before is stale"
+    )
+    late_ms: dict[Input, Annotated[float, Field(ge=0)]] = Field({}, description="delay of arrival, by input")
 
     @model_validator(mode="after")
     def _changes_something(self) -> "CopyPlan":
@@ -67,7 +68,7 @@ class CopyPlan(Section):
         return self
 
     def perturbations(self, source: str) -> list[Perturbation]:
-        """Return them for a source, told by its fingerprint: no two sources get the same noise."""
+        """Return the perturbations of a source, given its fingerprint; no two sources get the same noise."""
         seed = zlib.crc32(f"{self.seed} {source}".encode())
         chosen = []
         if self.noise_snr_db is not None:
@@ -83,7 +84,7 @@ class CopyPlan(Section):
         return chosen
 
     def inputs(self) -> Iterator[tuple[str, str]]:
-        """Yield each key that is given, and the input it is about."""
+        """Yield each given key, and the input that it perturbs."""
         for key in sorted(self.changed() & _ABOUT.keys()):
             yield key, _ABOUT[key]
         for key in ("lost", "late_ms"):
@@ -91,18 +92,18 @@ class CopyPlan(Section):
 
 
 def check(file: Path, copies: Sequence[CopyPlan], fusion: FusionConfig) -> None:
-    """Raise ProfileError if a copy perturbs what the fusion does not take in: it would be no other."""
+    """Raise ProfileError if a copy perturbs an input that the fusion does not have: nothing would change."""
     topics = sorted({item.topic for item in fusion.inputs.values()})
     for number, copy in enumerate(copies):
         for key, wanted in copy.inputs():
             if not any(_meets(wanted, topic) for topic in topics):
                 raise ProfileError(
-                    f"{file}: copies.{number}.{key}: no input of the profile; it takes in {', '.join(topics)}"
+                    f"{file}: copies.{number}.{key}: no input of the profile; there are {', '.join(topics)}"
                 )
 
 
 def _meets(wanted: str, topic: str) -> bool:
-    """Whether two of a kind, a topic or a pattern have a topic in common."""
+    """Return whether two modalities, topics or patterns have a topic in common."""
     kind = kind_of(topic)
     return wanted == kind or fnmatchcase(topic, wanted) or fnmatchcase(wanted, topic)
 
@@ -116,16 +117,16 @@ class Copied:
 
     @property
     def name(self) -> str:
-        """The original's."""
+        """The name of the original."""
         return self.original.name
 
     def fingerprint(self) -> str:
-        """Return that of the original with what is done to it."""
+        """Return the fingerprint of the original with the perturbations."""
         original = self.original.fingerprint()
         return f"{original} {'; '.join(map(str, self.plan.perturbations(original)))}"
 
     def origin(self) -> str:
-        """Return the original's."""
+        """Return the origin of the original."""
         return self.original.origin()
 
     def messages(self) -> Iterator[Message[Header]]:
@@ -133,24 +134,24 @@ class Copied:
         return iter(self._perturbed())
 
     def recording(self) -> Iterable[Message[Header]]:
-        """Return its messages, to be gone through once where the original's are."""
+        """Return its messages; an iterator if those of the original are one."""
         if isinstance(self.original.recording(), Iterator):
             return self.messages()
         return self._perturbed()
 
     def spans(self) -> list[Span]:
-        """Return the labels of the original: what was true then stays true."""
+        """Return the labels of the original."""
         return self.original.spans()
 
     def _perturbed(self) -> Perturbed:
-        # a plan is for all sources: one that lacks a stream of it is learned from with what it has
+        # a plan is for all sources; a source without one of its streams is perturbed in the others
         perturbations = self.plan.perturbations(self.original.fingerprint())
         return Perturbed(_Played(self.original), *perturbations, strict=False)
 
 
 @dataclass(frozen=True)
 class _Played:
-    """The messages of a source, as often as they are gone through."""
+    """The messages of a source; every iteration reads them again."""
 
     source: DataSource
 
@@ -159,18 +160,18 @@ class _Played:
 
 
 def copied(sources: Sequence[DataSource], plan: CopyPlan) -> list[Copied]:
-    """Return a copy of each source, in their order: examples of both number their sources alike."""
+    """Return a copy of each source, in the same order, so that the numbers of sources are equal."""
     return [Copied(source, plan) for source in sources]
 
 
 def joined(train: Examples, copies: Sequence[Examples]) -> Examples:
-    """Return the rows to learn from, then those of each copy that are of the same sources.
+    """Return the training rows, then the rows of each copy of the same sources.
 
     Raises:
-        ValueError: a copy is of other sources than the examples that `train` was split off.
+        ValueError: copies have other sources than the examples that `train` was split from.
     """
     if any(copy.names != train.names for copy in copies):
-        raise ValueError("copies of other sources than those that are trained on")
+        raise ValueError("copies of other sources than the training sources")
     if not copies:
         return train
     own = torch.unique(train.sources)

@@ -1,4 +1,4 @@
-"""What the models of a tick cost: the encoders on a data set's own windows, and the head."""
+"""Time of the models of a tick: the encoders on windows of the data set, and the head."""
 
 import math
 import time
@@ -23,13 +23,13 @@ _REPEATS: Final = 20
 def of_tick(
     model: FusionModel, data: Examples, sources: Sequence[DataSource], config: FusionConfig
 ) -> dict[str, Any]:
-    """Return parameters and wall time in ms, of the models alone: nothing is received, cut or published.
+    """Return parameters and wall time in ms of the models alone; nothing is received, cut or published.
 
     Args:
         model: the head, with the encoders that were trained with it.
         data: windows for the head.
-        sources: their first windows are encoded; an encoder whose input has not changed costs nothing there.
-        config: the fusion, whose threads are used.
+        sources: their first windows are encoded; an encoder does not run where its input has not changed.
+        config: the fusion; its number of threads is used.
     """
     threads = torch.get_num_threads()
     use_threads(config.threads)

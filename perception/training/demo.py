@@ -1,7 +1,7 @@
-"""Trains the head of the `demo` profile on scripted sessions: python -m perception.training.demo.
+"""Train the head of the `demo` profile on scripted sessions: python -m perception.training.demo.
 
-The windows come from the fusion core and the features from the engine, exactly as live. Seeds of the
-training, validation and test scripts differ; the test script is played once, at the end.
+The windows come from the fusion core and the features from the engine, exactly as live. The seeds of
+training, validation and test scripts differ; the test script is used once, at the end.
 """
 
 import argparse
@@ -38,7 +38,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScriptSource:
-    """What the scripted devices of a profile publish, for one seed."""
+    """The messages of the scripted devices of a profile, for one seed."""
 
     profile: Profile
     seed: int
@@ -46,20 +46,20 @@ class ScriptSource:
 
     @property
     def name(self) -> str:
-        """Which script."""
+        """The name of the script."""
         return f"script {self.seed}"
 
     def fingerprint(self) -> str:
-        """Return what decides the script; one that plays otherwise is told by the version of the cache."""
+        """Return all that decides the messages but the code of the script, which the cache version covers."""
         devices = self.profile.model_dump_json(include={"camera", "microphone", "script"})
         return f"{self.seed} {self.seconds} {devices}"
 
     def origin(self) -> str:
-        """Return its own."""
+        """Return its fingerprint: no other source is a part of it."""
         return self.fingerprint()
 
     def messages(self) -> Iterator[Message[Header]]:
-        """Play the script."""
+        """Yield the messages of the script."""
         script = ScriptConfig(seed=self.seed, noise=self.profile.script.noise)
         devices = self.profile.camera["front"], self.profile.microphone["main"]
         return messages(script, *devices, self.seconds)
@@ -69,7 +69,7 @@ class ScriptSource:
         return self.messages()
 
     def spans(self) -> list[Span]:
-        """Return the truth, played with as few pictures as possible: it does not depend on them."""
+        """Return the labels, played with few small pictures: labels do not depend on pictures."""
         rare = {"rate_hz": 1.0, "width": 64, "height": 48}
         front = {"front": self.profile.camera["front"].model_copy(update=rare)}
         quick = replace(self, profile=self.profile.model_copy(update={"camera": front}))
@@ -77,13 +77,13 @@ class ScriptSource:
 
 
 def played(profile: Profile, seeds: tuple[int, ...], cache: Path, workers: int) -> Examples:
-    """Return the windows of scripts with these seeds whose truth is known."""
+    """Return the labelled windows of the scripts with these seeds."""
     sources = [ScriptSource(profile, seed) for seed in seeds]
     return dataset.build(sources, profile.required_fusion(), cache, classes=CLASSES, workers=workers)
 
 
 def main() -> None:
-    """Play the scripts, fit the head, print its accuracy per set of inputs, store it."""
+    """Play the scripts, fit the head, log its accuracy per set of inputs, store it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=LAUNCH_DIR / "demo_head")
     parser.add_argument("--seed", type=int, default=0, help="of the head's first weights and the batches")
@@ -108,7 +108,7 @@ def main() -> None:
     best = history.validation_loss[history.best_epoch]
     _LOG.info("best epoch %d, validation NLL %.4f", history.best_epoch, best)
     chosen, tested = (by_subset(model, part, inputs) for part in (validation, test))
-    for shown in chosen:
+    for shown in chosen.keys() & tested.keys():
         figures = chosen[shown].accuracy, tested[shown].accuracy
         _LOG.info("%-26s validation %.3f, test script %.3f", shown, *figures)
     head.save_pretrained(arguments.out)

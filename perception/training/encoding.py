@@ -38,11 +38,11 @@ def encode(
     on_window: Step = lambda: None,
     counts: Counts | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Return every window of a source: `feature.NAME` (N, dim), `present`, `ages_s`, `ends_ns`.
+    """Return tensors of the windows of a source: `feature.NAME` (N, dim), `present`, `ages_s`, `ends_ns`.
 
-    Of the encoders named in `prepared`, it is what their networks take, (N, ...). Absent branches stand as
-    zeros. Windows that a live fusion shed are left out, as it never saw them; so are those which the
-    recording does not hold everything for. What did not enter them is added to `counts`.
+    For encoders in `prepared`, features are the inputs of their networks, (N, ...). Absent branches are zero.
+    Windows that a live fusion shed are left out, because it did not compute them. So are windows with
+    messages that the recording does not hold. Messages that did not enter a window are added to `counts`.
     """
     engine = fresh_engine(config, prepared)
     rows = []
@@ -68,9 +68,9 @@ def _stacked(rows: Sequence[torch.Tensor | None], dim: int) -> torch.Tensor:
 
 
 def windows(source: DataSource, config: FusionConfig, counts: Counts | None = None) -> Iterator[Window]:
-    """Cut a source: in the order a live fusion took it in where that is known, else as it arrived."""
+    """Yield the windows of a source: in the order of the journals of a live fusion, else of arrival."""
     messages = source.recording()
-    if isinstance(messages, Iterator):  # gone through once: a film is not held in memory
+    if isinstance(messages, Iterator):  # read once: a film is not held in memory
         for cut in cut_as_arrived(messages, config, counts):
             yield cut.window
         return
@@ -85,9 +85,9 @@ def _row(engine: Engine, window: Window) -> tuple[int, dict[str, torch.Tensor], 
 
 
 def headless(config: FusionConfig) -> FusionConfig:
-    """Return the fusion with any head at all: encoders do not depend on it.
+    """Return the fusion with an arbitrary head: encoders do not depend on it.
 
-    A number format that would be measured is float32 here: features must not depend on how busy a machine is.
+    `dtype = "auto"`, which a live fusion chooses by measuring, is float32: features must not depend on load.
     """
     head = HeadConfig(weights="random", classes=("a", "b"))
     dtype = "float32" if config.dtype == "auto" else config.dtype
@@ -102,8 +102,8 @@ def _built(config_json: str) -> Engine:
 def fresh_engine(
     config: FusionConfig, prepared: Sequence[str] = (), clock: Callable[[], int] = lambda: 0
 ) -> Engine:
-    """Return an engine that has seen nothing, on encoders that this process builds only once."""
-    use_threads(config.threads)  # as a fusion does: the last bits of a feature depend on it
+    """Return an engine without state, on encoders that this process builds only once."""
+    use_threads(config.threads)  # as in a fusion: the last bits of a feature depend on it
     built = _built(headless(config).model_dump_json())
     encoders: dict[str, Any] = {
         name: Prepared(encoder) if name in prepared else encoder for name, encoder in built.encoders.items()
@@ -112,19 +112,19 @@ def fresh_engine(
 
 
 def encoders_hash(config: FusionConfig, prepared: Sequence[str] = ()) -> str:
-    """Return the hash of the weights of the encoders, but for those that are only prepared for training."""
+    """Return the hash of the weights of the encoders, except those that are prepared for training."""
     return fresh_engine(config, prepared).encoders_hash
 
 
 def _decisive(config: FusionConfig) -> dict[str, Any]:
-    """All that decides features besides weights; another device has other last bits."""
+    """Return all that decides features besides weights; on another device the last bits differ."""
     device = model_name(pick_device(config.device))
     return config.model_dump(mode="json", exclude=_UNDECISIVE) | {"device": device}
 
 
 @dataclass(frozen=True, slots=True)
 class _Uncached:
-    """A source whose features are to be computed, and the key they will lie under."""
+    """A source whose features are not in the cache, and their key."""
 
     key: str
     source: DataSource
@@ -137,7 +137,7 @@ class _Uncached:
 def _store(
     due: _Uncached, on_window: Step, *, config: FusionConfig, folder: Path, prepared: Sequence[str]
 ) -> int:
-    """Put a source's features into the cache; return how many windows it has."""
+    """Put the features of a source into the cache; return how many windows it has."""
     counts: Counts = defaultdict(Counter)
     tensors = encode(due.source, config, prepared, on_window, counts)
     Cache(folder).put(due.key, tensors, counts)
@@ -147,7 +147,7 @@ def _store(
 def cache_keys(
     sources: Sequence[DataSource], config: FusionConfig, prepared: Sequence[str] = ()
 ) -> list[str]:
-    """Return the key that each source's features lie under."""
+    """Return the key of the features of each source."""
     encoders = encoders_hash(config, prepared)
     decisive = _decisive(config) | ({"prepared": sorted(prepared)} if prepared else {})
     return [key(source.fingerprint(), encoders, decisive) for source in sources]
@@ -161,7 +161,7 @@ def fill(
     prepared: Sequence[str],
     advance: Advance,
 ) -> None:
-    """Encode what is not in the cache yet."""
+    """Encode the sources that are not in the cache."""
     due = [_Uncached(key, source) for key, source in sources.items() if key not in cache]
     advance(len(sources) - len(due))
     windows = itertools.count(1)
@@ -172,7 +172,7 @@ def fill(
     spread(
         partial(_store, config=config, folder=cache.folder, prepared=prepared),
         due,
-        workers if pick_device(config.device).type == "cpu" else 1,  # one GPU is one worker's
+        workers if pick_device(config.device).type == "cpu" else 1,  # only one worker uses the GPU
         on_step=on_window,
         on_done=lambda one: advance(),
         name=lambda one: one.name,

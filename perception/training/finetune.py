@@ -1,4 +1,4 @@
-"""Encoders that are trained together with a head: what they take, what disturbs it, how they are stored."""
+"""Encoders that are trained together with a head: their inputs, augmentation and files."""
 
 import random
 from collections.abc import Callable, Iterable, Mapping
@@ -32,18 +32,18 @@ _ABOUT: Final = {
 class Trainable(RegisteredEncoder, Protocol):
     """An encoder whose features are `network(prepare(data))`.
 
-    What is prepared can be disturbed: a picture is (3, H, W) in [0, 1], a sound (channels, frames, bands),
-    a text (bytes,) uint8. One whose weights file is not all that loads it has `save_pretrained(folder)`.
+    Prepared data can be disturbed: a picture is (3, H, W) in [0, 1], a sound (channels, frames, bands), a
+    text (bytes,) uint8. An encoder that needs more files than its weights has `save_pretrained(folder)`.
     """
 
     network: nn.Module
 
     def prepare(self, data: Any, /) -> torch.Tensor:
-        """Return what the network takes, without the dimension of the batch."""
+        """Return the input of the network, without the dimension of the batch."""
 
 
 class Augmentation(Section):
-    """`[augment]`: disturbances of what trained encoders take, drawn anew each time; none by default."""
+    """`[augment]`: random disturbances of the inputs of trained encoders; none by default."""
 
     flip: Annotated[bool, Field(description="mirror half of the pictures")] = False
     shift: Annotated[float, Field(ge=0, lt=1, description="share of a picture's sides")] = 0.0
@@ -77,7 +77,7 @@ class Augmentation(Section):
         return frames.view(count, length, channels, bands).transpose(1, 2)
 
     def texts(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Misspell texts (B, bytes) uint8: they become tokens only after that."""
+        """Misspell texts (B, bytes) uint8, before they become tokens."""
         if not (self.typos or self.word_drops):
             return x
         rng = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
@@ -98,7 +98,7 @@ class Augmentation(Section):
 
 
 def _over_ticks(change: Disturbance, dims: int) -> Disturbance:
-    """Return what disturbs every tick of (B, ...) or (B, K, ...), where one input has so many `dims`."""
+    """Return a disturbance of every tick of (B, ...) or (B, K, ...); one input has `dims` dimensions."""
 
     def disturb(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         shown = x.float() if x.is_floating_point() else x
@@ -108,20 +108,20 @@ def _over_ticks(change: Disturbance, dims: int) -> Disturbance:
 
 
 def check(file: Path, augment: Augmentation, fusion: FusionConfig, names: Iterable[str]) -> None:
-    """Raise ProfileError if an encoder cannot be trained, or a disturbance is of what none that is takes."""
+    """Raise ProfileError if an encoder cannot be trained, or a disturbance has no trained encoder."""
     kinds = {encoder.modality for encoder in trainable(fusion, names, 0).values()}
     for key in sorted(augment.changed()):
         if _ABOUT[key] not in kinds:
             raise ProfileError(
-                f"{file}: augment.{key}: none of train_encoders takes {_ABOUT[key]}; [[copies]] disturb what "
-                "other encoders take"
+                f"{file}: augment.{key}: none of train_encoders takes {_ABOUT[key]}; [[copies]] disturb the "
+                "inputs of other encoders"
             )
 
 
 def trainable(fusion: FusionConfig, names: Iterable[str], seed: int, layers: int = 0) -> dict[str, Trainable]:
-    """Build encoders that can be trained, with the weights their profile names, on the CPU in float32.
+    """Build encoders to train, with the weights that the profile names, on the CPU in float32.
 
-    Of each only the last `layers` that hold weights are trained, all if 0.
+    In each, only the last `layers` that hold weights are trained; all if 0.
 
     Raises:
         ProfileError: there is no such encoder, or it cannot be trained.
@@ -147,10 +147,10 @@ def trainable(fusion: FusionConfig, names: Iterable[str], seed: int, layers: int
 
 
 def _layers(name: str, encoder: Trainable) -> list[nn.Module]:
-    """Return the modules that hold weights of their own and that features come through, in their order.
+    """Return the modules that hold weights and that features depend on, in their order.
 
     Raises:
-        ProfileError: the network on what is prepared gives other features than the encoder, which would run.
+        ProfileError: the network on prepared data returns other features than the encoder.
     """
     data, network = noise()[encoder.modality], encoder.network.requires_grad_(True)
     prepared = encoder.prepare(data)[None]
@@ -158,7 +158,7 @@ def _layers(name: str, encoder: Trainable) -> list[nn.Module]:
     expected = encoder(data).features
     if not (features[0] - expected).norm() <= MAX_ERROR * expected.norm():
         raise ProfileError(
-            f"train_encoders: '{name}' cannot be trained: its preprocessing and its network do not come apart"
+            f"train_encoders: '{name}' cannot be trained: its preprocessing is not separate from its network"
         )
     weights = list(network.parameters())
     slopes = torch.autograd.grad(features.sum(), weights, allow_unused=True)
@@ -168,7 +168,7 @@ def _layers(name: str, encoder: Trainable) -> list[nn.Module]:
 
 
 class Prepared:
-    """Stands for an encoder that is to be trained: instead of features, what its network takes."""
+    """In place of an encoder to train: returns the input of its network instead of features."""
 
     def __init__(self, encoder: Any) -> None:
         self._encoder = encoder
@@ -180,12 +180,12 @@ class Prepared:
         return Encoding(self._encoder.prepare(data))
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Return nothing: weights that are about to change decide nothing."""
+        """Return nothing: training will change the weights, so no cached data depends on them."""
         return {}
 
 
 def save(folder: Path, fusion: FusionConfig, networks: Mapping[str, nn.Module]) -> None:
-    """Write each encoder as the folder FOLDER/encoders/NAME, as the encoder itself loads it."""
+    """Write each encoder to FOLDER/encoders/NAME, in the form that it loads."""
     for name, encoder in trainable(fusion, networks, 0).items():
         encoder.network.load_state_dict(networks[name].state_dict())
         place = folder / ENCODERS / name

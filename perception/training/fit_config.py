@@ -23,17 +23,17 @@ class TrainingConfig(Section):
     select: Annotated[
         Literal["nll", "balanced-nll", "last"],
         Field(
-            description="which epoch is kept: best on validation, whose classes weigh what a remedy of "
-            "imbalance makes them, that with classes equal, or the last"
+            description="which epoch is kept: the best on validation, with the class weights of the "
+            "remedy of imbalance; the best with equal class weights; or the last"
         ),
     ] = "nll"
     input_dropout: Annotated[
         float, Field(ge=0, le=1, description="share of rows that lose one or more whole inputs")
     ] = 0.35
     late: Annotated[
-        float, Field(ge=0, le=1, description="share of rows that see one input as it was some ticks before")
+        float, Field(ge=0, le=1, description="share of rows in which one input is some ticks late")
     ] = 0.0
-    late_ticks: Annotated[int, Field(ge=1, description="at most so many")] = 3
+    late_ticks: Annotated[int, Field(ge=1, description="largest number of ticks")] = 3
     encoder_rate: Annotated[
         float, Field(gt=0, description="learning rate of trained encoders, times that of the head")
     ] = 1.0
@@ -41,7 +41,7 @@ class TrainingConfig(Section):
     imbalance: Imbalance = Imbalance()
     precision: Annotated[
         Literal["float32", "bfloat16", "float16"],
-        Field(description="of matrix products; float16 scales the loss, so that small gradients survive"),
+        Field(description="of matrix products; float16 scales the loss, because small gradients would be 0"),
     ] = "float32"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     seed: int = 0

@@ -1,14 +1,14 @@
 """Remedies for classes that are rarer than others, each usable alone.
 
-Class weights and oversampling change what the loss sees: oversampling repeats the rows of every class until
-it has as many as the largest, so an epoch is longer, and no row is left out. Focal loss (Lin et al. 2017,
-"Focal Loss for Dense Object Detection") changes how much easy examples count. Logit adjustment (Menon et
-al. 2021, "Long-Tail Learning via Logit Adjustment") changes what the logits mean: trained on logits + tau
-log p(y), the plain logits are those of a world in which all classes are equally common.
+Class weights and oversampling change the share of each class in the loss: oversampling repeats the rows of
+every class until it has as many as the largest, so an epoch is longer, and no row is left out. Focal loss
+(Lin et al. 2017, "Focal Loss for Dense Object Detection") changes the weight of easy examples. Logit
+adjustment (Menon et al. 2021, "Long-Tail Learning via Logit Adjustment") trains on logits + tau log p(y); the
+plain logits are then those for equally common classes.
 
-All but focal loss change the class prior that the logits hold for. Everything else that knows a prior takes
-the same one: what a head answers with nothing present, the pool of a model-level head and its calibration,
-the loss on validation that chooses the epoch.
+All but focal loss change the class prior of the logits. Every other use of a prior takes the same one: the
+state with nothing present, the pool of a model-level head and its calibration, the validation loss that
+chooses the epoch.
 """
 
 from typing import Annotated, Final, Literal
@@ -44,7 +44,7 @@ def balanced_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 def remedied_prior(config: Imbalance, log_prior: torch.Tensor) -> torch.Tensor:
-    """Return log p(y) (C,) that logits hold for after the remedy; `log_prior` is that of the training set."""
+    """Return the prior log p(y) (C,) of the logits after the remedy, given that of the training set."""
     match config.remedy:
         case "weights" | "oversample":
             return torch.zeros_like(log_prior).log_softmax(0)
@@ -55,7 +55,7 @@ def remedied_prior(config: Imbalance, log_prior: torch.Tensor) -> torch.Tensor:
 
 
 def prior_weights(config: Imbalance, labels: torch.Tensor, log_prior: torch.Tensor) -> torch.Tensor | None:
-    """Return weights (C,) that make classes in `labels` as common as `log_prior`; None without a need."""
+    """Return weights (C,) that make classes in `labels` as common as `log_prior`; None if not needed."""
     if config.remedy in ("none", "focal"):
         return None
     return log_prior.exp().cpu() * balanced_weights(labels.cpu(), len(log_prior)) * len(log_prior)

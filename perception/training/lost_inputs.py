@@ -1,4 +1,4 @@
-"""Inputs that training hides from a row, or shows it as they were some ticks earlier."""
+"""Random loss of inputs for training: which are hidden in a row, and which are late."""
 
 import torch
 
@@ -6,13 +6,15 @@ import torch
 def hide_inputs(
     present: torch.Tensor, inputs: torch.Tensor, share: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Hide whole inputs in `share` of the rows, each with probability one half, never all that are present.
+    """Return presence with whole inputs hidden in `share` of the rows, each with probability 1/2.
+
+    A row in which that would leave nothing present stays unchanged.
 
     Args:
         present: (N, M) bool, or over ticks (N, K, M): then in all of a row's ticks alike.
         inputs: (M,) int64, the input each branch reads.
         share: of the rows.
-        generator: decides what is hidden.
+        generator: draws which inputs are hidden.
     """
     count = int(inputs.max()) + 1
     hidden = torch.rand(len(present), count, generator=generator) < 0.5

@@ -1,4 +1,4 @@
-"""Ordinary media files as sources: what a camera and a microphone playing them would have published."""
+"""Ordinary media files as sources: the messages that a camera and a microphone playing them would publish."""
 
 import heapq
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from perception.units import SECOND_NS
 from perception.units.arrays import Image
 
 ORIGIN_NS: Final = SECOND_NS
-"""When every file begins; any time does, as long as it is the same in every run."""
+"""Time at which every file begins; arbitrary, but the same in every run."""
 STILL_S: Final = 0.2
 """How long a still picture is shown."""
 MEDIA: Final = frozenset(
@@ -40,19 +40,19 @@ _BLOCK_MS: Final = 32.0
 
 @dataclass(frozen=True, slots=True)
 class MediaSource:
-    """A video, sound or picture file, with a label file beside it or a class in its name or folder.
+    """A video, sound or picture file, with a label file beside it, or a class in its name or folder.
 
-    Sound shorter than the fusion's window is played after as much silence as makes one window.
+    Sound shorter than the window of the fusion is preceded by silence, so that it fills one window.
     """
 
     path: Path
     root: Path
-    """The folder from which classes are told by sub-folder."""
+    """The folder whose sub-folders name classes."""
     camera: str | None
-    """Topic of its pictures, None if they do not matter."""
+    """Topic of its pictures; None if they are not used."""
     microphone: str | None
     lead_s: float
-    """Sound shorter than this is led by silence."""
+    """Sound shorter than this is preceded by silence."""
 
     @property
     def name(self) -> str:
@@ -60,11 +60,11 @@ class MediaSource:
         return str(self.path.relative_to(self.root))
 
     def fingerprint(self) -> str:
-        """Return the hash of the file and of how it is played."""
+        """Return the hash of the file, and how it is played."""
         return f"{file_hash(self.path)} {self.camera} {self.microphone} {self.lead_s}"
 
     def origin(self) -> str:
-        """Return its own: no other file is a part of it."""
+        """Return its fingerprint: no other file is a part of it."""
         return self.fingerprint()
 
     def recording(self) -> Iterator[Message[Header]]:
@@ -83,11 +83,11 @@ class MediaSource:
             streams.append(self._frames(self.camera))
         if self.microphone is not None and "audio" in kinds:
             streams.append(self._blocks(self.microphone))
-        # A frame and a block that end at the same moment: the topic decides, so that runs are alike.
+        # If a frame and a block end at the same time, the topic decides, so that every run has one order.
         yield from heapq.merge(*streams, key=lambda message: (message.received_ns, message.topic))
 
     def spans(self) -> list[Span]:
-        """Return the labels of the file beside it, else one over all of it."""
+        """Return the labels of the file beside it, else one label over the whole file."""
         if (beside := label_files.file_beside(self.path)) is not None:
             return [span.at(ORIGIN_NS) for span in label_files.read(beside)]
         name = label_files.class_of_path(self.path, self.root)

@@ -1,4 +1,4 @@
-"""What is trained: a fusion head, with the encoders that are trained before it."""
+"""The model that is trained: a fusion head, with the encoders that are trained with it."""
 
 from collections.abc import Mapping
 from typing import Final, Self
@@ -13,13 +13,13 @@ from perception.training.examples import Examples
 Features = Mapping[str, torch.Tensor]
 EVALUATION_BATCH: Final = 1024
 STATISTICS_ROWS: Final = 1 << 16
-"""Of more, as many at even distances: means and deviations need no more, and they have to fit in memory."""
+"""Largest number of rows for means and deviations, at even distances: they must fit in memory."""
 
 
 class FusionModel(nn.Module):
-    """A fusion head, and in front of it the encoders that are trained with it, by branch.
+    """A fusion head, and before it the encoders that are trained with it, by branch.
 
-    Branches without an encoder here bring features already.
+    The inputs of branches without an encoder here are features.
     """
 
     def __init__(self, head: Head, encoders: Mapping[str, nn.Module] | None = None) -> None:
@@ -28,7 +28,7 @@ class FusionModel(nn.Module):
         self.encoders = nn.ModuleDict(dict(encoders or {}))
 
     def train(self, mode: bool = True) -> Self:
-        """Turn training on or off; what is frozen of encoders stays as it runs: batch norm, dropout."""
+        """Set training mode; frozen layers of encoders stay in evaluation mode: batch norm, dropout."""
         super().train(mode)
         for layer in self.encoders.modules():
             weights = list(layer.parameters())
@@ -37,7 +37,7 @@ class FusionModel(nn.Module):
         return self
 
     def encode(self, inputs: Features, present: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the features of every branch, (B, dim) float32; what is absent (B, M) is not encoded."""
+        """Return the features of every branch, (B, dim) float32; absent rows (B, M) are not encoded."""
         columns = dict(zip(self.head.branches, present.unbind(-1), strict=True))
         return {
             name: self._encoded(name, x, columns[name]) if name in self.encoders else x
@@ -59,7 +59,7 @@ class FusionModel(nn.Module):
         ages_s: torch.Tensor | None = None,
         known: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return logits (B, C); arguments as of the head."""
+        """Return logits (B, C); arguments as for the head."""
         logits: torch.Tensor = self.head(self.encode(inputs, present), present, ages_s, known)
         return logits
 
@@ -68,7 +68,7 @@ class FusionModel(nn.Module):
 def predict(model: FusionModel, data: Examples, present: torch.Tensor | None = None) -> torch.Tensor:
     """Return logits (N, C) on the CPU for the rows that have a label, in evaluation mode.
 
-    With `present` (N, M), each row is shown no more than that, at all ticks that a head looks at.
+    With `present` (N, M), other inputs of a row are absent, at all ticks of a head with a memory.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -85,13 +85,13 @@ def predict(model: FusionModel, data: Examples, present: torch.Tensor | None = N
 
 
 @torch.no_grad()
-def fit_statistics(model: FusionModel, learnt: Examples) -> None:
-    """Fit means, deviations and prior of the head; encoders in training standardise their features."""
+def fit_statistics(model: FusionModel, labelled: Examples) -> None:
+    """Fit means, deviations and prior of the head, without the features of encoders in training."""
     device = next(model.parameters()).device
-    count = min(len(learnt), STATISTICS_ROWS)
-    rows = learnt.rows(torch.arange(count) * len(learnt) // count)
-    frozen = [name not in model.encoders for name in learnt.branches]
-    there = rows.select([name for name, one in zip(learnt.branches, frozen, strict=True) if one]).to(device)
+    count = min(len(labelled), STATISTICS_ROWS)
+    rows = labelled.rows(torch.arange(count) * len(labelled) // count)
+    frozen = [name not in model.encoders for name in labelled.branches]
+    there = rows.select([name for name, one in zip(labelled.branches, frozen, strict=True) if one]).to(device)
     present = (rows.present & torch.tensor(frozen)).to(device)
     model.head.fit_statistics(there.features, present, there.labels)
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 
 @cache
 def join(device: torch.device) -> PartialState:
-    """Return this process's place among those that train together on this kind of device."""
+    """Return the rank of this process among those that train together on this kind of device."""
     # the others wait while the main one encodes hours of sessions
     place = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
     atexit.register(_leave, place)
@@ -22,13 +22,13 @@ def join(device: torch.device) -> PartialState:
 
 
 def _leave(place: PartialState) -> None:
-    """End the group's threads, which would abort the interpreter; models in cycles still hold the group."""
+    """End the threads of the group, which would abort the interpreter; models in cycles still hold it."""
     gc.collect()
     place.destroy_process_group()
 
 
 def accelerator(device: torch.device, unused: bool) -> Accelerator:
-    """Return what splits the work of one fit among the processes.
+    """Return the accelerator that splits the work of one fit among the processes.
 
     Precision stays with torch.autocast: Accelerator allows one per process, but every fit has its own.
 

@@ -1,4 +1,4 @@
-"""Rows of features that stay in the files which they are mapped from until a batch is made of them."""
+"""Rows of features that stay in the files they are mapped from until a batch is read."""
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -9,17 +9,17 @@ import numpy.typing as npt
 import torch
 
 PACKED_BYTES: Final = 1 << 28
-"""So much is worth its memory: a batch comes faster from one array than from many."""
+"""Features up to this size are copied to memory: a batch is read faster from one array than from many."""
 
 
 class Rows:
-    """Stands for a tensor (N, ...): rows of several arrays, one after another.
+    """Rows of several arrays in order, in place of one tensor (N, ...).
 
-    An index gives other rows, and still none is read.
+    Indexing returns other rows and reads nothing.
     """
 
     def __init__(self, parts: Sequence[npt.NDArray[Any]], numbers: torch.Tensor | None = None) -> None:
-        """Take all rows of the parts, alike but for their lengths, or those with these numbers."""
+        """Hold all rows of the parts, which differ only in length, or the rows with these numbers."""
         self._parts = tuple(parts)
         self._bounds = [0, *accumulate(map(len, self._parts))]
         self._numbers = torch.arange(self._bounds[-1]) if numbers is None else numbers
@@ -39,7 +39,7 @@ class Rows:
 
     @property
     def shape(self) -> torch.Size:
-        """As of the tensor."""
+        """The shape of the tensor."""
         return self._numbers.shape + torch.Size(self._parts[0].shape[1:])
 
     def __len__(self) -> int:
@@ -62,5 +62,5 @@ class Rows:
 
 
 def read(values: torch.Tensor | Rows) -> torch.Tensor:
-    """Return a tensor, or what stands for one, in memory."""
+    """Return a tensor, or `Rows` in place of one, in memory."""
     return values.read() if isinstance(values, Rows) else values

@@ -1,4 +1,4 @@
-"""What examples are made of: recorded sessions and folders of ordinary media.
+"""Sources of examples: recorded sessions and folders of ordinary media.
 
 A source is picklable, because sources are encoded in several processes.
 """
@@ -18,23 +18,23 @@ from perception.training.media import media_sources
 
 
 class DataSource(Protocol):
-    """What examples are made of. Picklable, since sources are encoded in several processes."""
+    """A source of examples. Picklable, since sources are encoded in several processes."""
 
     @property
     def name(self) -> str:
-        """For people, and for the split."""
+        """Name in reports and messages."""
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides its messages."""
 
     def origin(self) -> str:
-        """Return what sources that must not be split apart have in common."""
+        """Return a value that is equal for sources which must be on one side of a split."""
 
     def messages(self) -> Iterable[Message[Header]]:
         """Yield its messages in order of arrival."""
 
     def recording(self) -> Path | Iterable[Message[Header]]:
-        """Return what its windows are cut from: a session file, or messages; an iterator has no journals."""
+        """Return the data to cut windows from: a session file, or messages; an iterator has no journals."""
 
     def spans(self) -> list[Span]:
         """Return its labels in event time."""
@@ -44,7 +44,7 @@ class DataSource(Protocol):
 class SessionSource:
     """A recorded session; labels from a file beside it, else from the labels recorded in it.
 
-    What was said in it are labels too, on the track `commands`.
+    Its text commands are labels too, on the track `commands`.
     """
 
     path: Path
@@ -59,20 +59,20 @@ class SessionSource:
         return file_hash(self.path)
 
     def origin(self) -> str:
-        """Return which recording it is or is a part of."""
+        """Return the recording that it is, or is a part of."""
         with Session(self.path) as session:
             return session.origin
 
     def messages(self) -> Iterator[Message[Header]]:
-        """Yield what was recorded."""
+        """Yield the recorded messages."""
         return read(self.path)
 
     def recording(self) -> Path:
-        """Return the file: what a live fusion took in is known from its journals."""
+        """Return the file: its journals hold the messages that a live fusion received, in order."""
         return self.path
 
     def spans(self) -> list[Span]:
-        """Return the labels; times in a file count from the session's zero."""
+        """Return the labels; times in a label file count from the zero of the session."""
         return label_files.of_session(self.path)
 
 

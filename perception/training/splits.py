@@ -11,7 +11,7 @@ from perception.training.examples import Examples
 
 
 def holdout(data: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """Split off about `share` of the sources; no source is on both sides, nor are parts of one session.
+    """Return the rest and about `share` of the sources; parts of one session are on one side.
 
     Raises:
         SessionError: there is only one source, or all are parts of one session.
@@ -44,6 +44,6 @@ def need(found: int, count: int) -> None:
     """Raise SessionError if fewer than `count` independent labelled sessions were found."""
     if found < count:
         raise SessionError(
-            f"{found} labelled sessions cannot be split into {count} parts; record more, "
-            "windows of one session are too alike to test on"
+            f"{found} labelled sessions cannot be split into {count} parts; record more: windows of one "
+            "session are too similar to test on"
         )

@@ -1,9 +1,11 @@
-"""Work shared out among processes of this interpreter, each started afresh.
+"""Work in several new processes of this interpreter.
 
-None is forked: a fork copies the locks that other threads, such as torch's, hold at that moment, and nothing
-releases them in the copy. None runs the caller's `__main__` again, as `multiprocessing` does, so a script
-needs no guard and a notebook needs no script. Each leads a session of its own: Ctrl-C reaches only this
-process, which ends them. When this process is gone, for whatever reason, they end at their next step.
+- No process is forked: a fork copies locks that other threads, such as those of torch, hold at that time, and
+  no thread releases them in the copy.
+- No process runs `__main__` again, as `multiprocessing` does: a script needs no guard, a notebook no script.
+- Each process leads a process session of its own: Ctrl-C reaches only this process, which ends the workers.
+- If this process dies, each worker ends at its next step.
+- `spread` is called from one thread; workers answer through one socket each, which only that thread reads.
 """
 
 import os
@@ -25,14 +27,14 @@ Result = TypeVar("Result")
 Step = Callable[[], object]
 Work = Callable[[Item, Step], Result]
 MOST: Final = 4
-"""Workers unless more are asked for: each holds its own models, a gigabyte of ResNet, VGGish and BERT."""
+"""Default limit: each worker holds its own models, 1 GB for ResNet, VGGish and BERT."""
 _END_S: Final = 5.0
-"""Steps that take longer are not waited for."""
+"""A worker whose step takes longer is killed."""
 _Answer = tuple[Literal["step", "done", "failed", "unknown"], Any]
 
 
 def workers_for(cores: int, threads: int) -> int:
-    """Return how many workers of so many torch threads keep the cores busy, at least 1, at most MOST."""
+    """Return how many workers with so many torch threads use all cores, at least 1, at most MOST."""
     return max(1, min(MOST, cores // threads))
 
 
@@ -45,18 +47,20 @@ def spread(
     on_done: Callable[[Item], object] = lambda item: None,
     name: Callable[[Item], str] = str,
 ) -> list[Result]:
-    """Return what `work` makes of each item, in their order; with one worker or item in this process.
+    """Return the result of `work` for each item, in order; with one worker or one item, in this process.
 
     Args:
-        work: what another process can import, or a partial of it; it calls its second argument at each step.
-        items: which pickle; what another process cannot import, such as a class of a notebook, stays here.
-        workers: how many processes, no more than items.
+        work: a function that another process can import, or a partial of it; it calls its second argument at
+            each step.
+        items: picklable; items that another process cannot load, such as of a class of a notebook, stay
+            in this process.
+        workers: how many processes; at most one per item is started.
         on_step: called for each step of each worker.
         on_done: called for each item that is done, in any order.
         name: of an item, for errors.
 
     Raises:
-        PerceptionError: a worker was killed; or whatever `work` raises.
+        PerceptionError: a worker was killed. Errors of `work` are raised too.
     """
     share: _Share[Item, Result] = _Share(items, on_step, on_done, name)
     if min(workers, len(items)) > 1:
@@ -66,32 +70,32 @@ def spread(
 
 
 class _Worker:
-    """One process, and the item it is at."""
+    """One process, and the number of its item."""
 
     def __init__(self, work: Work[Any, Any]) -> None:
-        ours, theirs = socket.socketpair()
+        own, other = socket.socketpair()
         path = [entry or os.getcwd() for entry in sys.path]
-        code = f"import sys; sys.path[:] = {path}; from {__name__} import serve; serve({theirs.fileno()})"
-        with theirs:
+        code = f"import sys; sys.path[:] = {path}; from {__name__} import serve; serve({other.fileno()})"
+        with other:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[other.fileno()],
                 start_new_session=True,
             )
-        self.connection = Connection(ours.detach())
+        self.connection = Connection(own.detach())
         self.number = -1
         self.begun = False
-        """Whether it has come to a step: until then it imports, and has written nothing."""
+        """Whether it has reached a step; until then it imports, and has written nothing."""
         self.send(work)
 
     def send(self, value: Any) -> None:
-        """Send anything that pickles; a worker that is gone is found out when it answers."""
+        """Send a picklable value; that a worker has died is detected in `answer`."""
         with suppress(ConnectionError):
             self.connection.send(value)
 
     def answer(self) -> _Answer | None:
-        """Return its next answer, None if it is gone."""
+        """Return its next answer; None if it has died."""
         try:
             answer: _Answer = self.connection.recv()
         except (EOFError, ConnectionError):
@@ -109,7 +113,7 @@ def _started(work: Work[Any, Any], count: int) -> Iterator[list[_Worker]]:
         yield started
     finally:
         for worker in started:
-            worker.connection.close()  # ends it at its next step, with time to remove what is half written
+            worker.connection.close()  # ends it at its next step, with time to remove a half-written file
             if not worker.begun:
                 worker.process.kill()
         deadline_s = time.monotonic() + _END_S
@@ -122,7 +126,7 @@ def _started(work: Work[Any, Any], count: int) -> Iterator[list[_Worker]]:
 
 
 class _Share(Generic[Item, Result]):
-    """What is due, and what came of it."""
+    """Items that are due, and results."""
 
     def __init__(
         self,
@@ -134,11 +138,11 @@ class _Share(Generic[Item, Result]):
         self._items, self._on_step, self._on_done, self._name = items, on_step, on_done, name
         self._due = deque(range(len(items)))
         self._left: list[int] = []
-        """What no worker can take."""
+        """Numbers of items that no worker can load."""
         self._results: dict[int, Result] = {}
 
     def among(self, workers: Sequence[_Worker]) -> None:
-        """Give each worker one item after another until none is due."""
+        """Send items to the workers until none is due and all have answered."""
         busy = {worker.connection: worker for worker in workers if self._give(worker)}
         while busy:
             for connection in wait(list(busy)):
@@ -159,7 +163,7 @@ class _Share(Generic[Item, Result]):
                     del busy[worker.connection]
 
     def rest(self, work: Work[Item, Result]) -> list[Result]:
-        """Do here what is left; return all results."""
+        """Work on the remaining items in this process; return all results."""
         for number in sorted([*self._left, *self._due]):
             self._note(number, work(self._items[number], self._on_step))
         return [self._results[number] for number in range(len(self._items))]
@@ -169,7 +173,7 @@ class _Share(Generic[Item, Result]):
             worker.number = self._due.popleft()
             try:
                 worker.send(self._items[worker.number])
-            except Exception:  # it does not pickle: any class can make of that what it likes
+            except Exception:  # it does not pickle: a class can raise any error
                 self._left.append(worker.number)
                 continue
             return True
@@ -182,13 +186,13 @@ class _Share(Generic[Item, Result]):
     def _killed(self, worker: _Worker) -> PerceptionError:
         worker.process.wait()
         code = worker.process.returncode
-        how = f"signal {-code}, perhaps for want of memory" if code < 0 else f"exit code {code}"
+        how = f"signal {-code}, perhaps out of memory" if code < 0 else f"exit code {code}"
         item = self._name(self._items[worker.number])
         return PerceptionError(f"{item}: the process that worked on it ended by {how}; try --workers 1")
 
 
 def serve(descriptor: int) -> None:
-    """Work for the process at the other end of a socket until it closes that: the body of a worker."""
+    """Run a worker: work for the process at the other end of a socket until that end is closed."""
     parent = Connection(descriptor)
     with suppress(EOFError, ConnectionError):
         work = parent.recv()
@@ -201,7 +205,7 @@ def _answer(parent: Connection, work: Work[Any, Any]) -> _Answer:
         item = parent.recv()
     except (EOFError, ConnectionError):
         raise
-    except Exception:  # whatever an import here raises
+    except Exception:  # an import can raise any error
         return "unknown", None
     try:
         return "done", work(item, lambda: parent.send(("step", None)))
