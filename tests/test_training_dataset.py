@@ -256,7 +256,7 @@ def test_sources_stay_together_in_every_split() -> None:
     for left, right in [holdout(data, 0.3, 0), *folds(data, 5, 0)]:
         assert len(left) + len(right) == 70
         assert not set(left.sources.tolist()) & set(right.sources.tolist())
-    with pytest.raises(SessionError, match="windows of one session are too alike"):
+    with pytest.raises(SessionError, match="windows of one session are too similar"):
         holdout(data.rows(data.sources == 1), 0.3, 0)
 
 

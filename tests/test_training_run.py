@@ -360,7 +360,7 @@ def test_an_interrupted_training_goes_on_with_the_same_copies_only(folder: Path,
         ("typos = 2.0", "copies.0.typos: Input should be less than or equal to 1"),
         ("late_ms = { camra = 200 }", "copies.0.late_ms.camra: expected camera"),
         ("late_ms = { camera = -5 }", "copies.0.late_ms.camera: Input should be greater than or equal to 0"),
-        ("typos = 0.1", "copies.0.typos: no input of the profile; it takes in camera/front, microphone/main"),
+        ("typos = 0.1", "copies.0.typos: no input of the profile; there are camera/front, microphone/main"),
         ('lost = { "camera/rear" = 0.1 }', "copies.0.lost.camera/rear: no input of the profile"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Types of the recipes' arrays, and what they need of SciPy, which has no types, with types."""
+"""Types of the arrays of recipes, and functions of SciPy with types, which SciPy does not have."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ Floats = npt.NDArray[np.floating]
 Rows = npt.NDArray[np.int64]
 """(N,) numbers of rows."""
 Right = npt.NDArray[np.bool_]
-"""(N,) whether each row was inferred rightly."""
+"""(N,) whether each row was inferred correctly."""
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Probabilities:

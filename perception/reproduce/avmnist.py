@@ -1,10 +1,10 @@
-"""avMNIST: what fusion heads make of a picture and a sound of a digit, with either missing or disturbed.
+"""avMNIST: fusion heads on a picture and a sound of a digit, with either missing or disturbed.
 
-Setting A is that of ShaSpec's table 3 (sound for a share of the training pairs, pictures alone to test),
-setting B that of SimMLM (complete training pairs, every subset to test). The missing grid has either input
-for a share of the training pairs, and every subset to test. All are run with our encoders and with SMIL's.
-Every strategy of fusion is trained on the same frozen features. 10 pairs per class of the training part
-choose the epoch and calibrate. The test part is scored once per trained head.
+Setting A is that of ShaSpec's table 3: sound for a share of the training pairs, tested on pictures alone.
+Setting B is that of SimMLM: complete training pairs, tested on every subset. The missing grid has either
+input for a share of the training pairs, and is tested on every subset. All are run with the encoders of this
+package and with those of SMIL. Every strategy of fusion is trained on the same frozen features. 10 pairs per
+class of the training part choose the epoch and calibrate. The test part is scored once per trained head.
 """
 
 import logging
@@ -50,7 +50,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is trained and scored."""
+    """Settings, recipes and heads to train and score."""
 
     settings: Sequence[tuple["Setting", Recipe]]
     head: TrainingConfig
@@ -68,11 +68,11 @@ class Trial:
     test_pairs: Pairs
     seed: int
     folder: Path
-    """Where trained encoders are kept for the next run."""
+    """Folder in which trained encoders are stored for the next run."""
 
     @property
     def head(self) -> TrainingConfig:
-        """How heads are trained."""
+        """The training configuration of heads."""
         return self.plan.head.model_copy(update={"seed": self.seed})
 
     @property
@@ -82,7 +82,7 @@ class Trial:
         return labels
 
     def examples(self) -> tuple[Examples, Examples]:
-        """Return what the encoders take of the training and of the test pairs."""
+        """Return the inputs of the encoders for the training pairs and the test pairs."""
         return self.recipe.examples(self.train_pairs), self.recipe.examples(self.test_pairs)
 
     def encoders(self, keys: Mapping[str, str], train: Examples) -> dict[str, FusionModel]:
@@ -99,14 +99,14 @@ Setting = Callable[[Figures, Trial], None]
 def run(data: Path, out: Path, seeds: int, advance: Advance = nothing, plan: Plan | None = None) -> Figures:
     """Run every setting with its recipes; write `avmnist.json`, `.md` and `.html`.
 
-    What an interrupted run has finished lies in `out`, and the next run goes on from there.
+    Finished parts are stored in `out`; a run resumes from the parts of an interrupted one.
 
     Args:
         data: see `avmnist_data.load`.
         out: folder of the results.
         seeds: pairings of pictures with sounds.
         advance: counts the parts.
-        plan: PUBLISHED unless given.
+        plan: by default PUBLISHED.
     """
     plan = plan or PUBLISHED
     recipes = {recipe.name: recipe for _, recipe in plan.settings}
@@ -127,7 +127,7 @@ def run(data: Path, out: Path, seeds: int, advance: Advance = nothing, plan: Pla
 
 
 def _part(plan: Plan, setting: Setting, recipe: Recipe, seed: int, data: Path, out: Path) -> Figures:
-    """Return the figures of one seed; those of an earlier run, if it had the same plan and finished them."""
+    """Return the figures of one seed, from an earlier run if it finished them with the same plan."""
     identity = {
         "recipe": recipe.training.model_dump(),
         "head": plan.head.model_dump(),
@@ -144,7 +144,7 @@ def _part(plan: Plan, setting: Setting, recipe: Recipe, seed: int, data: Path, o
 
 
 def setting_b(figures: Figures, trial: Trial) -> None:
-    """Every strategy trained on complete pairs, tested on both, image alone, audio alone, and noise."""
+    """Train every strategy on complete pairs; test on both, image alone, audio alone, and noise."""
     complete, raw = trial.examples()
     train, validation = split(complete, trial.seed)
     encoders = trial.encoders(dict.fromkeys(INPUTS, "all"), train)
@@ -171,7 +171,7 @@ def setting_b(figures: Figures, trial: Trial) -> None:
 def _add_alone(
     figures: Figures, table: str, encoders: Mapping[str, FusionModel], test: Examples
 ) -> Probabilities:
-    """Add what needs no fusion head; return the probabilities (N, C) of the better encoder alone."""
+    """Add scores that need no fusion head; return the probabilities (N, C) of the better encoder alone."""
     truth: Labels = test.labels.numpy()
     alone = {branch: probabilities(model, test.select([branch])) for branch, model in encoders.items()}
     accuracy = {branch: metrics(truth, p).accuracy for branch, p in alone.items()}
@@ -214,7 +214,7 @@ class _Scores:
 
 
 def setting_a(figures: Figures, trial: Trial) -> None:
-    """Sound kept for a share of the training pairs only; tested on pictures alone."""
+    """Keep sound for a share of the training pairs; test on pictures alone."""
     table = f"setting A, image only ({trial.recipe.name})"
     parts = trial.examples()
     for rate in SETTING_A_RATES:
@@ -224,7 +224,7 @@ def setting_a(figures: Figures, trial: Trial) -> None:
 
 
 def missing_grid(figures: Figures, trial: Trial) -> None:
-    """Either input kept for a share of the training pairs only; tested on both, image alone, audio alone."""
+    """Keep either input for a share of the training pairs; test on both, image alone, audio alone."""
     parts = trial.examples()
     for branch in INPUTS:
         table = f"missing grid, {branch} kept for a share of the training pairs ({trial.recipe.name})"
@@ -252,7 +252,7 @@ def _thinned(
 
 
 def imbalance(figures: Figures, trial: Trial) -> None:
-    """Exponential imbalance of the training part; every remedy's macro recall on the even test part."""
+    """Add the macro recall of every remedy on the test part, after exponential imbalance in training."""
     complete, test = trial.examples()
     for ratio in RATIOS:
         generator = torch.Generator().manual_seed(trial.seed)
@@ -276,7 +276,7 @@ def imbalance(figures: Figures, trial: Trial) -> None:
 def _remedied(
     trial: Trial, remedies: Remedies, times: float, train: Examples, validation: Examples, key: str
 ) -> Callable[[Examples], Probabilities]:
-    """Train encoders and head under their remedies, `times` as long; return what infers probabilities."""
+    """Train encoders and head under their remedies, `times` as long; return a function that infers."""
     own = replace(trial.recipe, training=longer(trial.recipe.training, times))
     name = f"{key}-{remedies.encoders.remedy}"
     encoders = {
@@ -285,8 +285,8 @@ def _remedied(
     }
     change = {"imbalance": remedies.head, "select": "balanced-nll"}
     config = longer(trial.head, times).model_copy(update=change)
-    learnt, held_out = featured(encoders, train), featured(encoders, validation)
-    model = train_head("token + modality dropout", learnt, held_out, config)
+    trained, held_out = featured(encoders, train), featured(encoders, validation)
+    model = train_head("token + modality dropout", trained, held_out, config)
     return lambda data: probabilities(model, featured(encoders, data))
 
 

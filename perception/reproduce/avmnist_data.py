@@ -1,7 +1,7 @@
 """Pictures and sounds of avMNIST, the rebuild of SMIL's set (Ma et al. 2021): 1,500 pairs of a digit.
 
-1,050 pairs to train on, 450 to test; spoken digits with an index under 15 are test. Both halves of the
-pictures come out of MNIST's training part, disjoint.
+1,050 pairs are for training, 450 for the test; spoken digits with an index under 15 are in the test. Pictures
+of both parts are from the training part of MNIST, disjoint.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ TEST_BELOW: Final = 15
 TRAIN_PICTURES, TEST_PICTURES, VALIDATION_PER_CLASS = 105, 45, 10
 RATE_HZ: Final = 8000
 SAMPLES: Final = 7808
-"""Of one utterance, cut or padded; 96 log-mel frames at 16 kHz."""
+"""Samples per utterance, cut or padded; 96 log-mel frames at 16 kHz."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def load(data: Path, seed: int) -> tuple[Pairs, Pairs]:
         seed: of the pairing.
 
     Raises:
-        PerceptionError: the data is not there.
+        PerceptionError: the data cannot be read.
     """
     try:
         with np.load(data / "mnist" / "mnist-train.npz") as archive:
@@ -106,7 +106,7 @@ def noises(pairs: Pairs) -> dict[str, Pairs]:
 
 
 def split(data: Examples, seed: int) -> tuple[Examples, Examples]:
-    """Keep 10 pairs per class for validation."""
+    """Return training and validation pairs, 10 per class for validation."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data), generator=generator)
     chosen = torch.cat([order[data.labels[order] == digit][:VALIDATION_PER_CLASS] for digit in range(10)])
@@ -116,7 +116,7 @@ def split(data: Examples, seed: int) -> tuple[Examples, Examples]:
 
 
 def thinned(data: Examples, branch: str, rate: float, seed: int) -> Examples:
-    """Keep one branch of a share of the pairs of each class."""
+    """Return the pairs with one branch present in a share of the pairs of each class."""
     generator = torch.Generator().manual_seed(seed)
     present = data.present.clone()
     for digit in range(10):

@@ -41,12 +41,12 @@ STRATEGIES: Final = (
 )
 OVERSAMPLE: Final = Imbalance(remedy="oversample")
 AS_LONG: Final = "none, as many steps as oversample"
-"""Not a remedy: shows how much of the others' gain is due to longer training."""
+"""Not a remedy: shows how much of the gain of the others is due to longer training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remedies:
-    """Against imbalance, in the training of the encoders and of the head."""
+    """Remedies of imbalance in the training of the encoders and of the head."""
 
     encoders: Imbalance
     head: Imbalance
@@ -94,13 +94,13 @@ def train_head(strategy: str, train: Examples, validation: Examples, config: Tra
 
 
 def longer(config: TrainingConfig, times: float) -> TrainingConfig:
-    """Return the same with `times` as many epochs, and as much patience."""
+    """Return the configuration with epochs and patience times `times`."""
     epochs, patience = round(config.epochs * times), round(config.patience * times)
     return config.model_copy(update={"epochs": epochs, "patience": patience})
 
 
 def balanced_merit(truth: Labels, p: Probabilities) -> tuple[float, float]:
-    """Return macro recall, then, to order equals, the negated NLL in which all classes count the same."""
+    """Return macro recall, then, for equal recall, the negated NLL in which all classes weigh the same."""
     weights = compute_sample_weight("balanced", truth)
     nll = log_loss(truth, p.clip(1e-12), sample_weight=weights, labels=np.arange(p.shape[1]))
     return metrics(truth, p).macro_recall, -float(nll)

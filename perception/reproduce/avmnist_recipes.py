@@ -1,7 +1,7 @@
-"""Encoders of avMNIST, each trained alone, as published runs do, then frozen: ours, and SMIL's to compare.
+"""Encoders of avMNIST, each trained alone, as in published runs, then frozen: a new recipe, and SMIL's.
 
-SMIL's: every third sample, 20 MFCC on 20 frames, LeNet-5, 60 epochs of Adam at 1e-3, nothing augmented. Its
-paper leaves open how the picture of MFCC is scaled; here a batch norm at the input scales it.
+SMIL: every third sample, 20 MFCC on 20 frames, LeNet-5, 60 epochs of Adam at 1e-3, nothing augmented. The
+paper does not state how the picture of MFCC is scaled; here a batch norm at the input scales it.
 """
 
 import logging
@@ -42,7 +42,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How the features of pairs are computed."""
+    """A way to compute the features of pairs."""
 
     name: str
     pictures_of_sound: Callable[[torch.Tensor], torch.Tensor]
@@ -53,20 +53,20 @@ class Recipe:
     disturbances: Mapping[str, Disturbance]
 
     def examples(self, pairs: Pairs) -> Examples:
-        """Return what the encoders take."""
+        """Return the inputs of the encoders."""
         inputs = {"image": pairs.images, "audio": self.pictures_of_sound(pairs.waveforms)}
         return Examples.of(inputs, pairs.labels, CLASSES)
 
     def untrained(self, branch: str) -> FusionModel:
-        """Return one branch's encoder with a linear head of its own."""
+        """Return the untrained encoder of one branch with a linear head."""
         return FusionModel(FeatureFusion({branch: DIM}, CLASSES), {branch: self.encoder(branch)})
 
     def train(self, branch: str, data: Examples, seed: int, remedy: Imbalance) -> FusionModel:
-        """Train one branch's encoder on the rows where it is present."""
+        """Return the encoder of one branch, trained on the rows where it is present."""
         torch.manual_seed(seed)
         model = self.untrained(branch)
         own = data.rows(data.present[:, data.branches.index(branch)]).select([branch])
-        few = own.rows(torch.arange(min(len(own), 10)))  # the last epoch is kept, whatever their loss
+        few = own.rows(torch.arange(min(len(own), 10)))  # the last epoch is kept, so their loss is not used
         config = self.training.model_copy(update={"seed": seed, "imbalance": remedy})
         fit(model, own, few, config, augment=self._augmentation(branch))
         return model
@@ -78,7 +78,7 @@ class Recipe:
     def trained(
         self, folder: Path, key: str, branch: str, data: Examples, seed: int, remedy: Imbalance | None = None
     ) -> FusionModel:
-        """Train an encoder, or load it if an earlier run has trained it; `key` names its data."""
+        """Return a trained encoder, loaded if an earlier run has trained it; `key` names its data."""
         remedy = remedy or Imbalance()
         plan = {"training": self.training.model_dump(), "key": key, "remedy": remedy.remedy}
         file = folder / f"{self.name}-{key}-{seed}-{branch}-{config_hash(plan)[:8]}.safetensors"
@@ -95,7 +95,7 @@ class Recipe:
 
 @torch.no_grad()
 def featured(encoders: Mapping[str, FusionModel], data: Examples) -> Examples:
-    """Return the examples with the encoders' features in place of pictures and sounds."""
+    """Return the examples with features in place of pictures and sounds."""
     features = {branch: _encoded(encoders[branch].eval(), branch, data) for branch in sorted(encoders)}
     return replace(data, features=features)
 
@@ -115,7 +115,7 @@ def spectrograms(waveforms: torch.Tensor) -> torch.Tensor:
 
 
 def mfcc_pictures(waveforms: torch.Tensor) -> torch.Tensor:
-    """Return 20 MFCC on 20 frames (N, 1, 20, 20), with the settings librosa has by default."""
+    """Return 20 MFCC on 20 frames (N, 1, 20, 20), with the default settings of librosa."""
     mel = {"n_fft": 2048, "hop_length": 512, "n_mels": 128, "mel_scale": "slaney", "norm": "slaney"}
     pictures = MFCC(sample_rate=16_000, n_mfcc=20, melkwargs=mel)(waveforms[:, None, ::3])
     return F.pad(pictures, (0, 20 - pictures.shape[-1]))

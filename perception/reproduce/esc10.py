@@ -1,7 +1,7 @@
 """ESC-10 (Piczak 2015): ten environmental sounds, five official folds, no outside weights.
 
-For each test fold, the kind of head is chosen by cross-validation over the other four, then trained again on
-all four. The figure is that of the kind chosen; the table shows what the others would have scored.
+For each test fold, the kind of head is chosen by cross-validation over the other four folds, then trained
+again on all four. The figure is that of the chosen kind; the table also shows the scores of the others.
 """
 
 import logging
@@ -42,7 +42,7 @@ FRONT_END: Final = LogMelConfig(RATE_HZ, 1024, 512, 1024, 64, 50.0, 11_000.0)
 SECONDS: Final = 5.0
 FRAMES: Final = 212
 PATCH: Final = 128
-"""Frames the network looks at, 3 s."""
+"""Frames of one input of the network, 3 s."""
 DIM: Final = 96
 NETWORK: Final = TrainingConfig(
     epochs=60,
@@ -62,7 +62,7 @@ Predict = Callable[[Examples], Probabilities]
 
 
 class Classifier(Protocol):
-    """What is used of a classifier of scikit-learn."""
+    """The interface of a classifier of scikit-learn."""
 
     def fit(self, x: Floats, y: Labels) -> object:
         """Fit rows (N, D) and their classes (N,)."""
@@ -73,7 +73,7 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How what torch trains is trained."""
+    """Training configurations of the network and of heads."""
 
     network: TrainingConfig
     head: TrainingConfig
@@ -87,7 +87,7 @@ class Clips:
     """Every clip, and the fold of each."""
 
     examples: Examples
-    """`audio` (N, FRAMES, 64) log-mel, or what `described` makes of it."""
+    """`audio` (N, FRAMES, 64) log-mel, or the statistics of `described`."""
     folds: Rows
     """(N,) 1 to 5."""
 
@@ -131,7 +131,7 @@ def _picture(file: Path) -> Frames:
 
 
 def statistics(pictures: torch.Tensor) -> torch.Tensor:
-    """Return per band: mean, deviation, extremes, quartiles, and how much it changes, (N, 8 x bands)."""
+    """Return per band: mean, deviation, extremes, quartiles, deviation of changes, (N, 8 x bands)."""
     change = pictures.diff(dim=1)
     quartiles = torch.quantile(pictures, torch.tensor([0.25, 0.5, 0.75]), dim=1)
     parts = [
@@ -146,7 +146,7 @@ def statistics(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def classical(train: Examples, model: Classifier) -> Predict:
-    """Fit a classifier on statistics."""
+    """Return the predictions of a classifier fitted on statistics."""
     model.fit(statistics(train.features["audio"]).numpy(), train.labels.numpy())
     return lambda data: model.predict_proba(statistics(data.features["audio"]).numpy())
 
@@ -167,7 +167,7 @@ def network(train: Examples, config: TrainingConfig) -> Predict:
     model = FusionModel(FeatureFusion({"audio": DIM}, train.classes), {"audio": encoder})
     mean, deviation = train.features["audio"].mean(), train.features["audio"].std()
     data = replace(train, features={"audio": (train.features["audio"] - mean) / deviation})
-    few = _cut(data.rows(torch.arange(10)), 0)  # the last epoch is kept, whatever their loss
+    few = _cut(data.rows(torch.arange(10)), 0)  # the last epoch is kept, so their loss is not used
     fit(model, data, few, config, augment=_patched)
 
     def predict(test: Examples) -> Probabilities:
@@ -184,7 +184,7 @@ def _cut(data: Examples, start: int) -> Examples:
 
 
 def train_all(train: Examples, seed: int, plan: Plan) -> dict[str, Predict]:
-    """Train every kind of head, and average the best kinds."""
+    """Return the predictions of every kind of head, and of averages of the best kinds."""
     calibrated = CalibratedClassifierCV(SVC(C=10), ensemble=False)
     svm = classical(train, make_pipeline(StandardScaler(), calibrated))
     regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.02, max_iter=500))
@@ -223,7 +223,7 @@ def run(data: Path, out: Path, seeds: int = 1, advance: Advance = nothing, plan:
 def choose(clips: Clips, seed: int, plan: Plan, advance: Advance) -> dict[int, str]:
     """Return, for each test fold, the kind of head that is best by cross-validation over the other four.
 
-    A head trained without two folds serves both: it is scored on either one where the other is the test fold.
+    A head trained without two folds is used for both: it is scored on one where the other is the test fold.
     """
     parts: dict[int, list[tuple[Labels, dict[str, Probabilities]]]] = {fold: [] for fold in FOLDS}
     for pair in combinations(FOLDS, 2):
@@ -238,7 +238,7 @@ def choose(clips: Clips, seed: int, plan: Plan, advance: Advance) -> dict[int, s
 
 
 def best_kind(parts: Sequence[tuple[Labels, Mapping[str, Probabilities]]]) -> str:
-    """Return the kind right most often over all parts (labels, probabilities by kind), then of least NLL."""
+    """Return the kind with best accuracy, then least NLL, over parts (labels, probabilities by kind)."""
     truth = np.concatenate([labels for labels, _ in parts])
     scored = {
         name: metrics(truth, np.concatenate([inferred[name] for _, inferred in parts]))
@@ -257,12 +257,12 @@ def _score(figures: Figures, heads: Mapping[str, Predict], test: Examples, chose
 
 
 def imbalance(figures: Figures, clips: Clips, seeds: int, plan: Plan, advance: Advance) -> None:
-    """Add each remedy's macro recall on even test folds, the training folds being imbalanced exponentially.
+    """Add the macro recall of each remedy on balanced test folds, after exponential imbalance in training.
 
     Args:
         figures: take the scores.
         clips: described by statistics.
-        seeds: of the rows that are left and of the head.
+        seeds: of the remaining rows and of the head.
         plan: of the head.
         advance: counts the folds.
     """

@@ -1,10 +1,10 @@
-"""GRID: spoken commands as video and sound; does fusion hold when the sound is noisy or the video late?
+"""GRID: spoken commands as video and sound; fusion under noise in the sound and under late video.
 
 Two slots, the digit and the command word, in windows around the given word times. Five folds by clip.
-Classifiers per modality; those of sound search for the word near its given time. A network and the other
-words of the command estimate how late the video is. The pool that fuses them is that of any model-level
-head, and is fitted on training clips which none of these was trained on, under every disturbance.
-No published equivalent: one speaker, our own task.
+There are classifiers per modality; those of sound search for the word near its given time. A network and the
+other words of the command estimate how late the video is. The pool that fuses them is that of any model-level
+head. It is fitted under every disturbance, on training clips that none of the classifiers was trained on.
+There is no published equivalent: one speaker, a task of this package.
 """
 
 import logging
@@ -35,12 +35,12 @@ SPLIT_SEED: Final = 6001
 """Designs are compared on splits from 100 on; earlier ones were scored on 2026, 2027, 3001 to 3003, 4001 to
 4003 and 5001 to 5003."""
 IN_STEP_COPIES: Final = 8
-"""How often windows in step are fitted on, against once for every other offset."""
+"""How many times windows in step are used in a fit; windows of every other offset are used once."""
 UNCLIPPED: Final = 1000.0
-"""Deviation of log-probabilities as a head has it: a head clips what lies ten deviations out."""
+"""Deviation of log-probabilities set in a head, because a head clips values beyond ten deviations."""
 _LOG: Final = logging.getLogger(__name__)
 Features = Mapping[str, torch.Tensor]
-"""Log-probabilities (N, C) by branch, which are what a head takes as its features."""
+"""Log-probabilities (N, C) by branch: the features of a head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,13 @@ class Pools:
     """Heads of one slot, fitted to the same clips."""
 
     fixed: ModelFusion
-    """On undisturbed windows, as a user without disturbed ones would have it."""
+    """Fitted on undisturbed windows only."""
     fused: ModelFusion
-    """On every SNR and every offset."""
+    """Fitted on every SNR and every offset."""
 
 
 def as_features(logits: Mapping[str, Floats], names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Return the features of some branches of their logits (N, C)."""
+    """Return the features of some branches from their logits (N, C)."""
     return {name: torch.from_numpy(log_softmax(logits[name])).float() for name in names}
 
 
@@ -89,19 +89,19 @@ def _present(branches: Features) -> torch.Tensor:
 
 
 class _Windows:
-    """Rows that one head is fitted to, collected part by part."""
+    """Rows for the fit of one head, collected part by part."""
 
     def __init__(self) -> None:
         self._features: list[Features] = []
         self._labels: list[Labels] = []
 
     def add(self, branches: Features, labels: Labels, times: int = 1) -> None:
-        """Add rows, so many times over."""
+        """Add rows, `times` times."""
         self._features += [branches] * times
         self._labels += [labels] * times
 
     def fit(self, classes: Sequence[str], clips: int) -> ModelFusion:
-        """Return a head fitted to all of them, which show so many clips."""
+        """Return a head fitted to all rows, which are of so many clips."""
         together = {name: torch.cat([one[name] for one in self._features]) for name in self._features[0]}
         labels = np.concatenate(self._labels)
         return fit_head(together, classes, labels, len(labels) // clips)
@@ -138,7 +138,7 @@ def score(
     heads: Mapping[str, Pools],
     test: Rows,
 ) -> None:
-    """Write into `hits` which clips of one test fold are inferred rightly, under every condition."""
+    """Write into `hits` which clips of one test fold are inferred correctly, under every condition."""
     for slot, condition, logits in experts.infer(test):
         labels = materials[slot].labels
         for kind, values in (logits | _fused(logits, heads[slot])).items():
@@ -163,7 +163,7 @@ def _sum(parts: Sequence[Floats]) -> Floats:
 def cross_validate(
     materials: Mapping[str, Material], course: Course, seed: int, advance: Advance
 ) -> tuple[dict[str, Hits], dict[str, ModelFusion]]:
-    """Return by slot what was inferred rightly, each clip being tested once, and the last fold's heads."""
+    """Return by slot which clips were inferred correctly, each tested once, and heads of the last fold."""
     hits: dict[str, Hits] = {slot: defaultdict(dict) for slot in SCORED}
     strata = materials[SCORED[0]].labels
     splitter = StratifiedKFold(OUTER, shuffle=True, random_state=seed)
@@ -178,7 +178,7 @@ def cross_validate(
 
 
 def run(data: Path, out: Path, seeds: int = 1, advance: Advance = nothing, workers: int = 1) -> Figures:
-    """Score both slots; write `grid.json`, `.md`, `.html` and a head per slot; return accuracies.
+    """Score both slots; write `grid.json`, `.md`, `.html` and a head per slot; return the figures.
 
     `advance` counts the folds, and the features before them.
     """

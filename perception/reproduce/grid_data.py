@@ -23,7 +23,7 @@ RATE_HZ: Final = 16_000
 FRAME_RATE_HZ: Final = 25
 MOUTH: Final = (64, 40)
 """Width and height of the mouth pictures, pixels."""
-_FACES_LOOKED_AT: Final = 8
+_FACE_FRAMES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def load(data: Path, workers: int = 1) -> list[Clip]:
     """Read every clip of a folder, in the order of names.
 
     Raises:
-        PerceptionError: there are none.
+        PerceptionError: there are no clips.
     """
     files = sorted(file for file in data.glob("*.mpg") if file.with_suffix(".align").exists())
     if not files:
@@ -81,16 +81,16 @@ def read(file: Path) -> Clip:
 
 
 def mouths(frames: Sequence[Image]) -> Image:
-    """Return the mouth, (frames, 40, 64), of frames (height, width); its place is that of faces in some."""
+    """Return the mouth, (frames, 40, 64), of frames (height, width); faces in some frames give its place."""
     folder = Path(cv2.__file__).parent / "data"
     cascade = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
     found = []
-    for frame in frames[:: max(1, len(frames) // _FACES_LOOKED_AT)]:
+    for frame in frames[:: max(1, len(frames) // _FACE_FRAMES)]:
         boxes = cascade.detectMultiScale(frame, 1.1, 5, minSize=(80, 80))
         found += [max(boxes, key=lambda box: box[2])] if len(boxes) else []
     height, width = frames[0].shape
     x, y, w, h = np.median(found, axis=0) if found else (0.25 * width, 0.15 * height, width / 2, width / 2)
-    # The mouth lies in the middle half of the face's width, at 0.65 to 0.97 of its height.
+    # The mouth is in the middle half of the width of the face, at 0.65 to 0.975 of its height.
     left, right = round(x + 0.24 * w), round(x + 0.76 * w)
     top, bottom = round(y + 0.65 * h), round(min(height, y + 0.975 * h))
     cut = [cv2.resize(frame[top:bottom, left:right], MOUTH, interpolation=cv2.INTER_AREA) for frame in frames]

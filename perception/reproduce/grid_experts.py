@@ -30,22 +30,22 @@ from perception.training.evaluate import Labels
 
 COMPONENTS: Final = 80
 TIME_DEVIATION_S: Final = 0.02
-"""Prior deviation of a word's time from the given one, half a frame of the video: where noise hides the word,
-the sound at a wrong time has little weight."""
+"""Prior deviation of the time of a word from the given one, half a frame of the video: where noise hides the
+word, sound at a wrong time gets little weight."""
 SOFTNESS: Final = 2.0
-"""Components are not as independent as Gaussian classes have it; likelihoods are flattened by this."""
+"""Divisor of log-likelihoods: components are less independent than in the model of Gaussian classes."""
 MOUTH_COMPONENTS: Final = 6
 NOISES_PER_CLIP: Final = 3
 EPOCHS: Final = 30
 TIME_SOFTNESS: Final = 6.0
-"""Neighbouring times are not independent; their likelihoods are flattened by this."""
+"""Divisor of log-likelihoods over times: neighbouring times are not independent."""
 SYNCHRONISER_WEIGHT: Final = 0.5
 WORD_WEIGHT: Final = 0.1
-"""Likelihoods of the lag, by synchroniser and word, are flattened by these, found on inner folds."""
+"""Factors of the log-likelihoods of the lag, by synchroniser and word; found on inner folds."""
 LEVEL_SOFTNESS: Final = 4.0
-"""Flattens the likelihoods of the noise levels: the likeliest is often a neighbour of the true one."""
+"""Divisor of the log-likelihoods of noise levels: the likeliest is often a neighbour of the true one."""
 IN_STEP: Final = 0.97
-"""Prior probability that video and sound are in step; the other offsets share the rest."""
+"""Prior probability that video and sound are in step; the other offsets have the rest in equal shares."""
 BRANCHES: Final = ("audio, by noise level", "video, aligned by sound")
 SINGLES: Final = (
     "audio",
@@ -54,7 +54,7 @@ SINGLES: Final = (
     "video",
     "video, aligned by itself",
 )
-"""Of one modality alone, with and without a search for the word in the video."""
+"""Classifiers of one modality, with and without a search for the word in the video."""
 _MOVED_PRIOR: Final = log_softmax(-np.square(np.array(MOVED_S) / TIME_DEVIATION_S) / 2, axis=0)
 _SHIFT_PRIOR: Final = np.log([IN_STEP if shift_s == 0 else (1 - IN_STEP) / 8 for shift_s in OFFSETS_S])
 Condition = tuple[float, float]
@@ -67,7 +67,7 @@ class Expert:
     """Principal components, then Gaussian classes with a shared, shrunken covariance."""
 
     def fit(self, x: Floats, labels: Labels, pca: PCA | None = None) -> "Expert":
-        """Fit rows (N, D), on components of other rows if given."""
+        """Fit rows (N, D), with the components of `pca` if given."""
         self.pca = pca or PCA(min(COMPONENTS, len(x) // 2), svd_solver="randomized", random_state=0).fit(x)
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # a class with a single row
             self._lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
@@ -100,9 +100,9 @@ class Expert:
 
 
 class SoundExpert:
-    """Gaussian classes for each noise level, of a word whose time is known only roughly.
+    """Gaussian classes for each noise level, of a word whose time is known only approximately.
 
-    The likelihood of the sound, by level and time, weighs the classes by level and time.
+    The classes of each level and time are weighed by the likelihood of the sound at that level and time.
     """
 
     def fit(self, levels: Sequence[Floats], labels: Labels, pca: PCA | None = None) -> "SoundExpert":
@@ -120,13 +120,13 @@ class SoundExpert:
 
 
 class Synchroniser:
-    """Predicts the mouth from the sound, in any noise; the lag at which it fits best is the offset."""
+    """Prediction of the mouth from the sound, in any noise; the offset is the lag with the best fit."""
 
     def fit(self, course: Course, rows: Rows) -> "Synchroniser":
         """Fit on clips in step."""
         self._pca = PCA(MOUTH_COMPONENTS, whiten=True, svd_solver="randomized", random_state=0)
         self._pca.fit(np.concatenate([course.mouth[row] for row in rows]))
-        x, y = self._learnt(course, rows)
+        x, y = self._training_rows(course, rows)
         network = MLPRegressor(
             hidden_layer_sizes=(64,),
             alpha=1e-2,
@@ -140,7 +140,7 @@ class Synchroniser:
         self._precision = np.linalg.inv(np.cov((y - self._network.predict(x)).T))
         return self
 
-    def _learnt(self, course: Course, rows: Rows) -> tuple[Floats, Floats]:
+    def _training_rows(self, course: Course, rows: Rows) -> tuple[Floats, Floats]:
         """Return the sound, in some of the noises, and the mouth of every time of these clips."""
         rng = np.random.default_rng(0)
         sounds, mouths = [], []
@@ -151,7 +151,7 @@ class Synchroniser:
         return np.concatenate(sounds), np.concatenate(mouths)
 
     def __call__(self, course: Course, rows: Rows, snr_db: float) -> Floats:
-        """Return how well the mouth fits the sound at every lag, (N, LAGS_S), log-likelihoods."""
+        """Return log-likelihoods of the mouth given the sound at every lag, (N, LAGS_S)."""
         fits = []
         for row in rows:
             missed = self._mouth(course, row, np.asarray(LAGS_S))
@@ -167,13 +167,13 @@ class Synchroniser:
 
 
 class Experts:
-    """All classifiers, fitted on the same clips: of some slots, and of the other words for the lag alone.
+    """All classifiers, fitted on the same clips: of some slots; of the other words only for the lag.
 
     Args:
         course: whole commands.
         materials: every word of them, by slot.
         rows: the clips.
-        slots: what is inferred.
+        slots: the inferred ones.
     """
 
     def __init__(
@@ -236,24 +236,24 @@ class Experts:
         return np.stack([video.likelihoods(data.video(rows, lag_s)) for lag_s in LAGS_S], axis=1)
 
     def _unmoved(self, slot: str, rows: Rows) -> dict[float, Floats]:
-        """Return logits (N, C) of the video as it is, by offset."""
+        """Return logits (N, C) of the unmoved video, by offset."""
         data, video = self._materials[slot], self._video[slot]
         return {offset_s: video(data.video(rows, offset_s)) for offset_s in OFFSETS_S}
 
 
 def others(fits: Mapping[str, Floats], slot: str) -> Floats:
-    """Return how well the other words of the command fit at every lag, (N, LAGS_S), log-likelihoods."""
+    """Return log-likelihoods of the other words of the command at every lag, (N, LAGS_S)."""
     total: Floats = np.sum([fit for name, fit in fits.items() if name != slot], axis=0)
     return WORD_WEIGHT * total
 
 
 def aligned(lagged: Floats, fits: Floats, offset_s: float) -> Floats:
-    """Return logits (N, C) of video that is `offset_s` late, over all shifts that may undo it.
+    """Return logits (N, C) of video that is `offset_s` late, summed over all shifts.
 
     Args:
         lagged: (N, LAGS_S, C), log-likelihoods of the word.
         fits: (N, LAGS_S), log-likelihoods of the lag itself.
-        offset_s: from which the shifts start; they reach as far as OFFSETS_S.
+        offset_s: to which the shifts, those of OFFSETS_S, are added.
     """
     lags = [LAGS_S.index(round(offset_s + shift_s, 1)) for shift_s in OFFSETS_S]
     shift = log_softmax(fits[:, lags] + _SHIFT_PRIOR)

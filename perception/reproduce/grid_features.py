@@ -17,29 +17,29 @@ from perception.training.augment import with_noise
 from perception.training.evaluate import Labels
 
 SLOTS: Final = ("command", "colour", "preposition", "letter", "digit", "adverb")
-"""What the words of a command stand for, in their order."""
+"""The slots of the words of a command, in order."""
 SNRS_DB: Final = (np.inf, 20.0, 15.0, 10.0, 5.0, 0.0, -5.0, -10.0)
 OFFSETS_S: Final = tuple(round(-0.4 + 0.1 * step, 1) for step in range(9))
 LAGS_S: Final = tuple(round(-0.8 + 0.1 * step, 1) for step in range(17))
-"""Every sum of two offsets: the one the video has, and the one by which it is moved to find the word."""
+"""Every sum of two offsets: that of the video, and that by which it is moved to find the word."""
 TRAINING_NOISE: Final = (0, 2, 3)
-"""Seeds of the noise that experts are trained in: with one alone, few clips make them overconfident."""
+"""Seeds of the training noise of experts: with one seed, few clips make experts overconfident."""
 TEST_NOISE: Final = 1
-"""Seed of the noise that the pool is fitted and tested in."""
+"""Seed of the noise in which the pool is fitted and tested."""
 MOVED_S: Final = (0.0, -0.04, 0.04)
-"""Around a word's given time, which is off by about a frame of the video: where sound is searched for the
-word, and what video is trained on. Training sound on moved words, or searching video, lost digits."""
+"""Shifts of the given time of a word, which is wrong by about a frame of the video. Sound is searched for the
+word at them, video is trained on them. Training sound on moved words, or searching video, lost digits."""
 MARGIN_S: Final = 0.06
 """Before and after the word."""
 STEPS: Final = 10
 PICTURE: Final = (32, 20)
 SMOOTHED: Final = 5
-"""Frames of 10 ms over which energy is averaged: less noise, and STEPS times miss less of the word."""
+"""Frames of 10 ms over which energy is averaged: it reduces noise, and STEPS times cover more of the word."""
 CONTEXT: Final = np.arange(-20, 21, 5)
-"""Frames of sound around each picture from which its mouth is predicted, 0.2 s to both sides."""
+"""Frames of sound around each picture that predict its mouth, 0.2 s to both sides."""
 BANDS: Final = 16
 AROUND_S: Final = 0.15
-"""Of the whole command, before its first and after its last word."""
+"""Time of the whole command before its first and after its last word."""
 
 
 Noise = tuple[float, int]
@@ -82,7 +82,7 @@ class Course:
 
 
 def features(clips: Sequence[Clip]) -> tuple[Course, dict[str, Material]]:
-    """Compute all features of all clips; materials by the names of their slots."""
+    """Return the features of all clips; materials by slot."""
     times_s = [_command_times_s(clip) for clip in clips]
     sound: dict[Noise, list[Frames]] = {}
     audio: dict[str, dict[Noise, Frames]] = {name: {} for name in SLOTS}
@@ -121,7 +121,7 @@ def word_sound(frames: Floats, clip: Clip, slot: int) -> Frames:
 
 
 def context(frames: Floats, times_s: Floats) -> Frames:
-    """Return how far the sound around each time lies above the noise, then the noise floor, (times, D)."""
+    """Return the sound around each time above the noise floor, then the noise floor, (times, D)."""
     floor = np.quantile(frames, 0.1, axis=0)
     above = np.maximum(frames - floor, 0).reshape(len(frames), BANDS, -1).mean(axis=2)
     at = times_s * 100 - 1.25
@@ -130,7 +130,7 @@ def context(frames: Floats, times_s: Floats) -> Frames:
 
 
 def pictures_of(clip: Clip) -> Frames:
-    """Return small pictures of the mouth without their brightness and contrast, (frames, 20, 32)."""
+    """Return small pictures of the mouth, normalised in brightness and contrast, (frames, 20, 32)."""
     pictures = clip.mouth.astype(np.float32)
     pictures = (pictures - pictures.mean(axis=(1, 2), keepdims=True)) / pictures.std()
     small = [cv2.resize(p, PICTURE, interpolation=cv2.INTER_AREA) for p in pictures]
@@ -147,7 +147,7 @@ def _command_times_s(clip: Clip) -> Floats:
 
 
 def interpolated(values: Floats, at: Floats) -> Floats:
-    """Return values (T, ...) at fractional places of any shape; beyond the ends, the ends."""
+    """Return values (T, ...) interpolated at places of any shape; beyond the ends, the value at the end."""
     at = np.clip(at, 0, len(values) - 1.001)
     whole = at.astype(np.int64)
     part = (at - whole).reshape(*at.shape, *(1,) * (values.ndim - 1))

@@ -1,4 +1,4 @@
-"""Tables and plot of the GRID benchmark, of what was inferred rightly under every condition."""
+"""Tables and plot of the GRID benchmark: accuracy under every condition."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -24,11 +24,11 @@ FUSED: Final = "pool, fitted under every disturbance"
 SHOWN: Final = (*PAIR, PRODUCT, FIXED, FUSED)
 MISSED: Final = f"conditions of {len(SNRS_DB) * len(OFFSETS_S)} at which it is below"
 Hits = dict[Condition, dict[str, Right]]
-"""By condition and kind."""
+"""By condition and kind: which clips were inferred correctly."""
 
 
 def add(figures: Figures, slot: str, hits: Hits) -> None:
-    """Add the accuracies of one slot, and how they compare."""
+    """Add the accuracies of one slot and their comparison."""
     for (snr_db, offset_s), kinds in hits.items():
         for kind, right in kinds.items():
             figures.add(_table(slot, offset_s), kind, _label(snr_db), right.mean())
@@ -36,9 +36,9 @@ def add(figures: Figures, slot: str, hits: Hits) -> None:
 
 
 def _compare(figures: Figures, slot: str, hits: Hits) -> None:
-    """Add by how much fusion is better than the best single modality, per condition, with 95 % bounds.
+    """Add the gain of fusion over the best single modality, per condition, with 95 % bounds.
 
-    And at how many conditions it is below that, and below the better product of experts.
+    Also add the number of conditions at which fusion is below it, and below the better product of experts.
     """
     for (snr_db, offset_s), kinds in hits.items():
         row, column = f"{offset_s:+.1f} s", _label(snr_db)
@@ -56,7 +56,7 @@ def _compare(figures: Figures, slot: str, hits: Hits) -> None:
 
 
 def _best(kinds: Mapping[str, Right], names: Sequence[str]) -> Right:
-    """Return the kind that is right most often."""
+    """Return the kind with the best accuracy."""
     return max((kinds[name] for name in names), key=lambda right: float(right.mean()))
 
 

@@ -1,7 +1,8 @@
-"""HWU64 (Liu et al. 2019): which of 64 intents a typed command to a home robot has, one shipped fold.
+"""HWU64 (Liu et al. 2019): the intent, one of 64, of a typed command to a home robot; one shipped fold.
 
-Every set of classifiers is tried by cross-validation on the training part, their calibrated probabilities
-averaged. The best set is trained again on all of it, and the test part is scored once, with that set.
+Every set of classifiers is scored by cross-validation on the training part, by the average of their
+calibrated probabilities. The best set is trained again on the whole training part, and scored once on the
+test part.
 """
 
 import json
@@ -40,7 +41,7 @@ def load(data: Path, part: str) -> tuple[list[str], list[str]]:
     """Return texts and intents of `train` or `test`.
 
     Raises:
-        PerceptionError: the fold is not there, or is not of the form of Rasa's training data.
+        PerceptionError: the fold cannot be read, or does not have the format of Rasa training data.
     """
     file = data / f"{part}_fold1.json"
     try:
@@ -61,14 +62,14 @@ def characters(shortest: int, longest: int) -> TfidfVectorizer:
 
 
 class Network(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """One hidden layer over sparse features, of which training drops some; logits are means over members.
+    """One hidden layer over sparse features, with dropout of features; logits are means over members.
 
     Args:
         members: networks that differ by their seed.
         hidden: units.
         epochs: of one-cycle AdamW.
-        dropped: share of an example's features that is left out of each training step.
-        rarest: features of fewer examples than this are left out.
+        dropped: share of the features of an example that each training step leaves out.
+        rarest: features that fewer examples have are left out.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ def _bagged(x: csr_matrix, weight: torch.Tensor, dropped: float = 0.0) -> torch.
 
 
 def classifiers() -> dict[str, Pipeline]:
-    """Return unfitted classifiers by name; each infers the same on every run."""
+    """Return unfitted classifiers by name; each is deterministic."""
     both = make_union(words(2), characters(2, 5))
     short = make_union(words(1), characters(2, 4))
     return {
@@ -143,8 +144,8 @@ def run(data: Path, out: Path, seeds: int = 1, advance: Advance = nothing) -> Fi
     Args:
         data: holds `train_fold1.json` and `test_fold1.json`.
         out: folder of the results.
-        seeds: how many ways of cutting the training part the choice rests on.
-        advance: counts the classifiers that are trained.
+        seeds: how many splits of the training part the choice is based on.
+        advance: counts the trained classifiers.
     """
     texts, intents = load(data, "train")
     classes, labels = np.unique(intents, return_inverse=True)
@@ -169,14 +170,14 @@ def run(data: Path, out: Path, seeds: int = 1, advance: Advance = nothing) -> Fi
 def choose(
     figures: Figures, texts: Sequence[str], labels: Labels, seeds: int, advance: Advance
 ) -> tuple[tuple[str, ...], Mapping[str, float]]:
-    """Return the classifiers that are right most often on what they were not trained on, and temperatures.
+    """Return the classifiers with the best accuracy on rows they were not trained on, and temperatures.
 
     Args:
-        figures: take the scores of every set of classifiers.
+        figures: receives the scores of every set of classifiers.
         texts: of the training part.
         labels: (N,) int64.
-        seeds: how many ways of cutting the training part.
-        advance: counts the classifiers that are trained.
+        seeds: how many splits of the training part.
+        advance: counts the trained classifiers.
     """
     right: dict[tuple[str, ...], list[float]] = {}
     temperatures: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Figures of benchmarks over seeds or folds: collected run by run, written as tables and plots."""
+"""Figures of benchmarks over seeds or folds: collected per run, written as tables and plots."""
 
 import html
 import json
@@ -19,14 +19,14 @@ HEADLINE: Final = ("accuracy", "macro_recall", "macro_f1", "nll", "ece")
 Summary = dict[str, float | list[float]]
 """Mean, sample standard deviation `sd` and number `n` of the `values` of one cell."""
 Benchmark = Callable[[Path, Path, int, Advance], "Figures"]
-"""Runs on the data in one folder, writes its results to another, repeats that many times, and counts."""
+"""A benchmark: arguments are data folder, results folder, number of repeats, and progress."""
 
 
 class Figures:
     """Values by (table, row, column), one per seed or fold.
 
     Args:
-        scales: factor of a table's figures where they are printed, 100 unless named.
+        scales: factor of the printed figures by table; by default 100.
     """
 
     def __init__(self, scales: Mapping[str, float] | None = None) -> None:
@@ -68,19 +68,19 @@ class Figures:
         }
 
     def write(self, file: Path) -> None:
-        """Write every value, whole or not at all."""
+        """Write every value atomically."""
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, (json.dumps(self._values, indent=1) + "\n").encode())
 
     @classmethod
     def read(cls, file: Path) -> "Figures":
-        """Return what `write` has written."""
+        """Return the figures of a file of `write`."""
         figures = cls()
         figures._values.update(json.loads(file.read_text(encoding="utf-8")))
         return figures
 
     def rendered(self, name: str) -> list[list[str]]:
-        """Return a table as texts, its heads first; cells are `mean +- standard deviation`."""
+        """Return a table as texts, headings first; cells are `mean +- standard deviation`."""
         rows = self._values[name]
         scale = self._scales.get(name, 100)
         heads = list(dict.fromkeys(column for cells in rows.values() for column in cells))
