@@ -233,9 +233,9 @@ def test_a_sound_is_classified_by_the_noise_level_it_fits() -> None:
 def test_a_word_is_looked_at_around_its_given_time() -> None:
     words = ((0.0, 1.0, "sil"), (1.0, 1.5, "bin"))
     clip = Clip("ramp", words, np.zeros(0, np.uint8), np.zeros(0, np.float32))
-    looks = word_sound(np.arange(300.0)[:, None], clip, 0)[:, :-1]
+    places = word_sound(np.arange(300.0)[:, None], clip, 0)[:, :-1]
     later_by = np.repeat(100 * np.array(MOVED_S)[:, None], STEPS, axis=1)
-    assert looks - looks[0] == pytest.approx(later_by, abs=1e-3)
+    assert places - places[0] == pytest.approx(later_by, abs=1e-3)
 
 
 def test_a_word_is_found_at_the_time_at_which_it_fits_one() -> None:
@@ -389,22 +389,22 @@ def test_a_benchmark_shows_how_far_it_is_and_ctrl_c_leaves_nothing_half_made(tmp
     write_hwu64(tmp_path, copies=400)
     before = {file.name for file in tmp_path.iterdir()}
     names = ("--data", str(tmp_path), "--out", str(tmp_path / "out"), "--seeds", "1000")
-    ours, theirs = pty.openpty()
+    own, other = pty.openpty()
     command = (sys.executable, "-m", "perception", "reproduce", "hwu64", *names)
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, start_new_session=True) as process:
-        os.close(theirs)
+    with subprocess.Popen(command, stdout=other, stderr=other, start_new_session=True) as process:
+        os.close(other)
         try:
             shown = ""
             while "SVM on words, seed 0" not in shown:
-                shown += os.read(ours, 1 << 16).decode(errors="replace")
+                shown += os.read(own, 1 << 16).decode(errors="replace")
             os.killpg(process.pid, signal.SIGINT)
             with suppress(OSError):  # a terminal ends with an error
-                while part := os.read(ours, 1 << 16):
+                while part := os.read(own, 1 << 16):
                     shown += part.decode(errors="replace")
             assert process.wait(LONG_S) == INTERRUPTED
         finally:
             process.kill()
-            os.close(ours)
+            os.close(own)
     assert "reproduce hwu64" in shown
     assert "Traceback" not in shown
     assert {file.name for file in tmp_path.iterdir()} == before

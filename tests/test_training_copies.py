@@ -75,8 +75,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[SessionSource]:
             for number, message in enumerate(script):
                 writer.write(message)
                 if number == 40:
-                    said = TextCommand(stamp_ns=message.header.stamp_ns, source="say#1", text="come here")
-                    writer.write(Message("text/say", said, received_ns=message.received_ns))
+                    command = TextCommand(stamp_ns=message.header.stamp_ns, source="say#1", text="come here")
+                    writer.write(Message("text/say", command, received_ns=message.received_ns))
         found.append(SessionSource(path))
     return found
 

@@ -91,7 +91,7 @@ def record(path: Path, stream: list[Message[Header]]) -> SessionSource:
 
 @dataclass(frozen=True)
 class Playing:
-    """A source of messages at hand."""
+    """A source of messages in memory."""
 
     stream: tuple[Message[Header], ...]
     name: str = "played"
@@ -114,8 +114,8 @@ class Playing:
 
 def test_dataset_features_are_the_live_bytes_for_every_encoder(tmp_path: Path) -> None:
     stream = script(2.2)
-    said = TextCommand(stamp_ns=stream[40].header.stamp_ns + 1, text="come here", source="say#1")
-    stream.insert(41, Message("text/say", said, received_ns=stream[40].received_ns))
+    command = TextCommand(stamp_ns=stream[40].header.stamp_ns + 1, text="come here", source="say#1")
+    stream.insert(41, Message("text/say", command, received_ns=stream[40].received_ns))
     source = record(tmp_path / "a.mcap", stream)
     tiny = {}
     for kind, (item, write) in TINY.items():
@@ -187,7 +187,7 @@ def test_labels_come_from_the_recording_or_from_a_file_beside_it(tmp_path: Path)
     assert examples.labels.bincount().tolist() == [5, 5]
 
 
-def test_no_label_no_examples_and_a_clear_word(tmp_path: Path) -> None:
+def test_without_labels_there_are_no_examples_and_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="no sources"):
         build([], config(CHEAP), tmp_path)
     stream = tuple(m for m in script(2.0) if not isinstance(m.header, Label))
@@ -207,7 +207,7 @@ class Film(Playing):
             yield message
 
 
-def test_what_is_played_from_a_file_is_not_held_in_memory() -> None:
+def test_messages_of_a_film_are_not_held_in_memory() -> None:
     film = Film(tuple(script(6.0)))
     played = encoding.windows(film, config(CHEAP))
     next(played)
@@ -273,13 +273,13 @@ def test_a_folder_of_ordinary_media_is_a_data_set_labelled_by_its_names(tmp_path
     assert [source.name for source in sources] == ["high/0.wav", "high/1.wav", "low/0.wav", "low/1.wav"]
     examples = build(sources, fusion, tmp_path / "cache")
     assert examples.classes == ("high", "low")
-    heard = examples.rows(examples.present[:, 0]).read()
-    assert set(heard.sources.tolist()) == {0, 1, 2, 3}
-    means = [heard.features["mfcc"][heard.labels == label].mean(dim=0) for label in (0, 1)]
+    present = examples.rows(examples.present[:, 0]).read()
+    assert set(present.sources.tolist()) == {0, 1, 2, 3}
+    means = [present.features["mfcc"][present.labels == label].mean(dim=0) for label in (0, 1)]
     assert (means[0] - means[1]).norm() > 1
 
 
-def test_labelled_windows_with_nothing_present_are_left_out_counted_and_still_seen_before(
+def test_labelled_windows_with_nothing_present_are_left_out_counted_and_still_context(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, frequency_hz in (("high", 3000), ("low", 200)):

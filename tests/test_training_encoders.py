@@ -76,7 +76,7 @@ learning_rate = 0.01
 
 
 def recorded(path: Path, seed: int) -> SessionSource:
-    """A scripted session in which the same is said three times, or nothing by a seed of 3."""
+    """A scripted session with the same command three times, or with none if the seed is 3."""
     camera = CameraConfig(source="scripted", width=64, height=48, rate_hz=8)
     microphone = MicrophoneConfig(source="scripted")
     with SessionWriter(path) as writer:
@@ -84,8 +84,10 @@ def recorded(path: Path, seed: int) -> SessionSource:
         for number, message in enumerate(script):
             writer.write(message)
             if number % 90 == 40 and seed != 3:
-                said = TextCommand(stamp_ns=message.header.stamp_ns, source="say#1", text="come here please")
-                writer.write(Message("text/say", said, received_ns=message.received_ns))
+                command = TextCommand(
+                    stamp_ns=message.header.stamp_ns, source="say#1", text="come here please"
+                )
+                writer.write(Message("text/say", command, received_ns=message.received_ns))
     return SessionSource(path)
 
 
@@ -130,7 +132,7 @@ def test_live_features_of_tuned_encoders_are_those_of_the_data_set_and_of_traini
     stored, raw = encoding.encode(source, tuned), encoding.encode(source, tuned, tuple(KINDS))
     row_of = {end_ns: row for row, end_ns in enumerate(stored["ends_ns"].tolist())}
     networks = {name: one.network.eval() for name, one in trainable(tuned, KINDS, 0).items()}
-    heard = 0
+    with_text = 0
     for window in (window for message in source.messages() for window in core.push(message)):
         features, _, _ = engine.tensors(window, engine.encode(window))
         for name, x in features.items():
@@ -140,8 +142,8 @@ def test_live_features_of_tuned_encoders_are_those_of_the_data_set_and_of_traini
             with torch.no_grad():
                 trained = networks[name](given.float() if given.is_floating_point() else given)
             torch.testing.assert_close(trained, x, atol=2e-3, rtol=2e-3)
-        heard += "say" in features
-    assert heard > 10
+        with_text += "say" in features
+    assert with_text > 10
 
 
 def test_evaluate_judges_a_head_with_the_encoders_it_was_trained_with(folder: Path) -> None:
@@ -306,12 +308,12 @@ def test_repeated_texts_are_encoded_once_and_alike(tmp_path: Path) -> None:
     encoder: Any = build_encoder("say", item, device=CPU, seed=0)
     texts = ["come here", "stop", "come here", "please stop"]
     rows = torch.stack([encoder.prepare(TextInput(text)) for text in texts])
-    seen: list[int] = []
+    sizes: list[int] = []
     encoder.network.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     features = encoder.network(rows)
-    assert seen == [3]
+    assert sizes == [3]
     assert torch.equal(features[0], features[2])
     for text, x in zip(texts, features, strict=True):
         torch.testing.assert_close(x, encoder(TextInput(text)).features, atol=1e-5, rtol=1e-5)

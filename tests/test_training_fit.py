@@ -1,4 +1,4 @@
-"""The training loop, imbalance, augmentation and metrics, on small problems whose answer is known."""
+"""The training loop, imbalance and augmentation, on small problems whose answer is known."""
 
 import dataclasses
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_gradients_too_small_for_float16_are_learned_from_and_too_large_ones_lef
     batches = []
 
     def blinded(batch: Examples, generator: torch.Generator) -> Examples:
-        """In the third batch an encoder sees what makes gradients overflow."""
+        """In the third batch, the inputs of an encoder make gradients overflow."""
         batches.append(batch)
         factor = 1e30 if len(batches) == 3 else 1.0
         return dataclasses.replace(batch, features={n: x * factor for n, x in batch.features.items()})
@@ -190,7 +190,7 @@ def test_a_good_epoch_is_kept_although_later_ones_diverge_unless_the_last_is_ask
         assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
-def test_too_few_labelled_windows_are_said() -> None:
+def test_too_few_labelled_windows_are_an_error() -> None:
     data = clusters()
     unlabelled = dataclasses.replace(data, labels=torch.full_like(data.labels, -1))
     one = data.rows(torch.arange(1))
@@ -231,7 +231,7 @@ def test_a_lost_input_is_predicted_from_the_other_inputs_as_least_squares_does()
         matrix = torch.cat([known, torch.ones(2000, 1)], dim=1).double()
         best = matrix @ torch.linalg.lstsq(matrix, x.double(), driver="gelsd").solution - x
         assert error < 1.02 * best[:, columns].square().mean() < 0.9
-    # a head that was loaded knows nothing of inputs and fills alike
+    # a loaded head has no inputs, but fills the same values
     alone = present.clone()
     alone[:, 1] = False
     before = head(data.features, alone)
@@ -302,7 +302,7 @@ def test_hidden_inputs_hide_all_their_branches_but_never_everything() -> None:
     assert not shown.all(dim=0).any()
 
 
-def test_remedies_for_imbalance_do_what_they_say() -> None:
+def test_remedies_of_imbalance_weigh_and_repeat_as_documented() -> None:
     labels = torch.tensor([0] * 90 + [1] * 9 + [2])
     weights = balanced_weights(labels, 3)
     assert torch.allclose(weights * labels.bincount(), torch.full((3,), 100 / 3))
@@ -418,15 +418,15 @@ def test_a_late_input_never_empties_a_row_of_a_batch() -> None:
 def test_an_epoch_of_a_head_with_a_memory_leaves_out_what_its_windows_share() -> None:
     assert [thinning(36_000, ticks) for ticks in (1, 2, 3, 20, 128)] == [1, 1, 1, 10, 17]
     assert [thinning(rows, 20) for rows in (500, 4096, 6144, 10**6)] == [1, 2, 3, 10]
-    seen: list[torch.Tensor] = []
+    shown: list[torch.Tensor] = []
 
     def look(batch: Examples, generator: torch.Generator) -> Examples:
-        seen.append(batch.ends_ns)
+        shown.append(batch.ends_ns)
         return batch
 
     data = clusters(8192)
     model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES, gru=4, ticks=8))
     fit(model, data, clusters(seed=1), QUICK.model_copy(update={"epochs": 2}), augment=look)
-    first, second = torch.cat(seen).view(2, -1)
+    first, second = torch.cat(shown).view(2, -1)
     assert len(first) == len(first.unique()) == 8192 // 4
     assert set(first.tolist()) != set(second.tolist())

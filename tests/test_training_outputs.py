@@ -1,4 +1,4 @@
-"""What training, evaluation and search write: whole or not at all, and one line if not."""
+"""Outputs of training, evaluation and search: written whole or not at all, with one line of error."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def a_disk_that_takes(size: int) -> Iterator[None]:
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that was said on stderr, below those on progress that a slow machine gets."""
+    """The one line on stderr, after the lines of progress that a slow machine prints."""
     *progress, line = capsys.readouterr().err.splitlines()
     assert all(": encoding: " in one or ": training heads: " in one for one in progress), progress
     return line
@@ -103,7 +103,7 @@ def test_training_never_writes_over_what_is_no_head_alone(
     assert code == (2 if place == "file" else 7)
     assert str(out) in error_of(capsys)
     assert {file: file.stat().st_mtime_ns for file in [out, *out.glob("*")]} == before
-    assert not (tmp_path / "cache").exists(), "said before anything is encoded"
+    assert not (tmp_path / "cache").exists(), "refused before anything is encoded"
 
 
 def test_a_head_is_replaced_as_a_whole_by_the_next_training_and_stays_if_that_fails(
@@ -159,7 +159,7 @@ with beside({str(out)!r}, replace=True) as part:
     assert (f"{out} restored" in caplog.text) == (renamed == 1)
 
 
-def test_an_evaluation_lies_beside_the_report_of_the_training_never_in_its_place(
+def test_an_evaluation_is_written_beside_the_report_of_the_training_never_in_its_place(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     head = tmp_path / "head"
@@ -169,14 +169,14 @@ def test_an_evaluation_lies_beside_the_report_of_the_training_never_in_its_place
     arguments = ["evaluate", str(head), str(folder / "sessions"), *options, "--workers", "1"]
     assert run([*arguments, "--out", str(head)]) == 7
     assert f"{head} holds the report of a training; give another folder by --out" in error_of(capsys)
-    assert not (tmp_path / "cache").exists(), "said before anything is encoded"
+    assert not (tmp_path / "cache").exists(), "refused before anything is encoded"
     for _ in range(2):
         assert run(arguments) == 0
     assert left_in(head / "evaluation") == {"report.json", "report.html"}
     assert {file: file.read_bytes() for file in before} == before
 
 
-def test_one_session_alone_is_evaluated_and_the_sessions_that_chose_thresholds_are_said(
+def test_one_session_alone_is_evaluated_and_the_sessions_that_chose_thresholds_are_named(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--profile", str(folder / "profile.toml"), "--cache", str(folder / "cache"))
@@ -246,9 +246,7 @@ def test_a_damaged_state_is_one_line(
     assert "seed-0.state: damaged; remove it to start from the beginning" in error_of(capsys)
 
 
-def test_an_interrupted_training_leaves_what_it_goes_on_from_and_says_so(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_an_interrupted_training_leaves_its_state_and_names_it(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "head"
     command = [sys.executable, "-m", "perception", *train(folder, out, epochs=1_000_000)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
@@ -259,9 +257,9 @@ def test_an_interrupted_training_leaves_what_it_goes_on_from_and_says_so(
         finally:
             process.kill()
         assert process.stderr is not None
-        said = process.stderr.read()
-    assert f"interrupted; to resume from {out}.unfinished, give the same command with --resume" in said
-    assert "Traceback" not in said
+        printed = process.stderr.read()
+    assert f"interrupted; to resume from {out}.unfinished, give the same command with --resume" in printed
+    assert "Traceback" not in printed
     assert left_in(tmp_path) == {"head.unfinished"}
     assert left_in(tmp_path / "head.unfinished") == {"seed-0.state"}
     assert run(train(folder, out, "--resume")) == 0

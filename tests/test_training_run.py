@@ -84,8 +84,8 @@ def command(*arguments: object) -> int:
 def test_from_sessions_to_a_checkpoint_and_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--sessions", folder / "sessions", "--cache", folder / "cache")
     assert command("train", folder / "plan.toml", *options, "--out", folder / "head") == 0
-    said = capsys.readouterr().out
-    assert "camera+microphone" in said
+    printed = capsys.readouterr().out
+    assert "camera+microphone" in printed
     head = load_head(folder / "head")
     assert head.branches == ("level", "motion")
     report = json.loads((folder / "head" / "report.json").read_text())
@@ -94,7 +94,7 @@ def test_from_sessions_to_a_checkpoint_and_a_report(folder: Path, capsys: pytest
     once = report["by_clip"]
     each = [one["accuracy"] for one in report["per_session"].values()]
     assert (once["sources"], once["accuracy"]) == (len(each), pytest.approx(sum(each) / len(each)))
-    assert f"each of {len(each)} sessions or clips counted once: accuracy {once['accuracy']:.3f}" in said
+    assert f"each of {len(each)} sessions or clips counted once: accuracy {once['accuracy']:.3f}" in printed
     assert set(report["single"]) == {"camera", "microphone"}
     assert {"coverage", "size"} <= set(report["conformal"]["camera"])
     page = (folder / "head" / "report.html").read_text()
@@ -187,14 +187,14 @@ def test_labels_are_timed_from_the_beginning_of_a_session(
         for seq, (start_s, end_s) in enumerate([(10, 14), (13, 15)]):
             start_ns, end_ns = (10**18 + s * 10**9 for s in (start_s, end_s))
             if seq == 0:
-                said = TextCommand(stamp_ns=10**18, source="t#1", text="go")
-                writer.write(Message("text/say", said, received_ns=10**18))
+                header = TextCommand(stamp_ns=10**18, source="t#1", text="go")
+                writer.write(Message("text/say", header, received_ns=10**18))
             span = Label(stamp_ns=start_ns, source="l#1", seq=seq, start_ns=start_ns, end_ns=end_ns, name="a")
             writer.write(Message("label/truth", span, received_ns=end_ns))
     assert command("labels", tmp_path / "s.mcap") == 1
-    told = capsys.readouterr()
-    assert "    10.000     14.000  truth  a" in told.out
-    assert "'a' at 10.00 s overlaps 'a' at 13.00 s" in told.err
+    printed = capsys.readouterr()
+    assert "    10.000     14.000  truth  a" in printed.out
+    assert "'a' at 10.00 s overlaps 'a' at 13.00 s" in printed.err
 
 
 def test_labels_are_listed_and_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,7 +322,7 @@ lost = { "microphone/main" = 0.2 }
 """
 
 
-def test_perturbed_copies_are_learned_from_and_said_so(folder: Path, tmp_path: Path) -> None:
+def test_perturbed_copies_are_trained_on_and_named_in_the_card(folder: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     text = PLAN.format(profile=folder / "profile.toml").replace("seeds = 2", "seeds = 1\nfolds = 5")
     plan.write_text(text + COPIES)
@@ -418,17 +418,17 @@ sound = { input = "microphone", kind = "cnn-sound", weights = "random", options 
     )
     for name in ("picture", "sound"):
         assert weights_hash(before.encoders[name].weights()) != weights_hash(after.encoders[name].weights())
-    # what the trained networks say of what they were trained on is what the live encoders say
+    # the live encoders return what the trained networks return on the same data
     source = SessionSource(folder / "sessions" / "play-1.mcap")
     raw = encoding.encode(source, fusion, ("picture", "sound"))
     live_features = encoding.encode(source, fusion)
     for name in ("picture", "sound"):
         encoder = trainable(fusion, [name], 0)[name]
         with torch.no_grad():
-            told = encoder.network.eval()(raw[f"feature.{name}"].float())
+            trained = encoder.network.eval()(raw[f"feature.{name}"].float())
         present = raw["present"][:, list(after.encoders).index(name)]
         torch.testing.assert_close(
-            told[present], live_features[f"feature.{name}"][present], atol=1e-4, rtol=1e-4
+            trained[present], live_features[f"feature.{name}"][present], atol=1e-4, rtol=1e-4
         )
 
 
@@ -441,8 +441,8 @@ def test_too_few_sessions_are_refused_before_anything_is_encoded(
     (tmp_path / "plan.toml").write_text(f'profile = "{folder / "profile.toml"}"\n{text}\n')
     options = ("--sessions", whole, "--sessions", tmp_path / "part.mcap", "--cache", tmp_path / "cache")
     assert command("train", tmp_path / "plan.toml", *options, "--out", tmp_path / "x") == 7
-    said = f"1 labelled sessions cannot be split into {parts} parts; record more"
-    assert said in capsys.readouterr().err
+    line = f"1 labelled sessions cannot be split into {parts} parts; record more"
+    assert line in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
 
 
@@ -454,7 +454,7 @@ def test_too_few_sessions_are_refused_before_anything_is_encoded(
         ("[augment]\nflip = true", "plan.toml: augment.flip: none of train_encoders takes camera"),
     ],
 )
-def test_what_cannot_be_trained_is_said_before_anything_is_encoded(
+def test_what_cannot_be_trained_is_refused_before_anything_is_encoded(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, problem: str
 ) -> None:
     (tmp_path / "plan.toml").write_text(f'profile = "{folder / "profile.toml"}"\n{text}\n')

@@ -20,12 +20,12 @@ def squared(number: int, step: Step) -> tuple[int, int]:
 
 
 def called(item: Callable[[], int], step: Step) -> tuple[int, int]:
-    """What an item of any class says when it is called, and who called it."""
+    """Return the result of an item of any class, and the process that called it."""
     return item(), os.getpid()
 
 
 def endless(folder: Path, step: Step) -> None:
-    """Says by a file that it is at work, then goes on for ever, step by step."""
+    """Write a file to show that it runs, then run forever, step by step."""
     (folder / str(os.getpid())).touch()
     while True:
         time.sleep(0.01)
@@ -33,7 +33,7 @@ def endless(folder: Path, step: Step) -> None:
 
 
 def fragile(kind: str, step: Step) -> str:
-    """Fails as it is told to."""
+    """Fail in the way that the item names."""
     if kind == "refuse":
         raise SessionError("kitchen.mcap: not an MCAP file")
     if kind == "die":

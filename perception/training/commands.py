@@ -194,9 +194,9 @@ def _tested(
     return found
 
 
-def _workers(asked: int | None, cores: int | None, fusion: FusionConfig) -> int:
+def _workers(given: int | None, cores: int | None, fusion: FusionConfig) -> int:
     here = cores or build.cores()
-    return asked or workers_for(here, build.threads_for(fusion.threads, here))
+    return given or workers_for(here, build.threads_for(fusion.threads, here))
 
 
 def _build(

@@ -106,12 +106,12 @@ def _without_copies(
     keys: Sequence[str], sources: Sequence[DataSource], spans: Sequence[list[Span]]
 ) -> Iterator[tuple[str, DataSource, list[Span]]]:
     """Yield sources with key and labels; one that equals another could be on both sides of a split."""
-    seen: set[tuple[str, tuple[Span, ...]]] = set()
+    loaded: set[tuple[str, tuple[Span, ...]]] = set()
     for key, source, each in zip(keys, sources, spans, strict=True):
-        if (key, tuple(each)) in seen:
+        if (key, tuple(each)) in loaded:
             _LOG.warning("%s: left out, a copy of a source before it", source.name)
             continue
-        seen.add((key, tuple(each)))
+        loaded.add((key, tuple(each)))
         yield key, source, each
 
 

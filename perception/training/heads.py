@@ -45,7 +45,7 @@ class Split:
 
 
 def split(data: Examples, plan: TrainPlan, copies: Sequence[Examples] = ()) -> Split:
-    """Split by source; without a test share, the test is the validation part, and the report says so.
+    """Split by source; without a test share, the test is the validation part, as the report states.
 
     Perturbed copies of the training sources are added to the training part.
     """

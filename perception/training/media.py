@@ -148,7 +148,7 @@ def media_sources(root: Path, config: FusionConfig) -> list[MediaSource]:
     camera = next((topic for topic in topics if topic.startswith("camera/")), None)
     microphone = next((topic for topic in topics if topic.startswith("microphone/")), None)
     lengths = [item.length_ms for item in config.inputs.values() if item.topic == microphone]
-    # one hop more: a window's end lies on the grid, not on the end of the sound
+    # one hop more: a window ends on the grid, not at the end of the sound
     lead_s = (max(lengths, default=0) + config.hop_ms + 20) / 1000
     files = sorted(f for f in root.rglob("*") if f.suffix.lower() in MEDIA | STILLS and f.is_file())
     if not files:

@@ -113,7 +113,7 @@ def _started(work: Work[Any, Any], count: int) -> Iterator[list[_Worker]]:
         yield started
     finally:
         for worker in started:
-            worker.connection.close()  # ends it at its next step, with time to remove a half-written file
+            worker.connection.close()  # it exits at its next step, after it has removed a half-written file
             if not worker.begun:
                 worker.process.kill()
         deadline_s = time.monotonic() + _END_S
