@@ -45,10 +45,11 @@ def train(
     Without `workers`, the number of encoding processes follows from `cores`, by default of this machine.
     """
     plan = plans.load_plan(config)
-    restore(out)
-    card.refuse_unlike_head(out)
     here = processes.join(build.pick_device(plan.training.device))
     main = here.is_main_process
+    if main:
+        restore(out)
+    card.refuse_unlike_head(out)
     fusion = profiles.load(plan.profile).required_fusion()
     encoded = partial(
         _build,
