@@ -106,6 +106,8 @@ class Player:
         self.late_ms = 0.0
         """Delay of the latest message behind its due time."""
         self._session = session
+        self._skew_ns = session.zero.log_ns - session.zero.stamp_ns
+        """Clock of arrivals minus clock of stamps; read before the thread `read ahead` uses the session."""
         self._playback = playback
         self._open = publisher
         self._clock = clock
@@ -179,8 +181,7 @@ class Player:
         return bool(self.published) and not self._stopped.is_set()
 
     def _scheduled(self, messages: Iterator[Message[Header]]) -> Iterator[Due]:
-        rate, zero = self._playback.rate or 1.0, self._session.zero
-        return schedule(messages, rate, zero.log_ns - zero.stamp_ns, keep=self._playback.keep_stamps)
+        return schedule(messages, self._playback.rate or 1.0, self._skew_ns, keep=self._playback.keep_stamps)
 
     def _publish(self, publisher: Publisher, message: Message[Header]) -> None:
         header, topic = message.header, message.topic

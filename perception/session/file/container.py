@@ -3,8 +3,8 @@
 Rules. All functions are pure: bytes in, records out, callable from any thread. Each chunk that `writer` packs
 repeats the schemas and channels of its messages, so that it is readable alone and no damage outside it
 changes its meaning. Other writers declare them once, anywhere before, or only in the summary; or write no
-chunks. A size is checked before memory of that size is allocated. Any deviation raises DamageError with the
-offset. Format: https://mcap.dev/spec
+chunks. A size is checked before memory of that size is allocated. `span`, `unpack` and `declarations` raise
+DamageError with the offset. Format: https://mcap.dev/spec
 """
 
 import io

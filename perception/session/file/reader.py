@@ -1,9 +1,9 @@
 """Read sessions: in recorded order, by topic and time, in bounded memory, also from damaged files.
 
 Rules. One thread uses a `Session`; it reads by offset and holds no lock, so that other processes may read or
-write the file meanwhile. It sees the file as it was when opened. Bytes that fail a checksum are never
-returned: they are skipped and reported in `Session.damage`, which is complete after all has been read. A
-session is an MCAP file with at least one channel whose records hold wire bytes; other channels are skipped.
+write the file meanwhile. The index is read once, when the file is opened. Bytes that fail a checksum are
+never returned: they are skipped and reported in `Session.damage`, which is complete after all has been read.
+A session is an MCAP file with at least one channel whose records hold wire bytes; other channels are skipped.
 Payloads are copied out of the chunk, so that a kept message does not keep its chunk in memory.
 """
 
