@@ -106,6 +106,15 @@ def test_sound_becomes_one_file_with_silence_where_it_was_lost(path: Path, tmp_p
     assert not heard[RATE_HZ + 512 : 2 * RATE_HZ - 512].any()
 
 
+def test_a_leap_of_the_clock_inside_a_recording_makes_no_year_of_silence(tmp_path: Path) -> None:
+    year_ns = 365 * 86_400 * SECOND_NS
+    with SessionWriter(tmp_path / "leap.mcap") as writer:
+        for seq, at_ns in enumerate((streams.START_NS, streams.START_NS + year_ns)):
+            writer.write(streams.block(seq, at_ns, np.ones(512), 0, source=f"mic#{seq}"))
+    with pytest.raises(SessionError, match=r"microphone/main: 365 days without sound .* session trim --from"):
+        export(tmp_path / "leap.mcap", tmp_path / "out", export_media.write)
+
+
 def test_states_become_a_table_of_either_kind(path: Path, tmp_path: Path) -> None:
     with Session(path) as session:
         list(export_media.write(session, tmp_path / "parquet"))

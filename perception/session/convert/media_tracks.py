@@ -4,10 +4,12 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import soundfile
 
+from perception.errors import SessionError
 from perception.features.image import decode_frame
 from perception.features.window import raw_samples
 from perception.messages import AudioBlock, CameraFrame, Message
@@ -22,6 +24,10 @@ def image(message: Message[CameraFrame]) -> Image | None:
         return decode_frame(message.header, message.payload)
     except ValueError:
         return None
+
+
+_MAX_SILENCE_NS: Final = 86_400 * SECOND_NS
+"""A longer silence would fill the disk; it comes from a clock that was set."""
 
 
 class Timeline:
@@ -67,8 +73,15 @@ class Timeline:
         elif not self.position and missing < 0:
             self.left_out += min(-missing, len(block))
             block = block[-missing:]
-        for start in range(0, min(missing, passed), self.rate_hz):
-            silence = min(self.rate_hz, min(missing, passed) - start)
+        missing = min(missing, passed)
+        if missing > self._samples_in(_MAX_SILENCE_NS):
+            days = missing / self._samples_in(_MAX_SILENCE_NS)
+            raise SessionError(
+                f"{message.topic}: {days:.0f} days without sound inside the recording, so a clock was set;"
+                " cut each side of the leap with `perception session trim --from --to`, then export it"
+            )
+        for start in range(0, missing, self.rate_hz):
+            silence = min(self.rate_hz, missing - start)
             self.position += silence
             yield np.zeros((silence, self.channels), block.dtype)
         self._source, self._next_index = header.source, header.sample_index + header.samples
