@@ -1,4 +1,4 @@
-"""The training loop, imbalance and augmentation, on small problems whose answer is known."""
+"""The training loop on small problems whose answer is known."""
 
 import dataclasses
 from pathlib import Path
@@ -6,30 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import log_loss
-from sklearn.utils.class_weight import compute_sample_weight
 
 from perception import profile as profiles
 from perception.errors import PerceptionError
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.networks import ConvEncoder
 from perception.profile import EncoderConfig
-from perception.training import augment, evaluate, heads
-from perception.training import plan as plans
 from perception.training.evaluate import metrics, probabilities
 from perception.training.examples import Examples
 from perception.training.finetune import trainable
 from perception.training.fit import fit, thinning
 from perception.training.fit_config import TrainingConfig
 from perception.training.imbalance import (
-    REMEDIES,
-    ClassificationLoss,
     Imbalance,
-    balanced_weights,
-    epoch_order,
-    long_tail,
 )
-from perception.training.lost_inputs import draw_lags, hide_inputs
 from perception.training.model import FusionModel, predict
 from tests.clusters import CLASSES, INPUTS, QUICK, clusters, trained
 
@@ -255,17 +245,6 @@ def test_encoders_are_trained_with_the_head_and_never_see_what_is_absent() -> No
     assert metrics(kept.labels.numpy(), probabilities(model, kept)).accuracy > 0.9
 
 
-def test_the_balanced_loss_weighs_classes_alike_whatever_their_shares_in_training() -> None:
-    rows = long_tail(clusters().labels, 3, 10, torch.Generator().manual_seed(0))
-    validation = clusters(seed=1).rows(torch.arange(100))
-    model = FusionModel(FeatureFusion({"eye": 2, "ear": 2}, CLASSES))
-    config = QUICK.model_copy(update={"epochs": 1, "select": "balanced-nll"})
-    (loss,) = fit(model, clusters().rows(rows), validation, config).validation_loss
-    labels = validation.labels.numpy()
-    weights = compute_sample_weight("balanced", labels)
-    assert loss == pytest.approx(log_loss(labels, probabilities(model, validation), sample_weight=weights))
-
-
 def test_layers_before_the_last_stay_as_they_are_and_run(tmp_path: Path) -> None:
     fusion = (
         profiles.load("demo")
@@ -292,127 +271,6 @@ def test_a_model_level_pool_is_calibrated_on_validation() -> None:
     head = ModelFusion({"eye": 2, "ear": 2}, CLASSES)
     fit(FusionModel(head), clusters(), clusters(seed=1), QUICK)
     assert not torch.equal(head.pool.temperature, torch.ones(2))
-
-
-def test_hidden_inputs_hide_all_their_branches_but_never_everything() -> None:
-    present = torch.ones(500, 3, dtype=torch.bool)
-    shown = hide_inputs(present, torch.tensor([0, 0, 1]), 1.0, torch.Generator().manual_seed(0))
-    assert torch.equal(shown[:, 0], shown[:, 1])
-    assert shown.any(dim=1).all()
-    assert not shown.all(dim=0).any()
-
-
-def test_remedies_of_imbalance_weigh_and_repeat_as_documented() -> None:
-    labels = torch.tensor([0] * 90 + [1] * 9 + [2])
-    weights = balanced_weights(labels, 3)
-    assert torch.allclose(weights * labels.bincount(), torch.full((3,), 100 / 3))
-    order = epoch_order(Imbalance(remedy="oversample"), labels, torch.Generator().manual_seed(0))
-    assert labels[order].bincount().tolist() == [90] * 3
-    assert order.bincount(minlength=100).tolist() == [1] * 90 + [10] * 9 + [90]
-    logits = torch.zeros(1, 3)
-    common, rare = (
-        ClassificationLoss(Imbalance(remedy="logit-adjustment"), labels, 3)(logits, torch.tensor([label]))
-        for label in (0, 2)
-    )
-    assert float(rare - common) == pytest.approx(np.log(90), rel=1e-5)
-    sure = torch.tensor([[5.0, 0.0, 0.0]])
-    focal, plain = (
-        ClassificationLoss(Imbalance(remedy=r), labels, 3)(sure, torch.tensor([0])) for r in ("focal", "none")
-    )
-    assert focal < 0.01 * plain
-    kept = long_tail(torch.arange(300) % 3, 3, 50, torch.Generator().manual_seed(0))
-    assert (torch.arange(300) % 3)[kept].bincount().tolist() == [100, 14, 2]
-    assert set(REMEDIES) == {"none", "weights", "oversample", "focal", "logit-adjustment"}
-
-
-def one_in_twenty(count: int, seed: int) -> Examples:
-    generator = torch.Generator().manual_seed(seed)
-    labels = (torch.rand(count, generator=generator) < 0.05).long()
-    features = {name: torch.randn(count, 2, generator=generator) + labels[:, None] for name in INPUTS}
-    return Examples.of(features, labels, ("common", "rare"))
-
-
-@pytest.mark.parametrize("select", ["nll", "balanced-nll"])
-@pytest.mark.parametrize("remedy", ["weights", "oversample", "logit-adjustment"])
-@pytest.mark.parametrize("level", ["feature", "pool", "head"])
-def test_a_remedy_acts_at_every_level_whatever_chooses_the_epoch(
-    level: str, remedy: str, select: str
-) -> None:
-    plan = (
-        plans.HeadPlan(head="linear") if level == "feature" else plans.HeadPlan(kind="model", combine=level)
-    )
-    settings = {"epochs": 12, "batch": 250, "learning_rate": 5e-2, "select": select, "input_dropout": 0}
-    config = TrainingConfig.model_validate({**settings, "imbalance": {"remedy": remedy}})
-    model = FusionModel(heads.new_head(plan, {"eye": 2, "ear": 2}, ("common", "rare"), 0))
-    fit(model, one_in_twenty(2000, 1), one_in_twenty(1000, 2), config)
-    test = one_in_twenty(2000, 3)
-    assert metrics(evaluate.truth_of(test), probabilities(model, test)).macro_recall > 0.78
-    nothing = test.rows(slice(0, 1)).only([])
-    assert probabilities(model, nothing)[0] == pytest.approx([0.5, 0.5], abs=1e-5)
-
-
-def test_focal_loss_is_that_of_the_branches_of_a_model_level_head_too() -> None:
-    head = ModelFusion({"eye": 2, "ear": 2}, CLASSES)
-    data = clusters(30)
-    loss = ClassificationLoss(Imbalance(remedy="focal", gamma=3), data.labels, 3)
-    own = torch.stack(
-        [model(data.features[name]) for name, model in zip(head.branches, head.models, strict=True)], 1
-    )
-    expected = loss(own.flatten(0, 1), data.labels.repeat_interleave(2))
-    torch.testing.assert_close(head.auxiliary_loss(data.features, data.present, data.labels, loss), expected)
-
-
-def test_hiding_inputs_never_empties_a_window_that_lacks_some_already() -> None:
-    present = torch.tensor([[True, False], [False, True], [True, True]]).repeat(500, 1)
-    inputs, generator = torch.tensor([0, 1]), torch.Generator().manual_seed(0)
-    for rows in (present, present[:, None].expand(-1, 3, -1)):
-        left = hide_inputs(rows, inputs, 1.0, generator)
-        assert left.flatten(1).any(dim=1).all()
-        assert not (left & ~rows).any()
-        assert not torch.equal(left, rows)
-
-
-def test_noise_has_the_asked_ratio_and_augmentation_is_repeatable() -> None:
-    waves = torch.sin(torch.arange(8000) / 5).repeat(3, 1)
-    ratios = torch.tensor([20.0, 0.0, -10.0])
-    noisy = augment.with_noise(waves, ratios, torch.Generator().manual_seed(0))
-    power = (noisy - waves).square().mean(dim=1)
-    assert torch.allclose(10 * (waves.square().mean(dim=1) / power).log10(), ratios, atol=0.01)
-    pictures = torch.rand(6, 1, 20, 20)
-    for change in (augment.moved, augment.recoloured, augment.occluded):
-        first, second = (change(pictures, torch.Generator().manual_seed(1)) for _ in range(2))
-        assert first.shape == pictures.shape
-        assert torch.equal(first, second)
-        assert not torch.equal(first, pictures)
-
-
-def test_late_inputs_are_those_of_earlier_ticks_of_the_same_source() -> None:
-    features = {"a": torch.arange(6.0)[:, None], "b": torch.arange(6.0)[:, None]}
-    data = Examples.of(features, torch.zeros(6).long(), ("x", "y"), torch.tensor([0, 0, 0, 1, 1, 1]))
-    late = data.context(torch.tensor([2, 4, 5]), 1, torch.tensor([[1, 0], [2, 0], [0, 2]]))
-    assert late.features["a"][[0, 2], 0].tolist() == [1.0, 5.0]
-    assert late.features["b"][:, 0].tolist() == [2.0, 4.0, 3.0]
-    assert late.present.tolist() == [[True, True], [False, True], [True, True]]
-    torch.testing.assert_close(late.ages_s[0], torch.tensor([1e-9, 0.0]))
-    lags = draw_lags(4000, torch.tensor([0, 0, 1]), 0.5, 3, torch.Generator().manual_seed(0))
-    assert (lags[:, 0] == lags[:, 1]).all()
-    assert not (lags[:, 0].bool() & lags[:, 2].bool()).any()
-    assert 0.45 < (lags > 0).any(dim=1).float().mean() < 0.55
-    assert set(lags.flatten().tolist()) == {0, 1, 2, 3}
-
-
-def test_a_late_input_never_empties_a_row_of_a_batch() -> None:
-    data = clusters().select(["eye"])  # 20 sources: each begins with a row that lateness would empty
-    shown: list[torch.Tensor] = []
-
-    def look(batch: Examples, generator: torch.Generator) -> Examples:
-        shown.append(batch.present)
-        return batch
-
-    config = QUICK.model_copy(update={"epochs": 1, "late": 1.0, "late_ticks": 1})
-    fit(FusionModel(FeatureFusion({"eye": 2}, CLASSES)), data, data, config, augment=look)
-    assert sum(map(len, shown)) == len(data)
-    assert torch.cat(shown).any(dim=1).all()
 
 
 def test_an_epoch_of_a_head_with_a_memory_leaves_out_what_its_windows_share() -> None:
