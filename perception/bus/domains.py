@@ -7,6 +7,7 @@ from typing import Final
 
 from perception.bus.host import DOMAIN_VARIABLE, Runtime, base_directory
 from perception.errors import PerceptionError
+from perception.topics import kind_of
 
 NONE_UP: Final = "no graph is up"
 JOINED_DOMAIN: Final = "Graph to join. Default: $PERCEPTION_DOMAIN, else the only one that is up."
@@ -20,7 +21,7 @@ def graphs_up(base: Path | None = None) -> list[str]:
     return sorted(
         folder.name
         for folder in folders
-        if any(topic.startswith("health/") for topic in Runtime(folder.name, base).topics())
+        if any(kind_of(topic) == "health" for topic in Runtime(folder.name, base).topics())
     )
 
 

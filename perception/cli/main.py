@@ -24,6 +24,7 @@ from perception.cli.training import COMMANDS as TRAINING_COMMANDS
 from perception.errors import DISTRIBUTION, INTERRUPTED, PerceptionError
 from perception.errors.credentials import CleanFormatter, without_credentials
 from perception.io.out_path import OutFile, OutFolder
+from perception.topics import kind_of
 
 _QUIET_S: Final = 2.0
 _NODES_LISTEN_S: Final = 2.5
@@ -146,7 +147,7 @@ def nodes(domain: str | None) -> None:
 
     runtime, board = joined(domain), Board()
     published = runtime.topics()
-    if not any(topic.startswith("health/") for topic in published):
+    if not any(kind_of(topic) == "health" for topic in published):
         raise PerceptionError(
             f"no node is alive in domain '{runtime.domain}'; published: {', '.join(published) or 'nothing'}"
         )

@@ -219,7 +219,7 @@ def _inputs(profile: Profile, fusion: FusionConfig, sources: Collection[str]) ->
         if known or any(topics.overlap(topic, pattern) for pattern in profile.connect):
             continue
         kind = topics.kind_of(topic)
-        others = sorted(source for source in sources if source.startswith(f"{kind}/"))
+        others = sorted(source for source in sources if topics.kind_of(source) == kind)
         if others and kind != "text":
             yield Problem(
                 f"{key}.topic: nobody publishes {topic}; there is {', '.join(others)}: correct the topic, "

@@ -31,7 +31,7 @@ from perception.session.file.reader import Session, matches
 from perception.session.keyboard import Keyboard, NoKeyboard
 from perception.session.pace import AHEAD_NS, Due, Lap, SampleCounter, schedule
 from perception.session.readers import Readers
-from perception.topics import name_of
+from perception.topics import kind_of, name_of
 from perception.units import SECOND_NS
 
 RAW_TOPICS: Final[tuple[str, ...]] = ReplayConfig.model_fields["topics"].default
@@ -295,7 +295,7 @@ def _readers(
     """Return the readers to wait for; arguments as of `play`."""
 
     def fusions() -> list[str]:
-        return [name_of(topic) for topic in runtime.topics() if topic.startswith("journal/")]
+        return [name_of(topic) for topic in runtime.topics() if kind_of(topic) == "journal"]
 
     if wait is not None:
         return Readers(health, at_least=wait)

@@ -8,7 +8,7 @@ from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.messages import Health
 from perception.profile import Profile
-from perception.topics import matches
+from perception.topics import kind_of, matches
 
 FUSION: Final = "fusion"
 RECORDER: Final = "recorder"
@@ -78,5 +78,5 @@ def _matching(topics: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
 
 def _count(publishers: Mapping[str, Publisher]) -> int:
-    inputs = [one for topic, one in publishers.items() if not topic.startswith("label/")]
+    inputs = [one for topic, one in publishers.items() if kind_of(topic) != "label"]
     return len(frozenset().union(*(one.readers for one in inputs or publishers.values())))

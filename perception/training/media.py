@@ -22,6 +22,7 @@ from perception.models.feature_cache import file_hash
 from perception.profile import CameraConfig, FusionConfig, MicrophoneConfig
 from perception.session import labels as label_files
 from perception.session.labels import Span
+from perception.topics import kind_of
 from perception.units import SECOND_NS
 from perception.units.arrays import Image
 
@@ -145,8 +146,8 @@ def media_sources(root: Path, config: FusionConfig) -> list[MediaSource]:
         SessionError: there is none.
     """
     topics = [item.topic for item in config.inputs.values()]
-    camera = next((topic for topic in topics if topic.startswith("camera/")), None)
-    microphone = next((topic for topic in topics if topic.startswith("microphone/")), None)
+    camera = next((topic for topic in topics if kind_of(topic) == "camera"), None)
+    microphone = next((topic for topic in topics if kind_of(topic) == "microphone"), None)
     lengths = [item.length_ms for item in config.inputs.values() if item.topic == microphone]
     # one hop more: a window ends on the grid, not at the end of the sound
     lead_s = (max(lengths, default=0) + config.hop_ms + 20) / 1000

@@ -85,7 +85,7 @@ def mapped(config: FusionConfig, topics: Sequence[str]) -> tuple[FusionConfig, l
         kind = kind_of(one.topic)
         if any(fnmatchcase(topic, one.topic) for topic in streams):
             continue
-        instead = next((topic for topic in free if topic.startswith(f"{kind}/")), None)
+        instead = next((topic for topic in free if kind_of(topic) == kind), None)
         if instead is None:
             lines.append(f"{name}: absent, the source has no further {kind}")
         else:

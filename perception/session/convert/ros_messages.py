@@ -126,7 +126,7 @@ def detections(store: Typestore, topic: str, state: FusedState) -> Iterator[Outg
         UnusableError: the stamp exceeds the range of ROS.
     """
     for modality in state.modalities.values():
-        if modality.topic.startswith("camera/"):
+        if topics.kind_of(modality.topic) == "camera":
             name = topics.name_of(modality.topic)
             seen_ns = state.stamp_ns - round((modality.age_ms or 0.0) * 1e6)
             header = _stamped(store, seen_ns, name)

@@ -7,7 +7,7 @@ from typing import Final
 
 from perception.errors import BusError, SessionError
 from perception.session.file.reader import matches
-from perception.topics import lookup
+from perception.topics import kind_of, lookup
 from perception.units import SECOND_NS
 
 
@@ -67,7 +67,7 @@ class Selection:
         """Return the topic of every stream under the requested names, selected or not."""
         renamed = [default for _, default in found]
         for prefix, names in self.names.items():
-            free = [number for number, (_, default) in enumerate(found) if default.startswith(f"{prefix}/")]
+            free = [number for number, (_, default) in enumerate(found) if kind_of(default) == prefix]
             # A name without a stream is given to the first stream that matches the patterns.
             free.sort(key=lambda number: not self._wants(*found[number]))
             given = [name.rpartition("=") for name in names]
