@@ -16,6 +16,7 @@ import pytest
 from perception.cli.main import run
 from perception.devices.scripted import messages
 from perception.errors import INTERRUPTED
+from perception.io.beside import restore
 from perception.models.checkpoint import own_encoders
 from perception.models.feature_cache import Cache
 from perception.profile import CameraConfig, MicrophoneConfig, ScriptConfig
@@ -157,6 +158,13 @@ with beside({str(out)!r}, replace=True) as part:
     assert (out / "model.safetensors").read_text() == "new"
     assert left_in(tmp_path) == {"head", "head.unfinished"}
     assert (f"{out} restored" in caplog.text) == (renamed == 1)
+
+
+def test_what_a_killed_replacement_left_of_a_head_removed_since_is_cleared(tmp_path: Path) -> None:
+    left = tmp_path / ".perception-killed"
+    (left / "head.before").mkdir(parents=True)
+    restore(tmp_path / "head")
+    assert left_in(tmp_path) == set()
 
 
 def test_an_evaluation_is_written_beside_the_report_of_the_training_never_in_its_place(

@@ -69,8 +69,8 @@ def _swap(made: Path, target: Path, before: Path) -> None:
 def restore(target: Path | str) -> None:
     """Complete the replacement of `target` by a process that was killed during it; log it.
 
-    If `target` is missing, its replacement is complete and is renamed to it. If both renames were done, the
-    folder that is left beside `target` is removed.
+    A replacement that was not renamed yet is complete: it is renamed to `target` if that is missing. If both
+    renames were done, the folder that is left beside `target` is removed; `target` may be gone by then.
 
     Raises:
         SessionError: the rename fails.
@@ -78,7 +78,7 @@ def restore(target: Path | str) -> None:
     target = Path(target)
     for before in target.parent.glob(f"{_PREFIX}*/{glob.escape(target.name)}{_BEFORE}"):
         made = before.parent / target.name
-        if not os.path.lexists(target):
+        if made.exists() and not os.path.lexists(target):
             try:
                 os.rename(made, target)
             except OSError as error:
