@@ -14,13 +14,14 @@ from perception.models.fusion import FeatureFusion
 from perception.models.memory import TickMemory
 from perception.profile import HeadConfig
 from perception.training import dataset
-from perception.training.evaluate import metrics, probabilities, truth_of
+from perception.training.evaluate import probabilities, truth_of
 from perception.training.examples import Examples
 from perception.training.fit import fit
 from perception.training.fit_config import TrainingConfig
 from perception.training.heads import new_head
 from perception.training.model import FusionModel
 from perception.training.plan import HeadPlan
+from perception.training.scores import metrics
 from tests.test_training_dataset import CHEAP, config, record, script
 
 K = 5

@@ -39,9 +39,9 @@ from perception.reproduce.grid_features import (
 )
 from perception.reproduce.grid_results import Hits
 from perception.reproduce.results import Figures
-from perception.training.evaluate import gained
 from perception.training.examples import Examples
 from perception.training.imbalance import REMEDIES, Imbalance
+from perception.training.scores import gained
 from tests.test_training_outputs import a_disk_that_takes
 from tests.waiting import LONG_S
 

@@ -8,11 +8,12 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 
 from perception.models.fusion import FeatureFusion
-from perception.training import augment, evaluate, report
-from perception.training.evaluate import metrics, probabilities
+from perception.training import augment, evaluate, report, scores
+from perception.training.evaluate import probabilities
 from perception.training.examples import Examples
 from perception.training.fit import fit
 from perception.training.model import FusionModel
+from perception.training.scores import metrics
 from tests.clusters import CLASSES, INPUTS, QUICK, clusters, trained
 
 
@@ -25,7 +26,7 @@ def test_metrics_agree_with_their_definitions() -> None:
     assert scored.macro_recall == pytest.approx(balanced_accuracy_score(labels, p.argmax(axis=1)))
     assert scored.nll == pytest.approx(-np.log(p[np.arange(5000), labels]).mean())
     sure = np.eye(3)[p.argmax(axis=1)]
-    assert evaluate.expected_calibration_error(labels, sure) == pytest.approx(1 - scored.accuracy)
+    assert scores.expected_calibration_error(labels, sure) == pytest.approx(1 - scored.accuracy)
 
 
 def test_conformal_sets_cover_what_they_promise() -> None:
@@ -34,7 +35,7 @@ def test_conformal_sets_cover_what_they_promise() -> None:
         (part.labels.numpy(), probabilities(model, part))
         for part in (data.rows(torch.arange(1500)), data.rows(torch.arange(1500, 3000)))
     ]
-    found = evaluate.conformal(halves[0], halves[1], alpha=0.1)
+    found = scores.conformal(halves[0], halves[1], alpha=0.1)
     assert 0.87 < found.coverage < 0.93
     assert 1 <= found.size < 3
 
@@ -42,13 +43,13 @@ def test_conformal_sets_cover_what_they_promise() -> None:
 def test_a_conformal_set_of_constant_probabilities_holds_what_is_as_likely_as_the_threshold() -> None:
     p = np.tile([0.3, 0.7], (100, 1))
     labels = np.arange(100) % 10 // 7  # 7 of 10 are the rarer class
-    found = evaluate.conformal((labels, p), (labels, p), alpha=0.1)
+    found = scores.conformal((labels, p), (labels, p), alpha=0.1)
     assert (found.threshold, found.coverage, found.size) == (0.3, 1.0, 2.0)
 
 
 def test_too_few_rows_promise_nothing_but_sets_of_everything() -> None:
     p = np.tile([0.9, 0.1], (5, 1))
-    found = evaluate.conformal((np.zeros(5, int), p), (np.ones(5, int), p), alpha=0.1)
+    found = scores.conformal((np.zeros(5, int), p), (np.ones(5, int), p), alpha=0.1)
     assert (found.coverage, found.size) == (1.0, 2.0)
 
 

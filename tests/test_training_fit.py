@@ -12,7 +12,7 @@ from perception.errors import PerceptionError
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.networks import ConvEncoder
 from perception.profile import EncoderConfig
-from perception.training.evaluate import metrics, probabilities
+from perception.training.evaluate import probabilities
 from perception.training.examples import Examples
 from perception.training.finetune import trainable
 from perception.training.fit import fit, thinning
@@ -21,6 +21,7 @@ from perception.training.imbalance import (
     Imbalance,
 )
 from perception.training.model import FusionModel, predict
+from perception.training.scores import metrics
 from tests.clusters import CLASSES, INPUTS, QUICK, clusters, trained
 
 

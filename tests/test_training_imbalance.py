@@ -9,7 +9,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.training import evaluate, heads
 from perception.training import plan as plans
-from perception.training.evaluate import metrics, probabilities
+from perception.training.evaluate import probabilities
 from perception.training.examples import Examples
 from perception.training.fit import fit
 from perception.training.fit_config import TrainingConfig
@@ -22,6 +22,7 @@ from perception.training.imbalance import (
     long_tail,
 )
 from perception.training.model import FusionModel
+from perception.training.scores import metrics
 from tests.clusters import CLASSES, INPUTS, QUICK, clusters
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.special
 
-from perception.training.evaluate import Probabilities
+from perception.training.scores import Probabilities
 
 Floats = npt.NDArray[np.floating]
 """float32 or float64."""

@@ -35,11 +35,12 @@ from perception.reproduce.avmnist_heads import (
 from perception.reproduce.avmnist_recipes import INPUTS, OURS, SMIL, Recipe, featured
 from perception.reproduce.results import Figures
 from perception.training.cost import head_ms
-from perception.training.evaluate import Labels, Probabilities, mcnemar, metrics, probabilities, shuffle_drops
+from perception.training.evaluate import probabilities, shuffle_drops
 from perception.training.examples import Examples
 from perception.training.fit_config import TrainingConfig
 from perception.training.imbalance import epoch_length, long_tail
 from perception.training.model import FusionModel
+from perception.training.scores import Labels, Probabilities, mcnemar, metrics
 
 SUBSETS: Final = {"both": ("audio", "image"), "image": ("image",), "audio": ("audio",)}
 SETTING_A_RATES: Final = (0.05, 0.10, 0.15, 0.20)

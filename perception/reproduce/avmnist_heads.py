@@ -14,12 +14,12 @@ from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.missing import MISSING
 from perception.reproduce.avmnist_data import CLASSES
 from perception.reproduce.avmnist_recipes import DIM
-from perception.training.evaluate import Labels, Probabilities, metrics
 from perception.training.examples import Examples
 from perception.training.fit import fit
 from perception.training.fit_config import TrainingConfig
 from perception.training.imbalance import REMEDIES, Imbalance
 from perception.training.model import FusionModel
+from perception.training.scores import Labels, Probabilities, metrics
 
 HEAD: Final = TrainingConfig(
     epochs=150, batch=128, learning_rate=2e-3, weight_decay=5e-2, patience=20, select="nll", input_dropout=0

@@ -29,12 +29,13 @@ from perception.models.networks import ConvEncoder
 from perception.reproduce.arrays import Floats, Rows
 from perception.reproduce.results import Figures
 from perception.training import augment
-from perception.training.evaluate import Labels, Probabilities, metrics, probabilities
+from perception.training.evaluate import probabilities
 from perception.training.examples import Examples
 from perception.training.fit import fit
 from perception.training.fit_config import TrainingConfig
 from perception.training.imbalance import REMEDIES, Imbalance, RemedyName, long_tail
 from perception.training.model import FusionModel
+from perception.training.scores import Labels, Probabilities, metrics
 
 FOLDS: Final = range(1, 6)
 RATE_HZ: Final = 22_050

@@ -27,7 +27,7 @@ from perception.reproduce.grid_experts import BRANCHES, Experts, Logits
 from perception.reproduce.grid_features import Course, Material, features
 from perception.reproduce.grid_results import FIXED, FUSED, MISSED, PAIR, PRODUCTS, Hits, add, plot
 from perception.reproduce.results import Figures
-from perception.training.evaluate import Labels
+from perception.training.scores import Labels
 
 SCORED: Final = ("digit", "command")
 OUTER, INNER = 5, 4

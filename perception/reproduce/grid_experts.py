@@ -26,7 +26,7 @@ from perception.reproduce.grid_features import (
     Material,
     interpolated,
 )
-from perception.training.evaluate import Labels
+from perception.training.scores import Labels
 
 COMPONENTS: Final = 80
 TIME_DEVIATION_S: Final = 0.02

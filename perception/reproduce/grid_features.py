@@ -14,7 +14,7 @@ from perception.features.logmel import Frames, log_mel
 from perception.reproduce.arrays import Floats, Rows
 from perception.reproduce.grid_data import FRAME_RATE_HZ, Clip
 from perception.training.augment import with_noise
-from perception.training.evaluate import Labels
+from perception.training.scores import Labels
 
 SLOTS: Final = ("command", "colour", "preposition", "letter", "digit", "adverb")
 """The slots of the words of a command, in order."""

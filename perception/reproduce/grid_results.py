@@ -10,7 +10,7 @@ from perception.reproduce.arrays import Right
 from perception.reproduce.grid_experts import SINGLES, Condition
 from perception.reproduce.grid_features import OFFSETS_S, SNRS_DB
 from perception.reproduce.results import Figures
-from perception.training.evaluate import gained
+from perception.training.scores import gained
 
 PAIR: Final = ("audio", "video")
 PRODUCT: Final = "product of experts, trained without noise"

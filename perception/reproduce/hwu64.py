@@ -28,7 +28,8 @@ from perception.io.progress import Advance, nothing
 from perception.io.text_file import read_text
 from perception.reproduce.arrays import Floats, log_softmax, softmax
 from perception.reproduce.results import Figures
-from perception.training.evaluate import Labels, metrics, subsets
+from perception.training.evaluate import subsets
+from perception.training.scores import Labels, metrics
 
 INNER_FOLDS: Final = 5
 BATCH: Final = 128

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from perception.io.beside import replace_file
 from perception.io.progress import Advance
-from perception.training.evaluate import Metrics, spread
 from perception.training.report import page, svg
+from perception.training.scores import Metrics, spread
 
 HEADLINE: Final = ("accuracy", "macro_recall", "macro_f1", "nll", "ece")
 Summary = dict[str, float | list[float]]

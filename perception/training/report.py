@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from perception.errors import SessionError
 from perception.io.beside import replace_file
 from perception.io.text_file import read_text
-from perception.training import evaluate
+from perception.training import evaluate, scores
 from perception.training.card import REPORT
 from perception.training.examples import Examples
 from perception.training.heads import Split
@@ -51,11 +51,11 @@ def assess(
         "tested_on_validation": test is validation,
         "majority": float(np.bincount(truth).max() / len(truth)),
         "empty_windows": _empty_windows(test),
-        "subsets": evaluate.as_json(evaluate.by_subset(model, test, inputs)),
+        "subsets": scores.as_json(evaluate.by_subset(model, test, inputs)),
         "left_out": evaluate.left_out(test, inputs),
-        "per_class": evaluate.per_class(truth, p, test.classes),
-        "confusion": evaluate.confusion(truth, p),
-        "per_session": evaluate.as_json(evaluate.by_source(truth, p, test)),
+        "per_class": scores.per_class(truth, p, test.classes),
+        "confusion": scores.confusion(truth, p),
+        "per_session": scores.as_json(evaluate.by_source(truth, p, test)),
         "by_clip": evaluate.by_clip(truth, p, test),
         "shuffle_drop": evaluate.shuffle_drops(model, test, inputs),
         "noise": evaluate.noise_sweep(model, test, inputs),
@@ -84,13 +84,13 @@ def _conformal(
         own = [evaluate.shown(part, inputs, kept) for part in (validation, test)]
         if len(own[1].labelled):
             scored = [(evaluate.truth_of(part), evaluate.probabilities(model, part)) for part in own]
-            found["+".join(kept)] = evaluate.as_json(evaluate.conformal(scored[0], scored[1], ALPHA))
+            found["+".join(kept)] = scores.as_json(scores.conformal(scored[0], scored[1], ALPHA))
     return found
 
 
-def _reliability(labels: evaluate.Labels, p: evaluate.Probabilities) -> list[dict[str, float]]:
+def _reliability(labels: scores.Labels, p: scores.Probabilities) -> list[dict[str, float]]:
     confidence, right = p.max(axis=1), p.argmax(axis=1) == labels
-    number = np.minimum((confidence * evaluate.ECE_BINS).astype(int), evaluate.ECE_BINS - 1)
+    number = np.minimum((confidence * scores.ECE_BINS).astype(int), scores.ECE_BINS - 1)
     return [
         {
             "confidence": float(confidence[number == bin_].mean()),
@@ -103,21 +103,21 @@ def _reliability(labels: evaluate.Labels, p: evaluate.Probabilities) -> list[dic
 
 def _over_seeds(models: Sequence[FusionModel], test: Examples) -> dict[str, Any]:
     truth = evaluate.truth_of(test)
-    scored = [evaluate.metrics(truth, evaluate.probabilities(model, test)) for model in models]
-    return {name: evaluate.spread([getattr(one, name) for one in scored]) for name in _SPREAD}
+    scored = [scores.metrics(truth, evaluate.probabilities(model, test)) for model in models]
+    return {name: scores.spread([getattr(one, name) for one in scored]) for name in _SPREAD}
 
 
 def over_folds(folds: Iterable[tuple[Split, FusionModel]]) -> dict[str, Any]:
     """Return the spread over folds of sessions; each fold is tested by a head trained without it."""
     scored = [
-        evaluate.metrics(evaluate.truth_of(parts.test), evaluate.probabilities(model, parts.test))
+        scores.metrics(evaluate.truth_of(parts.test), evaluate.probabilities(model, parts.test))
         for parts, model in folds
     ]
-    return {name: evaluate.spread([getattr(one, name) for one in scored]) for name in _SPREAD}
+    return {name: scores.spread([getattr(one, name) for one in scored]) for name in _SPREAD}
 
 
 def _against_singles(
-    p: evaluate.Probabilities, test: Examples, inputs: Mapping[str, str], singles: Mapping[str, FusionModel]
+    p: scores.Probabilities, test: Examples, inputs: Mapping[str, str], singles: Mapping[str, FusionModel]
 ) -> dict[str, Any]:
     truth, sources = evaluate.truth_of(test), evaluate.sources_of(test)
     rows = {}
@@ -127,13 +127,13 @@ def _against_singles(
             continue
         alone = evaluate.probabilities(model, own)
         there = (own.labels[test.labelled] >= 0).numpy()  # fused and alone are compared on the same windows
-        gain, low, high = evaluate.paired_bootstrap(truth[there], p[there], alone, sources[there])
+        gain, low, high = scores.paired_bootstrap(truth[there], p[there], alone, sources[there])
         rows[name] = {
-            "accuracy": evaluate.metrics(truth[there], alone).accuracy,
+            "accuracy": scores.metrics(truth[there], alone).accuracy,
             "gain": gain,
             "gain_low": low,
             "gain_high": high,
-            "mcnemar_p": evaluate.mcnemar(truth[there], p[there], alone),
+            "mcnemar_p": scores.mcnemar(truth[there], p[there], alone),
         }
     return rows
 
@@ -261,7 +261,7 @@ def _cost(cost: Mapping[str, Any]) -> str:
 
 
 def _retrieval(kinds: Mapping[str, Any]) -> str:
-    return _table({f"{kind} ({scores['model']})": scores["mean"] for kind, scores in kinds.items()})
+    return _table({f"{kind} ({found['model']})": found["mean"] for kind, found in kinds.items()})
 
 
 def _curves(curves: Mapping[str, Mapping[str, float]], label: str) -> str:
