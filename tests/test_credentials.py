@@ -217,3 +217,17 @@ def test_the_refusal_of_an_override_names_the_key_only(tmp_path: Path) -> None:
     with pytest.raises(ProfileError) as refused:
         load(str(file), (f"camera.x.source={URL}",))
     assert not SECRET.search(str(refused.value))
+
+
+@pytest.mark.parametrize("unit", ["a/", "a@", "a:b/", "a=b&", "a:", "%", "a:b@", "http://h:x y ", "p "])
+@pytest.mark.parametrize("start", ["", "http://", "rtsp://user:"])
+def test_long_texts_are_cleaned(start: str, unit: str) -> None:
+    text = start + unit * (50_000 // len(unit)) + " http://u:secret@camera/live"
+    cleaned = without_credentials(text)
+    assert "secret" not in cleaned
+    assert cleaned.endswith("camera/live")
+
+
+def test_a_url_longer_than_any_is_hidden_as_a_whole_and_the_text_around_it_is_not() -> None:
+    text = f"opening rtsp://u:secret@camera/{'a' * 3000} failed: timeout"
+    assert without_credentials(text) == "opening rtsp://*** failed: timeout"

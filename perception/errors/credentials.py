@@ -10,6 +10,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 HIDDEN: Final = "***"
+_LONGEST_URL: Final = 2048
+"""Characters. A longer URL is hidden as a whole, because the time to parse it grows with its square."""
 
 _SCHEME: Final = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*:/{1,3}")
 _TOKEN: Final = re.compile(r"[^\s\"'<>`]*")
@@ -18,7 +20,7 @@ _CERTAIN_HOST: Final = re.compile(rf"(?:{_IPV4}|localhost|\[[^\]]*\]?|)(?::[\d*]
 _HOST_AND_PORT: Final = re.compile(r"[^:\[]*(?::(?:[\d*]*|PORT):?|)[,.;)]*")
 """A name and at most one port, then punctuation of the sentence around it."""
 _SCHEMELESS: Final = re.compile(
-    r"(?:(?<=//)|(?<![\w/@:.-]))[\w.%+-]+:[^\s\"'/@]+@"
+    r"(?:(?<=//)|(?<![\w/@:.%+-]))[\w.%+-]+:[^\s\"'/@]+@"
     rf"(?={_IPV4}(?!\w)|\[[0-9A-Fa-f:]+\]|localhost\b|(?:[\w-]+\.)+[A-Za-z]{{2,}}\b|[\w-]+(?::\d+)?/)"
 )
 _PARAMETER: Final = re.compile(
@@ -62,7 +64,7 @@ def without_credentials(text: str) -> str:
     pieces = [_SCHEMELESS.sub("", text[: starts[0].start()])]
     for start, following in zip(starts, [*starts[1:], None], strict=True):
         rest = text[start.end() : following.start() if following else len(text)]
-        pieces += (start.group(), _without_parameters(_without_user(rest)))
+        pieces += (start.group(), _hidden(rest) or _without_parameters(_without_user(rest)))
     return "".join(pieces)
 
 
@@ -111,6 +113,14 @@ class CleanFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """Return the message in one line."""
         return harmless(super().formatMessage(record))
+
+
+def _hidden(rest: str) -> str:
+    """Return `rest` with its URL hidden as a whole if that is too long to be parsed, else nothing."""
+    token = _TOKEN.match(rest)
+    assert token is not None
+    too_long = token.end() > _LONGEST_URL
+    return HIDDEN + rest[max(token.end(), rest.rfind("@") + 1) :] if too_long else ""
 
 
 def _without_user(rest: str) -> str:
