@@ -2,14 +2,17 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from perception.bench import features, report, scale, transport
+from perception.bench.child import child
 from perception.bench.rounds import Figure, interleave
 from perception.cli.main import run
 from perception.errors import INTERRUPTED, PerceptionError
@@ -113,3 +116,23 @@ def test_ctrl_c_ends_a_bench_and_its_processes_without_a_message(kind: str) -> N
             process.kill()
     assert process.returncode == INTERRUPTED
     assert "Traceback" not in printed
+
+
+def test_an_interrupt_while_a_process_is_started_leaves_none_running() -> None:
+    """It comes at the moment at which only the kernel knows the process: between its fork and its program."""
+    held, inherited = os.pipe()
+
+    def interrupt() -> None:
+        os.kill(os.getppid(), signal.SIGINT)
+        time.sleep(0.2)
+
+    command = (sys.executable, "-c", "import time; time.sleep(60)")
+    with (
+        pytest.raises(KeyboardInterrupt),
+        child(command, pass_fds=(inherited,), preexec_fn=interrupt) as process,
+    ):
+        pytest.fail(f"process {process.pid} is used although the bench was interrupted")
+    os.close(inherited)
+    ended, _, _ = select.select([held], [], [], LONG_S)  # end of file once no process holds the other end
+    os.close(held)
+    assert ended

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from perception.bench.child import child
 from perception.bench.rounds import Values
 from perception.bench.tick import PROFILES, TickBench, anywhere
 from perception.bus.host import HostClock, Runtime
@@ -25,7 +26,6 @@ from perception.profile import load
 
 _CAPTURE: Final = ("camera.front.rate_hz=30", "text.script.source=scripted")
 _PATIENCE_S: Final = 120.0
-_STOP_S: Final = 15.0
 _LEAST: Final = 2
 """Fewest ticks that have quantiles."""
 _CLOCKED: Final = ("camera", "microphone")
@@ -118,13 +118,9 @@ def _graph(name: str, options: tuple[str, ...]) -> Iterator[Subscriber]:
     command = [sys.executable, "-P", "-m", "perception", "up", name, "--domain", domain, *arguments]
     with (
         Subscriber("state/fused", runtime=Runtime(domain), clock=HostClock().now_ns) as inbox,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process,
+        child(command, stdout=subprocess.DEVNULL),
     ):
-        try:
-            yield inbox
-        finally:
-            process.terminate()
-            process.wait(_STOP_S)
+        yield inbox
 
 
 def _p95(values: list[float]) -> float:

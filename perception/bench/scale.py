@@ -2,17 +2,16 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from perception.bench.child import child
 from perception.bench.rounds import Values
 from perception.bench.samples import CLASSES
 from perception.bench.scale_node import STATE_HZ
@@ -26,7 +25,6 @@ MICROPHONES: Final = (1, 2, 3, 4)
 SUBSCRIBERS: Final = (1, 8, 64)
 _PATIENCE_S: Final = 60.0
 _SETTLE_S: Final = 1.0
-_STOP_S: Final = 10.0
 _HOP_MS: Final = 100
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _NODE: Final = (sys.executable, "-P", "-m", "perception.bench.scale_node")
@@ -56,8 +54,8 @@ def _fusion(cameras: int, microphones: int, seconds: float) -> Values:
         counts = ("--cameras", str(cameras), "--microphones", str(microphones))
         with (
             Subscriber("state/scale", runtime=Runtime(domain), clock=HostClock().now_ns) as states,
-            _running(*_NODE, "capture", "--domain", domain, *counts),
-            _running(*node) as fusion,
+            child((*_NODE, "capture", "--domain", domain, *counts), stdout=subprocess.DEVNULL),
+            child(node, stdout=subprocess.DEVNULL) as fusion,
         ):
             _first(states)
             _delays_ms(states, _SETTLE_S)
@@ -111,8 +109,8 @@ def _publisher(readers: int, seconds: float) -> Values:
     domain = f"scale-{os.getpid()}"
     arguments = ("--domain", domain, "--readers", str(readers), "--count", str(round(seconds * STATE_HZ)))
     with (
-        _running(*_NODE, "read", *arguments, stdout=subprocess.PIPE) as read,
-        _running(*_NODE, "publish", *arguments, stdout=subprocess.PIPE) as publish,
+        child((*_NODE, "read", *arguments), stdout=subprocess.PIPE) as read,
+        child((*_NODE, "publish", *arguments), stdout=subprocess.PIPE) as publish,
     ):
         sent, received = _result(publish), _result(read)
     return {"cpu_us": sent["cpu_us"], "p50_us": received["p50_us"], "received": received["received"]}
@@ -124,16 +122,6 @@ def _result(process: "subprocess.Popen[bytes]") -> dict[str, float]:
         raise PerceptionError("a process of the bench failed: see above")
     found: dict[str, float] = json.loads(out)
     return found
-
-
-@contextmanager
-def _running(*command: str, stdout: int = subprocess.DEVNULL) -> "Iterator[subprocess.Popen[bytes]]":
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, process_group=0) as process:
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(_STOP_S)
 
 
 def _cpu_s(process: int) -> float:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from perception.bench.child import child
 from perception.bench.rounds import Values
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
@@ -23,7 +24,6 @@ _PROFILE: Final = "demo"
 _CAMERA: Final = "camera-front"
 _PATIENCE_S: Final = 60.0
 _SETTLE_S: Final = 2.0
-_STOP_S: Final = 10.0
 
 
 def cases(domain: str = "bench") -> dict[str, Callable[[], Values]]:
@@ -86,18 +86,13 @@ def _running(
     command: tuple[str, ...], environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple["subprocess.Popen[bytes]", float]]:
     begun_s = time.monotonic()
-    with subprocess.Popen(
+    with child(
         command,
-        stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=_environment() | dict(environment or {}),
     ) as process:
-        try:
-            yield process, begun_s
-        finally:
-            process.terminate()
-            process.wait(_STOP_S)
+        yield process, begun_s
 
 
 def _environment() -> dict[str, str]:

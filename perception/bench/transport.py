@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from perception.bench.child import child
 from perception.bench.rounds import Values
 from perception.errors import PerceptionError
 
@@ -88,17 +89,12 @@ def _result(file: Path, case: str) -> dict[str, Any]:
 
 
 def _run_pair(arguments: tuple[str, ...]) -> None:
-    def start(end: str) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, *(part.format(end=end) for part in arguments)]
-        return subprocess.Popen(command, process_group=0)  # Ctrl-C reaches only the process that starts them
+    def command(end: str) -> list[str]:
+        return [sys.executable, *(part.format(end=end) for part in arguments)]
 
-    with start("receive") as receiver, start("send") as sender:
-        try:
-            for process in (sender, receiver):
-                process.wait(_LIMIT_S)
-        finally:
-            for process in (sender, receiver):
-                process.terminate()
+    with child(command("receive")) as receiver, child(command("send")) as sender:
+        for process in (sender, receiver):
+            process.wait(_LIMIT_S)
 
 
 def _run_dora(where: Path, arguments: tuple[str, ...]) -> None:
