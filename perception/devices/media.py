@@ -225,7 +225,7 @@ class Track(Generic[FrameT]):
                 if packet is not None:
                     damage.note(packet)
                 frames = packet.decode() if packet is not None else None
-            except av.FFmpegError:
+            except (av.FFmpegError, ValueError):  # ValueError: PyAV 19 has no decoder for it
                 damage.failed()
                 self.corrupt += 1
                 continue

@@ -62,6 +62,6 @@ def _check_parts(data: bytes) -> None:
         with open_container(io.BytesIO(data), name="AVIF") as container:
             for packet in container.demux():
                 packet.decode()
-    except (av.FFmpegError, DeviceError) as error:
+    except (av.FFmpegError, DeviceError, ValueError) as error:
         why = f"is damaged or larger than the {MAX_PIXELS} pixels allowed"
         raise ValueError(f"AVIF of {len(data)} bytes {why}") from error

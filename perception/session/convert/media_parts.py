@@ -205,7 +205,7 @@ class Words:
     def _words(self, packet: "Packet[Stream]") -> str:
         try:
             shown = packet.decode()
-        except (av.FFmpegError, UnicodeDecodeError) as error:
+        except (av.FFmpegError, ValueError) as error:
             self._refused[media.cause(error)] += 1
             return ""
         lines = [line for line in shown if isinstance(line, AssSubtitle)]
