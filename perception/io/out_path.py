@@ -1,6 +1,7 @@
 """Options that name a file or folder to write: an impossible path is refused before any work is done."""
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ class OutputError(PerceptionError):
     exit_code = 2
 
 
-class _OutPath(click.Path):
+class _OutPath(click.Path, ABC):
     """Option type: a path to write to.
 
     Args:
@@ -38,9 +39,9 @@ class _OutPath(click.Path):
             raise self._error(f"{path}: {reason}")
         return path
 
+    @abstractmethod
     def _obstacle(self, path: Path) -> str:
         """Return why the path cannot be written to, empty if it can."""
-        raise NotImplementedError
 
 
 class OutFile(_OutPath):

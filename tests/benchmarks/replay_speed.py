@@ -84,8 +84,8 @@ class Replays:
                     if workers == 1:
                         watch.watch_models(engine)
                 begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
-                told = fusing.cuts(recording, config, fusing.survey_of(recording, config))
-                stamps = [state.stamp_ns for _, state in pool.infer(told) if state is not None]
+                steps = fusing.cuts(recording, config, fusing.survey_of(recording, config))
+                stamps = [state.stamp_ns for _, state in pool.infer(steps) if state is not None]
                 took_s, cpu_s = time.perf_counter() - begun_s, time.process_time() - begun_cpu_s
         if workers == 1:
             self._models_s = watch.seconds
