@@ -238,7 +238,7 @@ class StreamSource:
             self._stamps.append(arrived)
         try:
             frames = self._feed.context.decode(arrived.packet)
-        except FFmpegError:
+        except (FFmpegError, ValueError):  # ValueError: of PyAV 19, as for files
             self._damage.failed()
             return []
         return [frame for frame in frames if self._damage.admits(frame)]
