@@ -49,9 +49,14 @@ def _peer(endpoint: str | None, requests: bytes = b"") -> Iterator[socket.socket
 
 
 def _wait_until_taken(peer: socket.socket) -> None:
-    """Wait until ZeroMQ has received what this peer sent: it answers a ping sent after it."""
-    peer.sendall(_PING)
-    assert _read(peer, len(_PONG)) == _PONG
+    """Wait until ZeroMQ has received what this peer sent, and passed it to the publisher's socket.
+
+    ZeroMQ answers a ping at once, and passes on what it read together with the ping only then. So the answer
+    to a second ping is the one that tells.
+    """
+    for _ in range(2):
+        peer.sendall(_PING)
+        assert _read(peer, len(_PONG)) == _PONG
 
 
 @pytest.mark.parametrize("leaves", [True, False])
