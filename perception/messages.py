@@ -18,6 +18,30 @@ SCHEMA_VERSION: Final = 1
 ItemT = TypeVar("ItemT")
 ModelT = TypeVar("ModelT", bound="Model")
 Presence = Literal["present", "held", "absent"]
+ConditionName = Literal[
+    "ok",
+    "starting",
+    "frozen",
+    "black",
+    "blown out",
+    "covered",
+    "noise",
+    "blurred",
+    "dead channel",
+    "torn",
+    "silent",
+    "stuck",
+    "clipped",
+    "DC",
+    "hum",
+    "wrong rate",
+    "jittery",
+    "slow",
+    "lagging",
+    "lost",
+    "reconnecting",
+]
+"""The conditions of a stream that this version knows. A judge reports one: the most serious that holds."""
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 MAX_TIME_NS: Final = 1 << 62
 """Latest event time, in the year 2116: sums and differences of times and durations fit into 64 bits."""
@@ -27,6 +51,10 @@ Position = Annotated[int, Meta(ge=0, le=1 << 62)]
 """Of a sample; sums of several fit into 64 bits."""
 Number = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 """Neither NaN nor infinite."""
+Condition = Annotated[
+    str, Meta(max_length=32, description="condition of the stream's signal, empty if it was not judged")
+]
+"""A `ConditionName`, or the name of a later version: readers treat an unknown name as suspect."""
 Many = Annotated[tuple[ItemT, ...], Meta(max_length=1 << 16)]
 """A decoder allocates as many items as the data claims: the limit protects the reader's memory."""
 
@@ -87,6 +115,7 @@ class CameraFrame(Header):
     height: Annotated[int, Meta(ge=1, le=16384, description="pixels")]
     encoding: Annotated[Literal["bgr8", "mono8", "jpeg"], Meta(description="payload format")]
     exposure_ns: Annotated[Count | None, Meta(description="exposure time if known")] = None
+    condition: Condition = ""
 
 
 PIXEL_BYTES: Final = {"bgr8": 3, "mono8": 1}
@@ -106,6 +135,7 @@ class AudioBlock(Header):
     channels: Annotated[int, Meta(ge=1, le=64)] = 1
     format: Annotated[Literal["s16", "f32"], Meta(description="little-endian samples")] = "s16"
     gap: Annotated[Position, Meta(description="samples lost just before this block")] = 0
+    condition: Condition = ""
 
 
 def reached_ns(header: Header) -> int:
@@ -160,6 +190,7 @@ class ModalityState(Model):
     age_ms: Annotated[Number | None, Meta(description="window end minus newest data used")] = None
     seqs: Annotated[tuple[int, int] | None, Meta(description="first and last seq used")] = None
     branches: Annotated[dict[str, BranchState], Meta(description="by encoder")] = {}
+    condition: Condition = ""
 
 
 class Fused(Model):
@@ -223,6 +254,7 @@ class Health(Header):
     outputs: Annotated[dict[str, int], Meta(description="messages published, by topic")] = {}
     counts: Annotated[dict[str, int], Meta(description="refused, shed or repaired, by reason")] = {}
     device: Annotated[dict[str, str | Number], Meta(description="facts of the open device")] = {}
+    condition: Condition = ""
 
 
 class ClockTick(Header):

@@ -71,9 +71,13 @@ def _examples() -> list[_Example]:
 
 def _captured(common: dict[str, Any]) -> list[_Example]:
     """Return frames, sound, text and a label."""
-    camera = messages.CameraFrame(**common, width=2, height=1, encoding="bgr8", exposure_ns=8_000_000)
+    camera = messages.CameraFrame(
+        **common, width=2, height=1, encoding="bgr8", exposure_ns=8_000_000, condition="ok"
+    )
     grey = messages.CameraFrame(**common, width=3, height=2, encoding="mono8")
-    sound = messages.AudioBlock(**common, sample_index=512, samples=2, rate_hz=16_000, channels=2, gap=3)
+    sound = messages.AudioBlock(
+        **common, sample_index=512, samples=2, rate_hz=16_000, channels=2, gap=3, condition="clipped"
+    )
     text = messages.TextCommand(**common, text="Komm näher, 来て", language="de")
     label = messages.Label(**common, start_ns=_STAMP_NS, end_ns=_STAMP_NS + SECOND_NS, name="clap")
     return [
@@ -99,6 +103,7 @@ def _computed(common: dict[str, Any]) -> list[_Example]:
         outputs={"state/fused": 300},
         counts={"shed": 1},
         device={"name": "cpu", "rate_hz": 10.0},
+        condition="frozen",
     )
     return [
         ("state/fused", _state(common), bytes.fromhex("003c00c0")),
@@ -139,6 +144,7 @@ def _state(common: dict[str, Any]) -> messages.FusedState:
         age_ms=16.5,
         seqs=(40, 41),
         branches={"faces": messages.BranchState(labels=("face",), scores=(0.875,), boxes=(box,))},
+        condition="blurred",
     )
     silent = messages.ModalityState(topic="microphone/desk", presence="absent", reason="no data yet")
     return messages.FusedState(
