@@ -11,6 +11,7 @@ thread is stopped first; then the last statuses, the last journal and the last h
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
@@ -19,12 +20,14 @@ from msgspec import structs
 from perception.fusion.core import FusionCore
 from perception.fusion.early import Early
 from perception.fusion.ledger import Ledger
+from perception.fusion.window import Window
 from perception.messages import ClockTick, Header, Health, InputHealth, Message, SwapRequest
 from perception.topics import name_of
 from perception.units import SECOND_NS, Clock
 
 if TYPE_CHECKING:
-    from perception.fusion.compute import Compute
+    from perception.fusion.engine import Engine
+    from perception.fusion.swap import HeadSwap
 
 HEALTH_PERIOD_NS: Final = SECOND_NS
 JOURNAL_PERIOD_NS: Final = SECOND_NS // 4
@@ -64,6 +67,36 @@ class Output(Protocol):
         """Number, stamp and publish a message; return its header as published."""
 
 
+class Computing(Protocol):
+    """Computes and publishes the states: `perception.fusion.compute.Compute`."""
+
+    @property
+    def engine(self) -> "Engine":
+        """Runs the models."""
+
+    @property
+    def swap(self) -> "HeadSwap":
+        """The heads."""
+
+    @property
+    def shed(self) -> deque[int]:
+        """Ticks shed and not yet journaled."""
+
+    @property
+    def shed_count(self) -> int:
+        """Number of windows shed so far."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why computing ended, None while it runs."""
+
+    def offer(self, windows: Sequence[Window]) -> None:
+        """Make the newest window due, shed the others; never waits for the models."""
+
+    def stop(self) -> None:
+        """Publish the state in work and end; shed the window still due."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outputs:
     """The publishers of a fusion process."""
@@ -92,7 +125,7 @@ class FusionLoop:
     """
 
     def __init__(
-        self, core: FusionCore, compute: "Compute", inbox: Inbox, outputs: Outputs, clock: Clock
+        self, core: FusionCore, compute: Computing, inbox: Inbox, outputs: Outputs, clock: Clock
     ) -> None:
         self._core = core
         self._early = Early(core)
