@@ -31,7 +31,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
 
         def publish(frame: "CapturedFrame") -> None:
             check.update(frame)
-            header, payload = frame_message(frame, config)
+            header, payload = frame_message(frame, config, check.condition)
             frames.send(header, frame.lent if isinstance(frame.lent, Loan) else payload)
 
         with open_camera(

@@ -26,7 +26,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
 
         def publish(block: "CapturedBlock") -> None:
             check.update(block)
-            blocks.send(*block_message(block, config))
+            blocks.send(*block_message(block, config, check.condition))
 
         with open_microphone(
             config, profile.script, clock=loop.clock, origin_ns=loop.origin_ns

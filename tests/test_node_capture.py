@@ -118,6 +118,28 @@ def test_the_end_of_a_file_is_told_in_a_last_health_message(nodes: Nodes) -> Non
     assert {len(frame.payload) for frame in frames} <= {64 * 48}
 
 
+def test_the_condition_of_a_signal_is_published_with_its_data_and_in_health(nodes: Nodes) -> None:
+    clip = write_clip(nodes.folder / "clip.mkv", [grey(0)] * 100, [(0.0, np.zeros(4 * RATE_HZ, np.int16))])
+    source = f'source = "{clip}"\nloop = true'
+    nodes.write(f"[camera.x]\n{source}\nwidth = 64\nheight = 48\n[microphone.x]\n{source}")
+    expected = {
+        *(("camera/x", "black"), ("health/camera-x", "black")),
+        *(("microphone/x", "silent"), ("health/microphone-x", "silent")),
+    }
+    received: set[tuple[str, str]] = set()
+    with nodes.subscribe("camera/*", "microphone/*", "health/*") as bus:
+        for kind in ("camera", "microphone"):
+            nodes.start(kind)
+        while not expected <= received:
+            message = bus.receive(LONG_S)
+            assert message is not None
+            header = message.header
+            assert isinstance(header, CameraFrame | AudioBlock | Health)
+            received.add((message.topic, header.condition))
+            if isinstance(header, Health) and header.condition == "black":
+                assert (header.status, header.reason) == ("degraded", "the picture is black")
+
+
 def test_a_camera_whose_pictures_are_all_damaged_says_so_and_how_many(nodes: Nodes) -> None:
     pictures = count()
 

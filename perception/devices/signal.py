@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perception.devices.device import CapturedBlock, CapturedFrame
+from perception.messages import ConditionName
 
 HOLD_NS: Final = 2_000_000_000
 _THINNING: Final = 8  # every eighth row and column is enough to detect a change
@@ -44,6 +45,7 @@ class FrameCheck:
         self._digest: int | None = None
         self._black = Lasting()
         self._frozen = Lasting()
+        self.condition: ConditionName = "ok"
         self.reason = ""
         self.facts: dict[str, str | float] = {}
 
@@ -54,7 +56,8 @@ class FrameCheck:
         self._thumbnail = thumbnail
         black = self._black.update(bool(thumbnail.max() < _BLACK_BELOW), frame.stamp_ns)
         self.facts["brightness"] = round(float(thumbnail.mean()), 1)
-        self.reason = "the picture is black" if black else "the picture is frozen" if frozen else ""
+        self.condition = "black" if black else "frozen" if frozen else "ok"
+        self.reason = f"the picture is {self.condition}" if black or frozen else ""
 
     def _is_same(self, image: npt.NDArray[np.uint8], thumbnail: npt.NDArray[np.uint8]) -> bool:
         """Return whether the frame equals the previous one; read all of it only if thumbnails are equal."""
@@ -73,6 +76,7 @@ class BlockCheck:
         self._frozen = Lasting()
         self._previous: npt.NDArray[np.int16] | npt.NDArray[np.float32] | None = None
         self._clipped = 0.0
+        self.condition: ConditionName = "ok"
         self.reason = ""
         self.facts: dict[str, str | float] = {}
 
@@ -89,13 +93,16 @@ class BlockCheck:
         self.facts["level_dbfs"] = round(_dbfs(levels), 1)
         self.facts["clipped"] = round(self._clipped, 4)
         if silent:
+            self.condition = "silent"
             self.reason = "every sample is zero: the microphone is muted or not connected"
         elif frozen:
+            self.condition = "stuck"
             self.reason = "the same block comes again and again"
         elif self._clipped > _CLIPPED_SHARE:
+            self.condition = "clipped"
             self.reason = "the sound is clipped: turn the gain down"
         else:
-            self.reason = ""
+            self.condition, self.reason = "ok", ""
 
 
 def _dbfs(levels: npt.NDArray[np.float64]) -> float:

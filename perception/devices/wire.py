@@ -47,8 +47,12 @@ class Numbering:
         return Message(topic, structs.replace(header, **fields), payload, at_ns)
 
 
-def frame_message(frame: CapturedFrame, config: CameraConfig) -> tuple[CameraFrame, Payload]:
+def frame_message(
+    frame: CapturedFrame, config: CameraConfig, condition: str = ""
+) -> tuple[CameraFrame, Payload]:
     """Return header and payload of a frame in the profile's encoding; the image is not resized.
+
+    `condition`: of the camera's signal, empty if it was not judged.
 
     Raises:
         MalformedMessageError: the image is empty, too large, or neither grey nor BGR.
@@ -64,6 +68,7 @@ def frame_message(frame: CapturedFrame, config: CameraConfig) -> tuple[CameraFra
         height=image.shape[0],
         encoding=config.encoding,
         exposure_ns=frame.exposure_ns,
+        condition=condition,
     )
     if config.encoding == "jpeg":
         return header, _jpeg(image, config.jpeg_quality)
@@ -88,8 +93,12 @@ def as_jpeg(header: Header, pixels: Payload, quality: int) -> tuple[Header, Payl
     return structs.replace(header, encoding="jpeg"), _jpeg(image, quality)
 
 
-def block_message(block: CapturedBlock, config: MicrophoneConfig) -> tuple[AudioBlock, bytes]:
+def block_message(
+    block: CapturedBlock, config: MicrophoneConfig, condition: str = ""
+) -> tuple[AudioBlock, bytes]:
     """Return header and payload of a block in the profile's sample format.
+
+    `condition`: of the microphone's signal, empty if it was not judged.
 
     Raises:
         MalformedMessageError: the block is empty or holds NaN or infinite samples.
@@ -108,6 +117,7 @@ def block_message(block: CapturedBlock, config: MicrophoneConfig) -> tuple[Audio
         channels=samples.shape[1],
         format=config.format,
         gap=block.gap,
+        condition=condition,
     )
     converted = to_s16(samples) if config.format == "s16" else to_f32(samples)
     return header, converted.astype(SAMPLE_TYPES[config.format]).tobytes()
