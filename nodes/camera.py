@@ -24,20 +24,20 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         frames = loop.publisher(f"camera/{name}", config.endpoint, remote)
         # OpenCV loads while readers find the publisher
         from perception.devices.camera import open_camera
-        from perception.devices.signal import FrameCheck
+        from perception.devices.signal.frames import FrameJudge
         from perception.devices.wire import frame_message
 
-        check = FrameCheck()
+        judge = FrameJudge(config.signal)
 
         def publish(frame: "CapturedFrame") -> None:
-            check.update(frame)
-            header, payload = frame_message(frame, config, check.condition)
+            judge.update(frame)
+            header, payload = frame_message(frame, config, judge.condition)
             frames.send(header, frame.lent if isinstance(frame.lent, Loan) else payload)
 
         with open_camera(
             config, profile.script, clock=loop.clock, origin_ns=loop.origin_ns, lend=frames.loan
         ) as camera:
-            loop.run(camera, publish, check)
+            loop.run(camera, publish, judge)
 
 
 def _compressed(config: CameraConfig, header: Header, payload: Payload) -> tuple[Header, Payload]:

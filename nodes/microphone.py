@@ -19,7 +19,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         blocks = loop.publisher(f"microphone/{name}", config.endpoint)
         # numpy and PortAudio load while readers find the publisher
         from perception.devices.microphone import open_microphone
-        from perception.devices.signal import BlockCheck
+        from perception.devices.signal.sound import BlockCheck
         from perception.devices.wire import block_message
 
         check = BlockCheck()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from perception.devices.device import CapturedBlock, CapturedFrame
-from perception.devices.signal import BlockCheck, FrameCheck
+from perception.devices.signal.frames import FrameJudge
+from perception.devices.signal.sound import BlockCheck
 from perception.devices.video import FileSource
 from perception.profile import CameraConfig
 from perception.units import SECOND_NS
@@ -27,7 +28,7 @@ def block(number: int, samples: np.ndarray) -> CapturedBlock:
 
 
 def frame_reasons(images: list[np.ndarray], raw: bool = True) -> list[str]:
-    check = FrameCheck()
+    check = FrameJudge()
     reasons = []
     for number, image in enumerate(images):
         check.update(frame(number, image, raw))
@@ -100,7 +101,7 @@ def test_a_live_camera_in_a_still_room_causes_no_warning(tmp_path: Path, coding:
             seen[100:110, 20 : 60 + number // 15] = 255
         images.append(np.clip(seen, 0, 255).astype(np.uint8))
     path = write_coded(tmp_path / "room.mkv", codec, images, rate_hz=15, options=options)
-    check, now_ns = FrameCheck(), [0]
+    check, now_ns = FrameJudge(), [0]
     config = CameraConfig(source=str(path), width=160, height=120)
     source = FileSource(str(path), config, clock=lambda: now_ns[0], origin_ns=0, stop=threading.Event())
     now_ns[0] = 1 << 60

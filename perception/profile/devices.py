@@ -6,6 +6,7 @@ from pydantic import Field
 
 from perception.profile.keys import Bind, Index, Source
 from perception.profile.section import Section
+from perception.profile.signal import CameraSignal
 
 Fit = Literal["letterbox", "crop", "stretch"]
 """How a picture of another aspect ratio is fitted: black bars, longer sides cut, or distorted."""
@@ -37,6 +38,7 @@ class CameraConfig(Section):
         bool,
         Field(description="with keys: send raw frames to other hosts as JPEG"),
     ] = True
+    signal: CameraSignal = CameraSignal()
 
 
 class MicrophoneConfig(Section):
