@@ -1,4 +1,7 @@
-"""Atomic writes: a file or folder is written in a temporary folder beside its target, then renamed."""
+"""Atomic writes: a file or folder is written in a temporary folder beside its target, then renamed.
+
+What is written shows rooms and people, whatever its format: only its owner can access it.
+"""
 
 import glob
 import logging
@@ -8,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from safetensors import SafetensorError
 
@@ -25,6 +28,8 @@ def beside(target: Path | str, *, replace: bool = False) -> Iterator[Path]:
 
     With `replace` an existing `target` is replaced as a whole; without it `target` must not exist.
 
+    Other users cannot access the target, nor what is in it if it is a folder.
+
     Raises:
         SessionError: `target` exists, or cannot be written, for example because the disk is full.
     """
@@ -39,6 +44,7 @@ def beside(target: Path | str, *, replace: bool = False) -> Iterator[Path]:
         raise SessionError(f"cannot write {target}: {error.strerror or error}") from error
     try:
         yield folder / target.name
+        make_private(folder / target.name)
         if replace and target.exists():
             _swap(folder / target.name, target, folder / f"{target.name}{_BEFORE}")
         else:
@@ -106,11 +112,28 @@ def refuse_existing(target: Path | str) -> None:
         raise SessionError(f"{target} exists; remove it or choose another name")
 
 
+def make_private(path: Path) -> None:
+    """Remove the rights of other users to a file, or to a folder and all in it; OSError if that fails."""
+    for one in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        if not one.is_symlink():
+            one.chmod(one.stat().st_mode & 0o700)
+
+
+def create_private(path: Path, *, exclusive: bool = False) -> BinaryIO:
+    """Return a file opened to write; if it is created, only its owner can access it. OSError if it fails.
+
+    With `exclusive` it must not exist.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if exclusive else os.O_TRUNC)
+    return os.fdopen(os.open(path, flags, 0o600), "wb")
+
+
 def replace_file(file: Path, data: bytes) -> None:
-    """Write or replace a file atomically; OSError if that fails."""
+    """Write or replace a file atomically, private to its owner; OSError if that fails."""
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data)
+        with create_private(part) as opened:
+            opened.write(data)
         part.replace(file)
     finally:
         with suppress(OSError):

@@ -73,7 +73,8 @@ class Cache:
         part = self.folder / f"{name}.{os.getpid()}.part"
         rows = {entry: value.contiguous() for entry, value in tensors.items()}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            part.touch(mode=0o600)  # features of a session are as private as the session
             save_file(rows, part, metadata={_COUNTS: json.dumps(counts or {})})
             part.replace(self._file(name))
         except (OSError, SafetensorError) as error:

@@ -35,7 +35,8 @@ def save(file: Path, state: Mapping[str, Any]) -> None:
     """Write or replace a state atomically; SessionError if it cannot be written."""
     part = file.with_suffix(".part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part.touch(mode=0o600)
         torch.save(dict(state), part)
         part.replace(file)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full

@@ -141,7 +141,7 @@ def _against_singles(
 def write(folder: Path, report: Mapping[str, Any], title: str) -> Path:
     """Write `report.json` and `report.html`; return the page. OSError if they cannot be written."""
     texts = (json.dumps(report, indent=1) + "\n", as_html(report, title))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         for name, text in zip(REPORT, texts, strict=True):
             replace_file(folder / name, text.encode())

@@ -29,7 +29,7 @@ from mcap.opcode import Opcode
 from perception import messages
 from perception.bus import codec
 from perception.errors import MalformedMessageError, SessionError
-from perception.io.beside import beside, refuse_existing
+from perception.io.beside import beside, create_private, refuse_existing
 from perception.session.file import container, protobuf, schemas, zero
 from perception.units.closing import Closing
 
@@ -68,7 +68,7 @@ class SessionWriter(Closing):
     """
 
     def __init__(self, path: Path | str, shown: Path | str | None = None) -> None:
-        """Create the file; SessionError if it exists or cannot be made.
+        """Create the file, private to its owner; SessionError if it exists or cannot be made.
 
         Args:
             path: the file.
@@ -78,7 +78,7 @@ class SessionWriter(Closing):
         self._shown = shown or path
         refuse_existing(path)
         try:
-            self._file = self.path.open("xb")
+            self._file = create_private(self.path, exclusive=True)
             with suppress(OSError):  # a file system without locks: readers then cannot detect the writer
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
