@@ -15,8 +15,8 @@ from perception.bus.api import close
 from tests.bus import Bus
 
 FAST: Final = {
-    "bus_codec", "bus_keys", "bus_mailbox", "bus_packet", "clock", "devices_camera", "devices_media",
-    "devices_pixels", "devices_signal", "devices_text", "features_audio", "features_image",
+    "bus_codec", "bus_keys", "bus_mailbox", "bus_packet", "clock", "clock_remote", "devices_camera",
+    "devices_media", "devices_pixels", "devices_signal", "devices_text", "features_audio", "features_image",
     "features_jpeg", "features_logmel", "features_mfcc", "features_resample", "features_window",
     "fusion_core", "fusion_decoder", "models_checkpoint", "models_fusion", "models_pooling", "out_file",
     "panel", "profile", "progress", "session_format", "session_mcap", "session_perturb",

@@ -1,4 +1,4 @@
-"""`perception.clock` over minutes of simulated callbacks, without sleeping."""
+"""`perception.clock.samples` over minutes of simulated callbacks, without sleeping."""
 
 import random
 import time
@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from perception.clock import LossDetector, SampleClock, device_to_host_ns
+from perception.clock.samples import LossDetector, SampleClock, device_to_host_ns
 
 RATE_HZ = 16_000
 BLOCK = 512

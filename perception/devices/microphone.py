@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from perception.clock import LossDetector, SampleClock, device_to_host_ns
+from perception.clock.samples import LossDetector, SampleClock, device_to_host_ns
 from perception.devices.backoff import Backoff
 from perception.devices.device import CapturedBlock, Device, DeviceReport
 from perception.errors import DeviceError, MissingPackageError, first_line
