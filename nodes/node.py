@@ -12,6 +12,7 @@ from types import FrameType
 
 from perception.errors import MissingPackageError, PerceptionError
 from perception.errors.credentials import CleanFormatter, harmless
+from perception.graph.processes import end_with_supervisor
 from perception.profile import OVERRIDES_VARIABLE, Profile, load
 
 
@@ -21,6 +22,7 @@ def main(kind: str, run: Callable[[Profile, str, threading.Event], None], *, nam
     The supervisor passes overrides by `OVERRIDES_VARIABLE`: every user of the host can read a command line.
     Exits with 0 at the end or when stopped, else with the error's exit code after one line on stderr.
     """
+    end_with_supervisor()
     parser = argparse.ArgumentParser(prog=f"python -m perception.nodes.{kind}")
     parser.add_argument("profile", help="TOML file, or name of a shipped profile")
     parser.add_argument("--name", required=named, default=kind, help="which of the profile's tables to run")

@@ -19,6 +19,8 @@ _LOG: Final = logging.getLogger(__name__)
 _LINGER_S: Final = (
     1.5  # the supervisor sends SIGKILL 4 s after its first signal; a busy machine needs part of that
 )
+_ABOUT_RUNS: Final = ("health/recorder", "health/supervisor")
+"""Published in every run: a recording of them alone contains nothing."""
 
 
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:
@@ -66,6 +68,11 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         _LOG.info("recorded %d messages to %s", recorder.counts["messages"], recorder.path)
         if recorder.full:
             raise SessionError(f"recording stopped: {recorder.full}")
+        others = (one.consumed for topic, one in subscriber.health().items() if topic not in _ABOUT_RUNS)
+        if not any(others):
+            raise SessionError(
+                f"{recorder.path}: nothing was recorded: no node published {', '.join(config.topics)}"
+            )
 
 
 if __name__ == "__main__":

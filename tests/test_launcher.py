@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from perception.devices.backoff import Backoff
 from perception.errors import PerceptionError, ProfileError
+from perception.graph import processes
 from perception.graph.lines import Lines
 from perception.graph.plan import Node, plan
 from perception.graph.restart import Decision, RestartPolicy
@@ -288,6 +289,18 @@ def test_what_no_restart_can_mend_is_the_exit_code_even_if_found_out_while_stopp
     assert supervisor.exit_code == 4
 
 
+def test_a_recorder_that_cannot_write_never_stops_the_others() -> None:
+    recorded = plan(profile(camera={"a": {"source": 0}}, record=True), "p", origin_ns=0)
+    recorder = next(node for node in recorded if node.name == "recorder")
+    failing = Node("recorder", (sys.executable, "-c", "raise SystemExit(7)"), stay_down=recorder.stay_down)
+    steady = script("steady", "import time; time.sleep(60)")
+    with Supervisor([failing, steady]) as supervisor:
+        run_until(supervisor, lambda lines: bool(lines))
+        assert supervisor.poll()
+        assert supervisor.status() == {"recorder": "ended with 7", "steady": "running"}
+        assert supervisor.failing() == 7
+
+
 def test_the_run_is_over_when_every_capture_has_finished() -> None:
     capture = script("capture", "pass")
     fusion = script("fusion", "import time; time.sleep(60)", capture=False)
@@ -323,29 +336,58 @@ def test_a_node_deaf_to_all_signals_is_gone_within_five_seconds_and_so_are_its_c
         pids = [supervisor.pids()["deaf"], int(lines[0].removeprefix("deaf: "))]
         start_s = time.monotonic()
         supervisor.stop()
-        while any(_runs(pid) for pid in pids):  # the kernel needs some time to end killed processes
+        while any(map(processes.runs, pids)):  # the kernel needs some time to end killed processes
             assert time.monotonic() - start_s < 5.0
             time.sleep(0.01)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux only")
-def test_nodes_die_with_a_launcher_that_was_killed() -> None:
+ENDING = "from perception.graph.processes import end_with_supervisor\n"
+
+
+@pytest.mark.parametrize("body", ["", "signal.signal(15, lambda *_: None)\n"], ids=["ready", "hangs"])
+def test_nodes_die_with_a_launcher_that_was_killed_on_a_machine_without_setpriv(body: str) -> None:
+    """One whose main thread does not end, too: it catches the signal and goes on."""
+    node = f"import signal, time\n{ENDING}{body}end_with_supervisor(grace_s=0.1)\nprint(1, flush=True)\n"
+    node += "while True: time.sleep(60)"
     code = (
         "import sys, time; from perception.graph.plan import Node\n"
         "from perception.graph.supervisor import Supervisor\n"
-        "node = Node('n', (sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(60)'))\n"
+        f"node = Node('n', (sys.executable, '-c', {node!r}))\n"
         "with Supervisor([node]) as s:\n"
         "    s.poll()\n"
         "    while not list(s.lines()): time.sleep(0.01)\n"
         "    print(s.pids()['n'], flush=True); time.sleep(60)"
     )
-    launcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | {"PATH": ""}
+    )
     assert launcher.stdout is not None
     with launcher.stdout:
         pid = int(launcher.stdout.readline())
         launcher.send_signal(signal.SIGKILL)
         launcher.wait()
-    eventually(lambda: not _runs(pid))
+    eventually(lambda: not processes.runs(pid))
+
+
+def test_a_node_whose_launcher_has_ended_before_it_could_ask_dies_as_well() -> None:
+    code = f"import time\n{ENDING}end_with_supervisor()\nwhile True: time.sleep(60)"
+    environment = os.environ | {processes.SUPERVISOR_VARIABLE: str(_ended())}
+    node = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    assert node.wait(LONG_S) == -signal.SIGTERM
+
+
+def test_a_process_id_that_another_process_has_now_is_not_the_process() -> None:
+    since = processes.started(os.getpid())
+    assert processes.runs(os.getpid(), since)
+    assert not processes.runs(os.getpid(), str(int(since) - 1))
+    assert not processes.runs(_ended())
+
+
+def _ended() -> int:
+    """Return the id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
 
 
 def test_one_domain_is_launched_once(tmp_path: Path) -> None:
@@ -364,15 +406,9 @@ def test_a_node_that_still_runs_keeps_its_domain_taken(tmp_path: Path) -> None:
     with Supervisor([steady], inherit=[lock.fileno()]) as supervisor:
         supervisor.poll()
         lock._file.close()  # as if this launcher had been killed
-        with pytest.raises(PerceptionError, match="already up"):
+        (tmp_path / "up.lock").write_text(f"{os.getpid()} 1")  # another process has its number now
+        names = rf"already up \(nodes of an ended one: process {supervisor.pids()['steady']}\)"
+        with pytest.raises(PerceptionError, match=names):
             DomainLock(tmp_path / "up.lock", "demo")
     with DomainLock(tmp_path / "up.lock", "demo"):
         pass
-
-
-def _runs(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"

@@ -263,3 +263,15 @@ def test_what_cannot_run_is_one_line_and_its_exit_code(nodes: Nodes) -> None:
     for process, (code, line) in expected.items():
         ended, errors = ending(process)
         assert (ended, errors[: len(line)], errors.count("\n")) == (code, line, 1)
+
+
+def test_a_recorder_that_recorded_nothing_fails_and_names_the_topics(nodes: Nodes) -> None:
+    nodes.write("[recorder]", f'out = "{nodes.folder}/run.mcap"', 'topics = ["camera/*"]')
+    recorder = nodes.start("recorder")
+    assert recorder.stderr is not None
+    assert b"recording to" in recorder.stderr.readline()
+    recorder.send_signal(signal.SIGTERM)
+    code, errors = ending(recorder)
+    assert code == 7
+    assert errors.count("perception:") == 2, errors
+    assert "run.mcap: nothing was recorded: no node published camera/*" in errors

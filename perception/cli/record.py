@@ -100,7 +100,7 @@ def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: st
             stopped, report = _stop_condition(requests, recorder, seconds), _progress_of(recorder, advance)
             run(subscriber, recorder, clock=clock.now_ns, stopped=stopped, report=report)
         inputs = subscriber.health()
-    if not recorder.counts["messages"]:
+    if not recorder.counts["messages"] and not recorder.full:
         recorder.path.unlink()
         nothing = f"received no message of {', '.join(config.topics)}"
         if runtime is None:

@@ -9,6 +9,7 @@ from typing import Final
 from perception.errors import DeviceError, MissingPackageError, ProfileError
 from perception.errors.credentials import without_credentials
 from perception.graph.capture_loop import ORIGIN_VARIABLE
+from perception.graph.restart import PERMANENT
 from perception.profile import OVERRIDES_VARIABLE, Profile, source_kind
 
 _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1"}
@@ -74,7 +75,8 @@ class _Commands:
             command = self._command("fusion")
             found.append(Node("fusion", command, self._shared, capture=False, loading="loading models"))
         if profile.recording:
-            found.append(Node("recorder", self._command("recorder"), self._shared, capture=False))
+            command = self._command("recorder")
+            found.append(Node("recorder", command, self._shared, capture=False, stay_down=PERMANENT))
         found += [self._capture("camera", name, one.source) for name, one in profile.camera.items()]
         found += [self._capture("microphone", name, one.source) for name, one in profile.microphone.items()]
         found += [self._capture("text", name, one.source) for name, one in profile.text.items()]

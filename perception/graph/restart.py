@@ -27,8 +27,8 @@ class Decision(Enum):
 class RestartPolicy:
     """Restarts a node after a delay that doubles with each crash, and is reset once the node has worked.
 
-    Errors of a profile, of weights or of a session are permanent: they stop the whole run. A device whose
-    file cannot be read stays down, and the other nodes continue.
+    Errors of a profile, of weights or of a session are permanent: they stop the whole run. A recorder that
+    cannot write, or a device whose file cannot be read, stays down, and the other nodes continue.
     """
 
     backoff: Backoff = field(default_factory=Backoff)

@@ -8,13 +8,12 @@ its output into `Lines`, which has its own lock.
 
 Processes: each node runs in its own process group, except one that reads the terminal. Nodes inherit the file
 of `DomainLock`, so a second graph cannot start in the domain while any node runs, even after the supervisor
-was killed. On Linux with `setpriv` the kernel sends SIGTERM to a node whose supervisor has ended. `stop`
-sends SIGTERM to all nodes, SIGKILL after 4 s, and returns within 5 s.
+was killed. A node ends with its supervisor (`processes.end_with_supervisor`). `stop` sends SIGTERM to all
+nodes, SIGKILL after 4 s, and returns within 5 s.
 """
 
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -28,6 +27,7 @@ from typing import IO, Final, Self
 from perception.bus.host import private_directory, same_file
 from perception.errors import PerceptionError
 from perception.errors.credentials import without_credentials
+from perception.graph import processes
 from perception.graph.lines import Lines
 from perception.graph.plan import Node
 from perception.graph.restart import PERMANENT, Decision, RestartPolicy
@@ -56,13 +56,13 @@ class DomainLock:
                 raise BlockingIOError
         except BlockingIOError:
             self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
+            holder = _holder(path, self._file.read())
             self._file.close()
             raise PerceptionError(
-                f"domain '{domain}' is already up (process {holder}): stop it, or use --domain NAME"
+                f"domain '{domain}' is already up ({holder}): stop it, or use --domain NAME"
             ) from None
         self._file.truncate(0)
-        self._file.write(str(os.getpid()))
+        self._file.write(f"{os.getpid()} {processes.started(os.getpid())}".strip())
         self._file.flush()
 
     def fileno(self) -> int:
@@ -209,11 +209,11 @@ class Supervisor:
     def _start(self, running: _Running) -> None:
         node = running.node
         process = subprocess.Popen(
-            (*_die_with_parent(), *node.command),
+            node.command,
             stdin=None if node.terminal else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=os.environ | node.environment,
+            env=os.environ | node.environment | {processes.SUPERVISOR_VARIABLE: str(os.getpid())},
             # A background process group that reads the terminal is stopped by the kernel (SIGTTIN).
             process_group=None if node.terminal else 0,
             pass_fds=self._inherit,
@@ -283,7 +283,10 @@ def _wait(alive: Callable[[], list[_Running]], deadline_s: float) -> list[_Runni
     return left
 
 
-def _die_with_parent() -> tuple[str, ...]:
-    """Return a command prefix with which the kernel ends a node whose supervisor was killed (Linux)."""
-    setpriv = shutil.which("setpriv")
-    return (setpriv, "--pdeathsig", "TERM", "--") if setpriv else ()
+def _holder(path: Path, written: str) -> str:
+    """Return in words which living processes hold a domain; `written`: what its supervisor wrote."""
+    pid, _, since = written.strip().partition(" ")
+    if pid.isdecimal() and processes.runs(int(pid), since):
+        return f"process {pid}"
+    left = [str(one) for one in processes.holders(path) if one != os.getpid()]
+    return f"nodes of an ended one: process {', '.join(left)}" if left else "a process of another user"
