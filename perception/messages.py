@@ -138,6 +138,11 @@ class AudioBlock(Header):
     condition: Condition = ""
 
 
+def condition_of(header: Header) -> str:
+    """Return the condition of a frame or block, empty for other messages and if it was not judged."""
+    return header.condition if isinstance(header, CameraFrame | AudioBlock) else ""
+
+
 def reached_ns(header: Header) -> int:
     """Return the end of a message in event time: for sound the end of its last sample, else `stamp_ns`."""
     if isinstance(header, AudioBlock):
@@ -271,6 +276,7 @@ class JournalEntry(Model):
     topic: str = ""
     source: str = ""
     seq: int
+    condition: Annotated[Condition, Meta(description="judged on receipt; empty: the input's own counts")] = ""
 
 
 class HeldInput(Model):
@@ -280,6 +286,7 @@ class HeldInput(Model):
     source: str
     seq: Count
     stamp_ns: int
+    condition: Condition = ""
 
 
 class SampleMark(Model):
@@ -312,6 +319,7 @@ class CoreMark(Model):
     newest_of_topic: dict[str, int] = {}
     inputs: dict[str, InputMark] = {}
     rules: Annotated[Count, Meta(description="version of the rules of refusal and presence")] = 0
+    first_ns: Annotated[int | None, Meta(description="event time of the first message")] = None
 
 
 class HeadUse(Model):
@@ -392,3 +400,11 @@ class Message(msgspec.Struct, Generic[HeaderT], frozen=True, gc=False, eq=False)
 
     def _compared(self) -> tuple[object, ...]:
         return self.topic, self.header, self.payload, self.received_ns
+
+
+def with_condition(message: Message[Header], condition: str) -> Message[Header]:
+    """Return a frame or block with another condition in its header; unchanged if it has that one."""
+    header = message.header
+    if not isinstance(header, CameraFrame | AudioBlock) or header.condition == condition:
+        return message
+    return structs.replace(message, header=structs.replace(header, condition=condition))

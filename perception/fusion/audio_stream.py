@@ -14,6 +14,7 @@ import numpy as np
 from msgspec import structs
 
 from perception.features.window import SampleHistory, decode_samples, is_finite, is_whole
+from perception.fusion.conditions import Conditions
 from perception.fusion.window import DEAD_AFTER_NS, AudioSlice, RefusedError, WindowInput
 from perception.messages import AudioBlock, InputMark, Message, SampleMark, duration_ns
 from perception.units import MILLISECOND_NS, SECOND_NS
@@ -32,6 +33,7 @@ class _Block(msgspec.Struct, frozen=True):
     stamp_ns: int
     seq: int
     received_ns: int
+    condition: str = ""
 
 
 _START: Final = attrgetter("start")
@@ -42,12 +44,29 @@ class AudioStream:
     """Samples of one microphone, addressed by an index that never runs backwards."""
 
     def __init__(
-        self, topic: str, *, length_ns: int, history_ns: int, counts: Counter[str], exact: bool = False
+        self,
+        topic: str,
+        *,
+        length_ns: int,
+        history_ns: int,
+        counts: Counter[str],
+        conditions: Conditions,
+        nominal_ns: int,
+        exact: bool = False,
     ) -> None:
         """Cut windows of `length_ns`; store `history_ns` of sound; count repairs in `counts`.
 
-        `exact`: copied into each `AudioSlice`.
+        Args:
+            topic: of the microphone.
+            length_ns: of a window, with the sound before it that the resampler needs.
+            history_ns: how much sound is stored.
+            counts: counters of repairs.
+            exact: copied into each `AudioSlice`.
+            conditions: those that make a window absent or suspect.
+            nominal_ns: length of the last part of a window: the blocks in it decide its condition.
         """
+        self._conditions = conditions
+        self._nominal_ns = nominal_ns
         self.topic = topic
         self.newest_ns: int | None = None
         """End of the newest sample."""
@@ -81,7 +100,7 @@ class AudioStream:
         if len(self._unread) >= MAX_UNREAD:
             self._read()
         stop = start + header.samples
-        self._append(_Block(start, stop, header.stamp_ns, header.seq, message.received_ns))
+        self._append(_Block(start, stop, header.stamp_ns, header.seq, message.received_ns, header.condition))
         while self._blocks[0].stop < stop - self._history.capacity:
             self._blocks.popleft()
 
@@ -179,6 +198,9 @@ class AudioStream:
         start = stop - _samples(self._length_ns, self._rate_hz)
         if start < self._first:
             return WindowInput(self.topic, "absent", "filling", 0)
+        condition = self._condition_before(stop)
+        if self._conditions.is_absent(condition):
+            return WindowInput(self.topic, "absent", condition, 0, condition=condition)
         samples, missing = self._history.read(start, stop)
         if missing > MAX_MISSING * len(samples):
             return WindowInput(self.topic, "absent", "gap", 0)
@@ -193,7 +215,16 @@ class AudioStream:
             AudioSlice(samples, stop, self._rate_hz, missing, self._exact),
             last.received_ns,
             last.stamp_ns + duration_ns(last.stop - last.start, self._rate_hz),
+            condition,
+            self._conditions.is_suspect(condition),
         )
+
+    def _condition_before(self, stop: int) -> str:
+        """Return the most serious condition of the window's blocks, the newest of several."""
+        start = stop - _samples(self._nominal_ns, self._rate_hz)
+        first = bisect_right(self._blocks, start, key=_STOP)
+        last = bisect_left(self._blocks, stop, key=_START)
+        return self._conditions.worst(self._blocks[at].condition for at in range(last - 1, first - 1, -1))
 
     def _index_at(self, at_ns: int) -> int | None:
         """Return the index of the first sample at or after `at_ns`, by its block's stamp, or None."""

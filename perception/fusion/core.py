@@ -22,6 +22,7 @@ from typing import Any, Final, TypeGuard
 from perception.errors import ProfileError
 from perception.features.window import CONTEXT_NS
 from perception.fusion.audio_stream import AudioStream
+from perception.fusion.conditions import Conditions, with_inferred
 from perception.fusion.streams import CameraStream, Stream, TextStream
 from perception.fusion.window import RefusedError, Window
 from perception.messages import (
@@ -44,14 +45,17 @@ MAX_TOPICS: Final = 64
 """Topics of patterns such as `text/*`; one more drops the topic with the oldest stamp."""
 MAX_COUNTED: Final = 4 * MAX_TOPICS
 """Topics with counters of their own; further ones are counted by their pattern."""
-RULES: Final = 1
+RULES: Final = 2
 """Number of the current rules; marks store it, so that a recording is cut by the rules it was recorded with.
 
 0: a leap is judged by the stamp alone, the first MAX_TOPICS topics stay, presence compares with the
 last window, which may have been shed, and sound of any rate is resampled by exact filters. 1: a leap is
 judged by the end of a message, old topics are dropped for new ones, presence compares with the last state,
-and odd rates are resampled by the nearest filter of a table.
+and odd rates are resampled by the nearest filter of a table. 2: the condition of a signal makes its data
+absent or suspect.
 """
+_CONDITIONS_SINCE: Final = 2
+"""The first rules by which conditions are read."""
 
 
 class FusionCore:
@@ -82,18 +86,28 @@ class FusionCore:
         self._newest_ns: int | None = None
         self._next_tick: int | None = None
         self._final_ns = -math.inf
+        self._first_ns: int | None = None
+        """Event time of the first message."""
 
     def _stream(self, name: str, config: InputConfig) -> Stream:
         kind = lookup(config.topic.replace("*", "any")).prefix
+        conditions = Conditions(config if self.rules >= _CONDITIONS_SINCE else None)
         if kind == "text":
             return TextStream(config.topic, ttl_ns=round(config.ttl_ms * MILLISECOND_NS), count=self.count)
         if "*" in config.topic:
             raise ProfileError(f"fusion.inputs.{name}: '{config.topic}': only text topics may have a '*'")
         if kind == "camera":
             max_age_ns = round(config.max_age_ms * MILLISECOND_NS)
-            return CameraStream(config.topic, hop_ns=self.hop_ns, max_age_ns=max_age_ns, count=self.count)
+            return CameraStream(
+                config.topic,
+                hop_ns=self.hop_ns,
+                max_age_ns=max_age_ns,
+                count=self.count,
+                conditions=conditions,
+            )
         if kind == "microphone":
-            length_ns = round(config.length_ms * MILLISECOND_NS) + CONTEXT_NS
+            nominal_ns = round(config.length_ms * MILLISECOND_NS)
+            length_ns = nominal_ns + CONTEXT_NS
             history_ns = length_ns + self.lateness_ns + self.hop_ns + self.max_leap_ns + SECOND_NS
             counts = self.counts[config.topic]
             return AudioStream(
@@ -102,6 +116,8 @@ class FusionCore:
                 history_ns=history_ns,
                 counts=counts,
                 exact=not self.rules,
+                conditions=conditions,
+                nominal_ns=nominal_ns,
             )
         raise ProfileError(
             f"fusion.inputs.{name}: '{config.topic}' cannot be fused; camera, microphone, text can"
@@ -147,6 +163,7 @@ class FusionCore:
             return []
         if self._newest_ns is None or self._next_tick is None:
             self._next_tick = header.stamp_ns // self.hop_ns + 1
+            self._first_ns = header.stamp_ns
             self._newest_ns = reach_ns
         elif reach_ns > self._newest_ns:
             self._newest_ns = reach_ns
@@ -176,6 +193,7 @@ class FusionCore:
             newest_of_topic=dict(self._newest_of_topic),
             inputs={name: stream.mark() for name, stream in self._streams.items()},
             rules=self.rules,
+            first_ns=self._first_ns,
         )
 
     def resume(self, mark: CoreMark, find: Callable[[HeldInput], Message[Any]]) -> None:
@@ -189,6 +207,7 @@ class FusionCore:
         if (mark.config_hash, mark.rules) != (self.config_hash, self.rules):
             raise ValueError("the mark is of a core with another configuration")
         self._newest_ns, self._next_tick = mark.newest_ns, mark.next_tick
+        self._first_ns = mark.first_ns
         self._newest_of_topic = dict(mark.newest_of_topic)
         for name, stream in self._streams.items():
             if isinstance(stream, AudioStream):
@@ -256,7 +275,11 @@ class FusionCore:
 
     def _window(self, tick: int) -> Window:
         end_ns = tick * self.hop_ns
-        return Window(tick, end_ns, {name: stream.cut(end_ns) for name, stream in self._streams.items()})
+        inputs = {name: stream.cut(end_ns) for name, stream in self._streams.items()}
+        if self.rules >= _CONDITIONS_SINCE:
+            since_ns = end_ns - (self._first_ns or 0)
+            inputs = {name: with_inferred(item, since_ns) for name, item in inputs.items()}
+        return Window(tick, end_ns, inputs)
 
 
 def leap(header: Header, limit_ns: int) -> str:

@@ -266,6 +266,7 @@ class Engine:
                 age_ms=None if item.age_ns is None else item.age_ns / MILLISECOND_NS,
                 seqs=item.seqs,
                 branches=branches[name],
+                condition=item.condition,
             )
             for name, item in window.inputs.items()
         }

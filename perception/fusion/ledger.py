@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from perception.fusion.core import FusionCore
 from perception.fusion.window import Window
-from perception.messages import Header, HeadUse, Journal, JournalEntry, Message
+from perception.messages import Header, HeadUse, Journal, JournalEntry, Message, with_condition
 
 
 class Ledger:
@@ -28,12 +28,17 @@ class Ledger:
         self._switched = False
         self._before = core.mark()
 
-    def push(self, message: Message[Header]) -> list[Window]:
-        """Record a message and push it into the core; return the windows it completes, oldest first."""
+    def push(self, message: Message[Header], judged: str = "") -> list[Window]:
+        """Record a message and push it into the core; return the windows it completes, oldest first.
+
+        `judged`: its condition as judged on receipt; empty: that of its header is used.
+        """
         header = message.header
-        entry = JournalEntry(kind="input", topic=message.topic, source=header.source, seq=header.seq)
+        entry = JournalEntry(
+            kind="input", topic=message.topic, source=header.source, seq=header.seq, condition=judged
+        )
         self.entries.append(entry)
-        return self.core.push(message)
+        return self.core.push(with_condition(message, judged) if judged else message)
 
     def shed(self, ticks: Iterable[int]) -> None:
         """Record windows that were shed."""

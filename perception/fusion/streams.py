@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from perception.fusion.audio_stream import AudioStream
+from perception.fusion.conditions import Conditions
 from perception.fusion.window import DEAD_AFTER_NS, CameraSlice, TextSlice, WindowInput
 from perception.messages import CameraFrame, HeldInput, InputMark, Message, TextCommand
 
@@ -22,15 +23,27 @@ MAX_TEXTS: Final = 64
 
 def _held(message: Message[CameraFrame] | Message[TextCommand]) -> HeldInput:
     header = message.header
-    return HeldInput(topic=message.topic, source=header.source, seq=header.seq, stamp_ns=header.stamp_ns)
+    return HeldInput(
+        topic=message.topic,
+        source=header.source,
+        seq=header.seq,
+        stamp_ns=header.stamp_ns,
+        condition=header.condition if isinstance(header, CameraFrame) else "",
+    )
 
 
 class CameraStream:
     """Frames of one camera."""
 
-    def __init__(self, topic: str, *, hop_ns: int, max_age_ns: int, count: Count) -> None:
-        """Frames older than `max_age_ns` are absent; dropped frames are counted by `count`."""
+    def __init__(
+        self, topic: str, *, hop_ns: int, max_age_ns: int, count: Count, conditions: Conditions
+    ) -> None:
+        """Frames older than `max_age_ns` are absent; dropped frames are counted by `count`.
+
+        `conditions`: those that make a frame absent or suspect.
+        """
         self.topic = topic
+        self._conditions = conditions
         self._count = count
         self.newest_ns: int | None = None
         self._hop_ns = hop_ns
@@ -74,6 +87,11 @@ class CameraStream:
         if age_ns > self._max_age_ns:
             reason = "dead" if age_ns > DEAD_AFTER_NS else "late"
             return WindowInput(self.topic, "absent", reason, age_ns)
+        condition = self._conditions.worst((frame.header.condition,))
+        if self._conditions.is_absent(condition):
+            return WindowInput(self.topic, "absent", condition, age_ns, condition=condition)
+        if previous is not None and self._conditions.is_absent(previous.header.condition):
+            previous = None
         return WindowInput(
             self.topic,
             "present",
@@ -83,6 +101,8 @@ class CameraStream:
             CameraSlice(frame, previous),
             frame.received_ns,
             stamp_ns,
+            condition,
+            self._conditions.is_suspect(condition),
         )
 
 

@@ -63,6 +63,10 @@ class WindowInput(msgspec.Struct, frozen=True):
     """Arrival of the newest message used: measured, so it decides nothing."""
     happened_ns: int | None = None
     """Event time of the newest data used."""
+    condition: str = ""
+    """Of the signal: that of the frame, the most serious of the sound; empty if nobody judged it."""
+    suspect: bool = False
+    """Whether it is used in spite of its condition."""
 
 
 class Window(msgspec.Struct, frozen=True):

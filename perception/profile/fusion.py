@@ -1,11 +1,27 @@
 """Section `[fusion]`: inputs, encoders, head, and how windows are cut."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from perception.messages import ConditionName
 from perception.profile.keys import Bind, Input, Name, Positive, Source, Span
 from perception.profile.section import Section
+
+
+def _is_bad(condition: ConditionName) -> ConditionName:
+    if condition in ("ok", "starting"):
+        raise ValueError(f"'{condition}' is not a fault of a signal")
+    return condition
+
+
+BadCondition = Annotated[ConditionName, AfterValidator(_is_bad)]
+ABSENT_WHEN: Final[tuple[ConditionName, ...]] = (
+    *("frozen", "black", "blown out", "covered", "noise", "silent", "stuck", "DC", "wrong rate", "lost"),
+)
+SUSPECT_WHEN: Final[tuple[ConditionName, ...]] = (
+    *("blurred", "dead channel", "torn", "clipped", "hum", "jittery", "slow", "lagging", "reconnecting"),
+)
 
 
 class InputConfig(Section):
@@ -17,6 +33,22 @@ class InputConfig(Section):
     ] = 975.0
     max_age_ms: Annotated[Positive, Field(description="camera: older frames count as absent")] = 500.0
     ttl_ms: Annotated[Positive, Field(description="text: how long a command is valid")] = 3000.0
+    absent_when: Annotated[
+        tuple[BadCondition, ...],
+        Field(description="conditions of the signal in which its data counts as absent"),
+    ] = ABSENT_WHEN
+    suspect_when: Annotated[
+        tuple[BadCondition, ...],
+        Field(description="conditions in which data is used and marked as suspect; absent_when comes first"),
+    ] = SUSPECT_WHEN
+
+    @model_serializer(mode="wrap")
+    def _without_default_conditions(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the lists at their defaults: hashes of a profile from before they existed stay valid."""
+        dumped: dict[str, Any] = serialize(self)
+        for key in {"absent_when", "suspect_when"} - self.changed():
+            dumped.pop(key, None)
+        return dumped
 
 
 class EncoderConfig(Section):

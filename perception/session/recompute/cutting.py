@@ -233,4 +233,5 @@ class _Reach:
         fields: dict[str, Any] = {"seq": item.seq, "stamp_ns": item.stamp_ns, "source": item.source}
         if lookup(item.topic).message is TextCommand:
             return Message(item.topic, TextCommand(text="", **fields))
-        return Message(item.topic, CameraFrame(width=1, height=1, encoding="jpeg", **fields))
+        frame = CameraFrame(width=1, height=1, encoding="jpeg", condition=item.condition, **fields)
+        return Message(item.topic, frame)

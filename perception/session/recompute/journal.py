@@ -21,6 +21,7 @@ from perception.messages import (
     Journal,
     JournalEntry,
     Message,
+    with_condition,
 )
 from perception.topics import kind_of, name_of
 
@@ -242,7 +243,7 @@ class _Playback:
                     if not at_edge:
                         yield Missed(entry.topic, entry.source, entry.seq)
                     return
-                yield message
+                yield _judged(message, entry.condition)
         self._played = True
 
     def play_tail(self) -> Iterator[Step]:
@@ -251,7 +252,7 @@ class _Playback:
         yield from self._begin(topic, journal)
         for entry in journal.entries[: self._checked]:
             if entry.kind == "input" and (message := self.inputs.take(entry)) is not None:
-                yield message
+                yield _judged(message, entry.condition)
 
     def _begin(self, topic: str, journal: Journal) -> Iterator[Step]:
         """Yield a Begin unless the journal follows the last one without a gap."""
@@ -268,4 +269,10 @@ class _Playback:
         found = {item: self.inputs.find(item) for item in held}
         is_start = journal.before is None or journal.before.newest_ns is None
         reason = "" if is_start else self._broken or _BEGINNING
-        yield Begin(journal, {item: one for item, one in found.items() if one is not None}, reason)
+        known = {item: _judged(one, item.condition) for item, one in found.items() if one is not None}
+        yield Begin(journal, known, reason)
+
+
+def _judged(message: Message[Header], condition: str) -> Message[Header]:
+    """Return an input with the condition that was judged on receipt, if it was."""
+    return with_condition(message, condition) if condition else message
