@@ -28,7 +28,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
     config = profile.recording or RecorderConfig()
     runtime, clock = Runtime(profile.domain), HostClock()
     out = config.file(profile.domain, datetime.now())
-    metadata = describe(profile, clock.to_host_ns(0))
+    metadata = describe(profile, clock.anchor_ns)
     with (
         Recorder(out, config, metadata) as recorder,
         Publisher(f"health/{name}", source=name, runtime=runtime, clock=clock.now_ns) as health,

@@ -45,9 +45,9 @@ def test_every_process_of_the_host_reads_the_same_clock(base: Path) -> None:
 import sys, time
 from pathlib import Path
 from perception.bus.host import HostClock
-print(HostClock(Path(sys.argv[1])).to_host_ns(0))
+print(HostClock(Path(sys.argv[1])).anchor_ns)
 """
-    assert int(python(code, base)) == HostClock(base).to_host_ns(0) == HostClock(base).to_host_ns(0)
+    assert int(python(code, base)) == HostClock(base).anchor_ns == HostClock(base).anchor_ns
 
 
 def test_the_clock_reads_as_unix_time_and_only_moves_forward(base: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_monotonic_stamp_of_a_driver_maps_to_the_same_time(base: Path) -> None
 def test_an_anchor_of_another_boot_or_a_torn_one_is_taken_anew(base: Path, kept: str) -> None:
     (base / ".clock").write_text(kept)
     assert abs(HostClock(base).now_ns() - time.time_ns()) < 1_000_000_000
-    assert HostClock(base).to_host_ns(0) == HostClock(base).to_host_ns(0)
+    assert HostClock(base).anchor_ns == HostClock(base).anchor_ns
 
 
 # --- the runtime directory ---

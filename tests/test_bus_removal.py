@@ -85,10 +85,10 @@ def test_a_topic_taken_meanwhile_is_said(bus: Bus, caplog: pytest.LogCaptureFixt
 def test_the_clock_stays_the_one_that_runs(bus: Bus) -> None:
     (bus.runtime.base / ".clock").write_text(f"42 {Path('/proc/sys/kernel/random/boot_id').read_text()}")
     with bus.publisher("text/say"), bus.publisher("text/other"):
-        assert bus.runtime.clock.to_host_ns(0) == 42
+        assert bus.runtime.clock.anchor_ns == 42
         remove(bus.runtime.base)
         eventually((bus.runtime.base / ".clock").exists)
-        assert HostClock(bus.runtime.base).to_host_ns(0) == 42
+        assert HostClock(bus.runtime.base).anchor_ns == 42
         eventually(lambda: [file.name for file in bus.runtime.base.glob(".clock*")] == [".clock"])
 
 

@@ -4,9 +4,9 @@ The runtime directory is /tmp/perception-UID, for a service, cron, sudo and a lo
 $XDG_RUNTIME_DIR is not read: only some of them have it, and it is removed at the last logout.
 $PERCEPTION_RUNTIME_DIR names another directory; processes with the same one find each other.
 
-Layout: `.clock` holds the anchor of the host clock, `DOMAIN/camera/front` is the socket of a topic,
-`DOMAIN/camera/.front.lock` its lock file with the publisher's process id, `.NAME.reader` the socket of a
-reader.
+Layout: `.clock` holds the anchor of the host clock (`perception.bus.anchor`), `DOMAIN/camera/front` is the
+socket of a topic, `DOMAIN/camera/.front.lock` its lock file with the publisher's process id, `.NAME.reader`
+the socket of a reader.
 
 Crash safety: a topic belongs to the process that holds the flock of its lock file. The kernel drops it when
 the process ends, so a claim never outlives its publisher; `sweep` removes files without a lock. A lock counts
@@ -19,7 +19,6 @@ import fcntl
 import logging
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -29,13 +28,14 @@ from pathlib import Path
 from typing import Final, Self
 
 from perception import topics
+from perception.bus import anchor
 from perception.bus.keeper import Keeper
 from perception.errors import BusError
+from perception.io.same_file import same_file
 
 RUNTIME_VARIABLE: Final = "PERCEPTION_RUNTIME_DIR"
 DOMAIN_VARIABLE: Final = "PERCEPTION_DOMAIN"
 _LOG: Final = logging.getLogger(__name__)
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _MAX_SOCKET_PATH_BYTES: Final = 107  # sun_path of unix(7), less its closing zero
 _MAX_BASE_BYTES: Final = 60  # leaves 46 for a domain and a topic
@@ -79,69 +79,38 @@ def private_directory(path: Path) -> Path:
     return path
 
 
-def same_file(path: Path, descriptor: int) -> bool:
-    """Return whether the file at a path is the open one; otherwise a lock on the open one has no effect."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
 class HostClock:
-    """UNIX-like nanoseconds that never step: CLOCK_MONOTONIC plus an anchor, set once per boot.
+    """UNIX-like nanoseconds that never step and count on while the host is suspended.
 
-    All processes of this user read the same anchor, in every domain.
+    All processes of this user read the same clock, in every domain and runtime directory: see
+    `perception.bus.anchor`.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
-        self._path = (directory or base_directory()) / ".clock"
-        self._anchor_ns = _shared_anchor_ns(self._path)
+    def __init__(self, directory: Path | None = None, shared: Path = anchor.SHARED) -> None:
+        """Read the clock, or set it; BusError if that fails.
+
+        Args:
+            directory: the runtime directory; default: this user's.
+            shared: file for all runtime directories of this user.
+        """
+        self._anchor = anchor.Anchor(directory or base_directory(), shared)
 
     def now_ns(self) -> int:
         """Return the current host time in ns."""
-        return time.monotonic_ns() + self._anchor_ns
+        return anchor.boot_ns() + self._anchor.ns
 
     def to_host_ns(self, monotonic_ns: int) -> int:
-        """Return the host time of a CLOCK_MONOTONIC time, such as a driver's buffer stamp."""
-        return monotonic_ns + self._anchor_ns
+        """Return the host time of a CLOCK_MONOTONIC time after the last suspension, such as a driver's."""
+        return self.now_ns() - (time.monotonic_ns() - monotonic_ns)
+
+    @property
+    def anchor_ns(self) -> int:
+        """Host time when the host was started."""
+        return self._anchor.ns
 
     def restore(self) -> None:
         """Write the anchor again if its file was removed, so that new processes read the same clock."""
-        if self._path.exists():
-            return
-        temporary = self._path.with_name(f".clock{secrets.token_hex(4)}")
-        try:
-            temporary.write_text(f"{self._anchor_ns} {_boot_id()}\n", encoding="ascii")
-            temporary.chmod(0o600)
-            with suppress(FileExistsError):  # another process was faster
-                os.link(temporary, self._path)
-        except OSError as error:
-            raise BusError(f"cannot write the host clock to {self._path}: {error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _boot_id() -> str:
-    return _BOOT_ID.read_text(encoding="ascii").strip()
-
-
-def _shared_anchor_ns(path: Path) -> int:
-    try:
-        boot_id = _boot_id()
-        # Read or create under a lock: two first processes must not create two anchors.
-        path.touch(mode=0o600)
-        with path.open("r+", encoding="ascii") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            kept = re.fullmatch(rf"(-?\d+) {re.escape(boot_id)}\n", file.read())
-            if kept:
-                return int(kept[1])
-            anchor_ns = time.time_ns() - time.monotonic_ns()
-            file.seek(0)
-            file.truncate()
-            file.write(f"{anchor_ns} {boot_id}\n")
-            return anchor_ns
-    except OSError as error:
-        raise BusError(f"cannot write the host clock to {path}: {error}") from error
+        self._anchor.restore()
 
 
 class Runtime:

@@ -191,5 +191,7 @@ def drift_finding(drift_s: float) -> Finding:
     """Return a finding on the distance of the host clock, which never steps, from the wall clock."""
     if abs(drift_s) <= _MAX_DRIFT_S:
         return Finding("clock", "ok", f"host clock within {abs(drift_s) * 1e3:.1f} ms of the wall clock")
-    detail = f"the wall clock was set or slewed since boot: stamps read {drift_s:+.3f} s against it"
-    return Finding("clock", "warn", detail, "harmless on one host; reboot if stamps must read as wall time")
+    detail = f"the wall clock was set while perception ran: stamps read {drift_s:+.3f} s against it"
+    return Finding(
+        "clock", "warn", detail, "harmless; stamps read as wall time again once all graphs restart"
+    )

@@ -90,7 +90,7 @@ def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: st
     clock, runtime = HostClock(), domains.find(domain)
     with (
         stop_requests() as requests,
-        Recorder(out, config, describe(None, clock.to_host_ns(0))) as recorder,
+        Recorder(out, config, describe(None, clock.anchor_ns)) as recorder,
         Subscriber(*config.topics, runtime=runtime, clock=clock.now_ns, policies=EVERY_MESSAGE) as subscriber,
     ):
         show(f"recording {', '.join(config.topics)} to {recorder.path}; Ctrl-C stops", err=True)

@@ -24,13 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Self
 
-from perception.bus.host import private_directory, same_file
+from perception.bus.host import private_directory
 from perception.errors import PerceptionError
 from perception.errors.credentials import without_credentials
 from perception.graph import processes
 from perception.graph.lines import Lines
 from perception.graph.plan import Node
 from perception.graph.restart import PERMANENT, Decision, RestartPolicy
+from perception.io.same_file import same_file
 
 _STOP_SIGNALS: Final = ((0.0, signal.SIGTERM), (4.0, signal.SIGKILL))
 """(Seconds after the request to stop, signal to the processes that still run).

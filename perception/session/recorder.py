@@ -188,7 +188,7 @@ def describe(profile: Profile | None, anchor_ns: int) -> dict[str, Any]:
 
     Args:
         profile: of the graph, None if another program started it.
-        anchor_ns: host time at CLOCK_MONOTONIC zero.
+        anchor_ns: host time when the host was started.
     """
     packages = {}
     for name in _PACKAGES:
