@@ -12,7 +12,7 @@ from types import FrameType
 
 from perception.errors import MissingPackageError, PerceptionError
 from perception.errors.credentials import CleanFormatter, harmless
-from perception.graph.processes import end_with_supervisor
+from perception.graph.processes import end_with_supervisor, show_stacks_on_signal
 from perception.profile import OVERRIDES_VARIABLE, Profile, load
 
 
@@ -23,6 +23,7 @@ def main(kind: str, run: Callable[[Profile, str, threading.Event], None], *, nam
     Exits with 0 at the end or when stopped, else with the error's exit code after one line on stderr.
     """
     end_with_supervisor()
+    show_stacks_on_signal()
     parser = argparse.ArgumentParser(prog=f"python -m perception.nodes.{kind}")
     parser.add_argument("profile", help="TOML file, or name of a shipped profile")
     parser.add_argument("--name", required=named, default=kind, help="which of the profile's tables to run")

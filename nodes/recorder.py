@@ -1,6 +1,7 @@
 """Records the messages of the graph: `python -P -m perception.nodes.recorder PROFILE`."""
 
 import logging
+import os
 import threading
 from datetime import datetime
 from typing import Final
@@ -9,7 +10,7 @@ from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import SessionError
-from perception.messages import Health
+from perception.messages import PROCESS, SUPERVISOR, Health
 from perception.profile import Profile, RecorderConfig
 from perception.session.recorder import EVERY_MESSAGE, Recorder, describe, record
 
@@ -19,7 +20,7 @@ _LOG: Final = logging.getLogger(__name__)
 _LINGER_S: Final = (
     1.5  # the supervisor sends SIGKILL 4 s after its first signal; a busy machine needs part of that
 )
-_ABOUT_RUNS: Final = ("health/recorder", "health/supervisor")
+_ABOUT_RUNS: Final = ("health/recorder", f"health/{SUPERVISOR}")
 """Published in every run: a recording of them alone contains nothing."""
 
 
@@ -54,6 +55,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
                     inputs=subscriber.health(),
                     outputs={health.topic: health.published},
                     counts=recorder.counts,
+                    device={PROCESS: os.getpid()},
                 )
             )
 

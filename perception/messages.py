@@ -262,6 +262,12 @@ class Health(Header):
     condition: Condition = ""
 
 
+PROCESS: Final = "pid"
+"""Name of the process id among the facts in `Health.device`."""
+SUPERVISOR: Final = "supervisor"
+"""Node name of the supervisor: its `Health.device` holds the status of the process of each node."""
+
+
 class ClockTick(Header):
     """Time as an input: no message with a later `stamp_ns` was received before it."""
 

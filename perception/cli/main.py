@@ -24,11 +24,11 @@ from perception.cli.training import COMMANDS as TRAINING_COMMANDS
 from perception.errors import DISTRIBUTION, INTERRUPTED, PerceptionError
 from perception.errors.credentials import CleanFormatter, without_credentials
 from perception.io.out_path import OutFile, OutFolder
-from perception.topics import kind_of
+from perception.topics import kind_of, name_of
 
 _QUIET_S: Final = 2.0
-_NODES_LISTEN_S: Final = 2.5
-"""A node publishes its health once a second; a rate needs two messages."""
+_NODES_LISTEN_S: Final = 2.6
+"""A node publishes its health once a second; a rate needs two messages, and a hang shows after 2.5 s."""
 
 
 _SECTIONS: Final = {
@@ -134,7 +134,7 @@ def say(words: tuple[str, ...], name: str, language: str, domain: str | None) ->
 @cli.command()
 @joined_domain
 def nodes(domain: str | None) -> None:
-    """List the live nodes: status, rates, drops, device."""
+    """List the nodes of a graph, also those that are missing: status, rates, drops, device."""
     import time
 
     from rich.console import Console
@@ -147,16 +147,21 @@ def nodes(domain: str | None) -> None:
 
     runtime, board = joined(domain), Board()
     published = runtime.topics()
-    if not any(kind_of(topic) == "health" for topic in published):
+    names = [name_of(topic) for topic in published if kind_of(topic) == "health"]
+    if not names:
         raise PerceptionError(
             f"no node is alive in domain '{runtime.domain}'; published: {', '.join(published) or 'nothing'}"
         )
-    with Subscriber("health/*", runtime=runtime, clock=HostClock().now_ns) as subscriber:
+    clock = HostClock().now_ns
+    with Subscriber("health/*", runtime=runtime, clock=clock) as subscriber:
+        since_ns = clock()
         deadline_s = time.monotonic() + _NODES_LISTEN_S
         while (left_s := deadline_s - time.monotonic()) > 0:
             if message := subscriber.receive(left_s):
                 board.add(message)
-    Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(node_table(board))
+    board.now_ns = clock()
+    table = node_table(board, published=names, since_ns=since_ns)
+    Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
 
 
 @cli.command()

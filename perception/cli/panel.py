@@ -6,7 +6,7 @@ processes wrote go through `harmless` or `clean` before a terminal gets them.
 """
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -18,16 +18,19 @@ from rich.text import Text
 
 from perception.cli.summary import stages
 from perception.errors.credentials import harmless
-from perception.messages import FusedState, Header, Health, Message, ModalityState
+from perception.graph.liveness import RUNNING, SILENT_S, Standing, standing
+from perception.messages import SUPERVISOR, FusedState, Header, Health, Message, ModalityState
 from perception.units.bounded import REST, Recent
 
 _RECENT_STATES: Final = 32
 _CLASSES_SHOWN: Final = 10
 _NAME_CELLS: Final = 26
 _SECONDS_FROM_MS: Final = 100_000
+_STALLED_S: Final = 1.0
 _MIN_SCORE: Final = 0.005
 """A score below it is printed as 0.00: nothing was detected."""
 _WAITING: Final = "waiting for the first state"
+_NO_HEALTH: Final = Health(stamp_ns=0, node="")
 _MEASURE: Final = Console(color_system=None)
 _PRESENCE_STYLE: Final = {"present": "green", "held": "yellow", "absent": "red"}
 _STATUS_STYLE: Final = {"ok": "green", "degraded": "yellow", "lost": "red"}
@@ -39,6 +42,7 @@ class _Output:
 
     count: int
     stamp_ns: int
+    received_ns: int
     rate_hz: float | None = None
 
 
@@ -46,7 +50,13 @@ class Board:
     """The newest states and the newest health message of each node."""
 
     def __init__(self) -> None:
+        self.now_ns = 0
+        """Host time of what is shown; the owner sets it before lines are computed. Ages end at it."""
         self.states: deque[FusedState] = deque(maxlen=_RECENT_STATES)
+        self._state_ns = 0
+        """When the newest state was received."""
+        self._health_ns: Recent[str, int] = Recent()
+        """When the newest health of each node was received."""
         self.state_topic = ""
         self.nodes: Recent[str, Health] = Recent()
         self._outputs: Recent[str, _Output] = Recent()
@@ -56,34 +66,64 @@ class Board:
         match message.header:
             case FusedState() as state:
                 self.states.append(state)
+                self._state_ns = message.received_ns or state.sent_ns
                 self.state_topic = message.topic
             case Health() as health:
-                self._add_health(health)
+                self._add_health(health, message.received_ns or health.sent_ns)
 
-    def _add_health(self, health: Health) -> None:
-        self.nodes[health.node] = health
+    def _add_health(self, health: Health, received_ns: int) -> None:
+        self.nodes[health.node], self._health_ns[health.node] = health, received_ns
         for topic, count in health.outputs.items():
             before = self._outputs.get(topic)
             rate_hz = None
             if before and health.stamp_ns > before.stamp_ns and count >= before.count:
                 rate_hz = (count - before.count) * 1e9 / (health.stamp_ns - before.stamp_ns)
-            self._outputs[topic] = _Output(count, health.stamp_ns, rate_hz)
+            self._outputs[topic] = _Output(count, health.stamp_ns, received_ns, rate_hz)
+
+    def state_age_s(self) -> float:
+        """Return the seconds since the newest state was received."""
+        return max(0, self.now_ns - self._state_ns) / 1e9
+
+    def processes(self) -> dict[str, str]:
+        """Return the status of each process of the graph, as its supervisor reports it."""
+        if (health := self.nodes.get(SUPERVISOR)) is None:
+            return {}
+        return {name: words for name, words in health.device.items() if isinstance(words, str)}
+
+    def standing(self, node: str, process: str = RUNNING, *, since_ns: int | None = None) -> Standing:
+        """Return how a node stands at `now_ns`.
+
+        Args:
+            node: its name.
+            process: status of its process.
+            since_ns: since when its health could be received; default: it is not silent before the first.
+        """
+        received_ns = self._health_ns.get(node, self.now_ns if since_ns is None else since_ns)
+        return standing(self.nodes.get(node), max(0, self.now_ns - received_ns) / 1e9, process)
 
     def rate_hz(self, topic: str) -> float | None:
-        """Return messages per second on a topic; None before its node has reported it twice."""
+        """Return messages per second on a topic; None before its node has reported it twice, or is silent."""
         output = self._outputs.get(topic)
-        return output.rate_hz if output else None
+        return output.rate_hz if output and self.now_ns - output.received_ns <= SILENT_S * 1e9 else None
 
     def rates_hz(self) -> dict[str, float | None]:
         """Return the rate of every topic that a node reports."""
-        return {topic: output.rate_hz for topic, output in sorted(self._outputs.items())}
+        return {topic: self.rate_hz(topic) for topic in sorted(self._outputs)}
 
     def state_rate_hz(self) -> float:
-        """Return states per second of event time, over the states kept."""
-        if len(self.states) < 2:
+        """Return states per second of event time, over the states kept; 0 if they have stopped."""
+        if len(self.states) < 2 or self.stalled:
             return 0.0
         span_ns = self.states[-1].stamp_ns - self.states[0].stamp_ns
         return (len(self.states) - 1) * 1e9 / span_ns if span_ns > 0 else 0.0
+
+    @property
+    def stalled(self) -> bool:
+        """Whether states have stopped: none was received for 1 s, and longer than they usually take."""
+        usual_ns = max(
+            (after.stamp_ns - before.stamp_ns for before, after in pairwise(self.states)), default=0
+        )
+        return self.state_age_s() > max(_STALLED_S, 2 * usual_ns / 1e9)
 
     @property
     def newest(self) -> FusedState | None:
@@ -180,23 +220,46 @@ def _fitted(line: Text, width: int) -> Text:
     return fitted
 
 
-def node_table(board: Board, width: int | None = None) -> Table:
-    """Return one row per live node: status, rates of its outputs, drops, device."""
+def standings(
+    board: Board, published: Iterable[str] = (), since_ns: int | None = None
+) -> dict[str, Standing]:
+    """Return how every node stands, by name: those whose health was received, and those that are missing.
+
+    Args:
+        board: newest messages.
+        published: nodes whose processes hold a topic of their own.
+        since_ns: since when their health could be received.
+    """
+    processes = board.processes()
+    return {
+        name: board.standing(name, processes.get(name, RUNNING), since_ns=since_ns)
+        for name in sorted({*board.nodes, *processes, *published})
+    }
+
+
+def node_table(
+    board: Board, width: int | None = None, *, published: Iterable[str] = (), since_ns: int | None = None
+) -> Table:
+    """Return one row per node, also of missing ones: status, rates of its outputs, drops, device.
+
+    Arguments as of `standings`; `width` of the table in cells.
+    """
     table = Table(box=None, pad_edge=False, width=width)
     for column in ("node", "status", "publishes", "drops and refusals", "device"):
         table.add_column(column, overflow="fold")
-    for name, health in sorted(board.nodes.items()):
+    for name, found in standings(board, published, since_ns).items():
+        health = board.nodes.get(name, _NO_HEALTH)
         rates = (f"{topic} {_rate(board.rate_hz(topic))}" for topic in sorted(health.outputs))
         losses = Counter(health.counts)
         for account in health.inputs.values():
             losses.update(account.dropped)
             losses["lost"] += account.lost
         device = " ".join(f"{key}={_short(value)}" for key, value in health.device.items())
-        status = f"{health.status}: {health.reason}" if health.reason else health.status
-        style = _STATUS_STYLE[health.status]
+        status = f"{found.status}: {found.reason}" if found.reason else found.status
+        style = _STATUS_STYLE[found.status]
         row = (Text(cell) for cell in (harmless(_words(losses)) or "-", harmless(device) or "-"))
-        published = Text("\n".join(map(harmless, rates)) or "-")
-        table.add_row(Text(harmless(name)), Text(harmless(status), style), published, *row)
+        outputs = Text("\n".join(map(harmless, rates)) or "-")
+        table.add_row(Text(harmless(name)), Text(harmless(status), style), outputs, *row)
     return table
 
 
@@ -205,14 +268,20 @@ def _streams(board: Board, state: FusedState) -> list[Text]:
     names = [*(modality.topic for modality in state.modalities.values()), board.state_topic]
     name_cells = min(max(map(len, names)), _NAME_CELLS)
     lines = [Text(f"{'stream':<{name_cells}}{'rate':>10}{'age':>9}  presence", "dim")]
+    waited_ms = board.state_age_s() * 1e3
     for modality in state.modalities.values():
-        line = _stream(
-            modality.topic, name_cells, _rate(board.rate_hz(modality.topic)), _age(modality.age_ms)
-        )
+        age = _age(None if modality.age_ms is None else modality.age_ms + waited_ms)
+        line = _stream(modality.topic, name_cells, _rate(board.rate_hz(modality.topic)), age)
+        if board.stalled:
+            lines.append(line.append("unknown", "red"))
+            continue
         line.append(f"{modality.presence:<8}", _PRESENCE_STYLE[modality.presence])
         line.append(f" {modality.reason}" if modality.reason else "", "dim")
         lines.append(line.append(f" {_detected(modality)}"))
-    return [*lines, _stream(board.state_topic, name_cells, _hz(board.state_rate_hz()), "")]
+    states = _stream(board.state_topic, name_cells, _hz(board.state_rate_hz()), "")
+    if board.stalled:
+        states.append(f"no state for {waited_ms / 1e3:.1f} s", "red")
+    return [*lines, states]
 
 
 def _stream(topic: str, cells: int, rate: str, age: str) -> Text:
@@ -264,10 +333,10 @@ def _latency(board: Board) -> Text:
 def _node_line(board: Board, nodes: Mapping[str, str]) -> Text:
     line = Text("nodes: ")
     for name, process in nodes.items():
-        health = board.nodes.get(name)
-        problem = health.reason or health.status if health and health.status != "ok" else ""
-        style = _STATUS_STYLE[health.status] if health else "dim"
-        line.append(f"{name} ", "red" if process.startswith("ended") else style)
+        found = board.standing(name, process)
+        style = _STATUS_STYLE[found.status] if name in board.nodes or found.status != "ok" else "dim"
+        problem = found.reason or found.status if found.status != "ok" else ""
+        line.append(f"{name} ", style)
         line.append(f"{problem or process}  ", "dim")
     return line
 

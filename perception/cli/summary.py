@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from perception.graph.liveness import FINISHED, RUNNING
 from perception.messages import FusedState, Header, Health, Label, Message
 from perception.units.bounded import MAX_NAMES, REST, Recent, add_counts
 
@@ -111,6 +112,8 @@ class Report:
     """Per `node <- topic`: messages lost or dropped, by reason."""
     counts: dict[str, dict[str, int]]
     """Per node: refusals, sheds and repairs, by reason."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Nodes of the profile that did not run at the end, and why."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -141,6 +144,7 @@ class Summary:
         self._presence: Recent[str, Counter[str]] = Recent()
         self._drops: Recent[str, _Total] = Recent()
         self._counts: Recent[str, _Total] = Recent()
+        self._missing: dict[str, str] = {}
 
     @property
     def states(self) -> int:
@@ -156,6 +160,11 @@ class Summary:
                 self._truth.add_label(label)
             case Health() as health:
                 self._add_health(health)
+
+    def add_nodes(self, processes: Mapping[str, str]) -> None:
+        """Add the status of every process of the profile, at the end of the run."""
+        works = (RUNNING, FINISHED)
+        self._missing = {name: words for name, words in processes.items() if words not in works}
 
     def _add_state(self, state: FusedState) -> None:
         self._first = self._first or state
@@ -190,6 +199,7 @@ class Summary:
             drops=_nonzero(self._drops),
             counts=rest
             | {name: counts for name, total in self._counts.items() if (counts := total.counts())},
+            missing=self._missing,
         )
 
     def _ticks(self, end_ns: int | None) -> Ticks:

@@ -61,6 +61,12 @@ def _tables(report: Report) -> Iterator[tuple[str, Table]]:
             _add(table, modality, *(f"{shares[key]:.1%}" for key in ("present", "held", "absent")))
         yield "presence, share of states", table
     yield "dropped or lost, by reason", _reasons(report.drops)
+    if report.missing:
+        table = _table("node", "status")
+        table.columns[1].justify = "left"
+        for name, words in report.missing.items():
+            _add(table, name, words)
+        yield "nodes that did not work at the end", table
     if report.counts:
         yield "refused, shed or repaired, by reason", _reasons(report.counts)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from perception.bus.host import DOMAIN_VARIABLE, HostClock, Runtime
+from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.cli.standard_streams import ignore_lost_readers
 from perception.errors import NoStateError
@@ -23,6 +24,7 @@ from perception.errors.credentials import harmless, without_credentials
 from perception.graph.check import require
 from perception.graph.plan import plan
 from perception.graph.supervisor import DomainLock, Supervisor
+from perception.messages import SUPERVISOR
 from perception.profile import Profile, as_override, load
 from perception.topics import TOPICS
 
@@ -65,13 +67,19 @@ def run(
         topics = _topics(profile)
         with (
             Subscriber(*topics, runtime=runtime, clock=clock.now_ns, policies=_EVERY_MESSAGE) as subscriber,
+            Publisher(
+                f"health/{SUPERVISOR}", source=SUPERVISOR, runtime=runtime, clock=clock.now_ns
+            ) as health,
             Supervisor(nodes, inherit=[lock.fileno()]) as supervisor,
         ):
             supervisor.poll()
             # imported here: numpy and rich load while the nodes start
             from perception.cli.watch import Watch
 
-            with Watch(profile, supervisor, subscriber, f"perception · {profile_name}", started_ns) as watch:
+            title = f"perception · {profile_name}"
+            with Watch(
+                *(profile, supervisor, subscriber, title, started_ns), clock=clock.now_ns, publish=health.send
+            ) as watch:
                 watch.until(requests, seconds)
                 end_ns = clock.now_ns()
                 fusion_status = supervisor.status().get("fusion", "")

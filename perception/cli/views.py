@@ -11,7 +11,7 @@ from typing import IO, Final, Protocol, TextIO
 from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
-from perception.cli.panel import Board, clean, panel_lines, state_line
+from perception.cli.panel import Board, clean, panel_lines, state_line, waiting_line
 from perception.errors.credentials import harmless
 
 _REFRESH_S: Final = 0.25
@@ -61,7 +61,8 @@ class PlainView:
         self._due_s = now_s + _LINE_EVERY_S
         stalled = state is not None and newest == self._shown
         self._shown = newest
-        line = "no new state" if stalled else state_line(self._board, nodes)
+        stopped = ", ".join(filter(None, ("no new state", waiting_line(nodes))))
+        line = stopped if stalled else state_line(self._board, nodes)
         print(harmless(line), file=self._out, flush=True)
 
     def close(self) -> None:

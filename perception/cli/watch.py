@@ -9,9 +9,11 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Self
 
+from msgspec import structs
 from rich.console import Console
 
 from perception.bus.subscriber import Subscriber
@@ -21,10 +23,12 @@ from perception.cli.summary_tables import print_report
 from perception.cli.views import LiveView, PlainView, View
 from perception.errors import PerceptionError
 from perception.graph.supervisor import Supervisor
-from perception.messages import FusedState, Header, Health, Message
+from perception.messages import SUPERVISOR, FusedState, Header, Health, Message
 from perception.profile import Profile
+from perception.units import Clock
 
 _RECEIVE_S: Final = 0.05
+_REPORT_S: Final = 1.0
 _LAST_STATES_S: Final = 1.0
 """Time for the last states after the last capture has ended."""
 
@@ -45,7 +49,7 @@ class Countdown:
     def add(self, message: Message[Header], now_s: float) -> None:
         """Add one message."""
         header = message.header
-        counts = not (isinstance(header, Health) and header.node == "recorder")
+        counts = not (isinstance(header, Health) and header.node in ("recorder", SUPERVISOR))
         if isinstance(header, FusedState) if self._fused else counts:
             self.begin(now_s)
 
@@ -62,15 +66,38 @@ class Watch:
     """Polls the supervisor, shows what the graph publishes and sums it up; stops the nodes at the end."""
 
     def __init__(
-        self, profile: Profile, supervisor: Supervisor, subscriber: Subscriber, title: str, started_ns: int
+        self,
+        profile: Profile,
+        supervisor: Supervisor,
+        subscriber: Subscriber,
+        title: str,
+        started_ns: int,
+        *,
+        clock: Clock,
+        publish: Callable[[Health], object],
     ) -> None:
-        """Open the view; `started_ns` is the host time from which the time to the first state is measured."""
+        """Open the view.
+
+        Args:
+            profile: of the run.
+            supervisor: runs its nodes.
+            subscriber: receives states, labels and health.
+            title: first line of the panel.
+            started_ns: host time from which the time to the first state is measured.
+            clock: host time in ns.
+            publish: publishes the supervisor's health.
+        """
         self._fused = profile.fusion is not None
         self._supervisor = supervisor
         self._counted = ["fusion"] if self._fused else [n for n in supervisor.status() if n != "recorder"]
         self._subscriber = subscriber
         self._summary = _summary(profile, started_ns)
         self._board = Board()
+        self._clock = clock
+        self._publish = publish
+        self._reported_s = -math.inf
+        self._kinds: list[str] = []
+        """First words of the statuses that were reported last."""
         typing = any(text.source == "terminal" for text in profile.text.values())
         self._view = _view(self._board, title, typing=typing)
 
@@ -91,7 +118,10 @@ class Watch:
                 self._take(message)
                 countdown.add(message, time.monotonic())
             self._logs()
-            self._view.update(self._supervisor.status(), time.monotonic())
+            status = self._supervisor.status()
+            self._report(status, time.monotonic())
+            self._board.now_ns = self._clock()
+            self._view.update(status, time.monotonic())
 
     def sum_up(self, end_ns: int, json_file: Path | None) -> None:
         """Print the summary of the run that ended at `end_ns`, host time, and write it to the file."""
@@ -105,6 +135,7 @@ class Watch:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._summary.add_nodes(self._supervisor.status())
         self._supervisor.stop()
         while message := self._subscriber.receive(0.0):
             self._take(message)
@@ -117,10 +148,17 @@ class Watch:
         return self._summary.states
 
     def _take(self, message: Message[Header]) -> None:
-        if isinstance(message.header, Health) and message.header.status != "lost":
-            self._supervisor.works(message.header.node, message.header.source)
+        if isinstance(message.header, Health):
+            self._supervisor.beat(message.header)
         self._summary.add(message)
         self._board.add(message)
+
+    def _report(self, status: Mapping[str, str], now_s: float) -> None:
+        """Publish the status of the processes once a second, and at once when one of them changed."""
+        kinds = [words.split(" ", 1)[0] for words in status.values()]
+        if now_s - self._reported_s >= _REPORT_S or kinds != self._kinds:
+            self._reported_s, self._kinds = now_s, kinds
+            self._publish(structs.replace(self._supervisor.health(), stamp_ns=self._clock()))
 
     def _logs(self) -> None:
         for node, line in self._supervisor.lines():

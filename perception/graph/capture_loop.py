@@ -19,7 +19,7 @@ from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Conversion, Publisher
 from perception.errors import MalformedMessageError, ProfileError
 from perception.errors.credentials import cleaned, without_credentials
-from perception.messages import ConditionName, Health
+from perception.messages import PROCESS, ConditionName, Health
 from perception.profile import Profile
 from perception.units import SECOND_NS
 
@@ -168,7 +168,7 @@ class CaptureLoop:
             reason=without_credentials(reason or ended),
             outputs={output.topic: output.published for output in self._publishers[1:]},
             counts=report.counts | self._counts,
-            device=cleaned(report.facts | (check.facts if check is not None else {})),
+            device={PROCESS: os.getpid()} | cleaned(report.facts | (check.facts if check else {})),
             condition="" if check is None else "lost" if status == "lost" else check.condition,
         )
         self._health_output.send(health)

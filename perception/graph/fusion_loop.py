@@ -9,6 +9,7 @@ by messages and clock ticks, which are published, so a recording contains every 
 thread is stopped first; then the last statuses, the last journal and the last health are published.
 """
 
+import os
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from perception.fusion.core import FusionCore
 from perception.fusion.early import Early
 from perception.fusion.ledger import Ledger
 from perception.fusion.window import Window
-from perception.messages import ClockTick, Header, Health, InputHealth, Message, SwapRequest
+from perception.messages import PROCESS, ClockTick, Header, Health, InputHealth, Message, SwapRequest
 from perception.topics import name_of
 from perception.units import SECOND_NS, Clock
 
@@ -216,7 +217,7 @@ class FusionLoop:
                 inputs=self._inbox.health(),
                 outputs=self._out.published(),
                 counts=counts | {"windows shed": self._compute.shed_count},
-                device=self._compute.engine.facts(),
+                device={PROCESS: os.getpid()} | self._compute.engine.facts(),
             )
         )
 

@@ -8,6 +8,7 @@ uses nothing but signals.
 """
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -17,8 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from perception.graph.liveness import Progress
+
 SUPERVISOR_VARIABLE: Final = "PERCEPTION_SUPERVISOR"
 """Process id of the supervisor, in the environment of its nodes."""
+SHOW_STACKS: Final = signal.SIGUSR1
+"""Makes a node write where each of its threads is to stderr."""
 _PROC: Final = Path("/proc")
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _CHECK_S: Final = 0.25
@@ -46,6 +51,15 @@ def runs(pid: int, since: str = "") -> bool:
     return True
 
 
+def progress(pid: int) -> Progress | None:
+    """Return what the main thread of a process does; None if it has ended, or without /proc."""
+    try:
+        slices = (_PROC / str(pid) / "task" / str(pid) / "schedstat").read_text().split()[2]
+        return Progress(_stat(pid)[0], int(slices))
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 def holders(path: Path) -> list[int]:
     """Return the processes of this user that have a file open, sorted; empty without /proc."""
     try:
@@ -53,6 +67,11 @@ def holders(path: Path) -> list[int]:
     except OSError:
         return []
     return sorted(int(folder.name) for folder in _PROC.glob("[0-9]*") if _has_open(folder, wanted))
+
+
+def show_stacks_on_signal() -> None:
+    """Write the stacks of all threads to stderr at SHOW_STACKS, even while the main thread hangs."""
+    faulthandler.register(SHOW_STACKS, all_threads=True, chain=False)
 
 
 def end_with_supervisor(supervisor: int | None = None, grace_s: float = _GRACE_S) -> None:

@@ -10,6 +10,9 @@ Processes: each node runs in its own process group, except one that reads the te
 of `DomainLock`, so a second graph cannot start in the domain while any node runs, even after the supervisor
 was killed. A node ends with its supervisor (`processes.end_with_supervisor`). `stop` sends SIGTERM to all
 nodes, SIGKILL after 4 s, and returns within 5 s.
+
+Liveness: `beat` gets every health message. A node that hangs (`liveness.Pulse`) writes where it hangs, is
+killed and started again. `health` reports the status of every process, with counts of hangs and restarts.
 """
 
 import fcntl
@@ -18,9 +21,10 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, Self
 
@@ -29,9 +33,19 @@ from perception.errors import PerceptionError
 from perception.errors.credentials import without_credentials
 from perception.graph import processes
 from perception.graph.lines import Lines
+from perception.graph.liveness import (
+    ENDED,
+    FINISHED,
+    LOST,
+    RUNNING,
+    SILENT_S,
+    Pulse,
+    silence,
+)
 from perception.graph.plan import Node
 from perception.graph.restart import PERMANENT, Decision, RestartPolicy
 from perception.io.same_file import same_file
+from perception.messages import PROCESS, SUPERVISOR, Health
 
 _STOP_SIGNALS: Final = ((0.0, signal.SIGTERM), (4.0, signal.SIGKILL))
 """(Seconds after the request to stop, signal to the processes that still run).
@@ -39,6 +53,10 @@ _STOP_SIGNALS: Final = ((0.0, signal.SIGTERM), (4.0, signal.SIGKILL))
 Not SIGINT: a node that has not yet installed its handler would print a traceback.
 """
 _STOP_LIMIT_S: Final = 5.0
+_PAUSE_S: Final = 0.5
+"""A longer time between two polls: the supervisor itself was stopped, or got no CPU time."""
+_STACKS_S: Final = 0.2
+"""Time for a hung node to write its stacks."""
 _MAX_LINE_BYTES: Final = 4096
 _MAX_WAITING_LINES: Final = 2000
 
@@ -104,6 +122,10 @@ class _Running:
     """Publisher id of that report: each process has its own."""
     publisher_before: str = ""
     """Publisher id of the previous process."""
+    pulse: Pulse = field(default_factory=Pulse)
+    """Signs of life of its process."""
+    kill_s: float | None = None
+    """When to kill its process, because it hangs."""
 
     def worked_s(self, now_s: float) -> float | None:
         """Return for how many seconds its process has worked, None if it has not reported so."""
@@ -130,12 +152,20 @@ class Supervisor:
         self._inherit = tuple(inherit)
         self._lines = Lines(_MAX_WAITING_LINES)
         self._readers: list[threading.Thread] = []
+        self._counts: Counter[str] = Counter()
+        """Hangs and restarts, by node."""
+        self._polled_s = time.monotonic()
         self._failed_late = 0
         """Exit code of a node that failed during `stop`."""
 
     def poll(self) -> bool:
-        """Handle ended processes and start those that are due; return whether the run continues."""
+        """Handle ended and hung processes, start those that are due; return whether the run continues."""
+        now_s = time.monotonic()
+        paused_s, self._polled_s = now_s - self._polled_s, now_s
         for running in self._running:
+            if paused_s > _PAUSE_S:  # nobody received signs of life
+                running.pulse.pause(paused_s)
+            self._kill_if_hung(running, now_s)
             if running.process and (code := running.process.poll()) is not None:
                 self._handle_exit(running, code)
             if running.due_s is not None and time.monotonic() >= running.due_s and self.exit_code is None:
@@ -153,6 +183,33 @@ class Supervisor:
             if running.node.name == name and running.process and publisher != running.publisher_before:
                 running.publisher = publisher
                 running.works_since_s = running.works_since_s or time.monotonic()
+
+    def beat(self, health: Health) -> None:
+        """Record a health message: a sign of life, and unless it reports `lost` that its node works."""
+        pid = health.device.get(PROCESS)
+        for running in self._running:
+            if running.process and (
+                running.process.pid == pid
+                if pid is not None
+                else running.node.name == health.node and health.source != running.publisher_before
+            ):
+                running.pulse.beat(time.monotonic())
+                if health.status != "lost":
+                    self.works(running.node.name, health.source)
+
+    def health(self) -> Health:
+        """Return the status of all processes, with what was restarted; the caller sets `stamp_ns`."""
+        status = self.status()
+        wrong = (f"{name}: {words}" for name, words in status.items() if words.startswith((LOST, ENDED)))
+        reason = "; ".join(wrong)
+        return Health(
+            stamp_ns=0,
+            node=SUPERVISOR,
+            status="degraded" if reason else "ok",
+            reason=reason,
+            counts=dict(self._counts),
+            device={PROCESS: os.getpid(), **status},
+        )
 
     def status(self) -> dict[str, str]:
         """Return the status of each node in words."""
@@ -224,6 +281,21 @@ class Supervisor:
         reader.start()
         self._readers.append(reader)
         running.process, running.started_s, running.due_s = process, time.monotonic(), None
+        running.pulse, running.kill_s = Pulse(), None
+
+    def _kill_if_hung(self, running: _Running, now_s: float) -> None:
+        """Let a node that hangs write where it hangs, and kill it shortly after that."""
+        if running.process is None or running.process.poll() is not None:
+            return
+        pid = running.process.pid
+        if running.kill_s is not None:
+            if now_s >= running.kill_s:
+                _signal(running, signal.SIGKILL)
+        elif running.pulse.hangs(now_s, lambda: processes.progress(pid)):
+            running.kill_s = now_s + _STACKS_S
+            self._counts[f"{running.node.name} hung"] += 1
+            self._log(running.node.name, f"{silence(running.pulse.silent_s(now_s))}: it hangs and is killed")
+            running.process.send_signal(processes.SHOW_STACKS)
 
     def _handle_exit(self, running: _Running, code: int) -> None:
         now_s = time.monotonic()
@@ -234,6 +306,7 @@ class Supervisor:
         decision, delay_s = running.policy.decide(running.exit_code, worked_s or 0.0, running.node.stay_down)
         if decision is Decision.RESTART:
             running.due_s = now_s + delay_s
+            self._counts[f"{running.node.name} restarted"] += 1
             self._log(running.node.name, f"ended with {_cause(code)}; restarts in {delay_s:g} s")
         elif decision is Decision.STAY_DOWN:
             self._log(
@@ -255,11 +328,13 @@ class Supervisor:
 
 def _status(running: _Running) -> str:
     if running.process:
+        if (silent_s := running.pulse.silent_s(time.monotonic())) > SILENT_S:
+            return f"{LOST}: {silence(silent_s)}"
         loading = running.node.loading if running.works_since_s is None else ""
-        return f"{loading}, {time.monotonic() - running.started_s:.0f} s" if loading else "running"
+        return f"{loading}, {time.monotonic() - running.started_s:.0f} s" if loading else RUNNING
     if running.due_s is None:
-        return "finished" if running.exit_code == 0 else f"ended with {running.exit_code}"
-    return f"ended with {running.exit_code}, restarts" if running.exit_code else "starting"
+        return FINISHED if running.exit_code == 0 else f"{ENDED} with {running.exit_code}"
+    return f"{ENDED} with {running.exit_code}, restarts" if running.exit_code else "starting"
 
 
 def _cause(code: int) -> str:

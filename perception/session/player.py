@@ -9,6 +9,7 @@ a reader drops is counted by that reader.
 """
 
 import logging
+import os
 import queue
 import threading
 from collections import Counter, defaultdict
@@ -25,7 +26,7 @@ from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import SessionError
-from perception.messages import AudioBlock, Header, Health, Label, Message, reached_ns
+from perception.messages import PROCESS, AudioBlock, Header, Health, Label, Message, reached_ns
 from perception.profile import ReplayConfig
 from perception.session.file.reader import Session, matches
 from perception.session.keyboard import Keyboard, NoKeyboard
@@ -174,8 +175,6 @@ class Player:
                     return False
                 self._publish(publishers[due.message.topic], due.message)
                 lap.add(due.message.topic, due.message.header)
-                if self._clock() - self._reported_ns >= SECOND_NS:
-                    self._report("")
         # a player that is too slow begins the next lap now: its delay must not grow from lap to lap
         self._origin_ns = max(self._origin_ns + lap.length_ns, self._clock() - AHEAD_NS)
         return bool(self.published) and not self._stopped.is_set()
@@ -205,6 +204,8 @@ class Player:
         """Wait until a message is due or a step is requested; return False if the play was stopped."""
         unpaced = self._playback.rate is None
         while not self._stopped.is_set():
+            if self._clock() - self._reported_ns >= SECOND_NS:  # a pause may be long, and is no hang
+                self._report("paused" if self._paused else "")
             left_ns = 0 if unpaced else self._origin_ns + due_ns - self._clock()
             if not self._paused and left_ns <= 0:
                 self.late_ms = -left_ns / 1e6
@@ -227,6 +228,7 @@ class Player:
         self._reported_ns = self._clock()
         outputs = dict(self.published)
         facts: dict[str, str | float] = {"source": str(self._session.path), "late_ms": self.late_ms}
+        facts[PROCESS] = os.getpid()
         report = Health(stamp_ns=self._reported_ns, node=NODE, reason=reason, outputs=outputs, device=facts)
         self._health.send(report)
 

@@ -25,7 +25,7 @@ from perception import topics
 from perception.bus.subscriber import Subscriber
 from perception.errors import DISTRIBUTION, MalformedMessageError
 from perception.errors.credentials import cleaned
-from perception.messages import FusedState, Header, Health, Message, ModelInfo
+from perception.messages import PROCESS, SUPERVISOR, FusedState, Header, Health, Message, ModelInfo
 from perception.profile import Profile, RecorderConfig
 from perception.session.file.writer import SessionWriter
 from perception.units import SECOND_NS
@@ -156,8 +156,10 @@ class Recorder:
             if header.model != self._model:
                 self._model = header.model
                 self._keep(*model_note(header, self._metadata))
-        elif isinstance(header, Health) and header.device:
-            self._note_device(header.node, header.device)
+        elif isinstance(header, Health) and header.node != SUPERVISOR:
+            facts = {name: value for name, value in header.device.items() if name != PROCESS}
+            if facts:
+                self._note_device(header.node, facts)
 
     def _note_device(self, node: str, device: Mapping[str, str | float]) -> None:
         """Add a device; if its text values have changed, it is another device and gets another entry."""
