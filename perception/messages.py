@@ -106,6 +106,14 @@ class Header(Model):
     stamp_ns: Annotated[Time, Meta(description="event time, UNIX nanoseconds that never step")]
     sent_ns: Annotated[Time, measured("time of publication, same clock")] = 0
     source: Annotated[str, measured("publisher id: name#incarnation")] = ""
+    correction_ns: Annotated[
+        Time,
+        measured("added to all times by the host that received it: its clock minus that of the publisher"),
+    ] = 0
+
+
+HeaderT = TypeVar("HeaderT", bound=Header, covariant=True)
+ShiftedT = TypeVar("ShiftedT", bound=Header)
 
 
 class CameraFrame(Header):
@@ -165,6 +173,28 @@ class Label(Header):
     end_ns: Time
     name: Annotated[str, Meta(description="class")]
     track: Annotated[str, Meta(description="labels of different tracks may overlap")] = "truth"
+
+
+def moved(header: ShiftedT, by_ns: int) -> ShiftedT:
+    """Return the header with its stamps `by_ns` later."""
+    update = {"stamp_ns": header.stamp_ns + by_ns}
+    if isinstance(header, Label):
+        update |= {"start_ns": header.start_ns + by_ns, "end_ns": header.end_ns + by_ns}
+    return structs.replace(header, **update)
+
+
+def corrected(header: ShiftedT, by_ns: int) -> ShiftedT:
+    """Return the header with all of its times on another clock, which is ahead by `by_ns`.
+
+    `as_published` undoes it.
+    """
+    times = {"sent_ns": header.sent_ns + by_ns, "correction_ns": header.correction_ns + by_ns}
+    return structs.replace(moved(header, by_ns), **times)
+
+
+def as_published(header: ShiftedT) -> ShiftedT:
+    """Return the header with the times of its publisher's clock, the same on every host."""
+    return corrected(header, -header.correction_ns) if header.correction_ns else header
 
 
 class Box(Model):
@@ -283,6 +313,7 @@ class JournalEntry(Model):
     source: str = ""
     seq: int
     condition: Annotated[Condition, Meta(description="judged on receipt; empty: the input's own counts")] = ""
+    correction_ns: Annotated[Time, Meta(description="of the input, as this process received it")] = 0
 
 
 class HeldInput(Model):
@@ -374,9 +405,6 @@ class HeadStatus(Header):
 
 
 Payload = bytes | bytearray | memoryview
-
-
-HeaderT = TypeVar("HeaderT", bound=Header, covariant=True)
 
 
 class Message(msgspec.Struct, Generic[HeaderT], frozen=True, gc=False, eq=False):

@@ -182,7 +182,12 @@ class Publisher(Closing):
             at_ns = self._clock()
             stamp_ns = at_ns - (reached_ns(header) - header.stamp_ns) if now else header.stamp_ns
             stamped = structs.replace(
-                header, seq=self._published, stamp_ns=stamp_ns, sent_ns=at_ns, source=self.source
+                header,
+                seq=self._published,
+                stamp_ns=stamp_ns,
+                sent_ns=at_ns,
+                source=self.source,
+                correction_ns=0,
             )
             packed = self._coder.pack(stamped, len(data))
             if loan is not None:

@@ -35,7 +35,12 @@ class Ledger:
         """
         header = message.header
         entry = JournalEntry(
-            kind="input", topic=message.topic, source=header.source, seq=header.seq, condition=judged
+            kind="input",
+            topic=message.topic,
+            source=header.source,
+            seq=header.seq,
+            condition=judged,
+            correction_ns=header.correction_ns,
         )
         self.entries.append(entry)
         return self.core.push(with_condition(message, judged) if judged else message)

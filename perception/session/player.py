@@ -17,16 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
-
-from msgspec import structs
+from typing import Final
 
 from perception.bus import domains
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.errors import SessionError
-from perception.messages import PROCESS, AudioBlock, Header, Health, Label, Message, reached_ns
+from perception.messages import PROCESS, AudioBlock, Header, Health, Message, moved, reached_ns
 from perception.profile import ReplayConfig
 from perception.session.file.reader import Session, matches
 from perception.session.keyboard import Keyboard, NoKeyboard
@@ -43,7 +41,6 @@ SETTLE_S: Final = 0.3
 """Subscribers find and connect to new topics within 0.1 s."""
 _LOOK_S: Final = 0.1
 _AHEAD: Final = 256
-HeaderT = TypeVar("HeaderT", bound=Header)
 Awaited = Callable[[Mapping[str, Publisher]], str]
 """Returns in words which readers of these publishers, by topic, are missing; empty if none are."""
 
@@ -62,14 +59,6 @@ class Playback:
     """Seconds into the session."""
     end_s: float | None = None
     topics: tuple[str, ...] = RAW_TOPICS
-
-
-def moved(header: HeaderT, by_ns: int) -> HeaderT:
-    """Return the header with its stamps `by_ns` later."""
-    update = {"stamp_ns": header.stamp_ns + by_ns}
-    if isinstance(header, Label):
-        update |= {"start_ns": header.start_ns + by_ns, "end_ns": header.end_ns + by_ns}
-    return structs.replace(header, **update)
 
 
 class Player:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from msgspec import structs
+
 from perception.messages import (
     CoreMark,
     Header,
@@ -21,6 +23,8 @@ from perception.messages import (
     Journal,
     JournalEntry,
     Message,
+    as_published,
+    corrected,
     with_condition,
 )
 from perception.topics import kind_of, name_of
@@ -123,7 +127,7 @@ def survey(messages: Iterable[Message[Header]], wanted: Callable[[Journal], bool
     health: dict[str, dict[str, str | float]] = {}
     nodes: set[str] = set()
     for message in messages:
-        header = message.header
+        header = as_published(message.header)
         if isinstance(header, Journal) and wanted(header):
             nodes.add(name_of(message.topic))
             found.add(header)
@@ -148,7 +152,7 @@ def steps(messages: Iterable[Message[Header]], wanted: Callable[[Journal], bool]
         playback.start_ns = playback.start_ns or now_ns
         if isinstance(message.header, Journal):
             if wanted(message.header):
-                playback.waiting.append((now_ns, message.topic, message.header))
+                playback.waiting.append((now_ns, message.topic, as_published(message.header)))
         elif kind_of(message.topic) in INPUT_KINDS:
             playback.inputs.put(message)
         while playback.ready(now_ns):
@@ -243,7 +247,7 @@ class _Playback:
                     if not at_edge:
                         yield Missed(entry.topic, entry.source, entry.seq)
                     return
-                yield _judged(message, entry.condition)
+                yield _as_received(message, entry.condition, entry.correction_ns)
         self._played = True
 
     def play_tail(self) -> Iterator[Step]:
@@ -252,7 +256,7 @@ class _Playback:
         yield from self._begin(topic, journal)
         for entry in journal.entries[: self._checked]:
             if entry.kind == "input" and (message := self.inputs.take(entry)) is not None:
-                yield _judged(message, entry.condition)
+                yield _as_received(message, entry.condition, entry.correction_ns)
 
     def _begin(self, topic: str, journal: Journal) -> Iterator[Step]:
         """Yield a Begin unless the journal follows the last one without a gap."""
@@ -269,10 +273,20 @@ class _Playback:
         found = {item: self.inputs.find(item) for item in held}
         is_start = journal.before is None or journal.before.newest_ns is None
         reason = "" if is_start else self._broken or _BEGINNING
-        known = {item: _judged(one, item.condition) for item, one in found.items() if one is not None}
+        known = {
+            item: _as_received(one, item.condition, item.stamp_ns - as_published(one.header).stamp_ns)
+            for item, one in found.items()
+            if one is not None
+        }
         yield Begin(journal, known, reason)
 
 
-def _judged(message: Message[Header], condition: str) -> Message[Header]:
-    """Return an input with the condition that was judged on receipt, if it was."""
+def _as_received(message: Message[Header], condition: str, correction_ns: int) -> Message[Header]:
+    """Return an input as the fusion received it: on its clock, with the condition that it judged, if it did.
+
+    The recorder may have run on another host, or have estimated another offset.
+    """
+    if message.header.correction_ns != correction_ns:
+        header = corrected(message.header, correction_ns - message.header.correction_ns)
+        message = structs.replace(message, header=header)
     return with_condition(message, condition) if condition else message

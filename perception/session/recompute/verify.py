@@ -16,7 +16,7 @@ from msgspec import structs
 from perception.errors import PerceptionError
 from perception.fusion.engine import Engine
 from perception.io.progress import progress
-from perception.messages import FusedState, ModelInfo
+from perception.messages import FusedState, ModelInfo, as_published
 from perception.models.device import exists
 from perception.profile import FusionConfig, Profile
 from perception.session.file.reader import matches
@@ -282,7 +282,7 @@ class _Comparison:
             return None
         self._verdict.states += 1
         self._verdict.models[message.header.model.weights_hash] += 1
-        return message.header
+        return as_published(message.header)
 
 
 def _no_journal(recording: Recording, config: FusionConfig) -> str:
