@@ -27,6 +27,9 @@ _STARTS: Final = frozenset({"subprocess.Popen", "os.fork", "os.posix_spawn", "os
 _running_fast = False
 
 
+# Processes that tests start would compile the whole package, for up to 3 s each, if it were stored nowhere.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Threads of torch wait asleep: those that spin take the cores that other workers of the tests compute on.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
