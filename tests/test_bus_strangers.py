@@ -2,50 +2,15 @@
 
 import contextlib
 import socket
-import struct
-from collections.abc import Iterator
 
 import pytest
 import zmq
 
 from tests.bus import Bus, say, text
 from tests.waiting import LONG_S, eventually
+from tests.zmtp import PING, PONG, frame, read, subscriber
 
-
-def _frame(data: bytes) -> bytes:
-    """One message as ZMTP frames it."""
-    return (
-        struct.pack(">BB", 0, len(data)) + data
-        if len(data) < 256
-        else struct.pack(">BQ", 2, len(data)) + data
-    )
-
-
-_UNSUBSCRIPTION = _frame(b"\0text/say")
-_PING = b"\x04\x09\x04PING\0\0me"
-_PONG = b"\x04\x07\x04PONGme"
-
-
-def _read(peer: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size and (more := peer.recv(size - len(data))):
-        data += more
-    return data
-
-
-@contextlib.contextmanager
-def _peer(endpoint: str | None, requests: bytes = b"") -> Iterator[socket.socket]:
-    """Connect as a subscriber of ZMTP 3.1 that sends invalid data."""
-    assert endpoint is not None
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=LONG_S) as peer:
-        peer.sendall(b"\xff" + bytes(7) + b"\x01\x7f\x03\x01NULL" + bytes(16) + bytes(32))
-        assert len(_read(peer, 64)) == 64
-        peer.sendall(b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03SUB")
-        size = _read(peer, 2)[1]
-        assert b"READY" in _read(peer, size)
-        peer.sendall(requests)
-        yield peer
+_UNSUBSCRIPTION = frame(b"\0text/say")
 
 
 def _wait_until_taken(peer: socket.socket) -> None:
@@ -55,8 +20,8 @@ def _wait_until_taken(peer: socket.socket) -> None:
     to a second ping is the one that tells.
     """
     for _ in range(2):
-        peer.sendall(_PING)
-        assert _read(peer, len(_PONG)) == _PONG
+        peer.sendall(PING)
+        assert read(peer, len(PONG)) == PONG
 
 
 @pytest.mark.parametrize("leaves", [True, False])
@@ -64,16 +29,16 @@ def _wait_until_taken(peer: socket.socket) -> None:
     "requests",
     [
         pytest.param(_UNSUBSCRIPTION * 5, id="never subscribed"),
-        pytest.param(_frame(b"\1text/say") + _UNSUBSCRIPTION * 5, id="subscribed once"),
-        pytest.param(_frame(b"\0text/say/and/more") + _frame(b"\0text/sayer"), id="longer"),
-        pytest.param(_frame(b"\0text/") + _frame(b"\0t") + _frame(b"\0"), id="shorter"),
-        pytest.param(_frame(b"\0~newest00000000/text/say") + _frame(b"\0~/text/say") * 3, id="of a lane"),
-        pytest.param(_frame(b"\1~newest00000000/text/say") * 3, id="to a lane that is not there"),
-        pytest.param(b"".join(_frame(b"\1t%d" % n) for n in range(10_000)), id="10000 of other topics"),
-        pytest.param(_frame(b"\1text/say") * 10_000 + _UNSUBSCRIPTION * 10_000, id="10000 of this"),
-        pytest.param(_frame(b"") + _frame(b"nonsense") * 50 + _frame(b"\2text/say"), id="no requests"),
+        pytest.param(frame(b"\1text/say") + _UNSUBSCRIPTION * 5, id="subscribed once"),
+        pytest.param(frame(b"\0text/say/and/more") + frame(b"\0text/sayer"), id="longer"),
+        pytest.param(frame(b"\0text/") + frame(b"\0t") + frame(b"\0"), id="shorter"),
+        pytest.param(frame(b"\0~newest00000000/text/say") + frame(b"\0~/text/say") * 3, id="of a lane"),
+        pytest.param(frame(b"\1~newest00000000/text/say") * 3, id="to a lane that is not there"),
+        pytest.param(b"".join(frame(b"\1t%d" % n) for n in range(10_000)), id="10000 of other topics"),
+        pytest.param(frame(b"\1text/say") * 10_000 + _UNSUBSCRIPTION * 10_000, id="10000 of this"),
+        pytest.param(frame(b"") + frame(b"nonsense") * 50 + frame(b"\2text/say"), id="no requests"),
         pytest.param((bytes([4, 15]) + b"\x06CANCELtext/say") * 3, id="commands"),
-        pytest.param(_frame(bytes(2000)), id="too large"),
+        pytest.param(frame(bytes(2000)), id="too large"),
         pytest.param(b"\xff" * 500, id="no frames"),
     ],
 )
@@ -87,7 +52,7 @@ def test_a_stranger_silences_nobody(bus: Bus, requests: bytes, leaves: bool) -> 
         zmq_reader.subscribe("text/")
         zmq_reader.connect(publisher.endpoint or "")
         eventually(lambda: publisher.subscribers == 2)
-        with _peer(publisher.endpoint, requests) as outsider:
+        with subscriber(publisher.endpoint, requests) as outsider:
             if len(requests) < 2000:  # ZeroMQ receives no more until some are read
                 with contextlib.suppress(OSError, AssertionError):  # some are disconnected
                     _wait_until_taken(outsider)
@@ -106,12 +71,12 @@ def test_what_is_no_note_leaves_the_others_to_those_who_sent_them(bus: Bus) -> N
     """ZeroMQ attributes every request behind it to the wrong peer."""
     with (
         bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher,
-        _peer(publisher.endpoint, _frame(b"nonsense") * 3) as outsider,
+        subscriber(publisher.endpoint, frame(b"nonsense") * 3) as outsider,
         contextlib.ExitStack() as stack,
     ):
         _wait_until_taken(outsider)
         peers = [
-            stack.enter_context(_peer(publisher.endpoint, _frame(b"\1" + beginning)))
+            stack.enter_context(subscriber(publisher.endpoint, frame(b"\1" + beginning)))
             for beginning in (b"text/say", b"text/", b"text/say")
         ]
         for peer in peers:
@@ -119,13 +84,13 @@ def test_what_is_no_note_leaves_the_others_to_those_who_sent_them(bus: Bus) -> N
         assert publisher.subscribers == 3
         publisher.send(say("received"))
         for peer in peers:
-            assert _read(peer, 10) == b"\1\x08text/say"
+            assert read(peer, 10) == b"\1\x08text/say"
 
 
 def test_a_flood_of_notes_holds_up_no_message(bus: Bus) -> None:
     with (
         bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher,
-        _peer(publisher.endpoint, _frame(b"\1text/say") * 5000),
+        subscriber(publisher.endpoint, frame(b"\1text/say") * 5000),
     ):
         assert publisher.wait_for_subscriber(LONG_S)
         assert publisher.subscribers < 1000
@@ -135,7 +100,7 @@ def test_a_flood_of_notes_holds_up_no_message(bus: Bus) -> None:
 def test_subscriptions_end_with_their_connection(bus: Bus) -> None:
     """ZeroMQ keeps one subscription per connection and prefix."""
     with bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher:
-        with _peer(publisher.endpoint, b"".join(_frame(b"\1" + b"text/say"[:n]) for n in range(9))):
+        with subscriber(publisher.endpoint, b"".join(frame(b"\1" + b"text/say"[:n]) for n in range(9))):
             eventually(lambda: publisher.subscribers == 9)
         eventually(lambda: publisher.subscribers == 0)
 
@@ -150,7 +115,7 @@ def test_subscriptions_end_with_their_connection(bus: Bus) -> None:
 def test_peers_whose_notes_look_like_the_end_of_a_connection_are_refused(bus: Bus, hello: bytes) -> None:
     with (
         bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher,
-        _peer(publisher.endpoint, _frame(b"\1text/say")) as reader,
+        subscriber(publisher.endpoint, frame(b"\1text/say")) as reader,
     ):
         eventually(lambda: publisher.subscribers == 1)
         port = int((publisher.endpoint or "").rpartition(":")[2])
@@ -161,4 +126,4 @@ def test_peers_whose_notes_look_like_the_end_of_a_connection_are_refused(bus: Bu
                     pass
         assert publisher.subscribers == 1
         publisher.send(say("received"))
-        assert _read(reader, 10) == b"\1\x08text/say"
+        assert read(reader, 10) == b"\1\x08text/say"

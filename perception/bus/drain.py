@@ -30,6 +30,7 @@ from perception.bus.domains import first_domain
 from perception.bus.host import Runtime, base_directory
 from perception.bus.inbox import Inbox
 from perception.bus.lanes import Lanes
+from perception.bus.peers import Peers
 from perception.bus.watch import Watch
 from perception.errors import BusError, MalformedMessageError, PerceptionError
 from perception.messages import Header, Message, Payload
@@ -52,6 +53,11 @@ _POLLIN: Final = int(zmq.POLLIN)
 _MAX_BATCH: Final = 512
 """More messages than a socket holds: after a long stop the newest is returned, not the oldest."""
 _COPY_BELOW: Final = 4096
+_MAX_PARTS: Final = 4
+"""Parts of a message that are read; more than a valid message has."""
+_UNFINISHED_BYTES: Final = 3 * codec.MAX_PART_BYTES
+"""How much of one message a publisher on another host may send: more than a valid message has."""
+_SOURCE: Final = int(zmq.SRCFD)
 _DEAD_AFTER_MS: Final = 5000  # one large frame may keep a slow link busy for seconds
 
 
@@ -91,7 +97,9 @@ class Drain:
         """When to look for new topics next. Lock: `_socket_lock`."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
-        self._watch = Watch(self._socket)
+        self._peers = Peers(_UNFINISHED_BYTES)
+        """Publishers on other hosts. Lock: `_socket_lock`."""
+        self._watch = Watch(self._socket, self._peers)
         self._more = False
         """Whether a message was read that was not sent just now: more may wait. Lock: `_socket_lock`."""
         self._unread = True
@@ -244,9 +252,22 @@ class Drain:
             if not int(self._socket.get(_EVENTS)) & _POLLIN:
                 return False
             self._more = True
-            frames = self._socket.recv_multipart(copy=False)
+            frames = self._receive_frames()
             self._put_parts([frame.buffer if len(frame) > _COPY_BELOW else frame.bytes for frame in frames])
         return True
+
+    def _receive_frames(self) -> list[zmq.Frame]:
+        """Return the first parts of the next message; the others are read and dropped."""
+        frames = [self._socket.recv(copy=False)]
+        if self._remote:
+            self._peers.delivered(int(frames[0].get(_SOURCE)))
+        while frames[-1].more and len(frames) < _MAX_PARTS:
+            frames.append(self._socket.recv(copy=False))
+        if frames[-1].more:
+            self._peers.end(int(frames[0].get(_SOURCE)), "sent a message of more than three parts")
+            while self._socket.recv(copy=False).more:
+                pass
+        return frames
 
     def _open(self) -> None:
         self._socket.set(zmq.LINGER, 0)
@@ -285,6 +306,8 @@ class Drain:
                 for topic in filter(self._matches, self._runtime.topics()):
                     self._add_topic(topic)
             abandoned = self._watch.abandoned() & self._endpoints.keys()
+            for reason in self._peers.check():
+                self._warn_once(reason.partition(" ")[0], f"disconnected a publisher: {reason}")
             failed_handshakes = self._watch.failed_handshakes()
             for endpoint in failed_handshakes & self._endpoints.keys():
                 self._warn_once(

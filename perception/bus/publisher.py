@@ -24,6 +24,7 @@ from perception import topics
 from perception.bus import codec, endpoints, lane, packet
 from perception.bus.audience import Audience
 from perception.bus.host import Runtime
+from perception.bus.peers import Peers
 from perception.bus.watch import Watch
 from perception.errors import BusError
 from perception.messages import Header, Payload, reached_ns
@@ -40,6 +41,13 @@ _LOG: Final = logging.getLogger(__name__)
 _LINGER_MS: Final = 1000
 _COPY_BELOW_BYTES: Final = 64 * 1024  # passing a buffer without a copy costs more than copying a small one
 _POLL_MS: Final = 10
+_REQUEST_BYTES: Final = 512 * 1024
+"""How much a peer of the TCP endpoint may send: far more than subscriptions take."""
+_HEARTBEAT_BYTES_PER_S: Final = 256
+"""How much more each second: four times what encrypted heartbeats take."""
+_RECEIVE_BUFFER: Final = 2048
+"""Of the kernel, for each peer of the TCP endpoint: slows down one that floods, until it is disconnected."""
+_HANDSHAKE_MS: Final = 5000
 _MAX_UNNAMED: Final = 1000
 """Most names given to readers through ZeroMQ: one reader may subscribe any number of times."""
 _UPDATE_S: Final = 0.05
@@ -104,8 +112,9 @@ class Publisher(Closing):
         self._authenticator: ThreadAuthenticator | None = None
         self._watch: Watch | None = None
         """Watches the endpoint for other hosts."""
+        self._peers = Peers(_REQUEST_BYTES, _HEARTBEAT_BYTES_PER_S)
         self._keyed = keys is not None
-        self._refusal_warned = False
+        self._refusal_warned = self._excess_warned = False
         self.endpoint: str | None = None
         self._open(endpoint, keys)
 
@@ -230,18 +239,25 @@ class Publisher(Closing):
         with self._lock:
             if self._closed:
                 return
-            self._warn_of_refused()
+            self._check_peers()
             if not self._claim.intact():
                 self._runtime.renew(self._claim)
                 self._bind(self._runtime.ipc_endpoint(self.topic))
                 _LOG.warning("%s: its socket file was removed; bound again", self.topic)
         self._runtime.clock.restore()
 
-    def _warn_of_refused(self) -> None:
-        if self._watch is None or self._refusal_warned:
+    def _check_peers(self) -> None:
+        """Disconnect peers that send too much; log the first one, and the first one that was refused."""
+        if self._watch is None:
             return
         self._watch.abandoned()
-        if self._watch.failed_handshakes():
+        if ended := self._peers.check():
+            self._audience.socket_used = True
+            self._audience.update()  # ZeroMQ closes a connection once its requests are read
+            if not self._excess_warned:
+                self._excess_warned = True
+                _LOG.warning("%s: disconnected a peer of %s: %s", self.topic, self.endpoint, ended[0])
+        if self._watch.failed_handshakes() and not self._refusal_warned:
             self._refusal_warned = True
             why = "has other keys, or none" if self._keyed else "requires keys, and none are given here"
             _LOG.warning("%s: refused a connection to %s: the peer %s", self.topic, self.endpoint, why)
@@ -250,6 +266,7 @@ class Publisher(Closing):
         if (now_s := time.monotonic()) >= self._next_update_s:
             self._next_update_s = now_s + _UPDATE_S
             self._audience.update()
+            self._check_peers()
 
     def _bind(self, endpoint: str) -> None:
         self._socket.set(zmq.IPV6, int("[" in endpoint))
@@ -263,7 +280,9 @@ class Publisher(Closing):
             raise BusError(f"{self.topic}: cannot bind {endpoint}: {error.strerror}") from error
 
     def _bind_tcp(self, endpoint: str, folder: str | Path | None) -> None:
-        self._watch = Watch(self._socket)
+        self._watch = Watch(self._socket, self._peers)
+        self._socket.set(zmq.RCVBUF, _RECEIVE_BUFFER)
+        self._socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         if folder is None:
             # Without keys, only this setting refuses ZMTP 1 and 2: their subscriptions have no address, which
             # `Audience` needs. The domain needs no ZAP handler.

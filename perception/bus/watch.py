@@ -6,12 +6,16 @@ from typing import Final
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from perception.bus.peers import Peers
+
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 
 
 _WRONG: Final = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _FAILED: Final = _WRONG | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_OPENED: Final = zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED
+_STATUS: Final = zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _FAILED
 _CERTAIN: Final = 2
 """Failures after which a handshake counts as failed: one may fail because the peer ends during it."""
 
@@ -24,11 +28,11 @@ class Watch:
     every method.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], peers: Peers) -> None:
+        """Watch `socket`; add its TCP connections to `peers`, and remove those that end."""
         self._socket = socket
-        self._events = socket.get_monitor_socket(
-            zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _FAILED
-        )
+        self._peers = peers
+        self._events = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | _OPENED | _STATUS)
         self._down: set[str] = set()
         self._failures: Counter[str] = Counter()
 
@@ -39,7 +43,10 @@ class Watch:
             event = recv_monitor_message(self._events)
             endpoint = event["endpoint"].decode()
             self._count(endpoint, event["event"])
-            if event["event"] == zmq.EVENT_DISCONNECTED:
+            if event["event"] & _OPENED and endpoint.startswith("tcp:"):
+                self._peers.opened(int(event["value"]))
+            elif event["event"] == zmq.EVENT_DISCONNECTED:
+                self._peers.closed(int(event["value"]))
                 self._down.add(endpoint)
             else:
                 self._down.discard(endpoint)
