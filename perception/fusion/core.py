@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Final, TypeGuard
 
@@ -144,6 +144,11 @@ class FusionCore:
             return None
         due_ns = self._next_tick * self.hop_ns + self.lateness_ns
         return min(due_ns, self._newest_ns + self.max_leap_ns)
+
+    @property
+    def newest_of_topic(self) -> Mapping[str, int]:
+        """Newest stamp of each topic."""
+        return self._newest_of_topic
 
     def takes(self, topic: str) -> bool:
         """Whether one of the inputs reads this topic."""

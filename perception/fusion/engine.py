@@ -80,6 +80,8 @@ class Engine:
         self.device = device
         self.counts: Counter[str] = Counter()
         """Inputs not used, by encoder or input and reason. The compute thread writes."""
+        self.newest: FusedState | None = None
+        """The state that `run` returned last. The compute thread writes, any thread reads."""
         self.encoders_hash = _encoders_hash(self.encoders)
         self._config_hash = config_hash(_decisive(config))
         self.use(head)
@@ -138,7 +140,8 @@ class Engine:
         began_ns = self._clock()
         with torch.inference_mode():  # once: entered with cold caches, it costs as much as a head
             encoded = self._encode(window)
-            return self._infer(window, encoded, began_ns=began_ns, cut_ns=cut_ns, shed=shed)
+            self.newest = self._infer(window, encoded, began_ns=began_ns, cut_ns=cut_ns, shed=shed)
+        return self.newest
 
     def _infer(
         self, window: Window, encoded: Encoded, *, began_ns: int = 0, cut_ns: int = 0, shed: int = 0

@@ -18,11 +18,23 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from msgspec import structs
 
+from perception.errors import PerceptionError
 from perception.fusion.core import FusionCore
 from perception.fusion.early import Early
 from perception.fusion.ledger import Ledger
 from perception.fusion.window import Window
-from perception.messages import PROCESS, ClockTick, Header, Health, InputHealth, Message, SwapRequest
+from perception.graph.fusion_health import Figures, FusionJudge
+from perception.graph.liveness import Standing
+from perception.messages import (
+    PROCESS,
+    ClockTick,
+    FusedState,
+    Header,
+    Health,
+    InputHealth,
+    Message,
+    SwapRequest,
+)
 from perception.topics import name_of
 from perception.units import SECOND_NS, Clock
 
@@ -36,6 +48,8 @@ JOURNAL_ENTRIES: Final = 512
 """A journal with this many entries is published at once."""
 IDLE_S: Final = 0.1
 """Longest wait for a message; after it the loop checks whether to stop."""
+HANG_NS: Final = 30 * SECOND_NS
+"""A fusion without a state for this time ends with an error, so that it is started again."""
 ItemT = TypeVar("ItemT")
 
 
@@ -140,11 +154,15 @@ class FusionLoop:
             state_source=outputs.state.source,
             head=compute.swap.active.use(),
         )
+        self._judge = FusionJudge(compute.engine.config, clock())
+        self._judged: FusedState | None = None
+        """The newest state that the judge has got."""
+        self._standing = Standing("ok")
 
     def run(self, stopped: threading.Event) -> None:
         """Receive messages, cut windows and pass them to the models until stopped.
 
-        Raises the error that ended the compute thread.
+        Raises the error that ended the compute thread; PerceptionError if the models hang.
         """
         self._tick(self._clock())
         next_health_ns = next_journal_ns = self._clock()
@@ -155,6 +173,8 @@ class FusionLoop:
             if now_ns >= next_journal_ns or len(self._ledger.entries) >= JOURNAL_ENTRIES:
                 next_journal_ns = now_ns + JOURNAL_PERIOD_NS
                 self._publish_journal(now_ns)
+                changed = self._judge_now(now_ns)
+                next_health_ns = now_ns if changed else next_health_ns
             if now_ns >= next_health_ns:
                 next_health_ns = now_ns + HEALTH_PERIOD_NS
                 self._publish_health(now_ns)
@@ -176,6 +196,9 @@ class FusionLoop:
             self._compute.swap.request(message.header)
         elif message is not None:
             self._early.put(message, now_ns)
+        if (state := self._compute.engine.newest) is not None and state is not self._judged:
+            self._judged = state
+            self._judge.add(state)
         for due in self._early.due(now_ns):
             self._take(due)
         # messages that have already arrived come first, for at most one hop
@@ -203,6 +226,17 @@ class FusionLoop:
         if (journal := self._ledger.journal(now_ns, last=last)) is not None:
             self._out.journal.send(journal)
 
+    def _judge_now(self, now_ns: int) -> bool:
+        """Judge the health of this fusion; return whether its status changed."""
+        before = self._standing.status
+        shed, published = self._compute.shed_count, self._out.state.published
+        counts = {topic: dict(reasons) for topic, reasons in self._core.counts.items()}
+        newest_ns = dict(self._core.newest_of_topic)
+        self._standing = self._judge.judge(Figures(now_ns, counts, newest_ns, shed, published))
+        if self._judge.stateless_ns(now_ns) > max(HANG_NS, 10 * self._core.hop_ns):
+            raise PerceptionError(f"the models hang: {self._standing.reason}")
+        return self._standing.status != before
+
     def _publish_health(self, now_ns: int) -> None:
         counts = {
             f"{topic} {reason}": count
@@ -214,6 +248,8 @@ class FusionLoop:
             Health(
                 stamp_ns=now_ns,
                 node=name_of(self._out.health.topic),
+                status=self._standing.status,
+                reason=self._standing.reason,
                 inputs=self._inbox.health(),
                 outputs=self._out.published(),
                 counts=counts | {"windows shed": self._compute.shed_count},
