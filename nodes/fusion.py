@@ -10,6 +10,7 @@ from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
 from perception.fusion.core import FusionCore
 from perception.graph.fusion_loop import FusionLoop, Outputs
+from perception.graph.judging import Judging
 from perception.profile import Profile
 
 from .node import main
@@ -63,7 +64,8 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
             compute = Compute(engine, state.send, clock)
             compute.start()
             outputs = Outputs(state, ticks, journal, health, head)
-            FusionLoop(core, compute, inbox, outputs, clock).run(stopped)
+            judging = Judging({f"camera/{key}": item.signal for key, item in profile.camera.items()})
+            FusionLoop(core, compute, inbox, outputs, clock, judging).run(stopped)
 
 
 if __name__ == "__main__":

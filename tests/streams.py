@@ -55,7 +55,8 @@ def config(**changes: object) -> FusionConfig:
 
 
 def frame(seq: int, stamp_ns: int, **header: object) -> Message[CameraFrame]:
-    fields = {"seq": seq, "stamp_ns": stamp_ns, "width": 2, "height": 1, "encoding": "mono8", "source": "c#1"}
+    size = {"width": 2, "height": 1, "encoding": "mono8"}
+    fields = {"seq": seq, "stamp_ns": stamp_ns, "source": "c#1", "condition": "ok"} | size
     return Message(CAMERA, checked(CameraFrame, fields | header), bytes((seq % 256, 0)))
 
 
@@ -70,6 +71,7 @@ def block(
         "rate_hz": rate_hz,
         "format": "f32",
         "source": "m#1",
+        "condition": "ok",
     }
     payload = np.asarray(samples, dtype="<f4").tobytes()
     return Message(MICROPHONE, checked(AudioBlock, fields | header), payload)

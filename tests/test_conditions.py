@@ -1,31 +1,40 @@
 """Conditions of signals: from header to window to state, live and recomputed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import cv2
+import numpy as np
 import pytest
+from msgspec import structs
 from pydantic import ValidationError
 
+from perception.devices.received import ReceivedSignals
+from perception.devices.signal.frames import FrameJudge
 from perception.features.window import CONTEXT_NS
 from perception.fusion.core import FusionCore
 from perception.fusion.window import CameraSlice, Window
-from perception.messages import FusedState, Header, Message, with_condition
-from perception.profile import InputConfig, Profile
+from perception.messages import FusedState, Header, Journal, Message, condition_of, with_condition
+from perception.profile import InputConfig
 from perception.session.recompute.engines import replay
 from perception.session.recompute.verify import verify
-from tests.live import LiveRun
+from perception.units import SECOND_NS
+from tests.live import LiveRun, late
 from tests.streams import (
     CAMERA,
     MICROPHONE,
     MS,
     START_NS,
     arrivals,
+    block,
     camera_stream,
     config,
+    frame,
     microphone_stream,
     run,
     run_live,
+    text,
 )
-from tests.test_verify import SPEED, fusion, scripted
+from tests.test_verify import PROFILE, SPEED, fusion, scripted
 
 Judged = Mapping[str, list[tuple[float, float, str]]]
 """By topic: conditions of what happened from one time to another, in seconds."""
@@ -172,9 +181,9 @@ def test_a_state_names_the_condition_of_each_stream(recording: list[Message[Head
 
 
 def test_conditions_follow_from_the_recording(recording: list[Message[Header]]) -> None:
-    verdict = verify(recording, Profile(fusion=fusion()))
+    verdict = verify(recording, PROFILE)
     assert (verdict.exit_code, verdict.equal) == (0, len(states_of(recording))), str(verdict.first)
-    assert [one.modalities for one in replay(recording, Profile(fusion=fusion()))] == [
+    assert [one.modalities for one in replay(recording, PROFILE)] == [
         one.modalities for one in states_of(recording)
     ]
 
@@ -182,6 +191,78 @@ def test_conditions_follow_from_the_recording(recording: list[Message[Header]]) 
 @pytest.mark.parametrize("began_s", [1.2, 2.1, 2.9, 3.3, 4.1])
 def test_conditions_follow_from_any_cut(recording: list[Message[Header]], began_s: float) -> None:
     later = [one for one in recording if one.received_ns >= START_NS + round(began_s * 1e9)]
-    verdict = verify(later, Profile(fusion=fusion()))
+    verdict = verify(later, PROFILE)
     assert (verdict.exit_code, verdict.different) == (0, 0), str(verdict.first)
     assert verdict.equal >= 10
+
+
+def unjudged(seconds: float) -> list[Message[Header]]:
+    """A stream of a publisher that judges nothing: black and all zeros from 2 to 5 seconds."""
+    _, black = cv2.imencode(".jpg", np.zeros((120, 160, 3), np.uint8))
+
+    def lying(message: Message[Header]) -> Message[Header]:
+        if not 2 * SECOND_NS <= message.header.stamp_ns - START_NS < 5 * SECOND_NS:
+            return message
+        if message.topic == MICROPHONE:
+            return structs.replace(message, payload=bytes(len(message.payload)))
+        return structs.replace(message, payload=black.tobytes()) if message.topic == CAMERA else message
+
+    return [lying(message) for message in scripted(seconds)]
+
+
+def conditions_of(states: Iterable[FusedState], name: str) -> dict[int, tuple[str, str]]:
+    """Presence and condition of an input, by the end of the window in ms."""
+    return {
+        (state.stamp_ns - START_NS) // MS: (state.modalities[name].presence, state.modalities[name].condition)
+        for state in states
+    }
+
+
+@pytest.fixture(scope="module")
+def foreign() -> list[Message[Header]]:
+    return LiveRun(fusion(), "foreign", speed=SPEED).run(unjudged(8.0))
+
+
+@pytest.mark.parametrize(("name", "lie"), [("camera", "black"), ("microphone", "silent")])
+def test_a_lie_of_a_publisher_that_does_not_judge_is_absent_until_it_ends(
+    foreign: list[Message[Header]], name: str, lie: str
+) -> None:
+    seen = conditions_of(states_of(foreign), name)
+    assert {seen[ms] for ms in range(1500, 2000, 100) if ms in seen} == {("present", "ok")}
+    assert {seen[ms] for ms in range(4500, 5000, 100) if ms in seen} == {("absent", lie)}
+    assert {seen[ms] for ms in range(7500, 8000, 100) if ms in seen} == {("present", "ok")}
+
+
+def test_what_was_judged_on_receipt_is_journaled_and_follows_from_the_recording(
+    foreign: list[Message[Header]],
+) -> None:
+    entries = [entry for one in foreign if isinstance(one.header, Journal) for entry in one.header.entries]
+    assert {"ok", "black", "silent"} <= {entry.condition for entry in entries}
+    assert {condition_of(one.header) for one in foreign} == {""}  # nothing recorded was changed
+    verdict = verify(foreign, PROFILE)
+    assert (verdict.exit_code, verdict.equal) == (0, len(states_of(foreign))), str(verdict.first)
+    later = verify([one for one in foreign if one.received_ns >= START_NS + 3 * SECOND_NS], PROFILE)
+    assert (later.exit_code, later.different) == (0, 0), str(later.first)
+
+
+def test_without_a_journal_the_same_is_judged_again() -> None:
+    offline = list(replay(unjudged(8.0), PROFILE))
+    assert list(replay(late(unjudged(8.0), "text/none", 0, 0, 0), PROFILE, workers=2)) == offline
+    for name, lie in (("camera", "black"), ("microphone", "silent")):
+        seen = conditions_of(offline, name)
+        assert {seen[ms] for ms in range(4500, 5000, 100)} == {("absent", lie)}
+        assert {seen[ms] for ms in range(7000, 7900, 100)} == {("present", "ok")}
+
+
+def test_a_condition_that_a_publisher_claims_is_taken_as_its_word() -> None:
+    claimed = [with_condition(one, "ok") for one in unjudged(5.0)]
+    seen = conditions_of(replay(claimed, PROFILE), "camera")
+    assert seen[4500] == ("present", "ok")
+
+
+def test_data_that_cannot_be_decoded_is_not_judged() -> None:
+    signals = ReceivedSignals()
+    broken = [frame(0, START_NS, encoding="jpeg"), block(0, START_NS, np.full(512, np.nan), 0)]
+    broken = [with_condition(one, "") for one in broken]
+    assert {signals.judge(one) for one in broken} == {FrameJudge().condition}
+    assert signals.judge(text(0, START_NS, "come")) == ""

@@ -16,7 +16,7 @@ from perception.errors import SessionError
 from perception.fusion.core import FusionCore
 from perception.fusion.presence import Presence
 from perception.fusion.window import Window
-from perception.messages import CameraFrame, Header, Message, TextCommand
+from perception.messages import CameraFrame, Header, Message, TextCommand, with_condition
 from perception.profile import EncoderConfig, FusionConfig, HeadConfig, InputConfig, Profile
 from perception.retrieval.search import open_indexes
 from perception.retrieval.streams import Step
@@ -195,7 +195,7 @@ def live(stream: Stream, fusion: FusionConfig) -> list[Window]:
 
 @pytest.mark.parametrize("hop_ms", [100.0, 250.0, 2000.0])
 def test_without_a_clock_arrivals_move_time_as_the_clock_did_live(hop_ms: float) -> None:
-    room = [one for one in scripted_room() if one.topic == CAMERA]
+    room = [with_condition(one, "ok") for one in scripted_room() if one.topic == CAMERA]
     late = [structs.replace(one, received_ns=one.received_ns + 90 * MS) for one in room]
     stream = [one for one in late if not 1000 * MS < one.header.stamp_ns - START_NS < 2600 * MS]
     expected = live(stream, config(hop_ms))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from perception.fusion.core import FusionCore
 from perception.fusion.window import Window
-from perception.messages import Header, HeadUse, Journal, JournalEntry, Message, with_condition
+from perception.messages import Header, HeadUse, Journal, JournalEntry, Message
 
 
 class Ledger:
@@ -31,7 +31,7 @@ class Ledger:
     def push(self, message: Message[Header], judged: str = "") -> list[Window]:
         """Record a message and push it into the core; return the windows it completes, oldest first.
 
-        `judged`: its condition as judged on receipt; empty: that of its header is used.
+        `judged`: its condition if it was judged on receipt; the journal names it, the wire bytes do not.
         """
         header = message.header
         entry = JournalEntry(
@@ -43,7 +43,7 @@ class Ledger:
             correction_ns=header.correction_ns,
         )
         self.entries.append(entry)
-        return self.core.push(with_condition(message, judged) if judged else message)
+        return self.core.push(message)
 
     def shed(self, ticks: Iterable[int]) -> None:
         """Record windows that were shed."""

@@ -61,6 +61,8 @@ class CameraStream:
         """Return whether the next window will likely use this frame, by the rate of frames."""
         if not self._frames or self._frames[-1] is not message:
             return False
+        if self._conditions.is_absent(message.header.condition):
+            return False
         before = self._frames[-2].header.stamp_ns if len(self._frames) > 1 else message.header.stamp_ns
         stamp_ns = message.header.stamp_ns
         return stamp_ns + (stamp_ns - before) * EARLY > -(-stamp_ns // self._hop_ns) * self._hop_ns

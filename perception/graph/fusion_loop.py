@@ -2,7 +2,8 @@
 
 Threads: the main thread calls every method and owns core, early queue and ledger. The compute thread runs the
 models and publishes the states. They share `perception.fusion.compute.Compute` only: the loop offers windows
-and empties its queues of shed ticks, head statuses and head changes.
+and empties its queues of shed ticks, head statuses and head changes. The judging thread belongs to
+`perception.graph.judging.Judging`.
 
 Order: every message passes through the ledger, which pushes it to the core and records it. Time advances only
 by messages and clock ticks, which are published, so a recording contains every input. At the end the compute
@@ -24,6 +25,7 @@ from perception.fusion.early import Early
 from perception.fusion.ledger import Ledger
 from perception.fusion.window import Window
 from perception.graph.fusion_health import Figures, FusionJudge
+from perception.graph.judging import Judging
 from perception.graph.liveness import Standing
 from perception.messages import (
     PROCESS,
@@ -34,6 +36,7 @@ from perception.messages import (
     InputHealth,
     Message,
     SwapRequest,
+    with_condition,
 )
 from perception.topics import name_of
 from perception.units import SECOND_NS, Clock
@@ -137,12 +140,20 @@ class FusionLoop:
         inbox: messages of the core's inputs, and requests for other heads.
         outputs: the publishers; the compute thread publishes the states.
         clock: host time in ns.
+        judging: judges the streams whose publishers do not.
     """
 
     def __init__(
-        self, core: FusionCore, compute: Computing, inbox: Inbox, outputs: Outputs, clock: Clock
+        self,
+        core: FusionCore,
+        compute: Computing,
+        inbox: Inbox,
+        outputs: Outputs,
+        clock: Clock,
+        judging: Judging | None = None,
     ) -> None:
         self._core = core
+        self._signals = judging or Judging()
         self._early = Early(core)
         self._compute = compute
         self._inbox = inbox
@@ -178,6 +189,7 @@ class FusionLoop:
             if now_ns >= next_health_ns:
                 next_health_ns = now_ns + HEALTH_PERIOD_NS
                 self._publish_health(now_ns)
+        self._signals.close()
         self._compute.stop()
         now_ns = self._clock()
         self._publish_heads(now_ns)
@@ -206,7 +218,9 @@ class FusionLoop:
             self._tick(now_ns)
 
     def _take(self, message: Message[Header]) -> None:
-        windows = self._ledger.push(message)
+        if judged := self._signals.judge(message):
+            message = with_condition(message, judged)
+        windows = self._ledger.push(message, judged)
         if self._core.expects(message):
             self._compute.engine.expect(message)
         self._compute.offer(windows)
@@ -244,6 +258,8 @@ class FusionLoop:
             for reason, count in reasons.items()
         }
         counts |= self._compute.engine.counts
+        if self._signals.skipped:
+            counts["signals not judged"] = self._signals.skipped
         self._out.health.send(
             Health(
                 stamp_ns=now_ns,

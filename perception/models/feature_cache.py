@@ -23,7 +23,7 @@ from perception.models.checkpoint import config_hash
 from perception.units import Counts
 
 _COUNTS: Final = "counts"
-VERSION: Final = 6
+VERSION: Final = 7
 """Increased when the same source, encoders and configuration would give other features."""
 
 

@@ -104,11 +104,12 @@ class Samples:
     def __iter__(self) -> Iterator[Sample]:
         # a frame stays valid for at least one tick
         ages = {"max_age_ms": max(_MAX_AGE_MS, self._hop_ms), "length_ms": self._sound_ms}
+        used = {"absent_when": (), "suspect_when": ()}  # data of any condition is exported
         config = FusionConfig(
             hop_ms=self._hop_ms,
             lateness_ms=_LATENESS_MS,
             alignment="reproducible",
-            inputs={name: InputConfig(topic=name, **ages) for name in self._names},
+            inputs={name: InputConfig.model_validate({"topic": name} | ages | used) for name in self._names},
             encoders={},
             head=HeadConfig(weights="random"),
         )

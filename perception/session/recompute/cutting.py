@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
+from perception.devices.received import ReceivedSignals
 from perception.errors import SessionError
 from perception.features.window import CONTEXT_NS
 from perception.fusion.audio_stream import RESYNC_NS
@@ -17,7 +18,16 @@ from perception.fusion.core import RULES, FusionCore
 from perception.fusion.early import Early
 from perception.fusion.presence import Presence
 from perception.fusion.window import CameraSlice, TextSlice, Window
-from perception.messages import CameraFrame, ClockTick, CoreMark, Header, HeldInput, Message, TextCommand
+from perception.messages import (
+    CameraFrame,
+    ClockTick,
+    CoreMark,
+    Header,
+    HeldInput,
+    Message,
+    TextCommand,
+    with_condition,
+)
 from perception.profile import FusionConfig
 from perception.session.recompute.arrivals import STREAM_KINDS, arrivals
 from perception.session.recompute.journal import Begin, End, Missed, Step
@@ -129,29 +139,33 @@ def cut_as_arrived(
 
 
 def _windows(messages: Iterable[Message[Header]], core: FusionCore, *, on_clock: bool) -> Iterator[Window]:
-    early = Early(core, count_waits=False)
+    early, signals = Early(core, count_waits=False), ReceivedSignals()
     for now_ns, message in arrivals(messages, core.takes, core.max_leap_ns, on_clock=on_clock):
         if now_ns is None:
             yield from core.push(message) if lookup(message.topic).prefix in STREAM_KINDS else ()
             continue
-        yield from _move(core, early, now_ns)
+        yield from _move(core, early, signals, now_ns)
         if lookup(message.topic).prefix in STREAM_KINDS:
             for part, arrived_ns in split_early(message, now_ns, core.max_leap_ns):
                 early.put(part, arrived_ns)
-            yield from _move(core, early, now_ns)
+            yield from _move(core, early, signals, now_ns)
     while (due_ns := early.next_ns) is not None:
-        yield from _move(core, early, due_ns)
+        yield from _move(core, early, signals, due_ns)
     last_ns = (core.mark().newest_ns or 0) + core.lateness_ns
     while (deadline_ns := core.deadline_ns) is not None and deadline_ns <= last_ns:
         yield from core.push(_tick(deadline_ns))
 
 
-def _move(core: FusionCore, early: Early, now_ns: int) -> Iterator[Window]:
-    """Move time as the ticks of a live fusion do, and push early messages when they are due."""
+def _move(core: FusionCore, early: Early, signals: ReceivedSignals, now_ns: int) -> Iterator[Window]:
+    """Move time as the ticks of a live fusion do, and push early messages when they are due.
+
+    Signals that carry no condition are judged as a live fusion does.
+    """
     while (due_ns := early.next_ns) is not None and due_ns <= now_ns:
         yield from _tick_to(core, due_ns)
         for message in early.due(due_ns):
-            yield from core.push(message)
+            judged = signals.judge(message) if core.takes(message.topic) else ""
+            yield from core.push(with_condition(message, judged) if judged else message)
     yield from _tick_to(core, now_ns)
 
 
