@@ -42,7 +42,8 @@ ConditionName = Literal[
     "reconnecting",
 ]
 """The conditions of a stream that this version knows. A judge reports one: the most serious that holds."""
-Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+MAX_COUNT: Final = (1 << 63) - 1
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 MAX_TIME_NS: Final = 1 << 62
 """Latest event time, in the year 2116: sums and differences of times and durations fit into 64 bits."""
 Time = Annotated[int, Meta(ge=-MAX_TIME_NS, le=MAX_TIME_NS)]
@@ -105,7 +106,7 @@ class Header(Model):
     seq: Annotated[Count, Meta(description="counts up per publisher id and topic; a gap is a loss")] = 0
     stamp_ns: Annotated[Time, Meta(description="event time, UNIX nanoseconds that never step")]
     sent_ns: Annotated[Time, measured("time of publication, same clock")] = 0
-    source: Annotated[str, measured("publisher id: name#incarnation")] = ""
+    source: Annotated[str, Meta(max_length=264), measured("publisher id: name#incarnation")] = ""
     correction_ns: Annotated[
         Time,
         measured("added to all times by the host that received it: its clock minus that of the publisher"),
@@ -162,7 +163,7 @@ class TextCommand(Header):
     """One line of text, typed or recognised."""
 
     text: Annotated[str, Meta(max_length=4096)]
-    language: Annotated[str, Meta(description="BCP 47 tag, empty if unknown")] = ""
+    language: Annotated[str, Meta(max_length=256, description="BCP 47 tag, empty if unknown")] = ""
     final: Annotated[bool, Meta(description="false while a recogniser may still change it")] = True
 
 
@@ -171,8 +172,10 @@ class Label(Header):
 
     start_ns: Time
     end_ns: Time
-    name: Annotated[str, Meta(description="class")]
-    track: Annotated[str, Meta(description="labels of different tracks may overlap")] = "truth"
+    name: Annotated[str, Meta(max_length=4096, description="class")]
+    track: Annotated[str, Meta(max_length=4096, description="labels of different tracks may overlap")] = (
+        "truth"
+    )
 
 
 def moved(header: ShiftedT, by_ns: int) -> ShiftedT:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 MAX_PART_BYTES: Final = max(row.max_payload_bytes for row in topics.TOPICS.values())
 """Size limit of every part of a message; sockets refuse larger ones."""
 
+_JPEG_BYTES_PER_PIXEL: Final = 4
+"""More than noise at the highest quality takes."""
+_JPEG_EXTRA_BYTES: Final = 1 << 20
+"""Tables, a thumbnail and other data of the camera."""
 _MAX_REASON_LENGTH: Final = 120
 
 
@@ -174,7 +178,9 @@ def _check_frame(header: Any, size: int) -> str | None:
     if not size:
         return f"empty {header.encoding} frame"
     if header.encoding == "jpeg":
-        return None
+        most = _JPEG_BYTES_PER_PIXEL * header.width * header.height + _JPEG_EXTRA_BYTES
+        pixels = f"{header.width} x {header.height} pixels"
+        return None if size <= most else f"JPEG of {size} bytes; {pixels} take at most {most}"
     expected = header.width * header.height * PIXEL_BYTES[header.encoding]
     return None if size == expected else _size_mismatch(size, expected)
 

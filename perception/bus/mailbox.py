@@ -13,10 +13,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from perception import topics
-from perception.messages import Header, InputHealth, Message
+from perception.messages import MAX_COUNT, Header, InputHealth, Message
 from perception.units.bounded import MAX_NAMES, REST
 
 _MAX_SOURCES: Final = 16  # publisher ids per topic: a publisher that restarts again and again stays bounded
+_MAX_GAP: Final = 1 << 32
+"""Largest gap in `seq` that is a loss: at 1000 messages a second that of 50 days."""
+_MAX_BYTES: Final = 1 << 30
+"""Headers and payloads queued on all topics together."""
+MAX_REPORTED: Final = 256
+"""Topics with counts of their own in a report, which must fit into one header."""
 
 
 @dataclass(slots=True)
@@ -32,6 +38,21 @@ class _Account:
     unexplained: int = 0
     """Refused messages since the last valid one; each explains one missing `seq`."""
     newest_stamp_ns: int | None = None
+    queued_elsewhere: int = 0
+    """Messages that wait in the accounts that were added to this one."""
+
+    @property
+    def queued(self) -> int:
+        """Number of messages that wait; of a sum of accounts, those of all."""
+        return self.queued_elsewhere + len(self.arrivals)
+
+    def add(self, other: "_Account") -> None:
+        """Add the counts of another account."""
+        self.received += other.received
+        self.consumed += other.consumed
+        self.lost = min(self.lost + other.lost, MAX_COUNT)
+        self.dropped.update(other.dropped)
+        self.queued_elsewhere += other.queued
 
     def admit(self, header: Header) -> bool:
         """Count a received message and the loss before it; return False for a duplicate or an old `seq`."""
@@ -53,8 +74,11 @@ class _Account:
         elif seq < expected:
             self.dropped["duplicate" if seq == expected - 1 else "backwards"] += 1
             return False
+        elif seq - expected > _MAX_GAP:
+            self.dropped["seq ahead"] += 1
+            return False
         else:
-            self.lost += max(0, seq - expected - self.unexplained)
+            self.lost = min(self.lost + max(0, seq - expected - self.unexplained), MAX_COUNT)
         return True
 
 
@@ -73,6 +97,7 @@ class Mailbox:
         """Sums over the topics that are no longer remembered."""
         self._waiting: OrderedDict[int, Message[Header]] = OrderedDict()
         self._arrived = 0
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -86,18 +111,20 @@ class Mailbox:
         account = self._account(message.topic)
         if not account.admit(message.header):
             return
-        row, size = account.row, len(message.payload)
+        row, size = account.row, _size(message)
         full = len(account.arrivals) >= row.depth
-        if row.policy == "queue":
-            if full or account.queued_bytes + size > row.max_queued_bytes:
-                account.dropped["overflow"] += 1
-                return
-        elif full:
-            superseded = self._waiting.pop(account.arrivals.popleft())
-            account.queued_bytes -= len(superseded.payload)
+        if full and row.policy == "latest":
+            self._remove(account, self._waiting.pop(account.arrivals.popleft()))
             account.dropped["superseded"] += 1
+        elif full or account.queued_bytes + size > row.max_queued_bytes:
+            account.dropped["overflow"] += 1
+            return
+        if self._bytes + size > _MAX_BYTES:
+            account.dropped["overflow"] += 1
+            return
         self._waiting[self._arrived] = message
         account.queued_bytes += size
+        self._bytes += size
         account.arrivals.append(self._arrived)
         self._arrived += 1
 
@@ -126,14 +153,28 @@ class Mailbox:
         _, message = self._waiting.popitem(last=False)
         account = self._accounts[message.topic]
         account.arrivals.popleft()
-        account.queued_bytes -= len(message.payload)
+        self._remove(account, message)
         account.consumed += 1
         return message
 
+    def _remove(self, account: _Account, message: Message[Header]) -> None:
+        """Subtract the bytes of a message that is no longer queued."""
+        size = _size(message)
+        account.queued_bytes -= size
+        self._bytes -= size
+
     def health(self, now_ns: int) -> dict[str, InputHealth]:
-        """Return the counts by topic; ages are relative to `now_ns`."""
-        rest = {REST: self._rest} if self._rest.received else {}
-        return {topic: _report(account, now_ns) for topic, account in (self._accounts | rest).items()}
+        """Return the counts by topic, of further topics the sums; ages are relative to `now_ns`."""
+        accounts, rest = self._accounts, self._rest
+        if len(accounts) > MAX_REPORTED:
+            order = sorted(accounts, key=lambda one: accounts[one].received or math.inf)
+            further, rest = order[:-MAX_REPORTED], _Account(rest.row)
+            for account in (self._rest, *(accounts[one] for one in further)):
+                rest.add(account)
+            accounts = {one: account for one, account in accounts.items() if one not in set(further)}
+        if rest.received:
+            accounts = accounts | {REST: rest}
+        return {topic: _report(account, now_ns) for topic, account in accounts.items()}
 
     def _account(self, topic: str) -> _Account:
         account = self._accounts.get(topic)
@@ -152,12 +193,14 @@ class Mailbox:
         topic = min(self._accounts, key=lambda one: self._accounts[one].received or math.inf)
         account, rest = self._accounts.pop(topic), self._rest
         for arrival in account.arrivals:
-            del self._waiting[arrival]
+            self._remove(account, self._waiting.pop(arrival))
         account.dropped["forgotten"] += len(account.arrivals)
-        rest.received += account.received
-        rest.consumed += account.consumed
-        rest.lost += account.lost
-        rest.dropped += account.dropped
+        account.arrivals.clear()
+        rest.add(account)
+
+
+def _size(message: Message[Header]) -> int:
+    return len(message.wire) + len(message.payload)
 
 
 def _report(account: _Account, now_ns: int) -> InputHealth:
@@ -165,7 +208,7 @@ def _report(account: _Account, now_ns: int) -> InputHealth:
     return InputHealth(
         received=account.received,
         consumed=account.consumed,
-        queued=len(account.arrivals),
+        queued=account.queued,
         lost=account.lost,
         dropped=dict(account.dropped),
         age_ms=None if stamp_ns is None else (now_ns - stamp_ns) / 1e6,

@@ -6,10 +6,28 @@ and enter here before the journal that names them. `Backlog` is shared; its owne
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Final
+
+from msgspec import structs
 
 from perception.fusion.core import FusionCore
 from perception.fusion.window import Window
-from perception.messages import Header, HeadUse, Journal, JournalEntry, Message
+from perception.messages import (
+    CoreMark,
+    Header,
+    HeadUse,
+    Journal,
+    JournalEntry,
+    Message,
+)
+
+_MAX_ENTRIES: Final = 512
+_MAX_ENTRY_BYTES: Final = 64 * 1024
+_MAX_MARK_BYTES: Final = 128 * 1024
+"""Together with the entries less than the largest header."""
+_KEPT: Final = 16
+_ITEM_BYTES: Final = 80
+"""Of an entry or an item of a mark, without the names in it, at most."""
 
 
 class Ledger:
@@ -22,11 +40,17 @@ class Ledger:
         self.core = core
         self.entries: list[JournalEntry] = []
         """Recorded since the last journal."""
+        self._entry_bytes = 0
         self._state_topic = state_topic
         self._state_source = state_source
         self._heads = [] if head is None else [head]
         self._switched = False
-        self._before = core.mark()
+        self._before = _bounded(core.mark())
+
+    @property
+    def full(self) -> bool:
+        """Whether a journal is due: a header has room for few more entries."""
+        return len(self.entries) >= _MAX_ENTRIES or self._entry_bytes >= _MAX_ENTRY_BYTES
 
     def push(self, message: Message[Header], judged: str = "") -> list[Window]:
         """Record a message and push it into the core; return the windows it completes, oldest first.
@@ -43,6 +67,7 @@ class Ledger:
             correction_ns=header.correction_ns,
         )
         self.entries.append(entry)
+        self._entry_bytes += _ITEM_BYTES + len(entry.topic) + len(entry.source) + len(entry.condition)
         return self.core.push(message)
 
     def shed(self, ticks: Iterable[int]) -> None:
@@ -72,8 +97,22 @@ class Ledger:
         )
         self._heads, self._switched = self._heads[-1:], False
         self.entries.clear()
-        self._before = self.core.mark()
+        self._entry_bytes = 0
+        self._before = _bounded(self.core.mark())
         return journal
+
+
+def _bounded(mark: CoreMark) -> CoreMark:
+    """Return a mark that fits into a header: only the newest items of each input if there are too many.
+
+    Only a flood of frames of publishers with the longest ids makes it that large.
+    """
+    held = [item for one in mark.inputs.values() for item in one.held]
+    size = sum(_ITEM_BYTES + len(item.topic) + len(item.source) for item in held)
+    if size <= _MAX_MARK_BYTES:
+        return mark
+    newest = {name: structs.replace(one, held=one.held[-_KEPT:]) for name, one in mark.inputs.items()}
+    return structs.replace(mark, inputs=newest)
 
 
 class Backlog:

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 HEALTH_PERIOD_NS: Final = SECOND_NS
 JOURNAL_PERIOD_NS: Final = SECOND_NS // 4
-JOURNAL_ENTRIES: Final = 512
-"""A journal with this many entries is published at once."""
 IDLE_S: Final = 0.1
 """Longest wait for a message; after it the loop checks whether to stop."""
 HANG_NS: Final = 30 * SECOND_NS
@@ -181,7 +179,7 @@ class FusionLoop:
             self._step()
             now_ns = self._clock()
             self._publish_heads(now_ns)
-            if now_ns >= next_journal_ns or len(self._ledger.entries) >= JOURNAL_ENTRIES:
+            if now_ns >= next_journal_ns or self._ledger.full:
                 next_journal_ns = now_ns + JOURNAL_PERIOD_NS
                 self._publish_journal(now_ns)
                 changed = self._judge_now(now_ns)
