@@ -230,6 +230,11 @@ class ModalityState(Model):
     branches: Annotated[dict[str, BranchState], Meta(description="by encoder")] = {}
     condition: Condition = ""
 
+    @property
+    def word(self) -> str:
+        """The one word for people: the condition if it is not ok, else the reason of the presence."""
+        return self.reason if self.condition in ("", "ok") else self.condition
+
 
 class Fused(Model):
     """Output of the fusion head."""

@@ -7,6 +7,7 @@ import pytest
 from msgspec import structs
 from rich.console import Console, RenderableType
 
+from perception.cli.message_text import as_line
 from perception.cli.panel import Board, node_table, panel_lines, state_line
 from perception.cli.summary import Summary
 from perception.cli.summary_tables import PLAIN_WIDTH, print_report
@@ -105,6 +106,41 @@ def test_the_newest_state_is_one_line() -> None:
     assert state_line(board(state(1), state(2)), {}) == (
         "10.0 Hz  idle 0.90  camera=present(34ms) microphone=absent  latency 45 ms"
     )
+
+
+@pytest.mark.parametrize(
+    ("camera", "line", "shown"),
+    [
+        (
+            {"presence": "absent", "reason": "black", "condition": "black"},
+            "absent(black, 34ms)",
+            "absent   black",
+        ),
+        ({"presence": "present", "condition": "blurred"}, "present(blurred, 34ms)", "present  blurred"),
+        ({"presence": "present", "condition": "ok"}, "present(34ms)", "present  faces"),
+        (
+            {"presence": "absent", "reason": "dead", "condition": "lost"},
+            "absent(lost, 34ms)",
+            "absent   lost",
+        ),
+    ],
+)
+def test_the_condition_of_a_stream_is_one_word(camera: dict[str, str], line: str, shown: str) -> None:
+    message = state(1)
+    assert isinstance(message.header, FusedState)
+    modalities = message.header.modalities | {"camera": structs.replace(CAMERA, **camera)}
+    judged = structs.replace(message, header=structs.replace(message.header, modalities=modalities))
+    assert f"camera={line} " in state_line(board(judged), {})
+    assert shown in "\n".join(panel_of(board(judged), width=120, height=30))
+    bad = line.partition("(")[2].partition(",")[0] if camera["condition"] != "ok" else ""
+    assert f"camera={camera['presence']}{f'({bad})' if bad else ''} " in as_line(judged, 0)
+
+
+def test_nodes_name_the_condition_of_a_signal() -> None:
+    message = health(2)
+    header = structs.replace(message.header, condition="black", reason="the picture is black")
+    shown = text_of(node_table(board(structs.replace(message, header=header))))
+    assert "degraded, black: the picture is black" in " ".join(shown.split())
 
 
 def test_without_states_the_line_says_what_is_published() -> None:

@@ -147,6 +147,7 @@ def test_samples_for_training_hold_what_was_sensed_at_their_tick(path: Path, tmp
     for key, files in samples.items():
         end_ns = int(key)
         facts = json.loads(files["json"])
+        assert facts["inputs"]["camera/front"]["condition"] in ("ok", "starting")
         newest = max((stamp_ns for stamp_ns in frames if stamp_ns <= end_ns), default=None)
         if newest is not None and "front.jpg" in files:
             assert files["front.jpg"] == bytes(frames[newest].payload)
@@ -170,6 +171,10 @@ def test_a_lerobot_dataset_has_its_layout_and_its_sound(path: Path, tmp_path: Pa
     assert (info["codebase_version"], info["fps"], info["total_frames"]) == ("v3.0", 10, len(table))
     assert [row["frame_index"] for row in table] == list(range(len(table)))
     assert [row["timestamp"] for row in table] == pytest.approx([n / 10 for n in range(len(table))])
+    names = info["features"]["observation.conditions"]["names"]
+    assert names == ["camera/front", "microphone/main"]
+    ok = json.loads((tmp_path / "out" / "meta" / "session.json").read_text())["conditions"].index("ok")
+    assert [ok, ok] in [row["observation.conditions"] for row in table]
     assert {len(row["observation.audio.main"]) for row in table} == {RATE_HZ // 10}
     assert table[-1]["observation.state"] == [0.25, 0.75]
     film = tmp_path / "out" / "videos" / "observation.images.front" / "chunk-000" / "file-000.mp4"

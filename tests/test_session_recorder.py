@@ -17,6 +17,7 @@ from perception.errors import DISTRIBUTION
 from perception.messages import CameraFrame, Header, Health, Message, TextCommand
 from perception.profile import Profile, RecorderConfig
 from perception.session import Session, read
+from perception.session.info import info
 from perception.session.recorder import Recorder, describe
 from perception.units import SECOND_NS
 from perception.units.bounded import MAX_NAMES
@@ -99,6 +100,9 @@ def test_models_and_devices_are_noted_when_first_heard_of_and_in_every_later_fil
     with Session(files[-1]) as session:
         assert session.metadata["model c0ffee"] == {"config_hash": "c0ffee", "weights_hash": "5eed"}
         assert session.metadata["device fusion"] == {"name": "cpu", "rate_hz": 10.0}
+        states = session.counts["state/fused"]
+        assert session.metadata["conditions"] == {"camera blurred": states}
+    assert f"conditions: camera blurred {states}" in info(files[-1]).lines()
 
 
 def test_a_device_that_another_one_replaces_is_noted_too(tmp_path: Path) -> None:

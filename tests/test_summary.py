@@ -1,15 +1,18 @@
 """The figures a run ends with."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from perception.cli.message_text import Rates
 from perception.cli.panel import Board
 from perception.cli.summary import Sample, Summary
+from perception.cli.summary_tables import print_report
 from perception.messages import (
     Fused,
     FusedState,
@@ -138,6 +141,22 @@ def test_latency_of_an_encoder_counts_only_the_runs_it_made() -> None:
 def test_presence_is_a_share_of_the_states() -> None:
     report = summarise(state(1), state(2, camera="held"), state(3, camera="absent"), state(4)).report()
     assert report.presence["camera"] == {"present": 0.5, "held": 0.25, "absent": 0.25}
+
+
+def test_conditions_that_are_not_ok_are_shares_of_the_states() -> None:
+    conditions = ("ok", "black", "black", "blurred")
+    states = [state(number) for number in range(4)]
+    for number, (message, condition) in enumerate(zip(states, conditions, strict=True)):
+        assert isinstance(message.header, FusedState)
+        camera = structs.replace(message.header.modalities["camera"], condition=condition)
+        header = structs.replace(message.header, modalities={"camera": camera})
+        states[number] = structs.replace(message, header=header)
+    report = summarise(*states).report()
+    assert report.conditions == {"camera": {"black": 0.5, "blurred": 0.25}}
+    printed = io.StringIO()
+    print_report(report, printed)
+    assert "black 50.0%, blurred 25.0%" in printed.getvalue()
+    assert summarise(state(1)).report().conditions == {}
 
 
 def test_drops_add_up_over_restarts_of_a_node() -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import NODEFAULT, structs, to_builtins
 
-from perception.messages import FusedState, Header, Message
+from perception.messages import FusedState, Header, Message, ModalityState
 from perception.units import SECOND_NS
 from perception.units.bounded import MAX_NAMES, Recent
 
@@ -30,10 +30,16 @@ def as_line(message: Message[Header], now_ns: int, at_s: float | None = None) ->
     at = "" if at_s is None else f"at {at_s:.3f} s  "
     start = f"{message.topic} #{header.seq}  {at}age {(now_ns - header.stamp_ns) / 1e6:.1f} ms  "
     if isinstance(header, FusedState):
-        inputs = " ".join(f"{name}={modality.presence}" for name, modality in header.modalities.items())
+        inputs = " ".join(f"{name}={_standing(one)}" for name, one in header.modalities.items())
         return f"{start}{header.fused.label} {header.fused.confidence:.3f}  {inputs}"
     words = " ".join(f"{key}={_short(value)}" for key, value in _specific(header))
     return f"{start}{words}{f'  {len(message.payload)} B' if len(message.payload) else ''}"
+
+
+def _standing(modality: ModalityState) -> str:
+    """Return presence and, in brackets, the condition of a signal that is not ok."""
+    bad = modality.condition not in ("", "ok")
+    return f"{modality.presence}({modality.condition})" if bad else modality.presence
 
 
 def _specific(header: Header) -> Iterator[tuple[str, object]]:

@@ -255,7 +255,9 @@ def node_table(
             losses.update(account.dropped)
             losses["lost"] += account.lost
         device = " ".join(f"{key}={_short(value)}" for key, value in health.device.items())
-        status = f"{found.status}: {found.reason}" if found.reason else found.status
+        bad = found.status == "degraded" and health.condition not in ("", "ok")
+        word = f"{found.status}, {health.condition}" if bad else found.status
+        status = f"{word}: {found.reason}" if found.reason else word
         style = _STATUS_STYLE[found.status]
         row = (Text(cell) for cell in (harmless(_words(losses)) or "-", harmless(device) or "-"))
         outputs = Text("\n".join(map(harmless, rates)) or "-")
@@ -276,7 +278,7 @@ def _streams(board: Board, state: FusedState) -> list[Text]:
             lines.append(line.append("unknown", "red"))
             continue
         line.append(f"{modality.presence:<8}", _PRESENCE_STYLE[modality.presence])
-        line.append(f" {modality.reason}" if modality.reason else "", "dim")
+        line.append(f" {modality.word}" if modality.word else "", _word_style(modality))
         lines.append(line.append(f" {_detected(modality)}"))
     states = _stream(board.state_topic, name_cells, _hz(board.state_rate_hz()), "")
     if board.stalled:
@@ -342,8 +344,17 @@ def _node_line(board: Board, nodes: Mapping[str, str]) -> Text:
 
 
 def _presence(modality: ModalityState) -> str:
-    age = "" if modality.age_ms is None else f"({modality.age_ms:.0f}ms)"
-    return f"{modality.presence}{age}"
+    bad = modality.condition not in ("", "ok")
+    words = [modality.condition] if bad else []
+    if modality.age_ms is not None:
+        words.append(f"{modality.age_ms:.0f}ms")
+    return f"{modality.presence}({', '.join(words)})" if words else modality.presence
+
+
+def _word_style(modality: ModalityState) -> str:
+    """Return yellow for data that is used in spite of its condition."""
+    bad = modality.condition not in ("", "ok", "starting")
+    return "yellow" if bad and modality.presence != "absent" else "dim"
 
 
 def _rate(rate_hz: float | None) -> str:

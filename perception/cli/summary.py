@@ -108,6 +108,8 @@ class Report:
     latency_ms: dict[str, Percentiles]
     presence: dict[str, dict[str, float]]
     """Per modality: share of states in which it was present, held, absent."""
+    conditions: dict[str, dict[str, float]]
+    """Per modality: share of states by condition of its signal, without `ok` and what nobody judged."""
     drops: dict[str, dict[str, int]]
     """Per `node <- topic`: messages lost or dropped, by reason."""
     counts: dict[str, dict[str, int]]
@@ -142,6 +144,7 @@ class Summary:
         self._truth = _Truth()
         self._latency: Recent[str, Sample] = Recent()
         self._presence: Recent[str, Counter[str]] = Recent()
+        self._conditions: Recent[str, Counter[str]] = Recent()
         self._drops: Recent[str, _Total] = Recent()
         self._counts: Recent[str, _Total] = Recent()
         self._missing: dict[str, str] = {}
@@ -175,6 +178,7 @@ class Summary:
         self._truth.add_state(state.stamp_ns, state.fused.label)
         for name, modality in state.modalities.items():
             self._presence.renewed(name, Counter())[modality.presence] += 1
+            self._conditions.renewed(name, Counter())[modality.condition] += 1
         for stage, milliseconds in stages(state):
             self._latency.renewed(stage, Sample()).add(milliseconds)
 
@@ -187,7 +191,7 @@ class Summary:
 
     def report(self, end_ns: int | None = None) -> Report:
         """Return the figures so far; ticks that were due by `end_ns` count even without a state."""
-        kept = (self._latency, self._presence, self._drops, self._counts)
+        kept = (self._latency, self._presence, self._conditions, self._drops, self._counts)
         forgotten = sum(names.forgotten for names in kept)
         rest = {REST: {"names forgotten": forgotten}} if forgotten else {}
         return Report(
@@ -196,6 +200,9 @@ class Summary:
             accuracy=self._truth.accuracy(),
             latency_ms={stage: sample.percentiles() for stage, sample in self._latency.items()},
             presence={name: _shares(counter) for name, counter in self._presence.items()},
+            conditions={
+                name: shares for name, counter in self._conditions.items() if (shares := _faults(counter))
+            },
             drops=_nonzero(self._drops),
             counts=rest
             | {name: counts for name, total in self._counts.items() if (counts := total.counts())},
@@ -291,6 +298,12 @@ class _Truth:
         correct = sum(self._confusion[name, name] for name in classes)
         rows = tuple(tuple(self._confusion[truth, fused] for fused in classes) for truth in classes)
         return Accuracy(judged, correct, self._states - judged, classes, rows)
+
+
+def _faults(counter: Counter[str]) -> dict[str, float]:
+    total = counter.total()
+    bad = ((name, count) for name, count in counter.most_common() if name not in ("", "ok"))
+    return {name: count / total for name, count in bad}
 
 
 def _shares(counter: Counter[str]) -> dict[str, float]:

@@ -60,6 +60,12 @@ def _tables(report: Report) -> Iterator[tuple[str, Table]]:
         for modality, shares in report.presence.items():
             _add(table, modality, *(f"{shares[key]:.1%}" for key in ("present", "held", "absent")))
         yield "presence, share of states", table
+    if report.conditions:
+        table = _table("modality", "conditions")
+        table.columns[1].justify, table.columns[1].no_wrap = "left", False
+        for modality, shares in report.conditions.items():
+            _add(table, modality, ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+        yield "signals that were not ok, share of states", table
     yield "dropped or lost, by reason", _reasons(report.drops)
     if report.missing:
         table = _table("node", "status")

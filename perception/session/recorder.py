@@ -80,6 +80,8 @@ class Recorder:
         self._split_ns: int | None = None
         self._model: ModelInfo | None = None
         self._devices: Recent[str, list[frozenset[str]]] = Recent()
+        self._conditions: Recent[str, int] = Recent()
+        """States of this file by input and its condition."""
         self.counts = {"files": 0, "messages": 0, "refused": 0}
         self.full = ""
         """Why recording must stop; empty while it may continue."""
@@ -93,7 +95,7 @@ class Recorder:
     def write(self, message: Message[Header], now_ns: int) -> None:
         """Record one message; SessionError if it cannot be written."""
         if self._is_split_due(now_ns):
-            self._writer.close()
+            self._close_writer()
             self._writer = self._open()
         self._note(message)
         try:
@@ -116,12 +118,18 @@ class Recorder:
     def close(self, inputs: Mapping[str, Any] | None = None) -> None:
         """Close the file; `inputs` holds by topic the numbers of received and lost messages."""
         self._writer.add_metadata("recorded", {"inputs": inputs or {}, "stopped": self.full} | self.counts)
-        self._writer.close()
+        self._close_writer()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._writer.close()
+
+    def _close_writer(self) -> None:
+        if self._conditions:
+            self._writer.add_metadata("conditions", dict(sorted(self._conditions.items())))
+            self._conditions.clear()
         self._writer.close()
 
     def _open(self) -> SessionWriter:
@@ -153,6 +161,10 @@ class Recorder:
         """
         header = message.header
         if isinstance(header, FusedState):
+            for name, item in header.modalities.items():
+                if item.condition:
+                    key = f"{name} {item.condition}"
+                    self._conditions[key] = self._conditions.get(key, 0) + 1
             if header.model != self._model:
                 self._model = header.model
                 self._keep(*model_note(header, self._metadata))

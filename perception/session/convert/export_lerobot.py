@@ -19,7 +19,7 @@ from perception.errors import SessionError
 from perception.io.beside import beside
 from perception.messages import AudioBlock, CameraFrame, FusedState, Header
 from perception.session.convert.film import VideoFile, fitted
-from perception.session.convert.lerobot_layout import Layout
+from perception.session.convert.lerobot_layout import CONDITION_NAMES, CONDITIONS, Layout
 from perception.session.convert.lerobot_tables import (
     Episode,
     Statistics,
@@ -154,7 +154,7 @@ class _Dataset:
             for key, found in self._statistics.items()
             if found.count
         }
-        notes = self._sessions[0] | {"episodes": self._sessions}
+        notes = self._sessions[0] | {"episodes": self._sessions, "conditions": CONDITION_NAMES}
         info = layout.info(self.frames, len(self._episodes), len(self.tasks))
         for name, value in (("info", info), ("stats", statistics), ("session", notes)):
             text = json.dumps(value, indent=1, ensure_ascii=False)
@@ -197,11 +197,18 @@ def _row(sample: Sample, layout: Layout, number: int, tasks: dict[str, int]) -> 
         fused = sample.state.fused if sample.state is not None else None
         known = dict(zip(fused.classes, fused.probabilities, strict=False)) if fused is not None else {}
         row["observation.state"] = [known.get(name, 0.0) for name in layout.classes]
+    numbers = [_condition(sample, topic) for topic in layout.inputs]
+    row[CONDITIONS] = numbers[0] if len(numbers) == 1 else numbers
     for key, (topic, _, count) in layout.sounds.items():
         sound = sample.sound(topic)
         samples = np.zeros(0, np.float32) if sound is None else sound.samples[-count:]
         row[key] = np.pad(samples, (count - len(samples), 0)).tolist()
     return row
+
+
+def _condition(sample: Sample, topic: str) -> int:
+    condition = sample.window.inputs[topic].condition
+    return CONDITION_NAMES.index(condition) if condition in CONDITION_NAMES else -1
 
 
 def _picture(sample: Sample, topic: str, height: int, width: int) -> npt.NDArray[np.uint8]:

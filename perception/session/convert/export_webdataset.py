@@ -127,6 +127,7 @@ def _facts(sample: Sample) -> dict[str, Any]:
         topic: {
             "presence": item.presence,
             "reason": item.reason,
+            "condition": item.condition,
             "age_ms": None if item.age_ns is None else item.age_ns / 1e6,
         }
         for topic, item in window.inputs.items()

@@ -1,9 +1,14 @@
 """The features of a LeRobot dataset, and its `info.json`. Pure."""
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, get_args
+
+from perception.messages import ConditionName
 
 _PATTERN: Final = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+CONDITIONS: Final = "observation.conditions"
+"""Number of each input's condition in `CONDITION_NAMES`, -1 if it was not judged or is of a later version."""
+CONDITION_NAMES: Final[tuple[str, ...]] = get_args(ConditionName)
 _SCALARS: Final = {
     "timestamp": "float32",
     "frame_index": "int64",
@@ -24,6 +29,11 @@ class Layout:
     """Topic, sample rate and samples per frame by key."""
     classes: tuple[str, ...] = ()
 
+    @property
+    def inputs(self) -> list[str]:
+        """Topics of cameras and microphones, in the order of `observation.conditions`."""
+        return [topic for topic, *_ in (*self.films.values(), *self.sounds.values())]
+
     def features(self) -> dict[str, Any]:
         """Return type and shape of every feature by its key."""
         found: dict[str, Any] = {
@@ -31,6 +41,7 @@ class Layout:
         }
         if self.classes:
             found["observation.state"] = _vector(len(self.classes), list(self.classes))
+        found[CONDITIONS] = {"dtype": "int64", "shape": [len(self.inputs)], "names": self.inputs}
         for key, (_, rate_hz, samples) in self.sounds.items():
             found[key] = _vector(samples, None) | {
                 "info": {"audio.sample_rate": rate_hz, "audio.channels": 1}
