@@ -100,7 +100,7 @@ def test_a_trained_head_is_named_by_its_folder_alone(tmp_path: Path) -> None:
             (f"[{kind}.a]\nsource = 99999999999999\n", rf"{kind}\.a\.source: .*less than or equal to 1023")
             for kind in ("camera", "microphone")
         ),
-        ("[camera.a]\nsource = true\n", r"camera\.a\.source: .*valid integer"),
+        ("[camera.a]\nsource = true\n", r"camera\.a\.source: cannot be true"),
         ("[microphone.a]\nsource = ''\n", r"microphone\.a\.source: .*at least 1 character"),
         ("[text.a]\nsource = 'scripted'\n[text.b]\nsource = 'scripted'\n", "label/truth would be .* twice"),
         ("[recorder]\ntopics = ['camra/*']\n", r"recorder\.topics\.0: 'camra/\*' matches no topic"),

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from perception.errors import ProfileError
 from perception.profile import EncoderConfig, Fit, Section
@@ -29,7 +29,8 @@ _DICTIONARIES: Final = (
 )
 """What OpenCV 4 predefines (objdetect/aruco_dictionary.hpp)."""
 _REGISTERED: Final = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)", re.MULTILINE)
-Fraction = Annotated[float, Field(gt=0, le=1)]
+_MAX_LAYER: Final = 100_000_000
+Fraction = Annotated[float, Field(ge=0.001, le=1)]
 
 
 class EncoderOptions(Section):
@@ -51,8 +52,8 @@ class FacesOptions(EncoderOptions):
 
     min_size: Fraction = 0.15
     scale: Annotated[float, Field(gt=1, le=2, description="step between the sizes tried")] = 1.1
-    neighbours: Annotated[int, Field(ge=1, description="hits that make a face")] = 4
-    width: Annotated[int, Field(ge=64, description=SHRUNK)] = 240
+    neighbours: Annotated[int, Field(ge=1, le=1000, description="hits that make a face")] = 4
+    width: Annotated[int, Field(ge=64, le=16_384, description=SHRUNK)] = 240
 
     @property
     def features(self) -> int:
@@ -66,8 +67,8 @@ class MarkerOptions(EncoderOptions):
     modality: ClassVar[str] = "camera"
 
     dictionary: str = "DICT_4X4_50"
-    ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    width: Annotated[int, Field(ge=64, description=SHRUNK)] = 1920
+    ids: Annotated[tuple[Annotated[int, Field(ge=0, le=9999)], ...], Field(max_length=1000)] = ()
+    width: Annotated[int, Field(ge=64, le=16_384, description=SHRUNK)] = 1920
 
     @field_validator("dictionary")
     @classmethod
@@ -87,9 +88,9 @@ class MotionOptions(EncoderOptions):
 
     modality: ClassVar[str] = "camera"
 
-    width: Annotated[int, Field(ge=16, description=SHRUNK)] = 160
-    blur: Annotated[float, Field(gt=0, description="standard deviation in shrunken pixels")] = 1.5
-    threshold: Annotated[float, Field(gt=0, lt=255)] = 12.0
+    width: Annotated[int, Field(ge=16, le=16_384, description=SHRUNK)] = 160
+    blur: Annotated[float, Field(ge=0.01, le=100, description="standard deviation in shrunken pixels")] = 1.5
+    threshold: Annotated[float, Field(ge=0.001, lt=255)] = 12.0
 
     @property
     def features(self) -> int:
@@ -144,8 +145,8 @@ class LevelOptions(EncoderOptions):
 
     modality: ClassVar[str] = "microphone"
 
-    onset_db: Annotated[float, Field(gt=0, description="rise over the 50 ms before")] = 12.0
-    floor_dbfs: Annotated[float, Field(lt=0, description="nothing under this level begins")] = -50.0
+    onset_db: Annotated[float, Field(ge=0.01, le=200, description="rise over the 50 ms before")] = 12.0
+    floor_dbfs: Annotated[float, Field(ge=-300, lt=0, description="nothing under this level begins")] = -50.0
 
     @property
     def features(self) -> int:
@@ -159,12 +160,18 @@ class CnnSoundOptions(EncoderOptions):
     modality: ClassVar[str] = "microphone"
 
     widths: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...],
-        Field(min_length=1, description="channels after each convolution"),
+        tuple[Annotated[int, Field(ge=1, le=4096)], ...],
+        Field(min_length=1, max_length=16, description="channels after each convolution"),
     ] = (16, 32, 64)
-    dim: Annotated[int, Field(ge=1, description="features")] = 64
-    pool: Annotated[int, Field(ge=1, description="side of the map that is flattened at the end")] = 2
+    dim: Annotated[int, Field(ge=1, le=16_384, description="features")] = 64
+    pool: Annotated[int, Field(ge=1, le=64, description="side of the map that is flattened at the end")] = 2
     dropout: Annotated[float, Field(ge=0, lt=1, description="in training")] = 0.2
+
+    @model_validator(mode="after")
+    def _fits_into_memory(self) -> "CnnSoundOptions":
+        if self.widths[-1] * self.pool**2 * self.dim > _MAX_LAYER:
+            raise ValueError(f"the last layer has over {_MAX_LAYER} weights: reduce widths, pool or dim")
+        return self
 
     @property
     def features(self) -> int:

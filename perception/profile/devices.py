@@ -69,5 +69,5 @@ class TextConfig(Section):
 class ScriptConfig(Section):
     """`[script]`: what the scripted devices play; the same seed gives the same scene and sound."""
 
-    seed: int = 1
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 1
     noise: Annotated[float, Field(ge=0, le=4, description="scales every disturbance; 1 is typical")] = 1.0

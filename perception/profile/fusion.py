@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from perception.messages import ConditionName
-from perception.profile.keys import Bind, Input, Name, Positive, Source, Span
+from perception.profile.keys import Age, Bind, Input, Name, Source, Span
 from perception.profile.section import Section
 
 
@@ -31,8 +31,8 @@ class InputConfig(Section):
     length_ms: Annotated[
         float, Field(ge=975, le=60_000, description="microphone: window length, at least one VGGish example")
     ] = 975.0
-    max_age_ms: Annotated[Positive, Field(description="camera: older frames count as absent")] = 500.0
-    ttl_ms: Annotated[Positive, Field(description="text: how long a command is valid")] = 3000.0
+    max_age_ms: Annotated[Age, Field(description="camera: older frames count as absent")] = 500.0
+    ttl_ms: Annotated[Age, Field(description="text: how long a command is valid")] = 3000.0
     absent_when: Annotated[
         tuple[BadCondition, ...],
         Field(description="conditions of the signal in which its data counts as absent"),
@@ -90,7 +90,7 @@ class FusionConfig(Section):
         Literal["low-latency", "reproducible"],
         Field(description="reproducible: always waits lateness_ms, so order of arrival has no effect"),
     ] = "low-latency"
-    max_leap_ms: Annotated[Span, Field(description="stamps further in the future are refused")] = 1000.0
+    max_leap_ms: Annotated[Span, Field(ge=1, description="stamps further in the future are refused")] = 1000.0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=0, le=1024, description="torch threads on the CPU, 0 = automatic")] = 0
     weights: Annotated[Source, Field(description="for encoders that name none: 'pretrained' or 'random'")] = (

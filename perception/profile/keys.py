@@ -74,10 +74,10 @@ Index = Annotated[int, Field(ge=0, le=_HIGHEST_INDEX, strict=True)]
 """Number of a device."""
 Source = Annotated[str, Field(min_length=1), _valid(_check_source)]
 """Name of a device, file, address or model; not empty."""
-Span = Annotated[float, Field(gt=0, le=3_600_000)]
-"""Milliseconds, up to an hour; memory use grows with it."""
-Positive = Annotated[float, Field(gt=0)]
-"""Above 0."""
+Span = Annotated[float, Field(ge=0.001, le=3_600_000)]
+"""Milliseconds, from one microsecond to an hour; memory use grows with it."""
+Age = Annotated[float, Field(ge=0.001, le=86_400_000)]
+"""Milliseconds, from one microsecond to a day."""
 Name = Annotated[str, _valid(_check_name)]
 """Name of a device or a fusion: its topic without the prefix."""
 Bind = Annotated[str, _valid(parse_endpoint)]
