@@ -16,7 +16,7 @@ from torch import nn
 from perception.models.checkpoint import load_head
 from perception.models.fusion import BranchName, CombineName, FeatureFusion, FusionHead, ModelFusion
 from perception.models.heads import GatedHead, HeadName
-from perception.models.missing import MISSING, MissingName, ModalityDropout, Predict
+from perception.models.missing import MISSING, Distortion, MissingName, ModalityDropout, Predict
 from perception.models.weights import seeded
 
 DIMS = {"voice": 4, "faces": 3, "intent": 2}
@@ -98,6 +98,73 @@ def test_a_row_is_judged_alike_alone_and_in_a_batch(head: FusionHead) -> None:
         one = slice(row, row + 1)
         alone = head({name: x[one] for name, x in features.items()}, PATTERNS[one], ages_s[one])
         torch.testing.assert_close(alone, together[one], atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_that_is_given_conditions_reads_them_where_present(tmp_path: Path) -> None:
+    with seeded(0):
+        head = FeatureFusion(DIMS, CLASSES, use_ages=True, use_conditions=True).eval()
+    features, ages_s = batch(2), torch.zeros(2, 3)
+    present = torch.tensor([[True, True, False]]).expand(2, 3)
+    fine = head(features, present, ages_s)
+    assert torch.equal(head(features, present, ages_s, None, torch.zeros(2, 3).bool()), fine)
+    suspect = torch.tensor([[True, False, False], [False, False, True]])
+    found = head(features, present, ages_s, None, suspect)
+    assert not torch.equal(found[0], fine[0])
+    assert torch.equal(found[1], fine[1])  # the third is absent
+    head.save_pretrained(tmp_path)
+    assert torch.equal(load_head(tmp_path)(features, present, ages_s, None, suspect), found)
+
+
+def test_a_head_without_conditions_is_stored_as_before() -> None:
+    assert "use_conditions" not in FeatureFusion(DIMS, CLASSES).config
+    assert FeatureFusion(DIMS, CLASSES, use_conditions=True).config["use_conditions"] is True
+
+
+def test_training_makes_inputs_suspect_with_all_their_branches_and_blends_them() -> None:
+    distortion = Distortion((4, 3, 2), p=0.5).train()
+    distortion.inputs = torch.tensor([0, 1, 1])
+    x, present = torch.randn(400, 9), torch.ones(400, 3).bool()
+    present[:, 0] = False
+    mixed, suspect = distortion(x, present, torch.zeros(400, 3).bool())
+    assert not suspect[:, 0].any()
+    assert torch.equal(suspect[:, 1], suspect[:, 2])
+    assert 0.4 < suspect[:, 1].float().mean() < 0.6
+    changed = (mixed != x).any(dim=1)
+    assert not (changed & ~suspect[:, 1]).any()
+    assert (changed != suspect[:, 1]).sum() < 10  # a row may be blended with itself
+    assert torch.equal(mixed[:, :4], x[:, :4])
+    still, none = distortion.eval()(x, present, torch.zeros(400, 3).bool())
+    assert torch.equal(still, x)
+    assert not none.any()
+
+
+def test_a_trained_head_relies_less_on_what_is_suspect() -> None:
+    with seeded(0):
+        head = FeatureFusion({"good": 4, "strong": 4}, CLASSES, head="mlp", use_conditions=True)
+        optimiser = torch.optim.Adam(head.parameters(), 0.02)
+        for _ in range(300):
+            features, labels = noisy_pair(256)
+            optimiser.zero_grad()
+            loss = F.cross_entropy(head(features, torch.ones(256, 2).bool()), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        features, labels = noisy_pair(2000)
+    features["strong"] = features["strong"][torch.randperm(2000, generator=torch.Generator().manual_seed(1))]
+    present, head = torch.ones(2000, 2).bool(), head.eval()
+    suspect = torch.tensor([[False, True]]).expand(2000, 2)
+    flagged, plain = (
+        float((head(features, present, None, None, one).argmax(1) == labels).float().mean())
+        for one in (suspect, torch.zeros_like(suspect))
+    )
+    assert flagged > plain + 0.05
+
+
+def noisy_pair(rows: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A branch that shows the class well and one that shows it better."""
+    labels = torch.randint(3, (rows,))
+    shown = F.one_hot(labels, 4).float()
+    noise = {"good": 0.5, "strong": 0.15}
+    return {name: shown + torch.randn(rows, 4) * level for name, level in noise.items()}, labels
 
 
 def test_feature_fusion_concatenates_by_name_then_presence_then_ages() -> None:

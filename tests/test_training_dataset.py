@@ -131,10 +131,11 @@ def test_dataset_features_are_the_live_bytes_for_every_encoder(tmp_path: Path) -
     row_of = {end_ns: row for row, end_ns in enumerate(stored["ends_ns"].tolist())}
     assert live
     assert live.keys() <= row_of.keys()
-    for end_ns, (features, present, ages_s) in live.items():
+    for end_ns, (features, present, ages_s, suspect) in live.items():
         row = row_of[end_ns]
         assert torch.equal(stored["present"][row], present[0])
         assert torch.equal(stored["ages_s"][row], ages_s[0])
+        assert torch.equal(stored["suspect"][row], suspect[0])
         for name in encoders:
             kept = stored[f"feature.{name}"][row]
             expected = features[name][0] if name in features else torch.zeros_like(kept)

@@ -134,7 +134,7 @@ def test_live_features_of_tuned_encoders_are_those_of_the_data_set_and_of_traini
     networks = {name: one.network.eval() for name, one in trainable(tuned, KINDS, 0).items()}
     with_text = 0
     for window in (window for message in source.messages() for window in core.push(message)):
-        features, _, _ = engine.tensors(window, engine.encode(window))
+        features, *_ = engine.tensors(window, engine.encode(window))
         for name, x in features.items():
             row = row_of[window.end_ns]
             assert torch.equal(x[0], stored[f"feature.{name}"][row])

@@ -234,9 +234,11 @@ class Engine:
         ages_s = {name: (item.age_ns or 0) / 1e9 for name, item in window.inputs.items()}
         known = torch.tensor([[float(name in encodings) for name in self._input_of]])
         aged_s = torch.tensor([[ages_s[source] for source in self._input_of.values()]])
+        bad = {name: float(item.suspect) for name, item in window.inputs.items()}
+        suspect = torch.tensor([[bad[source] for source in self._input_of.values()]])
         made = [encoding.features.unsqueeze(0) for encoding in encodings.values()]
-        *features, known, aged_s = upload_together([*made, known, aged_s], self.device)
-        return dict(zip(encodings, features, strict=True)), known.bool(), aged_s
+        *features, known, aged_s, suspect = upload_together([*made, known, aged_s, suspect], self.device)
+        return dict(zip(encodings, features, strict=True)), known.bool(), aged_s, suspect.bool()
 
     def _read(self, window: Window) -> tuple[dict[str, Reading], set[str]]:
         inputs: dict[str, Reading] = {}
@@ -295,7 +297,7 @@ class Engine:
         features = {name: torch.zeros(1, dim, device=self.device) for name, dim in self.dims.items()}
         present = torch.ones(1, len(features), dtype=torch.bool, device=self.device)
         recent = Recent(self.dims)
-        recent.add(0, (features, present, torch.zeros(1, len(features), device=self.device)))
+        recent.add(0, (features, present, torch.zeros(1, len(features), device=self.device), ~present))
         _infer(head, recent)
 
 

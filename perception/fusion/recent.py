@@ -8,8 +8,8 @@ import torch
 
 from perception.models.memory import MAX_TICKS
 
-HeadInputs = tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]
-"""Arguments of a head: features (1, dim) by encoder, presence (1, M), ages (1, M) in seconds."""
+HeadInputs = tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]
+"""Of a head: features (1, dim) by encoder, presence (1, M), ages (1, M) in seconds, suspect (1, M)."""
 
 
 class Recent:
@@ -31,11 +31,13 @@ class Recent:
         """Return the arguments of a head that uses so many ticks, (1, ticks, ...) if more than one."""
         now, inputs = self._inputs[-1]
         if ticks == 1:
-            return inputs
+            features, present, ages_s, suspect = inputs
+            return features, present, ages_s, None, suspect
         by_tick = dict(self._inputs)
         rows = [by_tick.get(tick) for tick in range(now - ticks + 1, now + 1)]
         present = inputs[1]
-        nothing: HeadInputs = {}, torch.zeros_like(present), torch.zeros_like(inputs[2])
+        none = torch.zeros_like(present)
+        nothing: HeadInputs = {}, none, torch.zeros_like(inputs[2]), none
         empty = {name: torch.zeros(1, dim, device=present.device) for name, dim in self._dims.items()}
         filled = [nothing if row is None else row for row in rows]
         features = {
@@ -43,4 +45,6 @@ class Recent:
         }
         known = torch.tensor([[row is not None for row in rows]], device=present.device)
         ages_s = torch.stack([row[2] for row in filled], dim=1)
-        return features, torch.stack([row[1] for row in filled], dim=1), ages_s, known
+        shown = torch.stack([row[1] for row in filled], dim=1)
+        suspect = torch.stack([row[3] for row in filled], dim=1)
+        return features, shown, ages_s, known, suspect

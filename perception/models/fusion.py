@@ -17,7 +17,7 @@ from torch import nn
 
 from perception.models.heads import HEADS, HeadName, mlp
 from perception.models.memory import MAX_TICKS, TickMemory
-from perception.models.missing import MISSING, MissingName, ModalityDropout, columns
+from perception.models.missing import MISSING, Distortion, MissingName, ModalityDropout, columns
 from perception.models.pooling import LogLinearPool
 from perception.models.reduction import PrincipalComponents
 
@@ -153,6 +153,7 @@ class FeatureFusion(FusionHead):
         missing: what replaces an absent branch.
         modality_dropout: probability with which training hides an input, all its branches.
         use_ages: also give the head the age of each branch's data.
+        use_conditions: also give the head whether the signal of each branch is suspect.
         gru: hidden units of a GRU over ticks, whose state joins the features; 0 for none.
         ticks: how many it runs over.
         pca: principal components that are kept of each branch, at most; 0 for all features as they are.
@@ -173,6 +174,7 @@ class FeatureFusion(FusionHead):
         gru: int = 0,
         ticks: int = 20,
         pca: int = 0,
+        use_conditions: bool = False,
     ) -> None:
         super().__init__(
             dims,
@@ -186,6 +188,8 @@ class FeatureFusion(FusionHead):
             gru=gru,
             ticks=ticks,
             pca=pca,
+            # left out where it is not used, so that the hash of an earlier head stays
+            **({"use_conditions": True} if use_conditions else {}),
         )
         if not 1 <= ticks <= MAX_TICKS:
             raise ValueError(f"a GRU over {ticks} ticks: expected 1 to {MAX_TICKS}")
@@ -193,8 +197,9 @@ class FeatureFusion(FusionHead):
         self.reduction = PrincipalComponents(widths, pca) if pca else None
         widths = widths if self.reduction is None else self.reduction.widths
         self.use_ages = use_ages
+        self.distortion = Distortion(widths) if use_conditions else None
         self.missing = MISSING[missing](widths)
-        context = len(widths) * (2 if use_ages else 1)
+        context = len(widths) * (1 + use_ages + use_conditions)
         self.memory = TickMemory(sum(widths) + context, gru) if gru else None
         self.ticks = ticks if gru else 1
         inputs = (*widths, gru) if gru else widths
@@ -206,6 +211,7 @@ class FeatureFusion(FusionHead):
         present: torch.Tensor,
         ages_s: torch.Tensor | None = None,
         known: torch.Tensor | None = None,
+        suspect: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return logits (B, C).
 
@@ -217,9 +223,16 @@ class FeatureFusion(FusionHead):
             present: (B, M) bool, columns in the order of `branches`.
             ages_s: (B, M) seconds, only read where present; needed if `use_ages`.
             known: (B, K) bool, which of the ticks were computed; None: all.
+            suspect: (B, M) bool, whose signals are in a suspect condition; None: none. Only read if
+                `use_conditions`, and where present.
         """
         x, present = self._reduced_inputs(features, present)
         parts = [present.to(x.dtype)]
+        if self.distortion is not None:
+            x, suspect = self.distortion(
+                x, present, torch.zeros_like(present) if suspect is None else suspect
+            )
+            parts.append((suspect & present).to(x.dtype))
         if self.use_ages:
             if ages_s is None:
                 raise ValueError("this head was trained with ages: give ages_s")
@@ -252,6 +265,8 @@ class FeatureFusion(FusionHead):
         """See FusionHead; what replaces absent branches is learned by input too."""
         super().set_inputs(inputs)
         self.missing.inputs = inputs
+        if self.distortion is not None:
+            self.distortion.inputs = inputs
 
     def _with_memory(
         self, x: torch.Tensor, context: torch.Tensor, present: torch.Tensor, known: torch.Tensor | None
@@ -321,8 +336,9 @@ class ModelFusion(FusionHead):
         present: torch.Tensor,
         ages_s: torch.Tensor | None = None,
         known: torch.Tensor | None = None,
+        suspect: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return logits (B, C); arguments as in FeatureFusion. Neither ages nor earlier ticks enter."""
+        """Return logits (B, C); arguments as in FeatureFusion. Only features and presence enter."""
         x, present = self._inputs(features, present)
         logits = self._branch_logits(x)
         if self.head is None:

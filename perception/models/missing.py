@@ -10,6 +10,8 @@ from typing import Final, Literal
 import torch
 from torch import nn
 
+SUSPECT_SHARE: Final = 0.1
+"""Share of inputs that training makes suspect, for a head that is given conditions."""
 MissingName = Literal["drop", "zero", "mean", "predict", "token"]
 
 
@@ -135,6 +137,47 @@ MISSING: Final[dict[MissingName, type[Missing]]] = {
     "predict": Predict,
     "token": Token,
 }
+
+
+class Distortion(nn.Module):
+    """Make inputs suspect while training: each with a probability, blended with those of another row.
+
+    So a head learns how much an input that it receives as suspect can still be used. Over several ticks
+    (B, K, D) an input is suspect in all of them.
+
+    Args:
+        dims: features per branch, in the order of the columns.
+        p: the probability.
+    """
+
+    columns: torch.Tensor
+
+    def __init__(self, dims: Sequence[int], p: float = SUSPECT_SHARE) -> None:
+        super().__init__()
+        self.register_buffer("columns", columns(dims), persistent=False)
+        self.p = p
+        self.inputs = torch.arange(len(dims))
+        """(M,) int64, the input that each branch reads; training sets it."""
+
+    def forward(
+        self, x: torch.Tensor, present: torch.Tensor, suspect: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features (B, D) and suspect (B, M) with some inputs distorted; unchanged outside training.
+
+        `present` (B, M): an absent branch stays as it is.
+        """
+        if not self.training:
+            return x, suspect
+        inputs = self.inputs.to(x.device)
+        count = int(inputs.max()) + 1
+        drawn = (torch.rand(len(x), count, device=x.device) < self.p)[:, inputs]
+        share = torch.rand(len(x), count, device=x.device)[:, inputs]
+        if x.ndim == 3:
+            drawn, share = drawn[:, None], share[:, None]
+        drawn = drawn & present
+        blend = torch.where(drawn, share, 0.0).index_select(-1, self.columns)
+        other = x[torch.randperm(len(x), device=x.device)]
+        return x + blend * (other - x), suspect | drawn
 
 
 class ModalityDropout(nn.Module):

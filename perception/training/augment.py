@@ -124,7 +124,9 @@ def delayed(data: Examples, branch: str, ticks: int) -> Examples:
     present[:, column] = data.present[then, column] & same
     ages_s[:, column] = data.ages_s[then, column] + (data.ends_ns - data.ends_ns[then]).float() / 1e9
     features = data.features | {branch: data.features[branch][then]}
-    return replace(data, features=features, present=present, ages_s=ages_s)
+    suspect = data.suspects.clone()
+    suspect[:, column] = suspect[then, column]
+    return replace(data, features=features, present=present, ages_s=ages_s, suspect=suspect)
 
 
 def per_branch(disturbances: Mapping[str, Disturbance]) -> Callable[[Examples, torch.Generator], Examples]:

@@ -58,7 +58,7 @@ def head_ms(model: FusionModel, data: Examples) -> float:
         features = model.eval().encode(row.features, row.present)
         for _ in range(_REPEATS):
             began = time.perf_counter()
-            model.head(features, row.present, row.ages_s, row.known)
+            model.head(features, row.present, row.ages_s, row.known, row.suspect)
             took.append((time.perf_counter() - began) * 1000)
     return float(np.median(took))
 

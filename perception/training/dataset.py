@@ -193,4 +193,5 @@ def _examples(
         (source.name,),
         FusionCore(config).hop_ns,
         origins=(source.origin(),),
+        suspect=tensors["suspect"],
     )

@@ -38,7 +38,8 @@ def encode(
     on_window: Step = lambda: None,
     counts: Counts | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Return tensors of the windows of a source: `feature.NAME` (N, dim), `present`, `ages_s`, `ends_ns`.
+    """Return tensors of the windows of a source: `feature.NAME` (N, dim), `present`, `ages_s`, `suspect`,
+    `ends_ns`.
 
     For encoders in `prepared`, features are the inputs of their networks, (N, ...). Absent branches are zero.
     Windows that a live fusion shed are left out, because it did not compute them. So are windows with
@@ -50,13 +51,14 @@ def encode(
         rows.append(_row(engine, window))
         on_window()
     stacked = {
-        f"feature.{name}": _stacked([features.get(name) for _, features, _, _ in rows], encoder.dim)
+        f"feature.{name}": _stacked([features.get(name) for _, features, *_ in rows], encoder.dim)
         for name, encoder in engine.encoders.items()
     }
     count = len(engine.encoders)
     return stacked | {
         "present": torch.cat([torch.zeros(0, count, dtype=torch.bool), *(row[2].cpu() for row in rows)]),
         "ages_s": torch.cat([torch.zeros(0, count), *(row[3].cpu() for row in rows)]),
+        "suspect": torch.cat([torch.zeros(0, count, dtype=torch.bool), *(row[4].cpu() for row in rows)]),
         "ends_ns": torch.tensor([row[0] for row in rows], dtype=torch.int64),
     }
 
@@ -80,7 +82,9 @@ def windows(source: DataSource, config: FusionConfig, counts: Counts | None = No
                 yield step.window
 
 
-def _row(engine: Engine, window: Window) -> tuple[int, dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+def _row(
+    engine: Engine, window: Window
+) -> tuple[int, dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
     return window.end_ns, *engine.tensors(window, engine.encode(window))
 
 

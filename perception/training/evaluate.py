@@ -127,6 +127,7 @@ def shuffle_drops(
             features=mixed,
             present=torch.where(columns, data.present[order], data.present),
             ages_s=torch.where(columns, data.ages_s[order], data.ages_s),
+            suspect=torch.where(columns, data.suspects[order], data.suspects),
         )
         drops[name] = whole - metrics(truth, probabilities(model, shuffled)).accuracy
     return drops

@@ -38,11 +38,18 @@ class Examples:
     """(N, K) bool where every row is K windows, see `context`; None where every row is one window."""
     origins: tuple[str, ...] = ()
     """By source: sources of one recording have the same; empty where every source is independent."""
+    suspect: torch.Tensor | None = None
+    """(N, M) bool, whose signals were in a suspect condition; None: none."""
     empty: tuple[int, ...] = ()
     """By source: how many labelled windows were left out because nothing is present in them."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def suspects(self) -> torch.Tensor:
+        """(N, M) bool, whose signals were in a suspect condition."""
+        return torch.zeros_like(self.present) if self.suspect is None else self.suspect
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -98,6 +105,7 @@ class Examples:
             tuple(name for part in parts for name in part.names),
             parts[0].hop_ns,
             origins=tuple(origin for part in parts for origin in part.origins),
+            suspect=torch.cat([part.suspects for part in parts]),
             empty=tuple(count for part in parts for count in part.empty),
         )
 
@@ -108,6 +116,7 @@ class Examples:
             features={name: values[index] for name, values in self.features.items()},
             present=self.present[index],
             ages_s=self.ages_s[index],
+            suspect=self.suspects[index],
             labels=self.labels[index],
             sources=self.sources[index],
             ends_ns=self.ends_ns[index],
@@ -138,7 +147,7 @@ class Examples:
         back = torch.arange(ticks - 1, -1, -1)
         due_ns = self.ends_ns[index][:, None] - back * self.hop_ns
         at, known = self._at(index, index[:, None] - back, due_ns)
-        features, present, ages_s = {}, [], []
+        features, present, ages_s, suspect = {}, [], [], []
         lag, then, there = torch.zeros(len(index), 1, dtype=torch.int64), at, known
         for column, (name, values) in enumerate(self.features.items()):
             if late is not None:
@@ -147,11 +156,13 @@ class Examples:
             features[name] = read(values[then] if ticks > 1 else values[then.squeeze(1)])
             present.append(self.present[then, column] & there & known)
             ages_s.append(self.ages_s[then, column] + lag * (self.hop_ns / 1e9))
+            suspect.append(self.suspects[then, column])
         row = self.rows(index)
-        shown, old_s = torch.stack(present, dim=2), torch.stack(ages_s, dim=2)
+        shown, old_s, bad = (torch.stack(columns, dim=2) for columns in (present, ages_s, suspect))
         if ticks == 1:
-            return replace(row, features=features, present=shown[:, 0], ages_s=old_s[:, 0])
-        return replace(row, features=features, present=shown, ages_s=old_s, known=known)
+            shown, old_s, bad = shown[:, 0], old_s[:, 0], bad[:, 0]
+        known_ticks = known if ticks > 1 else row.known
+        return replace(row, features=features, present=shown, ages_s=old_s, suspect=bad, known=known_ticks)
 
     def _at(
         self, index: torch.Tensor, wanted: torch.Tensor, due_ns: torch.Tensor
@@ -178,6 +189,7 @@ class Examples:
             features={name: self.features[name] for name in wanted},
             present=self.present[:, columns],
             ages_s=self.ages_s[:, columns],
+            suspect=self.suspects[:, columns],
         )
 
     def to(self, device: torch.device) -> Self:
@@ -187,6 +199,7 @@ class Examples:
             features={name: read(values).to(device) for name, values in self.features.items()},
             present=self.present.to(device),
             ages_s=self.ages_s.to(device),
+            suspect=self.suspects.to(device),
             labels=self.labels.to(device),
             sources=self.sources.to(device),
             ends_ns=self.ends_ns.to(device),

@@ -137,7 +137,8 @@ class _Objective(nn.Module):
     def forward(self, batch: Examples, present: torch.Tensor) -> torch.Tensor:
         """Return the mean loss over a batch; `present` (B, M) replaces its presence."""
         features = self.model.encode(batch.features, present)
-        loss = self._loss(self.model.head(features, present, batch.ages_s, batch.known), batch.labels)
+        logits = self.model.head(features, present, batch.ages_s, batch.known, batch.suspect)
+        loss = self._loss(logits, batch.labels)
         if self._auxiliary:
             loss = loss + self._auxiliary * self.model.head.auxiliary_loss(
                 features, present, batch.labels, self._loss

@@ -12,7 +12,7 @@ from perception.training.examples import Examples
 from perception.training.fit_config import TrainingConfig
 from perception.training.model import EVALUATION_BATCH, FusionModel
 
-_DECISIVE: Final = ("labels", "sources", "ends_ns", "present", "ages_s")
+_DECISIVE: Final = ("labels", "sources", "ends_ns", "present", "ages_s", "suspects")
 
 
 def identity_of(

@@ -58,9 +58,10 @@ class FusionModel(nn.Module):
         present: torch.Tensor,
         ages_s: torch.Tensor | None = None,
         known: torch.Tensor | None = None,
+        suspect: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return logits (B, C); arguments as for the head."""
-        logits: torch.Tensor = self.head(self.encode(inputs, present), present, ages_s, known)
+        logits: torch.Tensor = self.head(self.encode(inputs, present), present, ages_s, known, suspect)
         return logits
 
 
@@ -80,7 +81,7 @@ def predict(model: FusionModel, data: Examples, present: torch.Tensor | None = N
         if present is not None:
             mask = present[rows].to(device)
             shown = shown & (mask if ticks == 1 else mask[:, None])
-        parts.append(model(batch.features, shown, batch.ages_s, batch.known).float().cpu())
+        parts.append(model(batch.features, shown, batch.ages_s, batch.known, batch.suspect).float().cpu())
     return torch.cat(parts)
 
 

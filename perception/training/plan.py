@@ -33,6 +33,9 @@ class HeadPlan(Section):
         float, Field(ge=0, lt=1, description="probability that an input is hidden, with all its branches")
     ] = 0.0
     use_ages: bool = False
+    use_conditions: Annotated[
+        bool, Field(description="give the head whether each signal is suspect; training makes some suspect")
+    ] = False
     branch: Annotated[Literal["linear", "mlp"], Field(description="model level")] = "linear"
     combine: Literal["pool", "head"] = "pool"
     gru: Annotated[int, Field(ge=0, description="feature level: hidden units over ticks, 0 for none")] = 0
