@@ -287,6 +287,19 @@ class InputHealth(Model):
     age_ms: Annotated[Number | None, Meta(description="now minus newest stamp")] = None
 
 
+class HostTime(Model):
+    """The clock of another host, as this process estimates it."""
+
+    offset_ms: Annotated[Number | None, Meta(description="that clock minus this one; none: not known")] = None
+    drift_ppm: Annotated[Number, Meta(description="positive if that clock runs fast")] = 0.0
+    round_trip_ms: Annotated[Number, Meta(description="of the fastest request in the last minute")] = 0.0
+    residual_ms: Annotated[Number, Meta(description="root mean square about the fitted line")] = 0.0
+    bound_ms: Annotated[Number, Meta(description="the true offset is no farther than this")] = 0.0
+    age_ms: Annotated[Number, Meta(description="since the newest answer")] = 0.0
+    bursts: Annotated[Count, Meta(description="bursts of requests in the line")] = 0
+    steps: Annotated[Count, Meta(description="how often one of the two clocks was set")] = 0
+
+
 class Health(Header):
     """Status and counts of one node, published once a second."""
 
@@ -298,6 +311,7 @@ class Health(Header):
     counts: Annotated[dict[str, int], Meta(description="refused, shed or repaired, by reason")] = {}
     device: Annotated[dict[str, str | Number], Meta(description="facts of the open device")] = {}
     condition: Condition = ""
+    hosts: Annotated[dict[str, HostTime], Meta(description="other hosts whose stamps are corrected")] = {}
 
 
 PROCESS: Final = "pid"

@@ -20,9 +20,10 @@ import select
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import zmq
+from msgspec import structs
 
 from perception import topics
 from perception.bus import codec, endpoints
@@ -33,7 +34,7 @@ from perception.bus.lanes import Lanes
 from perception.bus.peers import Peers
 from perception.bus.watch import Watch
 from perception.errors import BusError, MalformedMessageError, PerceptionError
-from perception.messages import Header, Message, Payload
+from perception.messages import MAX_TIME_NS, Header, Message, Payload, corrected
 from perception.units.bounded import MAX_NAMES, Recent
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ _UNFINISHED_BYTES: Final = 3 * codec.MAX_PART_BYTES
 _SOURCE: Final = int(zmq.SRCFD)
 _DEAD_AFTER_MS: Final = 5000  # one large frame may keep a slow link busy for seconds
 
+Correct: TypeAlias = Callable[[str, int], int | None]
+"""Returns what to add to a stamp of a topic, None while the clock of its host is not known."""
+
 
 class Drain:
     """The sockets of one subscriber. It never refers to the `Subscriber`, which can be garbage-collected."""
@@ -74,8 +78,11 @@ class Drain:
         inbox: Inbox,
         *,
         lossless: bool,
+        correct: Correct = lambda topic, stamp_ns: 0,
     ) -> None:
         self._patterns = patterns
+        self._correct = correct
+        """Returns the correction of the times of what arrives from other hosts."""
         self._runtime = runtime
         """None until a graph is up. Lock: `_socket_lock`."""
         self._base = base_directory() if runtime is None else runtime.base
@@ -85,6 +92,8 @@ class Drain:
         self._inbox = inbox
         self._topics: Recent[str, None] = Recent()
         """Topics to accept. Lock: `_socket_lock`."""
+        self._local: Recent[str, None] = Recent()
+        """Those of this host. Lock: `_socket_lock`."""
         self._endpoints: dict[str, str] = {}
         """Connected endpoint -> topic or pattern. Lock: `_socket_lock`."""
         self._warned: set[str] = set()
@@ -332,6 +341,7 @@ class Drain:
             if self._runtime is None:
                 return  # later
             self._connect(topic, self._runtime.ipc_endpoint(topic), remote=False)
+            self._local[topic] = None
         self._expect(topic)
 
     def _expect(self, topic: str) -> None:
@@ -365,8 +375,24 @@ class Drain:
         except MalformedMessageError as error:
             self._refuse(bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]).decode("utf-8", "replace"), error)
         else:
-            if message is not None:
+            if message is not None and (message := self._corrected(message)) is not None:
                 self._inbox.put(message)
+
+    def _corrected(self, message: Message[Header]) -> Message[Header] | None:
+        """Return a message that came by ZeroMQ, with its times on this host's clock; None without them."""
+        if message.topic in self._local:
+            return message
+        by_ns = self._correct(message.topic, message.header.stamp_ns)
+        if by_ns is None:
+            self._inbox.refuse(message.topic, "clock unknown")
+            return None
+        if not by_ns:
+            return message
+        header = corrected(message.header, by_ns)
+        if max(abs(header.stamp_ns), abs(header.sent_ns), abs(header.correction_ns)) > MAX_TIME_NS:
+            self._inbox.refuse(message.topic, "malformed")
+            return None
+        return structs.replace(message, header=header)
 
     def _message(self, coder: codec.Coder, header: bytes, payload: Payload | None) -> Message[Header] | None:
         """Return a message; None if it cannot be used, which is counted."""

@@ -13,12 +13,13 @@ from typing import Final
 
 from perception import topics
 from perception.bus import endpoints
-from perception.bus.drain import Drain
+from perception.bus.drain import Correct, Drain
 from perception.bus.host import Runtime
 from perception.bus.inbox import Inbox
 from perception.bus.mailbox import Mailbox
+from perception.bus.remote_hosts import RemoteClocks, RemoteHost
 from perception.errors import BusError
-from perception.messages import Header, InputHealth, Message
+from perception.messages import Header, HostTime, InputHealth, Message
 from perception.units.closing import Closing
 
 _CLOSE_S: Final = 2.0
@@ -32,6 +33,8 @@ class Subscriber(Closing):
         runtime: the domain to read; None waits until a graph is up, and reads that one.
         clock: host time in ns.
         connect: topic or pattern -> `tcp://HOST:PORT` of publishers on other hosts.
+        hosts: other hosts by name. Their clocks are estimated, and the times of their messages are corrected
+            to `clock`; until an offset is known they are refused and counted.
         policies: replaces rows of the table of topics, by prefix: a recorder queues every frame,
             where a display reads the latest.
         insecure: allow endpoints off loopback without keys.
@@ -47,13 +50,17 @@ class Subscriber(Closing):
         runtime: Runtime | None,
         clock: Callable[[], int],
         connect: Mapping[str, str] | None = None,
+        hosts: Mapping[str, RemoteHost] | None = None,
         policies: Mapping[str, topics.Topic] | None = None,
         insecure: bool = False,
         keys: str | Path | None = None,
     ) -> None:
-        remote = dict(connect or {})
+        remote = _connections(connect or {}, hosts or {})
         for pattern, endpoint in remote.items():
             topics.check_pattern(pattern)
+            endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
+        services = {name: host.clock for name, host in (hosts or {}).items() if host.connect}
+        for endpoint in services.values():
             endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
         self._clock = clock
         self._inbox = Inbox(Mailbox(policies))
@@ -62,17 +69,24 @@ class Subscriber(Closing):
             from perception.bus.keys import load  # 40 ms of imports
 
             pair = load(Path(keys))
-        self._drain = Drain(
-            _checked(patterns),
-            runtime,
-            clock,
-            remote,
-            pair,
-            self._inbox,
-            lossless=_is_lossless(policies or {}),
-        )
+        self._clocks = RemoteClocks(services, clock, pair) if services else None
+        try:
+            self._drain = Drain(
+                _checked(patterns),
+                runtime,
+                clock,
+                remote,
+                pair,
+                self._inbox,
+                lossless=_is_lossless(policies or {}),
+                correct=_correction(self._clocks, hosts or {}),
+            )
+        except BaseException:
+            if self._clocks is not None:
+                self._clocks.close()
+            raise
         thread = threading.Thread(target=self._drain.run, name=f"bus {' '.join(patterns)}", daemon=True)
-        self._finalizer = weakref.finalize(self, _stop, self._inbox, thread)
+        self._finalizer = weakref.finalize(self, _stop, self._inbox, thread, self._clocks)
         thread.start()
 
     def receive(self, timeout_s: float | None = None) -> Message[Header] | None:
@@ -91,15 +105,38 @@ class Subscriber(Closing):
         """Return the exact counts of every topic, by topic."""
         return self._inbox.health(self._clock())
 
+    def host_times(self) -> dict[str, HostTime]:
+        """Return what is known of the clocks of `hosts`, by name."""
+        return {} if self._clocks is None else self._clocks.report()
+
     def close(self) -> None:
         """Disconnect; all waits for a message return None."""
         self._finalizer()
 
 
-def _stop(inbox: Inbox, thread: threading.Thread) -> None:
+def _stop(inbox: Inbox, thread: threading.Thread, clocks: RemoteClocks | None) -> None:
     inbox.close()
+    if clocks is not None:
+        clocks.close()
     if thread is not threading.current_thread() and thread.ident is not None:
         thread.join(_CLOSE_S)  # a daemon thread: it does not keep the process alive
+
+
+def _connections(connect: Mapping[str, str], hosts: Mapping[str, RemoteHost]) -> dict[str, str]:
+    """Return topic or pattern -> endpoint; what `connect` names is read from there."""
+    of_hosts = {topic: endpoint for host in hosts.values() for topic, endpoint in host.connect.items()}
+    return {**of_hosts, **connect}
+
+
+def _correction(clocks: RemoteClocks | None, hosts: Mapping[str, RemoteHost]) -> Correct:
+    """Return what gives the correction of a topic's stamp: 0 for topics of no host, None while unknown."""
+    host_of = {topic: name for name, host in hosts.items() for topic in host.connect}
+
+    def correct(topic: str, stamp_ns: int) -> int | None:
+        host = host_of.get(topic)
+        return 0 if host is None or clocks is None else clocks.correction_ns(host, stamp_ns)
+
+    return correct
 
 
 def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:

@@ -237,21 +237,25 @@ class Correction:
     """
 
     def __init__(self) -> None:
-        self._pieces: deque[_Piece] = deque(maxlen=_MAX_PIECES)
+        self._pieces: tuple[_Piece, ...] = ()
+        """Newest last. Replaced as a whole: another thread may read it."""
 
     def update(self, estimate: Estimate) -> None:
         """Use an estimate for stamps later than its newest burst."""
         from_ns, rest_ns = estimate.to_remote_ns(estimate.at_ns), 0.0
-        if self._pieces and self._pieces[-1].estimate.steps == estimate.steps:
-            from_ns = max(from_ns, self._pieces[-1].from_ns)
-            rest_ns = float(self._pieces[-1].to_local_ns(from_ns) - estimate.to_local_ns(from_ns))
+        before = self._pieces[1 - _MAX_PIECES :]
+        if before and before[-1].estimate.steps == estimate.steps:
+            from_ns = max(from_ns, before[-1].from_ns)
+            rest_ns = float(before[-1].to_local_ns(from_ns) - estimate.to_local_ns(from_ns))
         else:
-            self._pieces.clear()
-        self._pieces.append(_Piece(from_ns, estimate, rest_ns, max(_SLEW_TIME_NS, abs(rest_ns) / _SLEW)))
+            before = ()
+        piece = _Piece(from_ns, estimate, rest_ns, max(_SLEW_TIME_NS, abs(rest_ns) / _SLEW))
+        self._pieces = (*before, piece)
 
     def to_local_ns(self, remote_ns: int) -> int | None:
         """Return the local time of a remote stamp; None before the first estimate."""
-        if not self._pieces:
+        pieces = self._pieces
+        if not pieces:
             return None
-        later = (piece for piece in reversed(self._pieces) if piece.from_ns <= remote_ns)
-        return next(later, self._pieces[0]).to_local_ns(remote_ns)
+        later = (piece for piece in reversed(pieces) if piece.from_ns <= remote_ns)
+        return next(later, pieces[0]).to_local_ns(remote_ns)
