@@ -19,10 +19,12 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         blocks = loop.publisher(f"microphone/{name}", config.endpoint)
         # numpy and PortAudio load while readers find the publisher
         from perception.devices.microphone import open_microphone
-        from perception.devices.signal.sound import BlockCheck
+        from perception.devices.signal.blocks import BlockJudge
         from perception.devices.wire import block_message
 
-        check = BlockCheck()
+        # a short file that is played in a loop repeats as it should
+        limits = config.signal.model_copy(update={"loop_s": 0.0}) if config.loop else config.signal
+        check = BlockJudge(limits, config.rate_hz)
 
         def publish(block: "CapturedBlock") -> None:
             check.update(block)

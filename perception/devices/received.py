@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 from perception.devices.device import CapturedBlock, CapturedFrame
+from perception.devices.signal.blocks import BlockJudge
 from perception.devices.signal.frames import FrameJudge
-from perception.devices.signal.sound import BlockCheck
 from perception.features.image import decode_frame
 from perception.features.window import is_finite, is_whole, raw_samples
 from perception.messages import AudioBlock, CameraFrame, Header, Message
-from perception.profile.signal import CameraSignal
+from perception.profile.signal import CameraSignal, MicrophoneSignal
 from perception.units import MILLISECOND_NS
 from perception.units.arrays import Image
 
@@ -62,7 +62,7 @@ class ReceivedSignals:
     def _open(self, message: Message[Any]) -> "_Frames | _Blocks":
         if isinstance(message.header, CameraFrame):
             return _Frames(_identity(message.header), FrameJudge(self._thresholds.get(message.topic)))
-        return _Blocks(_identity(message.header), BlockCheck())
+        return _Blocks(_identity(message.header), BlockJudge(MicrophoneSignal(), message.header.rate_hz))
 
 
 def is_unjudged(message: Message[Header]) -> bool:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from perception.profile.keys import Bind, Index, Source
 from perception.profile.section import Section
-from perception.profile.signal import CameraSignal
+from perception.profile.signal import CameraSignal, MicrophoneSignal
 
 Fit = Literal["letterbox", "crop", "stretch"]
 """How a picture of another aspect ratio is fitted: black bars, longer sides cut, or distorted."""
@@ -54,6 +54,7 @@ class MicrophoneConfig(Section):
     format: Literal["s16", "f32"] = "s16"
     loop: Annotated[bool, Field(description="start a file again at its end")] = False
     endpoint: Bind | None = None
+    signal: MicrophoneSignal = MicrophoneSignal()
 
 
 class TextConfig(Section):

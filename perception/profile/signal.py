@@ -1,4 +1,4 @@
-"""Thresholds of the judges of signals: `[camera.NAME.signal]`."""
+"""Thresholds of the judges of signals: `[camera.NAME.signal]`, `[microphone.NAME.signal]`."""
 
 from typing import Annotated
 
@@ -11,3 +11,25 @@ class CameraSignal(Section):
     """`[camera.NAME.signal]`: when a camera's picture counts as wrong."""
 
     hold_s: Annotated[float, Field(gt=0, le=60, description="a condition has to last so long")] = 2.0
+
+
+class MicrophoneSignal(Section):
+    """`[microphone.NAME.signal]`: when a microphone's sound counts as wrong."""
+
+    hold_s: Annotated[float, Field(ge=1, le=10, description="the newest seconds that are judged")] = 2.0
+    loop_s: Annotated[
+        float, Field(ge=0, le=5, description="stuck: longest loop that is searched; 0: none")
+    ] = 1.5
+    rate_tolerance: Annotated[
+        float, Field(gt=0, le=1, description="wrong rate: stamps contradict the rate by this share")
+    ] = 0.05
+    narrowest_hz: Annotated[
+        int, Field(ge=0, le=20_000, description="wrong rate: sound ends at an edge below; 0: never")
+    ] = 4200
+    dc_above: Annotated[float, Field(gt=0, le=1, description="DC: offset, in full scale")] = 0.02
+    hum_above: Annotated[float, Field(gt=0, le=1, description="hum: mains share of the power")] = 0.65
+    hum_above_dbfs: Annotated[float, Field(ge=-120, le=0, description="hum: least level")] = -34.0
+    clipped_above: Annotated[float, Field(gt=0, le=1, description="clipped: share of samples")] = 0.01
+    noise_above_dbfs: Annotated[
+        float, Field(ge=-120, le=0, description="noise: level of white noise")
+    ] = -34.0
