@@ -1,6 +1,7 @@
 """Conditions of signals: from header to window to state, live and recomputed."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from perception.fusion.core import FusionCore
 from perception.fusion.window import CameraSlice, Window
 from perception.messages import FusedState, Header, Journal, Message, condition_of, with_condition
 from perception.profile import InputConfig
+from perception.session import read
 from perception.session.recompute.engines import replay
 from perception.session.recompute.verify import verify
 from perception.units import SECOND_NS
@@ -36,6 +38,7 @@ from tests.streams import (
 )
 from tests.test_verify import PROFILE, SPEED, fusion, scripted
 
+GOLDEN = Path(__file__).parent / "golden" / "conditions.mcap"
 Judged = Mapping[str, list[tuple[float, float, str]]]
 """By topic: conditions of what happened from one time to another, in seconds."""
 
@@ -266,3 +269,22 @@ def test_data_that_cannot_be_decoded_is_not_judged() -> None:
     broken = [with_condition(one, "") for one in broken]
     assert {signals.judge(one) for one in broken} == {FrameJudge().condition}
     assert signals.judge(text(0, START_NS, "come")) == ""
+
+
+def test_a_session_recorded_with_conditions_verifies() -> None:
+    """Recorded by rules 2: a camera whose node judged it, a microphone that the fusion judged."""
+    states = [one.header for one in read(GOLDEN) if isinstance(one.header, FusedState)]
+    found = {(name, item.presence, item.condition) for one in states for name, item in one.modalities.items()}
+    assert {
+        *(("camera", "absent", "black"), ("camera", "present", "blurred"), ("camera", "absent", "frozen")),
+        *(
+            ("camera", "present", "later"),
+            ("microphone", "absent", "silent"),
+            ("microphone", "present", "ok"),
+        ),
+    } <= found
+    assert {condition_of(one.header) for one in read(GOLDEN, ["microphone/*"])} == {""}
+    verdict = verify(GOLDEN)
+    assert verdict.obstacles == [] or verdict.notes, verdict.obstacles
+    assert verdict.equal + verdict.different == len(states)
+    assert verdict.equal == len(states) or verdict.notes, str(verdict.first)
