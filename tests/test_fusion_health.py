@@ -128,6 +128,15 @@ def test_windows_shed_beyond_a_share_and_states_that_stop_are_named() -> None:
     assert run.steps(40) == Standing("ok")
 
 
+def test_a_process_that_was_stopped_while_its_host_slept_has_no_models_that_hang() -> None:
+    run = Run()
+    run.steps(20)
+    run.now_ns += 3600 * SECOND_NS
+    assert not run.steps(1, computes=False).reason
+    assert run.judge.stateless_ns(run.now_ns) < SECOND_NS
+    assert run.steps(40, computes=False).status == "lost"
+
+
 def test_the_loop_publishes_what_is_judged() -> None:
     """The real loop on real streams, of which the camera dies and the models are too slow."""
     dies_ns = START_NS + 3 * SECOND_NS

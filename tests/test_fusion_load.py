@@ -208,6 +208,18 @@ def test_what_is_early_waits_in_its_order_and_what_is_too_early_is_refused() -> 
     }
 
 
+def test_frames_of_a_clock_that_was_fast_are_dropped_when_it_is_set_back() -> None:
+    early = Early(core := FusionCore(config()))
+    for k in range(3):
+        early.put(frame(k, START_NS + 500 * MS + k * 100 * MS), START_NS + k * 100 * MS)
+    other = frame(0, START_NS + 650 * MS, source="other#1")
+    early.put(other, START_NS + 250 * MS)
+    early.put(frame(3, START_NS + 300 * MS), START_NS + 300 * MS)
+    assert [one.header.seq for one in early.due(START_NS + 600 * MS)] == [3]
+    assert list(early.due(START_NS + SECOND_NS)) == [other]
+    assert core.counts[CAMERA] == {"early": 4, "clock set back": 3}
+
+
 def test_the_room_for_what_is_early_is_bounded() -> None:
     early = Early(core := FusionCore(config()))
     for k in range(3000):

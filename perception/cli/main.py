@@ -18,6 +18,7 @@ from perception.cli.record import record
 from perception.cli.replay import fuse, replay, verify
 from perception.cli.search import search
 from perception.cli.session import session
+from perception.cli.simulate import simulate
 from perception.cli.standard_streams import open_closed_streams, show
 from perception.cli.swap import swap
 from perception.cli.training import COMMANDS as TRAINING_COMMANDS
@@ -35,7 +36,7 @@ _SECTIONS: Final = {
     "Run a graph": ("up", "nodes", "echo", "say", "swap", "keys"),
     "Sessions": ("record", "replay", "session", "search", "mark", "labels"),
     "Training": ("train", "evaluate", "reproduce"),
-    "This machine": ("doctor", "bench"),
+    "This machine": ("doctor", "bench", "simulate"),
     "Reference": ("guide", "schema"),
 }
 
@@ -217,7 +218,7 @@ def new(folder: Path) -> None:
 
 session.add_command(verify)
 session.add_command(fuse)
-for command in (record, replay, session, swap, search, bench, guide, *TRAINING_COMMANDS):
+for command in (record, replay, session, swap, search, bench, simulate, guide, *TRAINING_COMMANDS):
     cli.add_command(command)
 
 

@@ -1,12 +1,14 @@
 """Messages whose stamps are ahead of the host's clock wait until they are due. Pure.
 
 Rules. Owned by the receiving thread, no lock. A message enters by `put` and leaves by `due`, those of one
-topic in their order. So event time never runs ahead of the host: neither a fast clock nor a block published
-before its last sample was recorded makes the messages of others late.
+publisher and topic in their order. So event time never runs ahead of the host: neither a fast clock nor a
+block published before its last sample was recorded makes the messages of others late. If a publisher's clock
+is set back, its later messages are due before those that wait: these are dropped, since their stamps were
+wrong.
 """
 
 from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Final
 
@@ -36,6 +38,9 @@ class Early:
         self._bytes = 0
         self._number = count()
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     @property
     def next_ns(self) -> int | None:
         """Host time at which the first waiting message is due, None if none waits."""
@@ -52,8 +57,11 @@ class Early:
         else:
             if self._count_waits and ahead_ns > CLOCK_ERROR_NS:
                 self._core.count(message.topic, "early")
+            due_ns = now_ns + max(0, ahead_ns)
+            if self._waiting:
+                self._drop_overtaken(message, due_ns)
             self._bytes += size
-            heappush(self._waiting, (now_ns + max(0, ahead_ns), next(self._number), message))
+            heappush(self._waiting, (due_ns, next(self._number), message))
 
     def due(self, now_ns: int) -> Iterator[Message[Header]]:
         """Yield and remove the messages that are due."""
@@ -61,3 +69,16 @@ class Early:
             *_, message = heappop(self._waiting)
             self._bytes -= len(message.payload)
             yield message
+
+    def _drop_overtaken(self, message: Message[Header], due_ns: int) -> None:
+        """Drop and count the waiting messages of this publisher and topic that are due after a later one."""
+        key = message.topic, message.header.source
+        wrong = [
+            one for one in self._waiting if one[0] > due_ns and (one[2].topic, one[2].header.source) == key
+        ]
+        if wrong:
+            self._core.counts[message.topic]["clock set back"] += len(wrong)
+            self._bytes -= sum(len(one[2].payload) for one in wrong)
+            dropped = {one[1] for one in wrong}
+            self._waiting = [one for one in self._waiting if one[1] not in dropped]
+            heapify(self._waiting)

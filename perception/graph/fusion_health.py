@@ -23,6 +23,8 @@ ABSENT_NS: Final = SECOND_NS // 4
 """An input that is absent for less than this is no fault: one late block."""
 START_NS: Final = 3 * SECOND_NS
 """Time for devices to deliver their first data."""
+STOPPED_NS: Final = SECOND_NS
+"""A judge that is called four times a second and then not for longer was stopped with its process."""
 _NO_FAULT: Final = frozenset({"late", "resync", "no such input", "topics forgotten", "skipped", "dropped"})
 """Counters of the core that count no refused stamp."""
 
@@ -85,6 +87,8 @@ class FusionJudge:
         """Return how the fusion stands; the reason names what is wrong, with its figure."""
         if now.published != self._published:
             self._published, self._published_ns = now.published, now.at_ns
+        elif self._before and (stopped_ns := now.at_ns - self._before[-1].at_ns) > STOPPED_NS:
+            self._published_ns += stopped_ns  # while a process is stopped or its host sleeps, no model hangs
         self._before.append(now)
         while len(self._before) > 1 and self._before[1].at_ns <= now.at_ns - SPAN_NS:
             self._before.popleft()
@@ -97,7 +101,7 @@ class FusionJudge:
         return Standing("degraded" if faults else "ok", "; ".join(faults))
 
     def stateless_ns(self, now_ns: int) -> int:
-        """Return for how long no state was published."""
+        """Return for how long no state was published while this process ran."""
         return now_ns - self._published_ns
 
     def _inputs(self, now: Figures) -> list[str]:

@@ -139,6 +139,7 @@ class FusionLoop:
         outputs: the publishers; the compute thread publishes the states.
         clock: host time in ns.
         judging: judges the streams whose publishers do not.
+        early: queue in front of the core.
     """
 
     def __init__(
@@ -149,10 +150,11 @@ class FusionLoop:
         outputs: Outputs,
         clock: Clock,
         judging: Judging | None = None,
+        early: Early | None = None,
     ) -> None:
         self._core = core
         self._signals = judging or Judging()
-        self._early = Early(core)
+        self._early = Early(core) if early is None else early
         self._compute = compute
         self._inbox = inbox
         self._out = outputs

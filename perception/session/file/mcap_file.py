@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -205,6 +206,11 @@ def _open(path: Path) -> int:
 
 def matches(topic: str, patterns: Sequence[str]) -> bool:
     """Return whether `topic` matches one of `patterns`, such as `camera/*`."""
+    return _matches(topic, tuple(patterns))
+
+
+@lru_cache(maxsize=4096)
+def _matches(topic: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(topic, pattern) for pattern in patterns)
 
 

@@ -5,14 +5,15 @@ Which fields are measured is declared with the message: `perception.messages.mea
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 from msgspec import structs
+from msgspec.msgpack import decode, encode
 
-from perception.messages import Header, Model, checked, is_measured
+from perception.messages import Header, Model, is_measured
 
 HeaderT = TypeVar("HeaderT", bound=Header)
 
@@ -41,7 +42,13 @@ def unmeasured_fields(header: Model) -> dict[str, Any]:
 
 def without_measured(header: HeaderT) -> HeaderT:
     """Return the message with its measured fields at their defaults."""
-    return checked(type(header), unmeasured_fields(header))
+    return decode(unmeasured_bytes(header), type=type(header))
+
+
+def unmeasured_bytes(header: Model) -> bytes:
+    """Return the encoded message, its measured fields at their defaults; equal bytes mean equal messages."""
+    defaults = _measured_defaults(type(header))
+    return encode(unmeasured_fields(header) if defaults is None else structs.replace(header, **defaults))
 
 
 def first_difference(expected: Any, actual: Any, tolerance: float = 0.0, path: str = "") -> Difference | None:
@@ -91,6 +98,30 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return tuple(map(_plain, value)) if isinstance(value, tuple) else value
+
+
+@cache
+def _measured_defaults(model: type[Model]) -> dict[str, Any] | None:
+    """Return the defaults of the measured fields of a model, None if one of its parts may have some too."""
+    fields = structs.fields(model)
+    kept = [field.type for field in fields if not is_measured(field)]
+    if any(_has_measured(part) for annotation in kept for part in _models(annotation)):
+        return None
+    return {field.name: field.default for field in fields if is_measured(field)}
+
+
+def _models(annotation: Any) -> Iterator[type[Model]]:
+    """Yield the models that a type names, such as two for `dict[str, Box | Label]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+@cache
+def _has_measured(model: type[Model]) -> bool:
+    fields = structs.fields(model)
+    return any(is_measured(one) or any(map(_has_measured, _models(one.type))) for one in fields)
 
 
 @cache

@@ -45,6 +45,7 @@ _TEXT_OF: Final = {
     "no such input": "read by no input",
     "dropped": "no room until their window was cut",
     "topics forgotten": "topics dropped for newer ones",
+    "clock set back": "stamped ahead, then their publisher's clock was set back",
 }
 """By counter of the core: those that count no refused message."""
 

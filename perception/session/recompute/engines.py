@@ -185,6 +185,7 @@ class EnginePool(Closing):
         config: the fusion.
         known: summary of the journals.
         workers: how many engines.
+        build: builds an engine, as `build_engine`.
         heads: folders of heads that were swapped in, besides those that the recording names. None: the
             profile's head computes every window.
 
@@ -199,6 +200,7 @@ class EnginePool(Closing):
         workers: int | None = None,
         *,
         heads: Iterable[Path | str] | None = (),
+        build: Callable[..., Engine] = build_engine,
     ) -> None:
         threads = int(known.facts.get("threads", config.threads))
         device = str(known.facts.get("device", config.device))
@@ -206,13 +208,13 @@ class EnginePool(Closing):
             device = config.device
         use_threads(threads)
         like = as_published(config, known.facts).model_copy(update={"device": device})
-        self.engines = [build_engine(like, clock=lambda: 0)]
+        self.engines = [build(like, clock=lambda: 0)]
         """Each one's thread owns its encoders; the caller's thread owns head and `recent` of the first."""
         if workers is None:
             spare = cores() // torch.get_num_threads()
             workers = 1 if self.engines[0].device.type != "cpu" else max(1, min(_MAX_WORKERS, spare))
         like = self.engines[0].config  # number formats that were measured there apply to all
-        self.engines += [build_engine(like, clock=lambda: 0) for _ in range(workers - 1)]
+        self.engines += [build(like, clock=lambda: 0) for _ in range(workers - 1)]
         if self.engines[0].device.type == "cuda":
             self.engines[0].warm_up()  # so that it uses CUDA graphs, as the live engine did
         # torch stores its number of threads per thread

@@ -32,7 +32,14 @@ from perception.topics import kind_of, name_of
 PATIENCE_NS: Final = 10_000_000_000
 """An input that is not recorded within this time after the journal that names it counts as lost."""
 _KEPT_NS: Final = 2 * PATIENCE_NS
-"""How long an input is stored: its journal comes later, and may then wait for another input."""
+"""How long an input is stored: its journal comes later, and may then wait for another input.
+
+Counted in time covered by journals: a fusion that hangs, or a host that sleeps, journals late.
+"""
+_STEP_NS: Final = 1_000_000_000
+"""Longest time that one journal covers: several times the period of journals."""
+_KEPT_BYTES: Final = 1 << 30
+"""Payloads stored; while there are more, the time without journals counts too."""
 EDGE_NS: Final = 2_000_000_000
 """This close to its ends, a recording may contain journals without the inputs that they name."""
 _BEGINNING: Final = "the beginning of the fusion is not recorded"
@@ -152,6 +159,7 @@ def steps(messages: Iterable[Message[Header]], wanted: Callable[[Journal], bool]
         playback.start_ns = playback.start_ns or now_ns
         if isinstance(message.header, Journal):
             if wanted(message.header):
+                playback.inputs.journaled(now_ns)
                 playback.waiting.append((now_ns, message.topic, as_published(message.header)))
         elif kind_of(message.topic) in INPUT_KINDS:
             playback.inputs.put(message)
@@ -171,25 +179,50 @@ class _Inputs:
     def __init__(self) -> None:
         self._rows: defaultdict[tuple[str, str], deque[Message[Header]]] = defaultdict(deque)
         self._newest: dict[tuple[str, str], int] = {}
-        self._order: deque[tuple[int, tuple[str, str]]] = deque()
-        """When each input was recorded, and its key in `_rows`."""
+        self._order: deque[tuple[int, int, tuple[str, str]]] = deque()
+        """When each input was recorded, by `_covered_ns` and by its log time, and its key in `_rows`."""
+        self._bytes = 0
+        self._covered_ns = 0
+        """Time covered by journals, and that before the first."""
+        self._journal_ns: int | None = None
+        self._newest_ns = 0
+
+    def journaled(self, now_ns: int) -> None:
+        """Count the time that a journal covers."""
+        before_ns = self._newest_ns if self._journal_ns is None else self._journal_ns
+        self._covered_ns += min(now_ns - before_ns, _STEP_NS)
+        self._journal_ns = now_ns
 
     def put(self, message: Message[Header]) -> None:
         key = message.topic, message.header.source
+        now_ns = message.received_ns
+        if self._journal_ns is None and self._newest_ns:
+            self._covered_ns += max(0, now_ns - self._newest_ns)
+        self._newest_ns = max(self._newest_ns, now_ns)
         self._rows[key].append(message)
-        self._order.append((message.received_ns, key))
+        self._order.append((self._covered_ns, now_ns, key))
         self._newest[key] = max(message.header.seq, self._newest.get(key, -1))
-        self._drop(message.received_ns - _KEPT_NS)
+        self._bytes += len(message.payload)
+        while self._order and self._is_old(*self._order[0][:2], now_ns):
+            self._drop_first()
 
-    def _drop(self, before_ns: int) -> None:
-        """Drop inputs recorded before that time, also those of publishers that have ended."""
-        while self._order[0][0] < before_ns:
-            _, key = self._order.popleft()
-            row = self._rows.get(key)
-            if row and row[0].received_ns < before_ns:
-                row.popleft()
-            if not row:
-                self._rows.pop(key, None)
+    def _is_old(self, covered_ns: int, recorded_ns: int, now_ns: int) -> bool:
+        full = self._bytes > _KEPT_BYTES and now_ns - recorded_ns > _KEPT_NS
+        return full or self._covered_ns - covered_ns > _KEPT_NS
+
+    def _drop_first(self) -> None:
+        """Drop the input recorded first if it is still stored, also that of a publisher that has ended."""
+        _, recorded_ns, key = self._order.popleft()
+        row = self._rows.get(key)
+        if row and row[0].received_ns <= recorded_ns:
+            self._remove_first(row)
+        if not row:
+            self._rows.pop(key, None)
+
+    def _remove_first(self, row: deque[Message[Header]]) -> Message[Header]:
+        message = row.popleft()
+        self._bytes -= len(message.payload)
+        return message
 
     def passed(self, entry: JournalEntry) -> bool:
         """Return whether this input or a later one of its publisher was recorded."""
@@ -199,8 +232,8 @@ class _Inputs:
         """Remove and return an input, None if it is not recorded; drop those before it."""
         row = self._rows.get((entry.topic, entry.source), deque())
         while row and row[0].header.seq < entry.seq:
-            row.popleft()
-        return row.popleft() if row and row[0].header.seq == entry.seq else None
+            self._remove_first(row)
+        return self._remove_first(row) if row and row[0].header.seq == entry.seq else None
 
     def find(self, item: HeldInput) -> Message[Header] | None:
         row = self._rows.get((item.topic, item.source), ())

@@ -6,7 +6,7 @@ equal, different, or skipped with its reason.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,13 +14,20 @@ from typing import Any, Final, NamedTuple
 from msgspec import structs
 
 from perception.errors import PerceptionError
+from perception.fusion.build import build_engine
 from perception.fusion.engine import Engine
 from perception.io.progress import progress
 from perception.messages import FusedState, ModelInfo, as_published
 from perception.models.device import exists
 from perception.profile import FusionConfig, Profile
 from perception.session.file.reader import matches
-from perception.session.recompute.compare import MISSING, Difference, first_difference, unmeasured_fields
+from perception.session.recompute.compare import (
+    MISSING,
+    Difference,
+    first_difference,
+    unmeasured_bytes,
+    unmeasured_fields,
+)
 from perception.session.recompute.cutting import Cut
 from perception.session.recompute.engines import CutStep, EnginePool, Heads, cuts, survey_of
 from perception.session.recompute.journal import Begin, End, Missed, Survey
@@ -103,6 +110,7 @@ def verify(
     *,
     workers: int | None = None,
     heads: Iterable[Path | str] = (),
+    build: Callable[..., Engine] = build_engine,
 ) -> Verdict:
     """Recompute the states of a recording and compare them with the recorded ones.
 
@@ -111,6 +119,7 @@ def verify(
         profile: the one it was recorded with, if the file does not contain it.
         workers: as for `replay`.
         heads: folders of heads that were swapped in, besides those that the recording names.
+        build: builds an engine.
 
     Raises:
         SessionError: the file cannot be read, or does not contain its profile.
@@ -126,7 +135,7 @@ def verify(
         elif (problem := _missing_device(known)) is not None:
             verdict.obstacles.append(problem)
         else:
-            with EnginePool(config, known, workers, heads=heads) as pool:
+            with EnginePool(config, known, workers, heads=heads, build=build) as pool:
                 _compare(recording, config, known, pool, verdict)
         if not (verdict.equal or verdict.different or verdict.obstacles):
             verdict.obstacles.append(f"it contains no state/{config.name} that could be compared")
@@ -246,7 +255,8 @@ class _Comparison:
         return None if self._is_comparable(state.model, model) else "another model computed them"
 
     def _compare_state(self, state: FusedState, actual: FusedState) -> None:
-        difference = first_difference(unmeasured_fields(state), unmeasured_fields(actual))
+        same = unmeasured_bytes(state) == unmeasured_bytes(actual)
+        difference = None if same else first_difference(unmeasured_fields(state), unmeasured_fields(actual))
         if difference is None:
             self._verdict.equal += 1
         else:
