@@ -25,18 +25,21 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         # OpenCV loads while readers find the publisher
         from perception.devices.camera import open_camera
         from perception.devices.signal.frames import FrameJudge
+        from perception.devices.signal.timing import DeviceJudge, StreamJudge, camera_rate_hz
         from perception.devices.wire import frame_message
-
-        judge = FrameJudge(config.signal)
-
-        def publish(frame: "CapturedFrame") -> None:
-            judge.update(frame)
-            header, payload = frame_message(frame, config, judge.condition)
-            frames.send(header, frame.lent if isinstance(frame.lent, Loan) else payload)
 
         with open_camera(
             config, profile.script, clock=loop.clock, origin_ns=loop.origin_ns, lend=frames.loan
         ) as camera:
+            rate_hz = camera_rate_hz(config, camera.report().facts)
+            judge = DeviceJudge(
+                FrameJudge(config.signal), StreamJudge(config.signal, rate_hz, loop.begins_ns())
+            )
+
+            def publish(frame: "CapturedFrame") -> None:
+                header, payload = frame_message(frame, config, judge.condition)
+                frames.send(header, frame.lent if isinstance(frame.lent, Loan) else payload)
+
             loop.run(camera, publish, judge)
 
 

@@ -20,20 +20,21 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         # numpy and PortAudio load while readers find the publisher
         from perception.devices.microphone import open_microphone
         from perception.devices.signal.blocks import BlockJudge
+        from perception.devices.signal.timing import DeviceJudge, StreamJudge
         from perception.devices.wire import block_message
 
         # a short file that is played in a loop repeats as it should
         limits = config.signal.model_copy(update={"loop_s": 0.0}) if config.loop else config.signal
-        check = BlockJudge(limits, config.rate_hz)
-
-        def publish(block: "CapturedBlock") -> None:
-            check.update(block)
-            blocks.send(*block_message(block, config, check.condition))
-
         with open_microphone(
             config, profile.script, clock=loop.clock, origin_ns=loop.origin_ns
         ) as microphone:
-            loop.run(microphone, publish, check)
+            timing = StreamJudge(limits, 1000 / config.block_ms, loop.begins_ns())
+            judge = DeviceJudge(BlockJudge(limits, config.rate_hz), timing)
+
+            def publish(block: "CapturedBlock") -> None:
+                blocks.send(*block_message(block, config, judge.condition))
+
+            loop.run(microphone, publish, judge)
 
 
 if __name__ == "__main__":

@@ -162,6 +162,29 @@ def test_a_camera_whose_pictures_are_all_damaged_says_so_and_how_many(nodes: Nod
     assert 10 < int(found[1]) <= health.counts["corrupt"]
 
 
+def test_a_camera_that_disconnects_is_reconnecting_and_then_starting_again(nodes: Nodes) -> None:
+    def health(bus: Subscriber, condition: str) -> Health:
+        while True:
+            message = bus.receive(LONG_S)
+            assert message is not None
+            if isinstance(message.header, Health) and message.header.condition == condition:
+                return message.header
+
+    with nodes.subscribe("health/*", "camera/*") as bus:
+        with camera_server() as server:
+            port = server.server_port
+            nodes.write(f'[camera.x]\nsource = "http://127.0.0.1:{port}/"\nwidth = 64\nheight = 48')
+            nodes.start("camera")
+            assert health(bus, "starting").status == "ok"
+        gone = health(bus, "reconnecting")
+        with camera_server(port=port):
+            assert health(bus, "starting").status == "ok"
+            frames = (found.header for found in iter(lambda: bus.receive(LONG_S), None))
+            again = next(header for header in frames if isinstance(header, CameraFrame))
+    assert (gone.status, again.condition) == ("lost", "starting")
+    assert gone.reason.startswith(f"http://127.0.0.1:{port}/")
+
+
 def test_off_the_host_raw_frames_travel_encrypted_as_jpeg(nodes: Nodes) -> None:
     keys = new_keys(nodes.folder / "keys")
     with socket.create_server(("127.0.0.1", 0)) as free:

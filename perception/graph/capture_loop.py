@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from perception.devices.device import Device, DeviceReport
 
 _HEALTH_NS: Final = SECOND_NS
-_SILENT_NS: Final = 3_000_000_000
+_CHANGE_NS: Final = SECOND_NS // 10
+"""A device that is lost or back is reported this soon."""
 _READ_S: Final = 0.1
 _DAMAGED: Final = ("corrupt", "after_damage")
 """Counts of damaged items that a device refused."""
@@ -38,15 +39,34 @@ ORIGIN_VARIABLE: Final = "PERCEPTION_ORIGIN_NS"
 _START_DELAY_NS: Final = 500_000_000  # a file is opened before its beginning is due
 _LOG: Final = logging.getLogger("perception")
 ItemT = TypeVar("ItemT")
+JudgedT = TypeVar("JudgedT", contravariant=True)
 SectionT = TypeVar("SectionT")
 
 
-class Check(Protocol):
-    """Judges the signal of a device: see `perception.devices.signal`."""
+class Judge(Protocol[JudgedT]):
+    """Judges a device's stream: `perception.devices.signal.timing.DeviceJudge`."""
 
-    condition: ConditionName
-    reason: str
-    facts: dict[str, str | float]
+    @property
+    def condition(self) -> ConditionName:
+        """The most serious that holds."""
+
+    @property
+    def reason(self) -> str:
+        """Why; empty if nothing is wrong."""
+
+    @property
+    def facts(self) -> dict[str, str | float]:
+        """What was measured."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing arrives."""
+
+    def update(self, item: JudgedT, arrival_ns: int) -> None:
+        """Judge an item."""
+
+    def idle(self, now_ns: int, reconnecting: str = "") -> None:
+        """Judge that nothing was read."""
 
 
 class CaptureLoop:
@@ -72,7 +92,7 @@ class CaptureLoop:
         """Host time of the last bind."""
         self._counts: Counter[str] = Counter()
         self._damaged = 0
-        """Count of damaged items at the time of the last good one."""
+        """Count of damaged items just after the last good one."""
         self._stopped = stopped
         self._status = "ok"
         self._health_output = self.publisher(f"health/{kind}-{name}")
@@ -83,6 +103,10 @@ class CaptureLoop:
             names = ", ".join(sections) or "none"
             raise ProfileError(f"{self.kind}.{self.name}: no such section; the profile has {names}")
         return sections[self.name]
+
+    def begins_ns(self) -> int:
+        """Return the host time from which an open device can deliver."""
+        return max(self.clock(), self.origin_ns, self._bound_ns + _SETTLE_NS)
 
     def publisher(
         self, topic: str, endpoint: str | None = None, remote: Conversion | None = None
@@ -103,18 +127,17 @@ class CaptureLoop:
         return publisher
 
     def run(
-        self, device: "Device[ItemT]", publish: Callable[[ItemT], None], check: Check | None = None
+        self, device: "Device[ItemT]", publish: Callable[[ItemT], None], judge: Judge[ItemT] | None = None
     ) -> None:
         """Publish what the device delivers until it ends or the node is stopped.
 
         Args:
             device: the source, opened.
             publish: sends one item; on MalformedMessageError the item is refused and counted.
-            check: for a device that always delivers: checks its signal, and reports silence as `lost`.
+            judge: for a device that always delivers: judges each item before it is published.
         """
         self._stopped.wait(max(0, self._bound_ns + _SETTLE_NS - self.clock()) / 1e9)
-        received_ns = counted_ns = max(self.clock(), self.origin_ns)
-        reported_ns = 0  # report at once: the device is open
+        received_ns = counted_ns = reported_ns = 0  # report at once: the device is open
         ended = ""
         while not (ended or self._stopped.is_set()):
             try:
@@ -124,18 +147,20 @@ class CaptureLoop:
             now_ns = self.clock()
             if item is not None:
                 received_ns = now_ns
-                self._publish(item, publish)
-            if now_ns - reported_ns >= _HEALTH_NS or ended:
-                reported_ns = now_ns
+                self._publish(item, publish, judge)
+            elif judge is not None:
                 report = device.report()
                 if received_ns != counted_ns:
                     counted_ns, self._damaged = received_ns, _damaged(report)
-                silent = check is not None and now_ns - received_ns > _SILENT_NS
-                self._report(report, check, silent, ended)
+                judge.idle(now_ns, report.reason if report.status == "lost" else "")
+            changed = judge is not None and judge.gone != (self._status == "lost")
+            if now_ns - reported_ns >= (_CHANGE_NS if changed else _HEALTH_NS) or ended:
+                reported_ns = now_ns
+                self._report(device.report(), judge, ended)
         if ended:
             _LOG.info("%s-%s: %s", self.kind, self.name, ended)
         else:
-            self._report(device.report(), check, False, "stopped")
+            self._report(device.report(), judge, "stopped")
 
     def __enter__(self) -> Self:
         return self
@@ -144,20 +169,22 @@ class CaptureLoop:
         for publisher in self._publishers:
             publisher.close()
 
-    def _publish(self, item: ItemT, publish: Callable[[ItemT], None]) -> None:
+    def _publish(self, item: ItemT, publish: Callable[[ItemT], None], judge: Judge[ItemT] | None) -> None:
         try:
+            if judge is not None:
+                judge.update(item, self.clock())
             publish(item)
         except MalformedMessageError as error:
             if not self._counts["refused"]:
                 _LOG.warning("%s-%s: refused: %s", self.kind, self.name, error)
             self._counts["refused"] += 1
 
-    def _report(self, report: "DeviceReport", check: Check | None, silent: bool, ended: str) -> None:
+    def _report(self, report: "DeviceReport", judge: Judge[ItemT] | None, ended: str) -> None:
         status, reason = report.status, report.reason
-        if status == "ok" and silent:
-            status, reason = "lost", _silence_reason(_damaged(report) - self._damaged)
-        elif status == "ok" and check is not None and check.reason:
-            status, reason = "degraded", check.reason
+        if status == "ok" and judge is not None and judge.reason:
+            status, reason = "lost" if judge.gone else "degraded", judge.reason
+            if judge.gone and (damaged := _damaged(report) - self._damaged):
+                reason = f"the device delivers damaged data: {damaged} items in a row were refused"
         if status != self._status:
             _LOG.warning("%s-%s: %s", self.kind, self.name, f"{status}: {reason}" if reason else status)
             self._status = status
@@ -168,17 +195,11 @@ class CaptureLoop:
             reason=without_credentials(reason or ended),
             outputs={output.topic: output.published for output in self._publishers[1:]},
             counts=report.counts | self._counts,
-            device={PROCESS: os.getpid()} | cleaned(report.facts | (check.facts if check else {})),
-            condition="" if check is None else "lost" if status == "lost" else check.condition,
+            device={PROCESS: os.getpid()} | cleaned(report.facts | (judge.facts if judge else {})),
+            condition=judge.condition if judge else "",
         )
         self._health_output.send(health)
 
 
 def _damaged(report: "DeviceReport") -> int:
     return sum(report.counts.get(reason, 0) for reason in _DAMAGED)
-
-
-def _silence_reason(damaged: int) -> str:
-    if damaged > 0:
-        return f"the device delivers damaged data: {damaged} items in a row were refused"
-    return "the device delivers nothing"

@@ -7,13 +7,36 @@ from pydantic import Field
 from perception.profile.section import Section
 
 
-class CameraSignal(Section):
+class StreamSignal(Section):
+    """When a stream's items arrive too seldom, irregularly, late, or not at all."""
+
+    start_within_s: Annotated[float, Field(gt=0, le=60, description="lost: no first item")] = 3.0
+    lost_after_s: Annotated[
+        float, Field(gt=0, le=60, description="lost: no further item, nor within four periods")
+    ] = 0.9
+    slow_below: Annotated[float, Field(ge=0, le=1, description="slow: share of the nominal rate")] = 0.6
+    lagging_above_s: Annotated[
+        float, Field(gt=0, le=60, description="lagging: arrival minus stamp, above its least value")
+    ] = 0.5
+    lagging_growth_s: Annotated[
+        float, Field(gt=0, le=60, description="lagging: arrival minus stamp grew by this within 2 s")
+    ] = 0.2
+    jitter_share: Annotated[float, Field(gt=0, le=1, description="jittery: share of uneven intervals")] = 0.3
+    jitter_above: Annotated[
+        float, Field(gt=0, le=10, description="uneven: off by this share of the usual interval")
+    ] = 0.6
+    jitter_delay_s: Annotated[
+        float, Field(gt=0, le=60, description="jittery: spread of arrival minus stamp")
+    ] = 0.2
+
+
+class CameraSignal(StreamSignal):
     """`[camera.NAME.signal]`: when a camera's picture counts as wrong."""
 
     hold_s: Annotated[float, Field(gt=0, le=60, description="a condition has to last so long")] = 2.0
 
 
-class MicrophoneSignal(Section):
+class MicrophoneSignal(StreamSignal):
     """`[microphone.NAME.signal]`: when a microphone's sound counts as wrong."""
 
     hold_s: Annotated[float, Field(ge=1, le=10, description="the newest seconds that are judged")] = 2.0

@@ -49,7 +49,9 @@ class BlockJudge:
         """What the last examination found."""
 
     def update(self, block: CapturedBlock) -> None:
-        """Judge one block; the condition changes at most four times a second."""
+        """Judge one block; the condition changes at most four times a second. NaN or infinity is left out."""
+        if block.samples.dtype != np.int16 and not np.isfinite(block.samples).all():
+            return
         kept = self._kept
         if kept is None or kept.dtype != block.samples.dtype or kept.shape[1] != block.samples.shape[1]:
             kept = self._restart(block)
