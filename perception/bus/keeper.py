@@ -18,7 +18,7 @@ from perception.errors import PerceptionError
 
 _LOG: Final = logging.getLogger(__name__)
 _PERIOD_S: Final = 0.25
-"""Shorter than the supervisor's delay before a restart: a restarted node finds all files."""
+"""Shorter than a node takes to start: a restarted node finds all files."""
 Task = Callable[[], None]
 """Restores a file if it is missing. On PerceptionError it is tried again at the next run."""
 

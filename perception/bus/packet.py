@@ -130,7 +130,7 @@ class Receiver:
             OSError: it cannot listen there.
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _remove_dead(directory)
+        remove_dead(directory)
         self.name = f"{_LOSSLESS if lossless else _NEWEST}{secrets.token_hex(4)}"
         self._path = path(directory, self.name)
         self._poll = poll
@@ -265,7 +265,7 @@ def path(directory: Path, name: str | bytes) -> Path:
     return directory / f".{text}.reader"  # no topic's name starts with a dot
 
 
-def _remove_dead(directory: Path) -> None:
+def remove_dead(directory: Path) -> None:
     """Remove the socket files of ended readers."""
     for file in directory.glob(".*.reader"):
         with _socket() as probe:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from perception.bus import packet, role
 from perception.bus.host import DOMAIN_VARIABLE, HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.subscriber import Subscriber
@@ -63,7 +64,7 @@ def run(
         stop_requests() as requests,
         ignore_lost_readers(lambda: requests.append(signal.SIGPIPE)),
     ):
-        runtime.sweep()
+        _sweep(runtime)
         topics = _topics(profile)
         with (
             Subscriber(*topics, runtime=runtime, clock=clock.now_ns, policies=_EVERY_MESSAGE) as subscriber,
@@ -83,13 +84,20 @@ def run(
                 watch.until(requests, seconds)
                 end_ns = clock.now_ns()
                 fusion_status = supervisor.status().get("fusion", "")
-        runtime.sweep()
+        _sweep(runtime)
         watch.sum_up(end_ns, json_file)
     code = supervisor.exit_code or supervisor.failing()
     if profile.fusion is not None and not watch.states and not code:
         waited = f"{(end_ns - started_ns) / 1e9:.0f} s"
         raise NoStateError(f"the fusion published no state in {waited}: it was {fusion_status}")
     return code or _code_of_signals(requests)
+
+
+def _sweep(runtime: Runtime) -> None:
+    """Remove what ended processes of the domain left."""
+    role.sweep(runtime.directory)
+    packet.remove_dead(runtime.base)
+    runtime.sweep()
 
 
 def _print_warnings(warnings: Iterable[object]) -> None:

@@ -381,4 +381,4 @@ def _receive_ms(window: Window) -> float:
 
 def _decisive(config: FusionConfig) -> dict[str, Any]:
     """Return what decides a state besides weights and inputs: grid, inputs, encoders, head."""
-    return config.model_dump(mode="json", exclude={"endpoint", "device", "threads", "dtype"})
+    return config.model_dump(mode="json", exclude={"endpoint", "device", "threads", "dtype", "standby"})

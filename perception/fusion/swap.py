@@ -104,6 +104,17 @@ class HeadSwap:
         else:
             self._refuse(request, "another head is being loaded; request it again later")
 
+    def adopt(self, use: HeadUse) -> None:
+        """Use the head that another fusion process used last. Only before the compute thread starts.
+
+        Raises:
+            WeightsError, ProfileError: it is not found, or does not fit the engine.
+        """
+        if use.head_hash != self.active.hash:
+            wanted = SwapRequest(stamp_ns=0, action="shadow", folder=use.folder, head_hash=use.head_hash)
+            self._previous, self.active = self.active, self._load_checked(wanted)
+            self._engine.use(self.active.head)
+
     def apply_requests(self, tick: int) -> None:
         """Do what was requested; the next window to be computed is that of `tick`."""
         while self._requests:

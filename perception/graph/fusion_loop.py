@@ -1,6 +1,6 @@
 """The loop of a fusion process: receives messages without waiting for the models, cuts one window per tick.
 
-Threads: the main thread calls every method and owns core, early queue and ledger. The compute thread runs the
+Threads: the main thread calls every method and owns core, intake and ledger. The compute thread runs the
 models and publishes the states. They share `perception.fusion.compute.Compute` only: the loop offers windows
 and empties its queues of shed ticks, head statuses and head changes. The judging thread belongs to
 `perception.graph.judging.Judging`.
@@ -25,6 +25,7 @@ from perception.fusion.early import Early
 from perception.fusion.ledger import Ledger
 from perception.fusion.window import Window
 from perception.graph.fusion_health import Figures, FusionJudge
+from perception.graph.intake import Inbox, Intake
 from perception.graph.judging import Judging
 from perception.graph.liveness import Standing
 from perception.messages import (
@@ -33,9 +34,7 @@ from perception.messages import (
     FusedState,
     Header,
     Health,
-    InputHealth,
     Message,
-    SwapRequest,
     with_condition,
 )
 from perception.topics import name_of
@@ -47,21 +46,9 @@ if TYPE_CHECKING:
 
 HEALTH_PERIOD_NS: Final = SECOND_NS
 JOURNAL_PERIOD_NS: Final = SECOND_NS // 4
-IDLE_S: Final = 0.1
-"""Longest wait for a message; after it the loop checks whether to stop."""
 HANG_NS: Final = 30 * SECOND_NS
 """A fusion without a state for this time ends with an error, so that it is started again."""
 ItemT = TypeVar("ItemT")
-
-
-class Inbox(Protocol):
-    """Source of messages: `perception.bus.subscriber.Subscriber`."""
-
-    def receive(self, timeout_s: float) -> Message[Header] | None:
-        """Return the next message, None after `timeout_s` seconds without one."""
-
-    def health(self) -> dict[str, InputHealth]:
-        """Return the counts of received and dropped messages, by topic."""
 
 
 class Output(Protocol):
@@ -135,7 +122,7 @@ class FusionLoop:
     Args:
         core: cuts the windows; from here on only this loop calls it.
         compute: runs the models; already started.
-        inbox: messages of the core's inputs, and requests for other heads.
+        inbox: messages of the core's inputs, and requests for other heads; or the intake of a standby.
         outputs: the publishers; the compute thread publishes the states.
         clock: host time in ns.
         judging: judges the streams whose publishers do not.
@@ -146,7 +133,7 @@ class FusionLoop:
         self,
         core: FusionCore,
         compute: Computing,
-        inbox: Inbox,
+        inbox: Inbox | Intake,
         outputs: Outputs,
         clock: Clock,
         judging: Judging | None = None,
@@ -154,9 +141,8 @@ class FusionLoop:
     ) -> None:
         self._core = core
         self._signals = judging or Judging()
-        self._early = Early(core) if early is None else early
         self._compute = compute
-        self._inbox = inbox
+        self._intake = inbox if isinstance(inbox, Intake) else Intake(core, inbox, clock, early)
         self._out = outputs
         self._clock = clock
         self._ledger = Ledger(
@@ -200,22 +186,10 @@ class FusionLoop:
 
     def _step(self) -> None:
         """Push the received message and early ones that are due, or a clock tick if a window is due."""
-        deadline_ns = self._core.deadline_ns or self._clock()
-        wake_ns = min(deadline_ns, self._early.next_ns or deadline_ns)
-        message = self._inbox.receive(min(IDLE_S, max(0.0, (wake_ns - self._clock()) / 1e9)))
-        now_ns = self._clock()
-        if message is not None and isinstance(message.header, SwapRequest):
-            self._compute.swap.request(message.header)
-        elif message is not None:
-            self._early.put(message, now_ns)
+        self._intake.step(self._take, self._tick, self._compute.swap.request)
         if (state := self._compute.engine.newest) is not None and state is not self._judged:
             self._judged = state
             self._judge.add(state)
-        for due in self._early.due(now_ns):
-            self._take(due)
-        # messages that have already arrived come first, for at most one hop
-        if (now_ns := self._clock()) >= deadline_ns + (0 if message is None else self._core.hop_ns):
-            self._tick(now_ns)
 
     def _take(self, message: Message[Header]) -> None:
         if judged := self._signals.judge(message):
@@ -266,7 +240,7 @@ class FusionLoop:
                 node=name_of(self._out.health.topic),
                 status=self._standing.status,
                 reason=self._standing.reason,
-                inputs=self._inbox.health(),
+                inputs=self._intake.health(),
                 outputs=self._out.published(),
                 counts=counts | {"windows shed": self._compute.shed_count},
                 device={PROCESS: os.getpid()} | self._compute.engine.facts(),

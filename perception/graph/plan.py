@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from perception.errors import DeviceError, MissingPackageError, ProfileError
@@ -29,6 +29,8 @@ class Node:
     """Whether it reads the terminal: then it keeps the supervisor's stdin and process group."""
     loading: str = ""
     """Status until it reports that it works, if that takes long."""
+    after: str = ""
+    """Name of the node that has to work before it is started."""
     stay_down: frozenset[int] = frozenset()
     """Exit codes after which it is not restarted while the other nodes continue."""
 
@@ -73,7 +75,10 @@ class _Commands:
         found = []
         if profile.fusion:
             command = self._command("fusion")
-            found.append(Node("fusion", command, self._shared, capture=False, loading="loading models"))
+            fusion = Node("fusion", command, self._shared, capture=False, loading="loading models")
+            found.append(fusion)
+            if profile.fusion.standby:  # it loads when the first one has, which needs all cores for that
+                found.append(replace(fusion, name="fusion-standby", after=fusion.name, stay_down=PERMANENT))
         if profile.recording:
             command = self._command("recorder")
             found.append(Node("recorder", command, self._shared, capture=False, stay_down=PERMANENT))

@@ -14,6 +14,10 @@ PERMANENT: Final = frozenset(
 """Exit codes of errors that a restart cannot repair and that make the whole run useless."""
 
 
+AT_ONCE_S: Final = 0.1
+"""Delay after the first crash of a node that has worked: each 0.1 s costs a state."""
+
+
 class Decision(Enum):
     """What to do after a node's process ended."""
 
@@ -25,7 +29,7 @@ class Decision(Enum):
 
 @dataclass(slots=True)
 class RestartPolicy:
-    """Restarts a node after a delay that doubles with each crash, and is reset once the node has worked.
+    """Restarts a node after a delay that doubles with each crash; at once if the node had worked for long.
 
     Errors of a profile, of weights or of a session are permanent: they stop the whole run. A recorder that
     cannot write, or a device whose file cannot be read, stays down, and the other nodes continue.
@@ -51,7 +55,8 @@ class RestartPolicy:
             return Decision.STAY_DOWN, 0.0
         if exit_code in PERMANENT:
             return Decision.STOP_ALL, 0.0
-        return Decision.RESTART, self.backoff.failed(worked_s)
+        delay_s = self.backoff.failed(worked_s)
+        return Decision.RESTART, AT_ONCE_S if self.backoff.healthy(worked_s) else delay_s
 
     def failing(self, worked_s: float | None) -> bool:
         """Return whether a node that has crashed still counts as failing.

@@ -16,6 +16,7 @@ killed and started again. `health` reports the status of every process, with cou
 """
 
 import fcntl
+import math
 import os
 import signal
 import subprocess
@@ -148,7 +149,7 @@ class Supervisor:
         """Prepare to run `nodes`; `inherit`: file descriptors that each of them inherits."""
         self.exit_code: int | None = None
         """Exit code of the first node that ended with an error that a restart cannot repair."""
-        self._running = [_Running(node, policy()) for node in nodes]
+        self._running = [_Running(node, policy(), due_s=math.inf if node.after else 0.0) for node in nodes]
         self._inherit = tuple(inherit)
         self._lines = Lines(_MAX_WAITING_LINES)
         self._readers: list[threading.Thread] = []
@@ -183,6 +184,12 @@ class Supervisor:
             if running.node.name == name and running.process and publisher != running.publisher_before:
                 running.publisher = publisher
                 running.works_since_s = running.works_since_s or time.monotonic()
+                self._start_after(name)
+
+    def _start_after(self, name: str) -> None:
+        for running in self._running:
+            if running.node.after == name and running.due_s == math.inf:
+                running.due_s = time.monotonic()
 
     def beat(self, health: Health) -> None:
         """Record a health message: a sign of life, and unless it reports `lost` that its node works."""

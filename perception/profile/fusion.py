@@ -101,6 +101,9 @@ class FusionConfig(Section):
         Field(description="for encoders whose options name none; auto measures at start and publishes it"),
     ] = "float32"
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63, description="of random weights")] = 0
+    standby: Annotated[
+        bool, Field(description="a second process with the models loaded takes over when the fusion ends")
+    ] = False
     endpoint: Bind | None = None
     inputs: dict[Source, InputConfig]
     encoders: dict[Source, EncoderConfig]

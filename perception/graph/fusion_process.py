@@ -1,0 +1,176 @@
+"""One fusion process: active from its start, or standing by with its models loaded until it takes over.
+
+Order of an active process: bind the outputs, so that readers find them while the models load; load; fuse.
+Order of one that stands by: load; follow the inputs; when the active process has ended, which the kernel
+tells by its role (`perception.bus.role`), bind the outputs; wait until readers have found them; fuse. Only
+the process that has the role binds outputs, so only one ever publishes states.
+
+Threads: the main thread calls every method. A daemon thread waits for the role and sets an event.
+"""
+
+import gc
+import logging
+import os
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from perception.bus.host import HostClock, Runtime
+from perception.bus.publisher import Publisher
+from perception.bus.role import Role
+from perception.bus.subscriber import Subscriber
+from perception.errors import PerceptionError
+from perception.fusion.core import FusionCore
+from perception.graph.fusion_loop import FusionLoop, Outputs
+from perception.graph.intake import Intake
+from perception.graph.judging import Judging
+from perception.graph.standby import Standby
+from perception.messages import PROCESS, Health
+from perception.profile import Profile
+
+if TYPE_CHECKING:
+    from perception.fusion.compute import Compute
+    from perception.fusion.engine import Engine
+
+_LOG: Final = logging.getLogger("perception")
+_FIND_NS: Final = 150_000_000
+"""Readers look for new publishers every 0.1 s; a message sent before they have found one is lost to them."""
+
+
+class FusionProcess:
+    """Runs the fusion of a profile until stopped.
+
+    Args:
+        profile: with a `[fusion]` table.
+        name: of the node.
+        stopped: set when the process has to end.
+    """
+
+    def __init__(self, profile: Profile, name: str, stopped: threading.Event) -> None:
+        self._profile = profile
+        self._config = profile.required_fusion()
+        self._name = name
+        self._stopped = stopped
+        self._runtime, self._clock = Runtime(profile.domain), HostClock().now_ns
+        self._judging = Judging({f"camera/{key}": item.signal for key, item in profile.camera.items()})
+        self._core = FusionCore(self._config)
+
+    def run(self) -> None:
+        """Fuse, at once or after a takeover.
+
+        Raises:
+            PerceptionError: the models cannot be built, an output cannot be bound, or the models hang.
+        """
+        if not self._config.standby:
+            self._fuse_at_once()
+            return
+        role = Role(self._runtime.directory, self._config.name)
+        try:
+            if role.take():
+                self._fuse_at_once()
+            else:
+                self._stand_by(role)
+        finally:
+            role.release()
+
+    def _fuse_at_once(self) -> None:
+        with ExitStack() as stack:
+            outputs = self._outputs(stack)  # torch takes seconds to import; meanwhile a recorder finds them
+            compute = self._compute(outputs)
+            intake = Intake(self._core, self._inbox(stack), self._clock)
+            compute.start()
+            self._loop(compute, intake, outputs).run(self._stopped)
+
+    def _stand_by(self, role: Role) -> None:
+        with ExitStack() as stack:
+            engine, taken = self._engine(), threading.Event()
+            intake = Intake(self._core, self._inbox(stack), self._clock)
+            active = self._subscriber(stack, f"state/{self._config.name}", f"journal/{self._name}")
+            clock, judging = self._clock, self._judging
+            standby = Standby(self._core, intake, active, clock=clock, judging=judging)
+            threading.Thread(target=_wait, args=(role, taken), name="role", daemon=True).start()
+            with self._publisher(f"health/{self._name}-standby") as health:
+                standby.follow(taken.is_set, self._stopped, lambda: self._report(health))
+            if not self._stopped.is_set():
+                self._take_over(stack, engine, intake, standby)
+
+    def _take_over(self, stack: ExitStack, engine: "Engine", intake: Intake, standby: Standby) -> None:
+        from perception.fusion.compute import Compute
+
+        outputs = self._outputs(stack)
+        found_ns = self._clock() + _FIND_NS
+        compute = Compute(engine, outputs.state.send, self._clock)
+        if standby.head is not None:
+            try:
+                compute.swap.adopt(standby.head)
+            except PerceptionError as error:
+                _LOG.warning("head %s is not used any more: %s", standby.head.head_hash[:12], error)
+        standby.follow(lambda: self._clock() >= found_ns, self._stopped)
+        loop = self._loop(compute, intake, outputs)
+        missed = standby.missed()
+        compute.offer(missed)
+        compute.start()
+        _LOG.info("took over from %s: %d windows without a state", standby.source or "none", len(missed))
+        loop.run(self._stopped)
+
+    def _report(self, health: Publisher) -> None:
+        reason = "stands by: its models are loaded"
+        node, facts = f"{self._name}-standby", {PROCESS: os.getpid()}
+        health.send(Health(stamp_ns=self._clock(), node=node, reason=reason, device={**facts}))
+
+    def _loop(self, compute: "Compute", intake: Intake, outputs: Outputs) -> FusionLoop:
+        return FusionLoop(self._core, compute, intake, outputs, self._clock, self._judging)
+
+    def _engine(self) -> "Engine":
+        from perception.fusion.build import build_engine, use_threads
+
+        use_threads(self._config.threads)
+        engine = build_engine(self._config, clock=self._clock)
+        engine.warm_up()
+        gc.freeze()  # models are permanent: a full collection would scan them for a tenth of a second
+        _LOG.info("ready on %s: %s", engine.device, ", ".join(engine.encoders))
+        return engine
+
+    def _compute(self, outputs: Outputs) -> "Compute":
+        engine = self._engine()
+        from perception.fusion.compute import Compute
+
+        return Compute(engine, outputs.state.send, self._clock)
+
+    def _outputs(self, stack: ExitStack) -> Outputs:
+        config, name = self._config, self._name
+        topics = {f"{kind}/{name}": None for kind in ("clock", "journal", "health", "head")}
+        given = {f"state/{config.name}": config.endpoint, **topics}
+        return Outputs(*(stack.enter_context(self._publisher(*item)) for item in given.items()))
+
+    def _publisher(self, topic: str, endpoint: str | None = None) -> Publisher:
+        return Publisher(
+            topic,
+            source=self._name,
+            runtime=self._runtime,
+            clock=self._clock,
+            endpoint=endpoint,
+            insecure=self._profile.insecure,
+            keys=self._profile.keys,
+        )
+
+    def _inbox(self, stack: ExitStack) -> Subscriber:
+        inputs = [item.topic for item in self._config.inputs.values()]
+        return self._subscriber(stack, *inputs, f"control/{self._name}")
+
+    def _subscriber(self, stack: ExitStack, *topics: str) -> Subscriber:
+        subscriber = Subscriber(
+            *topics,
+            runtime=self._runtime,
+            clock=self._clock,
+            connect=self._profile.connect,
+            insecure=self._profile.insecure,
+            keys=self._profile.keys,
+        )
+        return stack.enter_context(subscriber)
+
+
+def _wait(role: Role, taken: threading.Event) -> None:
+    """Thread body: wait for the role, then set the event."""
+    role.wait()
+    taken.set()
