@@ -132,7 +132,7 @@ def test_no_history_of_crashes_leaves_the_bounds(history: list[tuple[int, float]
     for code, worked_s in history:
         decision, delay_s = policy.decide(code, worked_s)
         assert decision is Decision.RESTART
-        assert 0.5 <= delay_s <= 10
+        assert 0.1 <= delay_s <= 10
 
 
 def test_lines_of_all_nodes_arrive_under_their_names() -> None:
