@@ -9,10 +9,10 @@ from perception.errors import MalformedMessageError
 from perception.fusion.core import FusionCore
 from perception.fusion.ledger import Ledger
 from perception.messages import MAX_COUNT, Header, Health, InputHealth, Journal, Message
+from perception.torture.zmtp import frame, greet, publisher
 from tests.bus import Bus, assert_exact, text
 from tests.streams import CAMERA, MICROPHONE, START_NS, clock_tick, config
 from tests.waiting import LONG_S
-from tests.zmtp import frame, greet, publisher
 
 LONGEST = "n" * 264
 """Longest publisher id."""

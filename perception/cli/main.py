@@ -21,6 +21,7 @@ from perception.cli.session import session
 from perception.cli.simulate import simulate
 from perception.cli.standard_streams import open_closed_streams, show
 from perception.cli.swap import swap
+from perception.cli.torture import torture
 from perception.cli.training import COMMANDS as TRAINING_COMMANDS
 from perception.errors import DISTRIBUTION, INTERRUPTED, PerceptionError
 from perception.errors.credentials import CleanFormatter, without_credentials
@@ -218,7 +219,7 @@ def new(folder: Path) -> None:
 
 session.add_command(verify)
 session.add_command(fuse)
-for command in (record, replay, session, swap, search, bench, simulate, guide, *TRAINING_COMMANDS):
+for command in (record, replay, session, swap, search, bench, simulate, torture, guide, *TRAINING_COMMANDS):
     cli.add_command(command)
 
 

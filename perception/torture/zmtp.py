@@ -4,12 +4,12 @@ import contextlib
 import socket
 import struct
 from collections.abc import Iterator
+from typing import Final
 
-from tests.waiting import LONG_S
-
-GREETING = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01NULL" + bytes(16) + bytes(32)
-PING = b"\x04\x09\x04PING\0\0me"
-PONG = b"\x04\x07\x04PONGme"
+LONG_S: Final = 60.0
+GREETING: Final = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01NULL" + bytes(16) + bytes(32)
+PING: Final = b"\x04\x09\x04PING\0\0me"
+PONG: Final = b"\x04\x07\x04PONGme"
 
 
 def frame(data: bytes, *, more: bool = False) -> bytes:
@@ -22,6 +22,7 @@ def frame(data: bytes, *, more: bool = False) -> bytes:
 
 
 def read(peer: socket.socket, size: int) -> bytes:
+    """Return so many bytes, fewer if the peer ends the connection."""
     data = b""
     while len(data) < size and (more := peer.recv(size - len(data))):
         data += more
@@ -29,24 +30,25 @@ def read(peer: socket.socket, size: int) -> bytes:
 
 
 def greet(peer: socket.socket, kind: bytes) -> None:
-    """Shake hands as a socket of this kind, SUB or PUB."""
+    """Shake hands as a socket of this kind, SUB or PUB; ConnectionError if the peer refuses."""
     peer.settimeout(LONG_S)
     peer.sendall(GREETING)
-    assert len(read(peer, 64)) == 64
+    if len(read(peer, len(GREETING))) < len(GREETING):
+        raise ConnectionError("no greeting")
     peer.sendall(b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03" + kind)
-    size = read(peer, 2)[1]
-    assert b"READY" in read(peer, size)
+    size = read(peer, 2)
+    if len(size) < 2 or b"READY" not in read(peer, size[1]):
+        raise ConnectionError("not ready")
 
 
-def connected(endpoint: str | None) -> socket.socket:
+def connected(endpoint: str) -> socket.socket:
     """Return a connection to a publisher, before the handshake."""
-    assert endpoint is not None
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     return socket.create_connection((host, int(port)), timeout=LONG_S)
 
 
 @contextlib.contextmanager
-def subscriber(endpoint: str | None, requests: bytes = b"") -> Iterator[socket.socket]:
+def subscriber(endpoint: str, requests: bytes = b"") -> Iterator[socket.socket]:
     """Connect as a subscriber that sends `requests`."""
     with connected(endpoint) as peer:
         greet(peer, b"SUB")
@@ -71,3 +73,16 @@ def sent_until_disconnected(peer: socket.socket, data: bytes, most: int) -> int:
             peer.sendall(data)
             sent += len(data)
     return sent
+
+
+FLOODS: Final = {
+    "parts of 1000 bytes of one request": frame(b"x" * 1000, more=True) * 100,
+    "parts of one byte of one request": frame(b"x", more=True) * 10_000,
+    "subscriptions to ever new topics": b"".join(frame(b"\1t%09d" % n) for n in range(5000)),
+    "subscriptions to one topic": frame(b"\1text/say") * 5000,
+    "unsubscriptions": frame(b"\0text/say") * 5000,
+    "requests that are none": frame(b"nonsense") * 5000,
+    "commands": (bytes([4, 15]) + b"\x06CANCELtext/say") * 5000,
+    "pings": PING * 5000,
+}
+"""What a subscriber sends again and again, by what it is."""
