@@ -32,12 +32,21 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
     metadata = describe(profile, clock.anchor_ns)
     with (
         Recorder(out, config, metadata) as recorder,
-        Publisher(f"health/{name}", source=name, runtime=runtime, clock=clock.now_ns) as health,
+        Publisher(
+            f"health/{name}",
+            source=name,
+            runtime=runtime,
+            clock=clock.now_ns,
+            endpoint=profile.endpoint_of(f"health/{name}"),
+            insecure=profile.insecure,
+            keys=profile.keys,
+        ) as health,
         Subscriber(
             *config.topics,
             runtime=runtime,
             clock=clock.now_ns,
             connect=profile.connect,
+            hosts=profile.other_hosts(),
             policies=EVERY_MESSAGE,
             insecure=profile.insecure,
             keys=profile.keys,
@@ -56,6 +65,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
                     outputs={health.topic: health.published},
                     counts=recorder.counts,
                     device={PROCESS: os.getpid()},
+                    hosts=subscriber.host_times(),
                 )
             )
 

@@ -11,7 +11,7 @@ from perception.fusion.compute import Compute
 from perception.fusion.core import FusionCore
 from perception.fusion.engine import Engine
 from perception.graph.fusion_loop import FusionLoop, Outputs
-from perception.messages import Header, InputHealth, Message, SwapRequest
+from perception.messages import Header, HostTime, InputHealth, Message, SwapRequest
 from perception.models.encoder import Encoding
 from perception.profile import FusionConfig
 from perception.units import Clock
@@ -86,6 +86,9 @@ class Arrivals:
         return message
 
     def health(self) -> dict[str, InputHealth]:
+        return {}
+
+    def host_times(self) -> dict[str, HostTime]:
         return {}
 
 

@@ -14,11 +14,12 @@ import zmq
 from perception.bus import keys
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
-from perception.bus.remote_hosts import RemoteHost, ask, service_at
+from perception.bus.remote_hosts import ask, service_at
 from perception.bus.subscriber import Subscriber
 from perception.bus.time_service import RATE_HZ, TIME, TOPICS, Allowance, TimeServer
 from perception.errors import BusError
 from perception.messages import Label, TextCommand
+from perception.profile.hosts import RemoteHost
 from tests.waiting import LONG_S, eventually
 
 SECOND = 1_000_000_000

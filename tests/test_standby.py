@@ -25,7 +25,17 @@ from perception.graph.plan import Node, plan
 from perception.graph.restart import PERMANENT
 from perception.graph.standby import Standby
 from perception.graph.supervisor import Supervisor
-from perception.messages import PROCESS, FusedState, Header, HeadUse, Health, InputHealth, Journal, Message
+from perception.messages import (
+    PROCESS,
+    FusedState,
+    Header,
+    HeadUse,
+    Health,
+    HostTime,
+    InputHealth,
+    Journal,
+    Message,
+)
 from perception.profile import Profile
 from perception.session.recompute.verify import verify
 from perception.units import SECOND_NS
@@ -52,6 +62,9 @@ class Active:
         return None
 
     def health(self) -> dict[str, InputHealth]:
+        return {}
+
+    def host_times(self) -> dict[str, HostTime]:
         return {}
 
 

@@ -1,11 +1,10 @@
 """Settings of sockets: checks that an endpoint is well-formed and safe; high-water marks."""
 
-import ipaddress
 import logging
 from typing import Final
 
 from perception.errors import BusError
-from perception.profile.endpoint import parse
+from perception.profile.endpoint import is_loopback, parse
 from perception.topics import Topic
 
 _LOG: Final = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ def check(endpoint: str, *, encrypted: bool, insecure: bool) -> None:
 
 def is_safe(endpoint: str, *, encrypted: bool, insecure: bool) -> bool:
     """Return whether an endpoint is on loopback, encrypted or allowed as insecure; BusError if malformed."""
-    return _is_loopback(parse(endpoint).host) or encrypted or insecure
+    return is_loopback(parse(endpoint).host) or encrypted or insecure
 
 
 def unsafe(endpoint: str) -> str:
@@ -37,10 +36,3 @@ def unsafe(endpoint: str) -> str:
         f"{endpoint} leaves this host unencrypted; give a keys folder (perception keys new), "
         "or set insecure = true"
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host in ("localhost", "lo")

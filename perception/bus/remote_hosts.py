@@ -11,17 +11,18 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import zmq
 
-from perception.bus import endpoints, time_service
+from perception.bus import endpoints
 from perception.bus.time_service import MAX_REQUEST_BYTES, TIME, TOPICS
 from perception.clock.remote import Correction, Estimate, Probe, RemoteClock
 from perception.errors import BusError
 from perception.messages import MAX_TIME_NS, HostTime
 from perception.profile.endpoint import parse
+from perception.profile.hosts import DEFAULT_PORT, RemoteHost
 from perception.units import Clock
 
 if TYPE_CHECKING:
@@ -48,15 +49,6 @@ _ADDRESS: Final = re.compile(r"(?P<host>\[[^\[\]]+\]|[^:/\[\]]+)(?::(?P<port>\d+
 _encode: Final = msgspec.msgpack.Encoder().encode
 _time: Final = msgspec.msgpack.Decoder(tuple[int, int, int, int]).decode
 _topics: Final = msgspec.msgpack.Decoder(tuple[int, int, dict[str, int]]).decode
-
-
-class RemoteHost(NamedTuple):
-    """Another host, as a reader connects to it."""
-
-    clock: str
-    """Endpoint of its time service."""
-    connect: Mapping[str, str]
-    """Topic -> endpoint of its publishers."""
 
 
 class _Peer:
@@ -254,7 +246,7 @@ def ask(
 def service_at(address: str) -> str:
     """Return the endpoint of the time service at an address as of `ask`; BusError if it is malformed."""
     match = _ADDRESS.fullmatch(address)
-    endpoint = f"tcp://{match['host']}:{match['port'] or time_service.PORT}" if match else address
+    endpoint = f"tcp://{match['host']}:{match['port'] or DEFAULT_PORT}" if match else address
     if parse(endpoint).bindable_only:
         raise BusError(f"'{address[:80]}' is not a single address to connect to; expected HOST or HOST:PORT")
     return endpoint

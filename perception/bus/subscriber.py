@@ -17,9 +17,10 @@ from perception.bus.drain import Correct, Drain
 from perception.bus.host import Runtime
 from perception.bus.inbox import Inbox
 from perception.bus.mailbox import Mailbox
-from perception.bus.remote_hosts import RemoteClocks, RemoteHost
+from perception.bus.remote_hosts import RemoteClocks
 from perception.errors import BusError
 from perception.messages import Header, HostTime, InputHealth, Message
+from perception.profile.hosts import RemoteHost
 from perception.units.closing import Closing
 
 _CLOSE_S: Final = 2.0
@@ -55,11 +56,12 @@ class Subscriber(Closing):
         insecure: bool = False,
         keys: str | Path | None = None,
     ) -> None:
-        remote = _connections(connect or {}, hosts or {})
+        read = _overlapping(hosts or {}, patterns)
+        remote = _connections(connect or {}, read)
         for pattern, endpoint in remote.items():
             topics.check_pattern(pattern)
             endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
-        services = {name: host.clock for name, host in (hosts or {}).items() if host.connect}
+        services = {name: host.clock for name, host in read.items()}
         for endpoint in services.values():
             endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
         self._clock = clock
@@ -79,7 +81,7 @@ class Subscriber(Closing):
                 pair,
                 self._inbox,
                 lossless=_is_lossless(policies or {}),
-                correct=_correction(self._clocks, hosts or {}),
+                correct=_correction(self._clocks, read),
             )
         except BaseException:
             if self._clocks is not None:
@@ -120,6 +122,21 @@ def _stop(inbox: Inbox, thread: threading.Thread, clocks: RemoteClocks | None) -
         clocks.close()
     if thread is not threading.current_thread() and thread.ident is not None:
         thread.join(_CLOSE_S)  # a daemon thread: it does not keep the process alive
+
+
+def _overlapping(hosts: Mapping[str, RemoteHost], patterns: tuple[str, ...]) -> dict[str, RemoteHost]:
+    """Return the hosts, with those of their topics that a pattern matches."""
+    read = {
+        name: host._replace(
+            connect={
+                topic: endpoint
+                for topic, endpoint in host.connect.items()
+                if any(topics.overlap(topic, pattern) for pattern in patterns)
+            }
+        )
+        for name, host in hosts.items()
+    }
+    return {name: host for name, host in read.items() if host.connect}
 
 
 def _connections(connect: Mapping[str, str], hosts: Mapping[str, RemoteHost]) -> dict[str, str]:

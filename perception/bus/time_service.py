@@ -28,8 +28,6 @@ from perception.units.closing import Closing
 if TYPE_CHECKING:
     from zmq.auth.thread import ThreadAuthenticator
 
-PORT: Final = 5600
-"""Port of the service where none is named."""
 TIME: Final = 1
 TOPICS: Final = 2
 MAX_REQUEST_BYTES: Final = 32

@@ -60,6 +60,7 @@ def cli() -> None:
     metavar="NAME",
     help="Domain to run the graph in. Default: $PERCEPTION_DOMAIN, else the profile's own.",
 )
+@click.option("--host", metavar="NAME", help="Start the nodes of this host of the profile, [host.NAME].")
 @click.option(
     "--json", "json_file", metavar="FILE", type=OutFile(), help="Also write the summary to FILE as JSON."
 )
@@ -68,15 +69,16 @@ def up(
     seconds: float | None,
     overrides: tuple[str, ...],
     domain: str | None,
+    host: str | None,
     json_file: Path | None,
 ) -> int:
     """Start the nodes of PROFILE and show them until Ctrl-C, then print a summary.
 
     PROFILE is the name of a profile that ships, such as demo, or a .toml file.
     """
-    from perception.cli.up import run, with_domain
+    from perception.cli.up import run, with_domain, with_host
 
-    return run(profile, with_domain(overrides, domain), seconds=seconds, json_file=json_file)
+    return run(profile, with_host(with_domain(overrides, domain), host), seconds=seconds, json_file=json_file)
 
 
 @cli.command()

@@ -27,11 +27,19 @@ from perception.graph.plan import plan
 from perception.graph.supervisor import DomainLock, Supervisor
 from perception.messages import SUPERVISOR
 from perception.profile import Profile, as_override, load
-from perception.topics import TOPICS
+from perception.profile.hosts import SUPERVISOR_HEALTH, RemoteHost
+from perception.topics import TOPICS, kind_of
 
 _EVERY_MESSAGE: Final = {
     prefix: replace(TOPICS[prefix], policy="queue", depth=1024) for prefix in ("state", "health")
 }
+_SHOWN: Final = ("state", "label", "health")
+"""Kinds of topics of other hosts that a run shows."""
+
+
+def with_host(overrides: tuple[str, ...], host: str | None) -> tuple[str, ...]:
+    """Return overrides that also name the host of the profile that this one is."""
+    return overrides if host is None else (*overrides, as_override("here", host))
 
 
 def with_domain(overrides: tuple[str, ...], domain: str | None) -> tuple[str, ...]:
@@ -53,11 +61,12 @@ def run(
         NoStateError: there is a fusion, and it published no state.
         PerceptionError: the profile is wrong, or its domain is already up.
     """
-    profile = load(profile_name, overrides)
+    graph = load(profile_name, overrides)
+    profile = graph.on_this_host()
     runtime, clock = Runtime(profile.domain), HostClock()
-    _print_warnings(require(profile, profile_name, runtime.topics()))
+    _print_warnings(require(graph, profile_name, runtime.topics()))
     started_ns = clock.now_ns()
-    nodes = plan(profile, profile_name, overrides, origin_ns=started_ns)
+    nodes = plan(graph, profile_name, overrides, origin_ns=started_ns)
     with (
         DomainLock(runtime.base / f".{profile.domain}.up.lock", profile.domain) as lock,
         runtime.keeper.keeping(lock.restore, clock.restore),
@@ -67,9 +76,23 @@ def run(
         _sweep(runtime)
         topics = _topics(profile)
         with (
-            Subscriber(*topics, runtime=runtime, clock=clock.now_ns, policies=_EVERY_MESSAGE) as subscriber,
+            Subscriber(
+                *topics,
+                runtime=runtime,
+                clock=clock.now_ns,
+                hosts=_watched(graph),
+                policies=_EVERY_MESSAGE,
+                insecure=graph.insecure,
+                keys=graph.keys,
+            ) as subscriber,
             Publisher(
-                f"health/{SUPERVISOR}", source=SUPERVISOR, runtime=runtime, clock=clock.now_ns
+                SUPERVISOR_HEALTH,
+                source=SUPERVISOR,
+                runtime=runtime,
+                clock=clock.now_ns,
+                endpoint=graph.endpoint_of(SUPERVISOR_HEALTH),
+                insecure=graph.insecure,
+                keys=graph.keys,
             ) as health,
             Supervisor(nodes, inherit=[lock.fileno()]) as supervisor,
         ):
@@ -132,3 +155,11 @@ def stop_requests() -> Iterator[list[int]]:
 
 def _topics(profile: Profile) -> tuple[str, ...]:
     return (f"state/{profile.fusion.name}", "label/*", "health/*") if profile.fusion else ("*",)
+
+
+def _watched(graph: Profile) -> dict[str, RemoteHost]:
+    """Return the other hosts, with what is shown of them."""
+    return {
+        name: host._replace(connect={one: at for one, at in host.connect.items() if kind_of(one) in _SHOWN})
+        for name, host in graph.other_hosts().items()
+    }

@@ -117,7 +117,7 @@ class CaptureLoop:
             source=f"{self.kind}-{self.name}",
             runtime=self._runtime,
             clock=self.clock,
-            endpoint=endpoint,
+            endpoint=endpoint or self.profile.endpoint_of(topic),
             insecure=self.profile.insecure,
             keys=self.profile.keys,
             remote=remote,

@@ -68,16 +68,18 @@ def check(profile: Profile, published: Collection[str] = ()) -> Iterator[Problem
 
 
 def _problems(profile: Profile, published: Collection[str]) -> Iterator[Problem]:
-    yield from _sources(profile)
+    here = profile.on_this_host()
+    yield from _sources(here)
     yield from _sizes(profile)
     yield from _endpoints(profile)
     recorded: list[str] = []
-    yield from _replay(profile, recorded)
+    yield from _replay(here, recorded)
     if profile.fusion is not None:
         yield from _inputs(profile, profile.fusion, {*profile.published(), *recorded, *published})
-        yield from _models(profile.fusion)
-    if profile.recording is not None:
-        yield from _recording(profile.recording, profile.domain)
+    if here.fusion is not None:
+        yield from _models(here.fusion)
+    if here.recording is not None:
+        yield from _recording(here.recording, here.domain)
 
 
 def _sources(profile: Profile) -> Iterator[Problem]:
@@ -145,11 +147,13 @@ def _absent(key: str, source: str, what: str) -> Iterator[Problem]:
 
 def served(profile: Profile) -> dict[str, str]:
     """Return the endpoints that a profile binds, by key."""
+    own = {name: one for name, one in profile.host.items() if name == profile.here}
     given = {
         **{f"camera.{name}.endpoint": camera.endpoint for name, camera in profile.camera.items()},
         **{f"microphone.{name}.endpoint": one.endpoint for name, one in profile.microphone.items()},
         **{f"text.{name}.endpoint": text.endpoint for name, text in profile.text.items()},
         "fusion.endpoint": profile.fusion.endpoint if profile.fusion else None,
+        **{f"host.{name}": host.bound(host.port) for name, host in own.items()},
     }
     return {key: endpoint for key, endpoint in given.items() if endpoint is not None}
 
@@ -157,6 +161,7 @@ def served(profile: Profile) -> dict[str, str]:
 def _endpoints(profile: Profile) -> Iterator[Problem]:
     bound = served(profile)
     remote = {f'connect."{topic}"': endpoint for topic, endpoint in profile.connect.items()}
+    remote |= {f"host.{name}": other.clock for name, other in profile.other_hosts().items()}
     for key, endpoint in (bound | remote).items():
         if not endpoints.is_safe(endpoint, encrypted=profile.keys is not None, insecure=profile.insecure):
             yield Problem(f"{key}: {endpoints.unsafe(endpoint)}", BusError)

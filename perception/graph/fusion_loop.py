@@ -234,12 +234,16 @@ class FusionLoop:
         counts |= self._compute.engine.counts
         if self._signals.skipped:
             counts["signals not judged"] = self._signals.skipped
+        hosts = self._intake.host_times()
+        unknown = [name for name, known in hosts.items() if known.offset_ms is None]
+        strangers = f"messages of {', '.join(unknown)} are refused: its clock is not known" if unknown else ""
         self._out.health.send(
             Health(
                 stamp_ns=now_ns,
                 node=name_of(self._out.health.topic),
-                status=self._standing.status,
-                reason=self._standing.reason,
+                status="degraded" if unknown else self._standing.status,
+                reason="; ".join(filter(None, (strangers, self._standing.reason))),
+                hosts=hosts,
                 inputs=self._intake.health(),
                 outputs=self._out.published(),
                 counts=counts | {"windows shed": self._compute.shed_count},

@@ -149,7 +149,7 @@ class FusionProcess:
             source=self._name,
             runtime=self._runtime,
             clock=self._clock,
-            endpoint=endpoint,
+            endpoint=endpoint or self._profile.endpoint_of(topic),
             insecure=self._profile.insecure,
             keys=self._profile.keys,
         )
@@ -164,6 +164,7 @@ class FusionProcess:
             runtime=self._runtime,
             clock=self._clock,
             connect=self._profile.connect,
+            hosts=self._profile.other_hosts(),
             insecure=self._profile.insecure,
             keys=self._profile.keys,
         )

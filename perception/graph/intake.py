@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from perception.fusion.core import FusionCore
 from perception.fusion.early import Early
-from perception.messages import Header, InputHealth, Message, SwapRequest
+from perception.messages import Header, HostTime, InputHealth, Message, SwapRequest
 from perception.units import Clock
 
 IDLE_S: Final = 0.1
@@ -24,6 +24,9 @@ class Inbox(Protocol):
 
     def health(self) -> dict[str, InputHealth]:
         """Return the counts of received and dropped messages, by topic."""
+
+    def host_times(self) -> dict[str, HostTime]:
+        """Return what is known of the clocks of other hosts, by name."""
 
 
 class Intake:
@@ -45,6 +48,10 @@ class Intake:
     def health(self) -> dict[str, InputHealth]:
         """Return the counts of received and dropped messages, by topic."""
         return self._inbox.health()
+
+    def host_times(self) -> dict[str, HostTime]:
+        """Return what is known of the clocks of other hosts, by name."""
+        return self._inbox.host_times()
 
     def step(
         self,

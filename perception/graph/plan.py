@@ -11,6 +11,7 @@ from perception.errors.credentials import without_credentials
 from perception.graph.capture_loop import ORIGIN_VARIABLE
 from perception.graph.restart import PERMANENT
 from perception.profile import OVERRIDES_VARIABLE, Profile, source_kind
+from perception.profile.hosts import clock_node
 
 _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1"}
 
@@ -49,8 +50,11 @@ def plan(
     Raises:
         ProfileError: it has no nodes, or two text sources read the terminal. Other checks: `graph.check`.
     """
-    nodes = tuple(_Commands(profile_name, overrides, origin_ns).nodes(profile))
-    if all(node.name == "recorder" for node in nodes):
+    nodes = tuple(_Commands(profile_name, overrides, origin_ns).nodes(profile.on_this_host()))
+    if profile.here is None and profile.host:
+        names = ", ".join(profile.host)
+        raise ProfileError(f"{profile_name}: it describes the hosts {names}; name this one: --host NAME")
+    if profile.here is None and all(node.name == "recorder" for node in nodes):
         raise ProfileError(
             f"{profile_name}: nothing to start; declare a camera, microphone, text, replay or fusion"
         )
@@ -85,6 +89,9 @@ class _Commands:
         found += [self._capture("camera", name, one.source) for name, one in profile.camera.items()]
         found += [self._capture("microphone", name, one.source) for name, one in profile.microphone.items()]
         found += [self._capture("text", name, one.source) for name, one in profile.text.items()]
+        if profile.here is not None:
+            name = clock_node(profile.here)
+            found.append(Node(name, self._command("clock"), self._shared | _ONE_THREAD, capture=False))
         if profile.replay:
             found.append(Node("replayer", self._command("replayer"), self._shared | _ONE_THREAD))
         return found

@@ -41,6 +41,19 @@ def parse(endpoint: str) -> Endpoint:
     return Endpoint(match["v6"] or match["host"], match["port"])
 
 
+def endpoint_at(address: str, port: int | str) -> str:
+    """Return the endpoint of a port at a name or address; IPv6 addresses get their brackets."""
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or address is that of this host to itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in ("localhost", "lo")
+
+
 def _is_host(host: str) -> bool:
     """Return whether it is `*`, an IPv4 address or a name; digits alone are not a name."""
     parts = host.removesuffix(".").split(".")

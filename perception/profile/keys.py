@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 
 from perception import topics
 from perception.errors import PerceptionError, ProfileError
+from perception.profile.endpoint import endpoint_at
 from perception.profile.endpoint import parse as parse_endpoint
 
 SCRIPTED: Final = "scripted"
@@ -63,6 +64,14 @@ def _check_connect(endpoint: str) -> None:
         raise ProfileError("is not a single address to connect to; expected tcp://HOST:PORT")
 
 
+def _check_interface(address: str) -> None:
+    parse_endpoint(endpoint_at(address, 1))
+
+
+def _check_address(address: str) -> None:
+    _check_connect(endpoint_at(address, 1))
+
+
 def _check_recorded(pattern: str) -> None:
     """A session's topics are matched by file-name patterns; only their prefix is checked here."""
     kind = topics.kind_of(pattern)
@@ -84,6 +93,10 @@ Bind = Annotated[str, _valid(parse_endpoint)]
 """An endpoint to bind."""
 Connect = Annotated[str, _valid(_check_connect)]
 """An endpoint to connect to."""
+Address = Annotated[str, _valid(_check_address)]
+"""Name or address of one host."""
+Interface = Annotated[str, _valid(_check_interface)]
+"""Address of this host to listen on, `*` for all."""
 Pattern = Annotated[str, _valid(topics.check_pattern)]
 """A topic, or a prefix of topics that ends with `*`."""
 Input = Annotated[str, _valid(_check_input)]

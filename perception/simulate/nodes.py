@@ -22,7 +22,7 @@ from perception.fusion.presence import Presence
 from perception.fusion.swap import HeadSwap
 from perception.fusion.window import Window
 from perception.graph.fusion_loop import FusionLoop, Outputs
-from perception.messages import FusedState, Header, InputHealth, Message
+from perception.messages import FusedState, Header, HostTime, InputHealth, Message
 from perception.profile import FusionConfig
 from perception.simulate.faults import Active, Fault
 from perception.simulate.scenario import START_NS, Scenario
@@ -107,6 +107,10 @@ class VirtualInbox:
     def health(self) -> dict[str, InputHealth]:
         """Return the counts of received and dropped messages, by topic."""
         return self.mailbox.health(self._world.now_ns)
+
+    def host_times(self) -> dict[str, HostTime]:
+        """Return nothing: a simulated graph has one host."""
+        return {}
 
 
 class VirtualCompute:
