@@ -14,12 +14,15 @@ from perception.devices.signal.frames import FrameJudge
 from perception.features.image import decode_frame
 from perception.features.window import is_finite, is_whole, raw_samples
 from perception.messages import AudioBlock, CameraFrame, Header, Message
+from perception.profile import Profile
 from perception.profile.signal import CameraSignal, MicrophoneSignal
 from perception.units import MILLISECOND_NS
 from perception.units.arrays import Image
 
-FRAME_PERIOD_NS: Final = 90 * MILLISECOND_NS
+FRAME_PERIOD_NS: Final = 95 * MILLISECOND_NS
 """Frames that follow the last judged one sooner are not decoded; judges decide over seconds."""
+Thresholds = Mapping[str, CameraSignal | MicrophoneSignal]
+"""Sections `[camera.NAME.signal]` and `[microphone.NAME.signal]` of a profile, by topic."""
 ItemT = TypeVar("ItemT", contravariant=True)
 
 
@@ -38,10 +41,10 @@ class ReceivedSignals:
     """One judge per stream that carries no condition.
 
     Args:
-        thresholds: sections `[camera.NAME.signal]` of the profile, by topic; defaults for others.
+        thresholds: of the profile; topics without any are judged by the defaults.
     """
 
-    def __init__(self, thresholds: Mapping[str, CameraSignal] | None = None) -> None:
+    def __init__(self, thresholds: Thresholds | None = None) -> None:
         self._thresholds = dict(thresholds or {})
         self._streams: dict[str, _Frames | _Blocks] = {}
 
@@ -60,9 +63,21 @@ class ReceivedSignals:
         return stream.judge.condition
 
     def _open(self, message: Message[Any]) -> "_Frames | _Blocks":
-        if isinstance(message.header, CameraFrame):
-            return _Frames(_identity(message.header), FrameJudge(self._thresholds.get(message.topic)))
-        return _Blocks(_identity(message.header), BlockJudge(MicrophoneSignal(), message.header.rate_hz))
+        header, limits = message.header, self._thresholds.get(message.topic)
+        if isinstance(header, CameraFrame):
+            return _Frames(
+                _identity(header), FrameJudge(limits if isinstance(limits, CameraSignal) else None)
+            )
+        sound = limits if isinstance(limits, MicrophoneSignal) else MicrophoneSignal()
+        return _Blocks(_identity(header), BlockJudge(sound, header.rate_hz))
+
+
+def thresholds_of(profile: Profile) -> Thresholds:
+    """Return the thresholds of the cameras and microphones of a profile, by topic."""
+    cameras: dict[str, CameraSignal | MicrophoneSignal] = {
+        f"camera/{name}": item.signal for name, item in profile.camera.items()
+    }
+    return cameras | {f"microphone/{name}": item.signal for name, item in profile.microphone.items()}
 
 
 def is_unjudged(message: Message[Header]) -> bool:

@@ -222,9 +222,13 @@ class AudioStream:
     def _condition_before(self, stop: int) -> str:
         """Return the most serious condition of the window's blocks, the newest of several."""
         start = stop - _samples(self._nominal_ns, self._rate_hz)
-        first = bisect_right(self._blocks, start, key=_STOP)
-        last = bisect_left(self._blocks, stop, key=_START)
-        return self._conditions.worst(self._blocks[at].condition for at in range(last - 1, first - 1, -1))
+        found: dict[str, None] = {}
+        for block in reversed(self._blocks):  # an index into a deque would count from its end each time
+            if block.stop <= start:
+                break
+            if block.start < stop:
+                found[block.condition] = None
+        return self._conditions.worst(found)
 
     def _index_at(self, at_ns: int) -> int | None:
         """Return the index of the first sample at or after `at_ns`, by its block's stamp, or None."""

@@ -41,7 +41,7 @@ class Conditions:
         """Return the first of the most serious conditions, empty if there is none or none is read."""
         if not self._are_read:
             return ""
-        return max(dict.fromkeys(conditions), key=self._seriousness, default="")
+        return max(conditions, key=self._seriousness, default="")
 
     def _seriousness(self, condition: str) -> int:
         if self.is_absent(condition):

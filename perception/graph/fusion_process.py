@@ -19,6 +19,7 @@ from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.role import Role
 from perception.bus.subscriber import Subscriber
+from perception.devices.received import thresholds_of
 from perception.errors import PerceptionError
 from perception.fusion.core import FusionCore
 from perception.graph.fusion_loop import FusionLoop, Outputs
@@ -52,7 +53,7 @@ class FusionProcess:
         self._name = name
         self._stopped = stopped
         self._runtime, self._clock = Runtime(profile.domain), HostClock().now_ns
-        self._judging = Judging({f"camera/{key}": item.signal for key, item in profile.camera.items()})
+        self._judging = Judging(thresholds_of(profile))
         self._core = FusionCore(self._config)
 
     def run(self) -> None:

@@ -7,14 +7,12 @@ the judging thread is, so the journal records it.
 
 import logging
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from queue import Full, Queue
 from typing import Final
 
-from perception.devices.received import FRAME_PERIOD_NS, ReceivedSignals, is_unjudged
+from perception.devices.received import FRAME_PERIOD_NS, ReceivedSignals, Thresholds, is_unjudged
 from perception.messages import AudioBlock, Header, Message
-from perception.profile.signal import CameraSignal
 
 _MAX_WAITING: Final = 16
 """Messages that may wait to be judged; a waiting frame keeps its slot of shared memory."""
@@ -28,7 +26,7 @@ class Judging:
         thresholds: see `ReceivedSignals`.
     """
 
-    def __init__(self, thresholds: Mapping[str, CameraSignal] | None = None) -> None:
+    def __init__(self, thresholds: Thresholds | None = None) -> None:
         self._signals = ReceivedSignals(thresholds)
         """The judging thread owns it."""
         self._conditions: dict[str, str] = {}
