@@ -19,7 +19,8 @@ FAST: Final = {
     "devices_media", "devices_pixels", "devices_signal", "devices_signal_sound", "devices_text",
     "features_audio", "features_image", "features_jpeg", "features_logmel", "features_mfcc",
     "features_resample", "features_window", "fusion_core", "fusion_decoder", "models_checkpoint",
-    "models_fusion", "models_pooling", "out_file", "panel", "profile", "profile_hosts", "progress",
+    "host_times", "models_fusion", "models_pooling", "out_file", "panel", "profile", "profile_hosts",
+    "progress",
     "session_format", "session_mcap", "session_perturb", "session_selection", "suite", "summary",
     "training_labels"
 }  # fmt: skip

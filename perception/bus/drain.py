@@ -289,10 +289,15 @@ class Drain:
         self._socket.set(zmq.RCVHWM, max(endpoints.backlog(row) for row in _rows(self._patterns)))
         for beginning in _filters(self._patterns):
             self._lanes.subscribe(beginning)
-        for pattern, endpoint in self._remote.items():
-            if any(topics.overlap(pattern, wanted) for wanted in self._patterns):
-                self._connect(pattern, endpoint, remote=True)
+        self._connect_remote()
         self._add_named_topics()
+
+    def _connect_remote(self) -> None:
+        """Connect to other hosts; where times are corrected, once the clock there is known."""
+        for pattern, endpoint in self._remote.items():
+            wanted = any(topics.overlap(pattern, one) for one in self._patterns)
+            if wanted and endpoint not in self._endpoints and self._correct(pattern, 0) is not None:
+                self._connect(pattern, endpoint, remote=True)
 
     def _handshake_reason(self) -> str:
         if self._keys:
@@ -314,6 +319,7 @@ class Drain:
             if self._runtime is not None and any(pattern.endswith("*") for pattern in self._patterns):
                 for topic in filter(self._matches, self._runtime.topics()):
                     self._add_topic(topic)
+            self._connect_remote()
             abandoned = self._watch.abandoned() & self._endpoints.keys()
             for reason in self._peers.check():
                 self._warn_once(reason.partition(" ")[0], f"disconnected a publisher: {reason}")

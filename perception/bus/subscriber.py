@@ -35,7 +35,7 @@ class Subscriber(Closing):
         clock: host time in ns.
         connect: topic or pattern -> `tcp://HOST:PORT` of publishers on other hosts.
         hosts: other hosts by name. Their clocks are estimated, and the times of their messages are corrected
-            to `clock`; until an offset is known they are refused and counted.
+            to `clock`; a host is not read before its clock is known.
         policies: replaces rows of the table of topics, by prefix: a recorder queues every frame,
             where a display reads the latest.
         insecure: allow endpoints off loopback without keys.

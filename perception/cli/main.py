@@ -13,7 +13,7 @@ import click
 from perception.cli.bench import bench
 from perception.cli.guide import guide
 from perception.cli.help import Group
-from perception.cli.options import joined_domain, overriding, run_seconds
+from perception.cli.options import connecting, joined_domain, overriding, run_seconds
 from perception.cli.record import record
 from perception.cli.replay import fuse, replay, verify
 from perception.cli.search import search
@@ -26,7 +26,6 @@ from perception.cli.training import COMMANDS as TRAINING_COMMANDS
 from perception.errors import DISTRIBUTION, INTERRUPTED, PerceptionError
 from perception.errors.credentials import CleanFormatter, without_credentials
 from perception.io.out_path import OutFile, OutFolder
-from perception.topics import kind_of, name_of
 
 _QUIET_S: Final = 2.0
 _NODES_LISTEN_S: Final = 2.6
@@ -86,24 +85,32 @@ def up(
 @click.option("--count", metavar="N", type=click.IntRange(min=1), help="End after N messages.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per message.")
 @click.option("--hz", is_flag=True, help="Print rate and jitter once a second instead of the messages.")
+@connecting
 @joined_domain
-def echo(topic: str, count: int | None, as_json: bool, hz: bool, domain: str | None) -> None:
+def echo(
+    topic: str,
+    count: int | None,
+    as_json: bool,
+    hz: bool,
+    domain: str | None,
+    connect: str | None,
+    keys: str | None,
+    insecure: bool,
+) -> None:
     """Print the messages of TOPIC as they arrive.
 
     TOPIC is a name such as state/fused, or a pattern such as 'camera/*'.
     """
-    from perception.bus import domains
     from perception.bus.host import HostClock
     from perception.bus.subscriber import Subscriber
     from perception.cli import message_text
+    from perception.cli.connect import source_of
 
-    runtime, clock = domains.find(domain), HostClock()
+    source, clock = source_of((topic,), domain, connect, keys, insecure=insecure), HostClock()
     rates = message_text.Rates()
-    with Subscriber(topic, runtime=runtime, clock=clock.now_ns) as subscriber:
+    with Subscriber(*source.topics, clock=clock.now_ns, **source.options) as subscriber:
         if not (message := subscriber.receive(_QUIET_S)):
-            where = f"published in domain '{runtime.domain}'" if runtime else domains.NONE_UP
-            published = f": {', '.join(runtime.topics()) or 'nothing'}" if runtime else ""
-            show(f"perception: waiting for {topic}; {where}{published}", err=True)
+            show(f"perception: waiting for {topic}; {source.published()}", err=True)
             message = subscriber.receive()
         received = 0
         while message:
@@ -136,28 +143,23 @@ def say(words: tuple[str, ...], name: str, language: str, domain: str | None) ->
 
 
 @cli.command()
+@connecting
 @joined_domain
-def nodes(domain: str | None) -> None:
+def nodes(domain: str | None, connect: str | None, keys: str | None, insecure: bool) -> None:
     """List the nodes of a graph, also those that are missing: status, rates, drops, device."""
     import time
 
     from rich.console import Console
 
-    from perception.bus.domains import joined
     from perception.bus.host import HostClock
     from perception.bus.subscriber import Subscriber
+    from perception.cli.connect import health_of
     from perception.cli.panel import Board, node_table
     from perception.cli.summary_tables import PLAIN_WIDTH
 
-    runtime, board = joined(domain), Board()
-    published = runtime.topics()
-    names = [name_of(topic) for topic in published if kind_of(topic) == "health"]
-    if not names:
-        raise PerceptionError(
-            f"no node is alive in domain '{runtime.domain}'; published: {', '.join(published) or 'nothing'}"
-        )
-    clock = HostClock().now_ns
-    with Subscriber("health/*", runtime=runtime, clock=clock) as subscriber:
+    source, names = health_of(domain, connect, keys, insecure=insecure)
+    clock, board = HostClock().now_ns, Board()
+    with Subscriber(*source.topics, clock=clock, **source.options) as subscriber:
         since_ns = clock()
         deadline_s = time.monotonic() + _NODES_LISTEN_S
         while (left_s := deadline_s - time.monotonic()) > 0:

@@ -39,6 +39,23 @@ def overriding(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 joined_domain = click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
+
+
+def connecting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--connect`, `--keys` and `--insecure`: read another host instead of this one."""
+    for option in (
+        click.option("--insecure", is_flag=True, help="With --connect: read a host without keys."),
+        click.option("--keys", metavar="DIR", type=click.Path(), help="With --connect: folder of the keys."),
+        click.option(
+            "--connect",
+            metavar="HOST",
+            help="Read the graph of another host: HOST, HOST:PORT or tcp://HOST:PORT.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 session_out = click.option(
     "--out", metavar="FILE", type=OutFile(SessionError), required=True, help="Session file to write."
 )

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from perception.cli import host_times
 from perception.cli.summary import stages
 from perception.errors.credentials import harmless
 from perception.graph.liveness import RUNNING, SILENT_S, Standing, standing
@@ -135,6 +136,14 @@ class Board:
         newest = [state.fused.label for state in list(self.states)[-2:]]
         return any(before != after for before, after in pairwise(newest))
 
+    def host_times(self) -> dict[str, str]:
+        """Return what each node knows of the clocks of other hosts, in words: `node <- clock of host`."""
+        return {
+            f"{node} <- clock of {host}": host_times.words(known)
+            for node, health in self.nodes.items()
+            for host, known in health.hosts.items()
+        }
+
     def losses(self) -> dict[str, str]:
         """Return what each node lost or dropped of each topic: `node <- topic` -> reasons and counts."""
         forgotten = self.nodes.forgotten + self._outputs.forgotten
@@ -181,7 +190,8 @@ def panel_lines(board: Board, nodes: Mapping[str, str], title: str, *, width: in
     state = board.newest
     head = [Text(title, "bold")]
     streams = _streams(board, state) if state else [Text(waiting_line(nodes) or _WAITING, "dim")]
-    losses = [Text(f"{where}: {what}", "yellow") for where, what in board.losses().items()]
+    clocks = [Text(f"{where}: {what}", "dim") for where, what in board.host_times().items()]
+    losses = [Text(f"{where}: {what}", "yellow") for where, what in board.losses().items()] + clocks
     node_lines = _folded(_node_line(board, nodes), width)[: height - 3]
     room = height - len(head) - len(node_lines)
     losses = _at_most(losses, max(1, room - len(streams)), "losses")
@@ -255,6 +265,8 @@ def node_table(
             losses.update(account.dropped)
             losses["lost"] += account.lost
         device = " ".join(f"{key}={_short(value)}" for key, value in health.device.items())
+        clocks = [f"clock of {host}: {host_times.words(known)}" for host, known in health.hosts.items()]
+        device = "\n".join(filter(None, (device, *clocks)))
         bad = found.status == "degraded" and health.condition not in ("", "ok")
         word = f"{found.status}, {health.condition}" if bad else found.status
         status = f"{word}: {found.reason}" if found.reason else word

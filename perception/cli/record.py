@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from perception.cli.options import overriding, run_seconds, session_out
+from perception.cli.options import connecting, overriding, run_seconds, session_out
 from perception.cli.standard_streams import show
 from perception.errors import PerceptionError, SessionError
 
 if TYPE_CHECKING:
+    from perception.cli.connect import Source
     from perception.messages import InputHealth
     from perception.profile import RecorderConfig
     from perception.session.recorder import Recorder
@@ -38,6 +39,7 @@ _ABOVE_ZERO: Final = click.FloatRange(min=0, min_open=True)
     help="Domain of the graph. Default: $PERCEPTION_DOMAIN, else the profile's own; "
     "without PROFILE the only graph that is up.",
 )
+@connecting
 @overriding("the profile")
 def record(
     profile: str | None,
@@ -48,11 +50,15 @@ def record(
     split_minutes: float | None,
     domain: str | None,
     overrides: tuple[str, ...],
+    connect: str | None,
+    keys: str | None,
+    insecure: bool,
 ) -> int:
-    """Launch PROFILE and record it, or record a running graph with --topics.
+    """Launch PROFILE and record it, or record a running graph with --topics, on another host with --connect.
 
     Ctrl-C ends the recording and closes the file.
     """
+    from perception.cli.connect import source_of
     from perception.profile import RecorderConfig, as_override, parse
 
     if out.exists():
@@ -63,7 +69,10 @@ def record(
         limits = {"split_mb": split_mb, "split_minutes": split_minutes}
         config = parse({"recorder": limits | {"topics": topics or ("*",)}}, where="record").recorder
         assert config is not None
-        return _join(config, out, seconds, domain)
+        source = source_of(config.topics, domain, connect, keys, insecure=insecure)
+        return _join(config, out, seconds, source)
+    if connect is not None:
+        raise SessionError("--connect records the graph of another host: leave PROFILE out")
     from perception.cli.up import run, with_domain
 
     settings: dict[str, str | float | bool | list[str] | None] = {
@@ -77,7 +86,7 @@ def record(
     return run(profile, with_domain((*overrides, *given), domain), seconds=seconds, json_file=None)
 
 
-def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: str | None) -> int:
+def _join(config: "RecorderConfig", out: Path, seconds: float | None, source: "Source") -> int:
     """Record a graph that runs, or the first one that comes up; return the exit code."""
     from perception.bus import domains
     from perception.bus.host import HostClock
@@ -87,11 +96,13 @@ def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: st
     from perception.session.recorder import EVERY_MESSAGE, Recorder, describe
     from perception.session.recorder import record as run
 
-    clock, runtime = HostClock(), domains.find(domain)
+    clock, runtime = HostClock(), source.runtime
     with (
         stop_requests() as requests,
         Recorder(out, config, describe(None, clock.anchor_ns)) as recorder,
-        Subscriber(*config.topics, runtime=runtime, clock=clock.now_ns, policies=EVERY_MESSAGE) as subscriber,
+        Subscriber(
+            *source.topics, clock=clock.now_ns, policies=EVERY_MESSAGE, **source.options
+        ) as subscriber,
     ):
         show(f"recording {', '.join(config.topics)} to {recorder.path}; Ctrl-C stops", err=True)
         if runtime is None:
@@ -105,9 +116,8 @@ def _join(config: "RecorderConfig", out: Path, seconds: float | None, domain: st
         nothing = f"received no message of {', '.join(config.topics)}"
         if runtime is None:
             raise PerceptionError(f"{nothing}: {domains.NONE_UP}")
-        raise PerceptionError(
-            f"{nothing} in domain '{runtime.domain}'; perception nodes lists the live nodes"
-        )
+        where = source.host or f"domain '{runtime.domain}'"
+        raise PerceptionError(f"{nothing} in {where}; perception nodes lists the live nodes")
     _show_totals(recorder, inputs)
     return 0
 

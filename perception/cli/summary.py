@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import numpy as np
+from msgspec import structs
 
 from perception.graph.liveness import FINISHED, RUNNING
-from perception.messages import FusedState, Header, Health, Label, Message
+from perception.messages import FusedState, Header, Health, HostTime, Label, Message
 from perception.units.bounded import MAX_NAMES, REST, Recent, add_counts
 
 _NS_PER_MS: Final = 1e6
@@ -116,6 +117,8 @@ class Report:
     """Per node: refusals, sheds and repairs, by reason."""
     missing: dict[str, str] = field(default_factory=dict)
     """Nodes of the profile that did not run at the end, and why."""
+    hosts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Per `node <- host`: what was known of the clock of another host at the end."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -147,6 +150,7 @@ class Summary:
         self._conditions: Recent[str, Counter[str]] = Recent()
         self._drops: Recent[str, _Total] = Recent()
         self._counts: Recent[str, _Total] = Recent()
+        self._hosts: Recent[str, HostTime] = Recent()
         self._missing: dict[str, str] = {}
 
     @property
@@ -188,6 +192,8 @@ class Summary:
             losses["lost"] = account.lost
             self._drops.renewed(f"{health.node} <- {topic}", _Total()).update(health.source, losses)
         self._counts.renewed(health.node, _Total()).update(health.source, health.counts)
+        for host, known in health.hosts.items():
+            self._hosts[f"{health.node} <- {host}"] = known
 
     def report(self, end_ns: int | None = None) -> Report:
         """Return the figures so far; ticks that were due by `end_ns` count even without a state."""
@@ -207,6 +213,7 @@ class Summary:
             counts=rest
             | {name: counts for name, total in self._counts.items() if (counts := total.counts())},
             missing=self._missing,
+            hosts={name: structs.asdict(known) for name, known in self._hosts.items()},
         )
 
     def _ticks(self, end_ns: int | None) -> Ticks:

@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from perception.cli import host_times
 from perception.cli.summary import Accuracy, Report
 from perception.errors.credentials import harmless
+from perception.messages import HostTime
 
 PLAIN_WIDTH: Final = 100_000  # in a pipe nothing is cut or folded
 
@@ -73,6 +75,12 @@ def _tables(report: Report) -> Iterator[tuple[str, Table]]:
         for name, words in report.missing.items():
             _add(table, name, words)
         yield "nodes that did not work at the end", table
+    if report.hosts:
+        table = _table("where", "offset, drift")
+        table.columns[1].justify = "left"
+        for name, known in report.hosts.items():
+            _add(table, name, host_times.words(HostTime(**known)))
+        yield "clocks of other hosts", table
     if report.counts:
         yield "refused, shed or repaired, by reason", _reasons(report.counts)
 

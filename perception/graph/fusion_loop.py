@@ -236,7 +236,7 @@ class FusionLoop:
             counts["signals not judged"] = self._signals.skipped
         hosts = self._intake.host_times()
         unknown = [name for name, known in hosts.items() if known.offset_ms is None]
-        strangers = f"messages of {', '.join(unknown)} are refused: its clock is not known" if unknown else ""
+        strangers = f"{', '.join(unknown)}: not read, its clock is not known" if unknown else ""
         self._out.health.send(
             Health(
                 stamp_ns=now_ns,
