@@ -12,7 +12,7 @@ from perception.profile import CameraConfig, Profile
 from .node import main
 
 if TYPE_CHECKING:
-    from perception.devices.device import CapturedFrame
+    from perception.devices.device import CapturedFrame, Device
 
 
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:
@@ -28,9 +28,11 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         from perception.devices.signal.timing import DeviceJudge, StreamJudge, camera_rate_hz
         from perception.devices.wire import frame_message
 
-        with open_camera(
-            config, profile.script, clock=loop.clock, origin_ns=loop.origin_ns, lend=frames.loan
-        ) as camera:
+        def opened() -> "Device[CapturedFrame]":
+            start_ns, lend = loop.origin_ns, frames.loan
+            return open_camera(config, profile.script, clock=loop.clock, origin_ns=start_ns, lend=lend)
+
+        with loop.opened(opened) as camera:
             rate_hz = camera_rate_hz(config, camera.report().facts)
             judge = DeviceJudge(
                 FrameJudge(config.signal), StreamJudge(config.signal, rate_hz, loop.begins_ns())

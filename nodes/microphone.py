@@ -9,7 +9,7 @@ from perception.profile import Profile
 from .node import main
 
 if TYPE_CHECKING:
-    from perception.devices.device import CapturedBlock
+    from perception.devices.device import CapturedBlock, Device
 
 
 def run(profile: Profile, name: str, stopped: threading.Event) -> None:
@@ -25,9 +25,11 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
 
         # a short file that is played in a loop repeats as it should
         limits = config.signal.model_copy(update={"loop_s": 0.0}) if config.loop else config.signal
-        with open_microphone(
-            config, profile.script, clock=loop.clock, origin_ns=loop.origin_ns
-        ) as microphone:
+
+        def opened() -> "Device[CapturedBlock]":
+            return open_microphone(config, profile.script, clock=loop.clock, origin_ns=loop.origin_ns)
+
+        with loop.opened(opened) as microphone:
             timing = StreamJudge(limits, 1000 / config.block_ms, loop.begins_ns())
             judge = DeviceJudge(BlockJudge(limits, config.rate_hz), timing)
 

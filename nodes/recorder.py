@@ -17,9 +17,7 @@ from perception.session.recorder import EVERY_MESSAGE, Recorder, describe, recor
 from .node import main
 
 _LOG: Final = logging.getLogger(__name__)
-_LINGER_S: Final = (
-    1.5  # the supervisor sends SIGKILL 4 s after its first signal; a busy machine needs part of that
-)
+_LINGER_S: Final = 1.5  # SIGKILL comes 4 s after the first signal; a busy machine needs part of that
 _ABOUT_RUNS: Final = ("health/recorder", f"health/{SUPERVISOR}")
 """Published in every run: a recording of them alone contains nothing."""
 

@@ -18,7 +18,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         lines = loop.publisher(f"text/{name}", config.endpoint)
         truth = loop.publisher("label/truth") if config.source == "scripted" else None
         # numpy loads while readers find the publishers
-        from perception.devices.device import CapturedLabel, CapturedText
+        from perception.devices.device import CapturedLabel, CapturedText, Device
         from perception.devices.text import open_text
         from perception.devices.wire import label_message, text_message
 
@@ -28,7 +28,10 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
             elif truth is not None:
                 truth.send(label_message(item))
 
-        with open_text(config, profile.script, clock=loop.clock, origin_ns=loop.origin_ns) as source:
+        def opened() -> "Device[CapturedText | CapturedLabel]":
+            return open_text(config, profile.script, clock=loop.clock, origin_ns=loop.origin_ns)
+
+        with loop.opened(opened) as source:
             loop.run(source, publish)
 
 

@@ -1,8 +1,9 @@
 """Cameras on real files and a real HTTP stream; the driver's stamps and the rate limit as plain functions."""
 
+import threading
 import time
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -165,6 +166,58 @@ def test_a_source_that_opens_and_dies_again_and_again_is_tried_ever_more_seldom(
     with Grabber(lambda stop: Dying(), rate_hz=30, backoff=backoff) as grabber:
         eventually(lambda: grabber.report().counts.get("reopened", 0) >= 5)
     assert backoff.failures >= 5
+
+
+class Blocking(Dying):
+    """A camera whose driver does not return from the first `blocks` opened ones until it is released."""
+
+    def __init__(self, blocks: bool, released: threading.Event, closed: list[object]) -> None:
+        self._blocks = blocks
+        self._released = released
+        self._closed = closed
+
+    def read(self) -> CapturedFrame:
+        if self._blocks:
+            self._released.wait()
+        return CapturedFrame(np.zeros((2, 2, 3), np.uint8), time.monotonic_ns())
+
+    def close(self) -> None:
+        self._closed.append(self)
+
+
+def test_a_read_that_its_driver_blocks_is_abandoned_and_the_camera_opened_again() -> None:
+    released, opened = threading.Event(), count()
+    closed: list[object] = []
+    with Grabber(
+        lambda stop: Blocking(next(opened) == 0, released, closed),
+        rate_hz=1000,
+        backoff=Backoff(first_s=0.001),
+        stuck_s=0.05,
+    ) as grabber:
+        first = grabber._grab
+        eventually(lambda: grabber.read(0.01) is not None)
+        report = grabber.report()
+        assert report.status == "ok"
+        assert report.counts["blocked"] == report.counts["reopened"] == 1
+        assert closed == []
+        released.set()
+        eventually(lambda: len(closed) == 1)  # the abandoned thread closes what it had opened
+        assert first.read(0.0) is not None
+        assert grabber.read(LONG_S) is not None
+    assert len(closed) == 2
+
+
+def test_a_driver_that_blocks_every_time_is_lost_with_the_reason_and_closing_does_not_wait() -> None:
+    released = threading.Event()
+    with Grabber(
+        lambda stop: Blocking(True, released, []), rate_hz=1000, backoff=Backoff(0.001, 0.001), stuck_s=0.02
+    ) as grabber:
+        eventually(lambda: grabber.read(0.01) is None and grabber.report().counts.get("blocked", 0) >= 3)
+        eventually(lambda: grabber.read(0.001) is None and grabber.report().status == "lost")
+        assert grabber.report().reason == "the driver has not returned for 0.02 s"
+        with pytest.raises(DeviceError, match="has blocked 9 times in a row"):
+            eventually(lambda: grabber.read(0.01) is not None)
+    released.set()
 
 
 def test_a_back_off_is_forgiven_by_what_works_well_only() -> None:

@@ -298,3 +298,28 @@ def test_a_recorder_that_recorded_nothing_fails_and_names_the_topics(nodes: Node
     assert code == 7
     assert errors.count("perception:") == 2, errors
     assert "run.mcap: nothing was recorded: no node published camera/*" in errors
+
+
+def test_a_device_whose_driver_blocks_while_it_opens_is_lost_until_it_has(nodes: Nodes) -> None:
+    """A pipe that nobody writes to blocks its reader, as a driver may."""
+    pipe = nodes.folder / "lines"
+    os.mkfifo(pipe)
+    nodes.write("[text.x]", f'source = "{pipe}"')
+    with nodes.subscribe("health/*") as bus:
+        node = nodes.start("text")
+
+        def next_health(wanted: str) -> Health:
+            while (message := bus.receive(LONG_S)) is not None:
+                if isinstance(message.header, Health) and message.header.status == wanted:
+                    return message.header
+            raise AssertionError("none came")
+
+        assert re.fullmatch(r"the device has not opened for \d+ s", next_health("lost").reason)
+        pipe.write_text("30\tcome here\n")
+        next_health("ok")
+        node.send_signal(signal.SIGTERM)
+        assert ending(node)[0] == 0
+        blocked = nodes.start("text")
+        next_health("lost")
+        blocked.send_signal(signal.SIGTERM)
+        assert ending(blocked)[0] == 0

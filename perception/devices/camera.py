@@ -28,6 +28,8 @@ _UNCOMPRESSED: Final = (
     *(b"GREY", b"Y16 ", b"BGR3", b"RGB3", b"BA81", b"GBRG", b"GRBG", b"RGGB"),
 )
 """V4L2's codes of uncompressed pixel formats."""
+_STUCK_S: Final = 2.5
+"""Longer than the time limit of OpenCV for a frame, see `_open_device`: then its driver blocks."""
 _MAX_DRIVER_AGE_NS: Final = SECOND_NS
 
 
@@ -65,7 +67,9 @@ def open_camera(
             return FileSource(str(source), config, clock=clock, origin_ns=origin_ns, stop=stop)
         raise DeviceError(f"camera '{source}': not a device index, /dev path, file or URL; {_found()}")
 
-    return Grabber(open_source, rate_hz=config.rate_hz)
+    # a file waits for the time of its frames, an address has time limits of its own
+    stuck_s = max(_STUCK_S, 3 / config.rate_hz) if kind == "device" else math.inf
+    return Grabber(open_source, rate_hz=config.rate_hz, stuck_s=stuck_s)
 
 
 class DeviceSource:

@@ -4,8 +4,9 @@ Threads: the main thread calls every method and owns every field. A device may h
 `read` and `report`; a publisher's files are restored by the keeper's thread under the publisher's lock.
 
 Order: publishers are bound first, then the device is imported and opened, so that readers have found the
-publishers before the first message. `run` waits until 0.3 s after the last bind. An item that cannot be
-published is refused and counted; the loop continues. On exit all publishers are closed.
+publishers before the first message. `opened` opens it in a thread of its own: a driver may block. `run` waits
+until 0.3 s after the last bind. An item that cannot be published is refused and counted; the loop continues.
+On exit all publishers are closed.
 """
 
 import logging
@@ -13,7 +14,8 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Final, Literal, Protocol, Self, TypeVar
 
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Conversion, Publisher
@@ -126,6 +128,24 @@ class CaptureLoop:
         self._bound_ns = self.clock()
         return publisher
 
+    def opened(self, open_device: "Callable[[], Device[ItemT]]") -> "Device[ItemT]":
+        """Return the open device; while its driver blocks, health says so once a second.
+
+        Raises what `open_device` raises; SystemExit if the node is stopped before it returns.
+        """
+        opening: Future[Device[ItemT]] = Future()
+        threading.Thread(target=_open, args=(open_device, opening), name="open", daemon=True).start()
+        began_ns = self.clock()
+        while not self._stopped.is_set():
+            try:
+                return opening.result(_HEALTH_NS / SECOND_NS)
+            except TimeoutError:
+                if opening.done():
+                    raise  # of the device
+                taken_s = (self.clock() - began_ns) / SECOND_NS
+                self._send_health("lost", f"the device has not opened for {taken_s:.0f} s")
+        raise SystemExit(0)
+
     def run(
         self, device: "Device[ItemT]", publish: Callable[[ItemT], None], judge: Judge[ItemT] | None = None
     ) -> None:
@@ -185,6 +205,20 @@ class CaptureLoop:
             status, reason = "lost" if judge.gone else "degraded", judge.reason
             if judge.gone and (damaged := _damaged(report) - self._damaged):
                 reason = f"the device delivers damaged data: {damaged} items in a row were refused"
+        facts = report.facts | (judge.facts if judge else {})
+        condition = judge.condition if judge else ""
+        self._send_health(status, reason, ended, counts=report.counts, facts=facts, condition=condition)
+
+    def _send_health(
+        self,
+        status: Literal["ok", "degraded", "lost"],
+        reason: str,
+        ended: str = "",
+        *,
+        counts: Mapping[str, int] = {},
+        facts: Mapping[str, str | float] = {},
+        condition: str = "",
+    ) -> None:
         if status != self._status:
             _LOG.warning("%s-%s: %s", self.kind, self.name, f"{status}: {reason}" if reason else status)
             self._status = status
@@ -194,11 +228,19 @@ class CaptureLoop:
             status=status,
             reason=without_credentials(reason or ended),
             outputs={output.topic: output.published for output in self._publishers[1:]},
-            counts=report.counts | self._counts,
-            device={PROCESS: os.getpid()} | cleaned(report.facts | (judge.facts if judge else {})),
-            condition=judge.condition if judge else "",
+            counts={**counts, **self._counts},
+            device={PROCESS: os.getpid()} | cleaned(dict(facts)),
+            condition=condition,
         )
         self._health_output.send(health)
+
+
+def _open(open_device: "Callable[[], Device[ItemT]]", opening: "Future[Device[ItemT]]") -> None:
+    """Thread body: open a device and pass on what comes of it."""
+    try:
+        opening.set_result(open_device())
+    except BaseException as error:
+        opening.set_exception(error)
 
 
 def _damaged(report: "DeviceReport") -> int:
