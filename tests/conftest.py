@@ -16,13 +16,13 @@ from tests.bus import Bus
 
 FAST: Final = {
     "bus_codec", "bus_keys", "bus_mailbox", "bus_packet", "clock", "clock_remote", "devices_camera",
-    "devices_media", "devices_pixels", "devices_signal", "devices_signal_sound", "devices_text",
+    "devices_media", "devices_pixels", "devices_signal_sound", "devices_text",
     "features_audio", "features_image", "features_jpeg", "features_logmel", "features_mfcc",
     "features_resample", "features_window", "fusion_core", "fusion_decoder", "models_checkpoint",
     "host_times", "models_fusion", "models_pooling", "out_file", "panel", "profile", "profile_hosts",
     "progress",
     "session_format", "session_mcap", "session_perturb", "session_selection", "suite", "summary",
-    "training_labels"
+    "signal_camera", "training_labels"
 }  # fmt: skip
 """The files of `pytest -m fast`: they start no process and load no large model."""
 _STARTS: Final = frozenset({"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"})

@@ -31,9 +31,28 @@ class StreamSignal(Section):
 
 
 class CameraSignal(StreamSignal):
-    """`[camera.NAME.signal]`: when a camera's picture counts as wrong."""
+    """`[camera.NAME.signal]`: when a camera's picture counts as wrong. Levels are of 255."""
 
-    hold_s: Annotated[float, Field(gt=0, le=60, description="a condition has to last so long")] = 2.0
+    hold_s: Annotated[float, Field(gt=0, le=60, description="a condition has to last so long")] = 1.2
+    frozen_s: Annotated[
+        float, Field(gt=0, le=60, description="frozen: nothing changes in a lively picture")
+    ] = 1.5
+    frozen_share: Annotated[
+        float, Field(gt=0, le=1, description="frozen: share of the lively blocks that stopped")
+    ] = 0.85
+    loop_s: Annotated[float, Field(ge=0, le=3, description="frozen: longest loop; 0: none")] = 2.0
+    black_below: Annotated[
+        float, Field(ge=0, le=255, description="black: level of a picture without structure")
+    ] = 18.0
+    saturated_share: Annotated[
+        float, Field(gt=0, le=1, description="blown out: white share of a picture that was darker")
+    ] = 0.4
+    noise_share: Annotated[
+        float, Field(gt=0, le=1, description="noise: its share of the power of the picture")
+    ] = 0.6
+    blur_below: Annotated[
+        float, Field(gt=0, le=1, description="blurred: fine detail left, as a share of before")
+    ] = 0.4
 
 
 class MicrophoneSignal(StreamSignal):

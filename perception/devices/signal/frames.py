@@ -1,22 +1,31 @@
 """Judges the pictures of a camera. Pure."""
 
-import zlib
+from collections import Counter, deque
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
 from perception.devices.device import CapturedFrame
-from perception.devices.signal.lasting import Lasting
+from perception.devices.signal.appearance import Appearance
+from perception.devices.signal.picture import Measuring, Thin
+from perception.devices.signal.seam import Seams
+from perception.devices.signal.stillness import Stillness
 from perception.messages import ConditionName
 from perception.profile.signal import CameraSignal
+from perception.units import SECOND_NS
 
-_THINNING: Final = 8  # every eighth row and column is enough to detect a change
-_BLACK_BELOW: Final = 16  # of 255: video black is 16 in the range of many cameras; noise is below it too
+_SOONEST_NS: Final = 12_000_000
+"""Pictures that follow sooner are not judged."""
+_LOOK_NS: Final = 95_000_000
+"""Time between looks: measures of whole pictures."""
+_MOST: Final = 0.75
+"""Share of the looks that have to find a condition."""
+_FEWEST_LOOKS: Final = 3
+_BEFORE_FROZEN: Final[frozenset[ConditionName]] = frozenset({"black", "blown out", "noise", "covered"})
+"""Conditions that may look frozen and say more."""
+Finding = tuple[ConditionName, str]
 
 
 class FrameJudge:
-    """Judges a camera's frames by their own statistics.
+    """Judges a camera's frames by their own statistics over seconds.
 
     Args:
         thresholds: the section `[camera.NAME.signal]` of the profile.
@@ -24,28 +33,63 @@ class FrameJudge:
 
     def __init__(self, thresholds: CameraSignal | None = None) -> None:
         limits = thresholds or CameraSignal()
-        self._thumbnail: npt.NDArray[np.uint8] | None = None
-        self._digest: int | None = None
-        self._black = Lasting(limits.hold_s)
-        self._frozen = Lasting(limits.hold_s)
+        self._hold_ns = round(limits.hold_s * SECOND_NS)
+        self._still = Stillness(limits)
+        self._measured = Measuring()
+        self._appearance = Appearance(limits)
+        self._seams = Seams()
+        self._looks: deque[tuple[int, Finding | None]] = deque()
+        """Stamp and finding of each look of the last `hold_s`, and the newest before."""
+        self._last_ns: int | None = None
+        self._looked_ns: int | None = None
         self.condition: ConditionName = "ok"
         self.reason = ""
         self.facts: dict[str, str | float] = {}
 
     def update(self, frame: CapturedFrame) -> None:
         """Judge one frame."""
-        thumbnail = frame.image[::_THINNING, ::_THINNING].copy()
-        frozen = self._frozen.update(frame.raw and self._is_same(frame.image, thumbnail), frame.stamp_ns)
-        self._thumbnail = thumbnail
-        black = self._black.update(bool(thumbnail.max() < _BLACK_BELOW), frame.stamp_ns)
-        self.facts["brightness"] = round(float(thumbnail.mean()), 1)
-        self.condition = "black" if black else "frozen" if frozen else "ok"
-        self.reason = "the picture is black" if black else "the picture is frozen" if frozen else ""
+        if self._last_ns is not None and 0 <= frame.stamp_ns - self._last_ns < _SOONEST_NS:
+            return
+        self._last_ns = frame.stamp_ns
+        thin = Thin.of(frame.image)
+        stopped = self._still.update(thin.sums, thin.area, frame.stamp_ns, frame.raw)
+        passed_ns = _LOOK_NS if self._looked_ns is None else frame.stamp_ns - self._looked_ns
+        if passed_ns >= _LOOK_NS or passed_ns < 0:
+            self._looked_ns = frame.stamp_ns
+            self._look(frame, thin, max(passed_ns, 0) / SECOND_NS, stopped is not None)
+        self.condition, self.reason = self._decided(stopped) or ("ok", "")
 
-    def _is_same(self, image: npt.NDArray[np.uint8], thumbnail: npt.NDArray[np.uint8]) -> bool:
-        """Return whether the frame equals the previous one; read all of it only if thumbnails are equal."""
-        if self._thumbnail is None or not np.array_equal(thumbnail, self._thumbnail):
-            self._digest = None
-            return False
-        before, self._digest = self._digest, zlib.crc32(np.ascontiguousarray(image).data)
-        return before == self._digest
+    def _look(self, frame: CapturedFrame, thin: Thin, passed_s: float, stopped: bool) -> None:
+        measures = self._measured(thin)
+        self.facts["brightness"] = round(measures.level, 1)
+        torn = self._seams.update(frame.image)
+        found = self._appearance.update(measures, passed_s, trusted=not (stopped or torn))
+        if self._looks and frame.stamp_ns < self._looks[-1][0]:
+            self._looks.clear()
+        self._looks.append((frame.stamp_ns, found or torn))
+        while len(self._looks) > _FEWEST_LOOKS and self._looks[1][0] <= frame.stamp_ns - self._hold_ns:
+            self._looks.popleft()
+
+    def _decided(self, stopped: Finding | None) -> Finding | None:
+        """Return the most serious condition that lasts."""
+        lasting = self._lasting()
+        if lasting is not None and lasting[0] in _BEFORE_FROZEN:
+            return lasting
+        newest = self._looks[-1][1]
+        if newest is not None and newest[0] in _BEFORE_FROZEN:
+            return None
+        if stopped is not None:
+            return stopped
+        return None if self._still.paused else lasting
+
+    def _lasting(self) -> Finding | None:
+        """Return what most of the looks of the last `hold_s` found."""
+        if self._looks[-1][0] - self._looks[0][0] < self._hold_ns or len(self._looks) < _FEWEST_LOOKS:
+            return None
+        names = Counter(found[0] for _, found in self._looks if found is not None)
+        if not names:
+            return None
+        name, count = names.most_common(1)[0]
+        if count < _MOST * len(self._looks):
+            return None
+        return next(found for _, found in reversed(self._looks) if found is not None and found[0] == name)
