@@ -148,7 +148,10 @@ def test_a_node_that_hangs_is_lost_shows_where_is_killed_and_started_again(stopp
 
         eventually(lambda: says("up"))
         pid = supervisor.pids()["camera"]
-        supervisor.beat(Health(stamp_ns=0, node="other name", device={PROCESS: pid}))
+        elsewhere = Health(stamp_ns=0, source="other#1", node="other", device={PROCESS: pid})
+        supervisor.beat(elsewhere)  # of another host, where this number is another process
+        assert supervisor._running[0].pulse.beat_s is None
+        supervisor.beat(Health(stamp_ns=0, source="camera#1", node="camera", device={PROCESS: pid}))
         hung_s = time.monotonic()
         if stopped:
             os.kill(pid, signal.SIGSTOP)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 HEALTH_PERIOD_NS: Final = SECOND_NS
 JOURNAL_PERIOD_NS: Final = SECOND_NS // 4
-HANG_NS: Final = 30 * SECOND_NS
+HANG_NS: Final = 10 * SECOND_NS
 """A fusion without a state for this time ends with an error, so that it is started again."""
 ItemT = TypeVar("ItemT")
 

@@ -25,6 +25,7 @@ from perception.fusion.core import FusionCore
 from perception.graph.fusion_loop import FusionLoop, Outputs
 from perception.graph.intake import Intake
 from perception.graph.judging import Judging
+from perception.graph.plan import STANDBY
 from perception.graph.standby import Standby
 from perception.messages import PROCESS, Health
 from perception.profile import Profile
@@ -90,7 +91,7 @@ class FusionProcess:
             clock, judging = self._clock, self._judging
             standby = Standby(self._core, intake, active, clock=clock, judging=judging)
             threading.Thread(target=_wait, args=(role, taken), name="role", daemon=True).start()
-            with self._publisher(f"health/{self._name}-standby") as health:
+            with self._publisher(f"health/{self._name}{STANDBY}") as health:
                 standby.follow(taken.is_set, self._stopped, lambda: self._report(health))
             if not self._stopped.is_set():
                 self._take_over(stack, engine, intake, standby)
@@ -116,7 +117,7 @@ class FusionProcess:
 
     def _report(self, health: Publisher) -> None:
         reason = "stands by: its models are loaded"
-        node, facts = f"{self._name}-standby", {PROCESS: os.getpid()}
+        node, facts = f"{self._name}{STANDBY}", {PROCESS: os.getpid()}
         health.send(Health(stamp_ns=self._clock(), node=node, reason=reason, device={**facts}))
 
     def _loop(self, compute: "Compute", intake: Intake, outputs: Outputs) -> FusionLoop:

@@ -13,6 +13,8 @@ from perception.graph.restart import PERMANENT
 from perception.profile import OVERRIDES_VARIABLE, Profile, source_kind
 from perception.profile.hosts import clock_node
 
+STANDBY: Final = "-standby"
+"""End of the name of a node that stands by."""
 _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1"}
 
 
@@ -82,7 +84,7 @@ class _Commands:
             fusion = Node("fusion", command, self._shared, capture=False, loading="loading models")
             found.append(fusion)
             if profile.fusion.standby:  # it loads when the first one has, which needs all cores for that
-                found.append(replace(fusion, name="fusion-standby", after=fusion.name, stay_down=PERMANENT))
+                found.append(replace(fusion, name=f"fusion{STANDBY}", after=fusion.name, stay_down=PERMANENT))
         if profile.recording:
             command = self._command("recorder")
             found.append(Node("recorder", command, self._shared, capture=False, stay_down=PERMANENT))

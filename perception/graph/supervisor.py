@@ -43,7 +43,7 @@ from perception.graph.liveness import (
     Pulse,
     silence,
 )
-from perception.graph.plan import Node
+from perception.graph.plan import STANDBY, Node
 from perception.graph.restart import PERMANENT, Decision, RestartPolicy
 from perception.io.same_file import same_file
 from perception.messages import PROCESS, SUPERVISOR, Health
@@ -195,10 +195,14 @@ class Supervisor:
         """Record a health message: a sign of life, and unless it reports `lost` that its node works."""
         pid = health.device.get(PROCESS)
         for running in self._running:
-            if running.process and (
-                running.process.pid == pid
-                if pid is not None
-                else running.node.name == health.node and health.source != running.publisher_before
+            if (
+                running.process
+                and _role(running.node.name) == _role(health.node)
+                and (
+                    running.process.pid == pid
+                    if pid is not None
+                    else running.node.name == health.node and health.source != running.publisher_before
+                )
             ):
                 running.pulse.beat(time.monotonic())
                 if health.status != "lost":
@@ -342,6 +346,11 @@ def _status(running: _Running) -> str:
     if running.due_s is None:
         return FINISHED if running.exit_code == 0 else f"{ENDED} with {running.exit_code}"
     return f"{ENDED} with {running.exit_code}, restarts" if running.exit_code else "starting"
+
+
+def _role(name: str) -> str:
+    """Return the name without the mark of a standby, which changes roles with its fusion."""
+    return name.removesuffix(STANDBY)
 
 
 def _cause(code: int) -> str:
