@@ -157,6 +157,7 @@ def test_a_takeover_is_recorded_with_a_mark_and_verifies(
     verdict = verify(recording, Profile(fusion=fusion()))
     assert (verdict.exit_code, verdict.different) == (0, 0), list(verdict.lines())
     assert verdict.equal > len(states_of(recording)) * 2 // 3
+    assert verdict.skipped["a standby took over, and its windows need sound from before"] <= 12
 
 
 def test_a_role_is_free_the_moment_its_process_is_killed(tmp_path: Path) -> None:

@@ -32,10 +32,11 @@ from perception.bus.subscriber import Subscriber
 from perception.graph import processes
 from perception.graph.liveness import RUNNING
 from perception.messages import PROCESS, SUPERVISOR, ClockTick, FusedState, Header, Health, Message
+from perception.session.recompute.verify import verify
 from perception.session.recorder import EVERY_MESSAGE
 from perception.topics import kind_of
 
-_LIMIT_S: Final = 90.0
+_LIMIT_S: Final = 180.0
 _AFTER_S: Final = 1.0
 
 
@@ -190,6 +191,7 @@ def show(title: str, values: list[float], unit: str = "s") -> None:
 @click.option("--standby", is_flag=True)
 @click.option("--without-setpriv", is_flag=True, help="Start with an empty PATH.")
 @click.option("--launcher", is_flag=True)
+@click.option("--record", is_flag=True, help="Record it, and verify the recording.")
 @click.option("--set", "settings", multiple=True)
 def main(
     profile: str,
@@ -200,6 +202,7 @@ def main(
     standby: bool,
     without_setpriv: bool,
     launcher: bool,
+    record: bool,
     settings: tuple[str, ...],
 ) -> None:
     """Run the trials and print the distributions."""
@@ -211,8 +214,9 @@ def main(
         return
     names = nodes.split(",")
     number = signal.SIGKILL if fault == "kill" else signal.SIGSTOP
-    if "recorder" in names:
-        given += ["record=true", f"recorder.out='{tempfile.mkdtemp()}/run.mcap'"]
+    folder = Path(tempfile.mkdtemp())
+    if record or "recorder" in names:
+        given += ["record=true", f"recorder.out='{folder}/run.mcap'"]
     graph = Graph(profile, given, without_setpriv=without_setpriv)
     done: list[Trial] = []
     try:
@@ -230,6 +234,8 @@ def main(
         ):
             show(f"{node} {title}", values, "ticks" if title == "states lost" else "s")
         click.echo(f"{node} states lost and not counted as shed: {sum(trial.uncounted for trial in own)}")
+    for file in sorted(folder.glob("*.mcap")):
+        click.echo(f"{file.name}: {'; '.join(verify(file).lines())}")
     click.echo(f"processes left: {left or 'none'}; files left: {files or 'none'}")
 
 

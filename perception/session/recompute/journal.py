@@ -43,6 +43,7 @@ _KEPT_BYTES: Final = 1 << 30
 EDGE_NS: Final = 2_000_000_000
 """This close to its ends, a recording may contain journals without the inputs that they name."""
 _BEGINNING: Final = "the beginning of the fusion is not recorded"
+_TAKEN_OVER: Final = "a standby took over, and its windows need sound from before"
 INPUT_KINDS: Final = ("camera", "microphone", "text", "clock")
 
 
@@ -305,7 +306,8 @@ class _Playback:
         ]
         found = {item: self.inputs.find(item) for item in held}
         is_start = journal.before is None or journal.before.newest_ns is None
-        reason = "" if is_start else self._broken or _BEGINNING
+        other = last is not None and last.source != journal.source
+        reason = "" if is_start else self._broken or (_TAKEN_OVER if other else _BEGINNING)
         known = {
             item: _as_received(one, item.condition, item.stamp_ns - as_published(one.header).stamp_ns)
             for item, one in found.items()
