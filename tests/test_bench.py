@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from perception.bench import features, report, scale, transport
+from perception.bench import features, nodes, report, scale, transport
 from perception.bench.child import child
 from perception.bench.rounds import Figure, interleave
 from perception.cli.main import run
@@ -136,3 +136,41 @@ def test_an_interrupt_while_a_process_is_started_leaves_none_running() -> None:
     ended, _, _ = select.select([held], [], [], LONG_S)  # end of file once no process holds the other end
     os.close(held)
     assert ended
+
+
+def test_a_budget_may_name_a_bound_for_each_of_several_quantities() -> None:
+    limit = {"cpu_ms": figure(5.0), "mebibytes": figure(60.0), "growth_kib_s": figure(1.0)}
+    limit |= {name: figure(1.0) for name in ("log_bytes_s", "age_p99_ms", "period_ratio", "start_s")}
+    camera = limit | {"mebibytes": figure(100.0), "cpu_ms": figure(2.0), "age_p99_ms": figure(40.0)}
+    assert report.over_budget("nodes", {"limit": limit, "camera-front": camera}) == []
+    lines = report.over_budget(
+        "nodes",
+        {"limit": limit, "camera-front": camera | {"cpu_ms": figure(50.0), "growth_kib_s": figure(900.0)}},
+    )
+    assert [line.split()[3] for line in lines] == ["cpu_ms", "growth_kib_s"]
+
+
+def test_every_node_of_the_demo_has_budgets() -> None:
+    from perception.graph.plan import plan
+    from perception.profile import load
+
+    names = {node.name for node in plan(load("demo", ("record=true",)), "demo", origin_ns=0)}
+    assert set(nodes.NODES) == {*names, "supervisor"}
+    budgets = report._budgets("nodes")
+    assert {one["of"] for one in budgets} == set(nodes.NODES)
+    for name in nodes.NODES:
+        kinds = {one["quantity"].partition("_")[0] for one in budgets if one["of"] == name}
+        assert kinds >= {"cpu", "mebibytes", "growth", "log", "age", "start"}
+
+
+def test_growth_and_rate_of_a_node_are_those_of_its_samples() -> None:
+    run = nodes._Run("none")
+    node = run._nodes["camera-front"]
+    node.memory = [(second / 2, 100 + second / 2) for second in range(20)]
+    node.ages_ms = [float(age) for age in range(1000)]
+    node.first_s, node.log_bytes = 2.0, 500
+    figures = run._figures("camera-front", cpu_s=1.0, published=200, took_s=10.0)
+    assert figures["growth_kib_s"] == pytest.approx(1024)
+    assert figures["cpu_ms"] == pytest.approx(5)
+    assert figures["period_ratio"] == pytest.approx(1)
+    assert (figures["age_p99_ms"], figures["log_bytes_s"], figures["start_s"]) == (990, 50, 2)

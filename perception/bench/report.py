@@ -85,7 +85,11 @@ def straight_lines(kind: str, figures: Figures) -> list[str]:
 def _budgets(kind: str) -> list[dict[str, Any]]:
     text = files("perception.bench").joinpath("budgets.toml").read_text("utf-8")
     found: list[dict[str, Any]] = tomllib.loads(text).get(kind, [])
-    return found
+    return [
+        budget | {"quantity": quantity, "most": most} if "each" in budget else budget
+        for budget in found
+        for quantity, most in budget.get("each", {"": 0}).items()
+    ]
 
 
 def _line(budget: Mapping[str, Any], figures: Figures) -> Line | None:

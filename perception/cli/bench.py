@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(["transport", "features", "tick", "pipeline", "startup", "scale"]))
+@click.argument(
+    "kind", type=click.Choice(["transport", "features", "tick", "pipeline", "startup", "scale", "nodes"])
+)
 @setting(
     "--rounds", "N", click.IntRange(min=1), 5, "Measure every case N times, by turns; medians are printed."
 )
@@ -97,6 +99,10 @@ def _cases(
             from perception.bench import scale
 
             return scale.cases(seconds=seconds)
+        case "nodes":
+            from perception.bench import nodes
+
+            return nodes.cases(seconds=seconds)
         case _:
             from perception.bench import startup
 

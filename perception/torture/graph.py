@@ -94,7 +94,13 @@ class Graph:
         return 0.0
 
     def leftovers(self, pids: set[int]) -> list[str]:
-        """Return which processes and files of the graph are left."""
+        """Return which processes and files of the graph are left; wait a while for none."""
+        deadline_s = time.monotonic() + END_S
+        while (left := self._left(pids)) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        return left
+
+    def _left(self, pids: set[int]) -> list[str]:
         files = (base_directory() / self.domain).rglob("*")
         return [f"process {pid}" for pid in sorted(pids) if runs(pid)] + [str(one) for one in files]
 
