@@ -53,15 +53,21 @@ def test_what_only_lacks_a_processor_or_waits_for_a_disk_is_given_ten_seconds() 
         assert found == [False, False, False, True]
 
 
-def test_a_debugger_a_start_and_a_stopped_supervisor_are_no_hang() -> None:
+def test_a_debugger_and_a_stopped_supervisor_are_no_hang() -> None:
     traced = Progress("t", 7)
     assert silent(Pulse(), (1.5, traced), (2.6, traced), (100.0, traced)) == [False] * 3
-    loading = Pulse()
-    assert not loading.hangs(1e6, lambda: Progress("S", 7))
     pulse = Pulse()
     pulse.beat(0.0)
     pulse.pause(60.0)
     assert pulse.silent_s(61.0) == 1.0
+
+
+def test_a_start_may_take_minutes_as_long_as_something_happens() -> None:
+    loading, hung = Pulse(), Pulse()
+    for second in range(200):
+        assert not loading.hangs(float(second), iter([Progress("S", second)]).__next__)
+    found = [hung.hangs(float(second), iter([Progress("T", 7)]).__next__) for second in range(70)]
+    assert found.index(True) == 60
 
 
 def test_how_a_node_stands_is_decided_by_its_age_and_its_process() -> None:

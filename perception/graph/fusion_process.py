@@ -20,7 +20,7 @@ from perception.bus.publisher import Publisher
 from perception.bus.role import Role
 from perception.bus.subscriber import Subscriber
 from perception.devices.received import thresholds_of
-from perception.errors import PerceptionError
+from perception.errors import BusError, PerceptionError
 from perception.fusion.core import FusionCore
 from perception.graph.fusion_loop import FusionLoop, Outputs
 from perception.graph.intake import Intake
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 _LOG: Final = logging.getLogger("perception")
 _FIND_NS: Final = 150_000_000
 """Readers look for new publishers every 0.1 s; a message sent before they have found one is lost to them."""
+
+
+_RELEASE_NS: Final = 2_000_000_000
+_RETRY_S: Final = 0.02
 
 
 class FusionProcess:
@@ -99,7 +103,7 @@ class FusionProcess:
     def _take_over(self, stack: ExitStack, engine: "Engine", intake: Intake, standby: Standby) -> None:
         from perception.fusion.compute import Compute
 
-        outputs = self._outputs(stack)
+        outputs = self._outputs_of_ended(stack)
         found_ns = self._clock() + _FIND_NS
         compute = Compute(engine, outputs.state.send, self._clock)
         if standby.head is not None:
@@ -144,6 +148,19 @@ class FusionProcess:
         topics = {f"{kind}/{name}": None for kind in ("clock", "journal", "health", "head")}
         given = {f"state/{config.name}": config.endpoint, **topics}
         return Outputs(*(stack.enter_context(self._publisher(*item)) for item in given.items()))
+
+    def _outputs_of_ended(self, stack: ExitStack) -> Outputs:
+        """Bind the outputs; the kernel may need some time to release those of the ended process."""
+        limit_ns = self._clock() + _RELEASE_NS
+        while True:
+            try:
+                with ExitStack() as attempt:
+                    outputs = self._outputs(attempt)
+                    stack.push(attempt.pop_all())
+                    return outputs
+            except BusError:
+                if self._clock() > limit_ns or self._stopped.wait(_RETRY_S):
+                    raise
 
     def _publisher(self, topic: str, endpoint: str | None = None) -> Publisher:
         return Publisher(

@@ -17,6 +17,11 @@ SILENT_S: Final = 2.5
 """A node without a sign of life for this long is lost. Its period is 1 s, the bound for notice 3 s."""
 _SAMPLE_S: Final = 1.5
 """After this silence the progress of its main thread is read for the first time."""
+_START_S: Final = 30.0
+"""Before its first sign of life a node hangs if its main thread stands still for this long.
+
+A download of weights waits for a server for up to 10 s.
+"""
 _LIMIT_S: Final = 10.0
 """A silent process whose main thread still runs may only lack CPU time; it is given this long."""
 RUNNING: Final = "running"
@@ -43,6 +48,8 @@ class Pulse:
     """Time of the last sign of life; None before the first: a node may load for minutes."""
     before: Progress | None = None
     """Progress of the main thread earlier in this silence."""
+    before_s: float | None = None
+    """When that was read, before the first sign of life."""
 
     def beat(self, now_s: float) -> None:
         """Add a sign of life."""
@@ -67,6 +74,8 @@ class Pulse:
             now_s: the present.
             progress: reads what its main thread does, None where that is unknown.
         """
+        if self.beat_s is None:
+            return self._hangs_at_start(now_s, progress)
         silent_s = self.silent_s(now_s)
         if silent_s < _SAMPLE_S:
             return False
@@ -78,6 +87,15 @@ class Pulse:
         # D waits in the kernel, as for a slow disk: SIGKILL has no effect in it
         idle = now.slices == self.before.slices and now.state not in "RD"
         return now.state != "t" and (idle or silent_s >= _LIMIT_S)
+
+    def _hangs_at_start(self, now_s: float, progress: Callable[[], Progress | None]) -> bool:
+        """Return whether a node hangs that has given no sign of life yet: its main thread stands still."""
+        if self.before_s is None:
+            self.before_s = now_s
+        if now_s < self.before_s + _START_S:
+            return False
+        before, self.before, self.before_s = self.before, progress(), now_s
+        return before is not None and self.before == before and before.state not in "RDt"
 
 
 class Standing(NamedTuple):
