@@ -1,16 +1,30 @@
 """Judges the sound of a microphone: keeps the newest seconds, examines them four times a second. Pure."""
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 
 from perception.devices.device import CapturedBlock
-from perception.devices.signal.sound import FULL_SCALE, TESTS, Sound
+from perception.devices.signal import content, shape
+from perception.devices.signal.excerpt import FULL_SCALE, Excerpt
 from perception.messages import ConditionName
 from perception.profile.signal import MicrophoneSignal
 from perception.units import SECOND_NS
 from perception.units.arrays import RawSamples
 
+TESTS: Final[tuple[tuple[ConditionName, Callable[[Excerpt], str], bool], ...]] = (
+    ("silent", content.silent, True),
+    ("stuck", content.stuck, False),
+    ("wrong rate", shape.wrong_rate, False),
+    ("DC", content.dc, True),
+    ("torn", shape.torn, True),
+    ("dead channel", content.dead_channel, True),
+    ("hum", content.hum, False),
+    ("clipped", shape.clipped, True),
+    ("noise", content.noise, False),
+)
+"""Conditions, the most serious first: the function that returns its reason, and whether it is short."""
 _PERIOD_S: Final = 0.25
 _FLOOR_DBFS: Final = -120.0
 
@@ -84,9 +98,9 @@ class BlockJudge:
         if self.reason:
             self.condition = "wrong rate"
         elif self._end >= self._size:
-            self._test(Sound(kept[self._end - self._size : self._end], self._rate_hz, self._limits))
+            self._test(Excerpt(kept[self._end - self._size : self._end], self._rate_hz, self._limits))
 
-    def _test(self, sound: Sound) -> None:
+    def _test(self, sound: Excerpt) -> None:
         """Set the most serious condition that holds; take a long test's result from last time in between."""
         reasons: dict[ConditionName, str] = {}
         self._long = not self._long
