@@ -22,7 +22,7 @@ from perception.devices.signal.excerpt import (
 )
 from perception.units.arrays import Samples
 
-_BREAKS: Final = 3
+_BREAKS: Final = 2
 _PIECE: Final = 16
 """Samples per piece, in tests of neighbouring samples: steps occur in every piece that is loud."""
 
@@ -90,25 +90,29 @@ def edge(sound: Excerpt) -> tuple[float, float]:
 
 def torn(sound: Excerpt) -> str:
     """Return how often the sound breaks off and continues: the driver fills lost samples with a constant."""
-    shortest, longest = max(round(0.0015 * sound.rate_hz), _PIECE), round(0.12 * sound.rate_hz)
+    shortest, longest = max(round(0.001 * sound.rate_hz), _PIECE), round(0.12 * sound.rate_hz)
     # a run of equal samples holds half as long a piece of them at least
     if np.count_nonzero(in_pieces(sound.still, shortest // 2).all(axis=0)) < _BREAKS:
         return ""
     changes = np.flatnonzero(~sound.still)
     lengths = np.diff(changes)
     runs = np.flatnonzero((lengths >= shortest) & (lengths <= longest))
-    count = sum(_breaks(sound, int(changes[run]) + 1, int(changes[run + 1])) for run in runs[:64])
+    if len(runs) < _BREAKS:
+        return ""
+    # sound that was amplified from a few levels rests at each of them
+    loud = max(0.3 * sound.rms, 20.0, 10 * float(np.abs(sound.steps[changes]).min()))
+    count = sum(_breaks(sound, int(changes[run]) + 1, int(changes[run + 1]), loud) for run in runs[:64])
     return f"the sound breaks off {count} times in {sound.limits.hold_s:g} s" if count >= _BREAKS else ""
 
 
-def _breaks(sound: Excerpt, first: int, last: int) -> bool:
+def _breaks(sound: Excerpt, first: int, last: int, loud: float) -> bool:
     """Return whether it is loud just before and just after a run of equal samples, which is no flat top."""
     value, margin, near = float(sound.main[first]), 0.02 * (sound.high - sound.low), sound.rate_hz // 250
     if not sound.low + margin < value < sound.high - margin:
         return False
     around = (sound.main[max(first - near, 0) : first], sound.main[last + 1 : last + 1 + near])
     levels = [float(np.sqrt(np.mean(np.square(part - value)))) if len(part) else 0.0 for part in around]
-    return min(levels) > max(0.3 * sound.rms, 20.0)
+    return min(levels) > loud
 
 
 def clipped(sound: Excerpt) -> str:
