@@ -17,6 +17,8 @@ PERMANENT: Final = frozenset(
 AT_ONCE_S: Final = 0.1
 """Delay after the first crash of a node that has worked: each 0.1 s costs a state."""
 
+_WORKED_S: Final = 2.0
+
 
 class Decision(Enum):
     """What to do after a node's process ended."""
@@ -56,7 +58,11 @@ class RestartPolicy:
         if exit_code in PERMANENT:
             return Decision.STOP_ALL, 0.0
         delay_s = self.backoff.failed(worked_s)
-        return Decision.RESTART, AT_ONCE_S if self.backoff.healthy(worked_s) else delay_s
+        if self.backoff.healthy(worked_s):
+            delay_s = AT_ONCE_S
+        elif worked_s >= _WORKED_S:  # a node that works for a while, again and again, is down for less time
+            delay_s = min(delay_s, worked_s / 2)
+        return Decision.RESTART, delay_s
 
     def failing(self, worked_s: float | None) -> bool:
         """Return whether a node that has crashed still counts as failing.

@@ -124,12 +124,12 @@ class Trial:
     uncounted: int
 
 
-def run_trial(graph: Graph, node: str, fault: signal.Signals, rng: random.Random) -> Trial:
+def run_trial(graph: Graph, node: str, fault: signal.Signals, rng: random.Random, pause_s: float) -> Trial:
     """Kill or stop the process of a node, and wait until it is back."""
     seen = graph.seen
     graph.until(lambda: set(seen.status.values()) == {RUNNING} and node in seen.pids and bool(seen.ticks))
     graph.until(lambda: all(processes.runs(pid) for pid in seen.pids.values()))
-    graph.wait(rng.uniform(1.5, 3.0))
+    graph.wait(pause_s * rng.uniform(1.0, 2.0))
     pid = seen.pids[node]
     topics = [topic for topic in seen.newest if _is_of(topic, node)]
     before = {topic: seen.newest[topic] for topic in topics}
@@ -190,6 +190,7 @@ def show(title: str, values: list[float], unit: str = "s") -> None:
 @click.option("--seed", default=0)
 @click.option("--standby", is_flag=True)
 @click.option("--without-setpriv", is_flag=True, help="Start with an empty PATH.")
+@click.option("--pause", default=1.5, help="Shortest time between a recovery and the next fault, s.")
 @click.option("--launcher", is_flag=True)
 @click.option("--record", is_flag=True, help="Record it, and verify the recording.")
 @click.option("--set", "settings", multiple=True)
@@ -201,6 +202,7 @@ def main(
     seed: int,
     standby: bool,
     without_setpriv: bool,
+    pause: float,
     launcher: bool,
     record: bool,
     settings: tuple[str, ...],
@@ -221,7 +223,7 @@ def main(
     done: list[Trial] = []
     try:
         for node in rng.sample(names * trials, len(names) * trials):
-            done.append(run_trial(graph, node, number, rng))
+            done.append(run_trial(graph, node, number, rng, pause))
             click.echo(str(done[-1]))
     finally:
         left, files = graph.close()
