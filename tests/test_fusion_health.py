@@ -100,6 +100,13 @@ def test_each_fault_is_named_with_its_figure_until_it_is_over(fault: dict[str, A
     assert run.steps(50) == Standing("ok")
 
 
+def test_a_condition_in_which_the_profile_uses_the_data_is_no_fault() -> None:
+    item = config().inputs["camera"].model_copy(update={"suspect_when": ()})
+    run = Run()
+    run.judge = FusionJudge(config(inputs=config().inputs | {"camera": item}), START_NS)
+    assert run.steps(40, condition="blurred") == Standing("ok")
+
+
 def test_a_text_without_commands_one_late_block_and_one_shed_window_are_no_fault() -> None:
     run = Run()
     assert run.steps(30) == run.steps(1, dead=MICROPHONE) == run.steps(1, computes=False) == Standing("ok")

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from perception.fusion.conditions import Conditions
 from perception.graph.liveness import SILENT_S, Standing
 from perception.messages import FusedState
 from perception.profile import FusionConfig
@@ -53,6 +54,7 @@ class FusionJudge:
         self._hop_ns = config.hop_ms * MILLISECOND_NS
         self._wait_ns = 2 * self._hop_ns + config.lateness_ms * MILLISECOND_NS
         self._clocked = {name for name, one in config.inputs.items() if kind_of(one.topic) != "text"}
+        self._conditions = {name: Conditions(one) for name, one in config.inputs.items()}
         self._started_ns = started_ns
         self._published = 0
         self._published_ns = started_ns
@@ -80,8 +82,11 @@ class FusionJudge:
                 since_ns = self._absent.get(name, (state.stamp_ns,))[0]
                 absent[name] = since_ns, one.topic, one.condition or one.reason
         self._absent = absent
-        used = (one for one in state.modalities.values() if one.presence != "absent")
-        self._suspect = {one.topic: one.condition for one in used if one.condition not in ("", "ok")}
+        self._suspect = {
+            one.topic: one.condition
+            for name, one in state.modalities.items()
+            if one.presence != "absent" and self._conditions[name].is_suspect(one.condition)
+        }
 
     def judge(self, now: Figures) -> Standing:
         """Return how the fusion stands; the reason names what is wrong, with its figure."""
