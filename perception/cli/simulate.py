@@ -29,21 +29,30 @@ def simulate(hours: float, seed: int, scenarios: int | None, report_file: Path |
     """
     import torch
 
-    from perception.simulate.campaign import Report, campaign
+    from perception.simulate.campaign import Report, campaign, describe
 
     torch.set_num_threads(1)
-    shown_s = 0.0
+    shown_s, failures, latest = 0.0, 0, Report(seed)
+
+    def write() -> None:
+        if report_file is not None:
+            report_file.write_text(json.dumps(latest.as_dict(), indent=1) + "\n", encoding="utf-8")
 
     def progress(report: Report) -> None:
-        nonlocal shown_s
+        nonlocal shown_s, failures, latest
+        latest = report
+        for failure in report.failures[failures:]:
+            failures += 1
+            show(*describe(failure), err=True)
         if report.wall_s - shown_s >= _SHOWN_S:
             shown_s = report.wall_s
-            failures = f", {len(report.failures)} failures" if report.failures else ""
-            show(f"{report.hours:.1f} robot-hours, {report.speed:.0f} times real time{failures}", err=True)
+            show(f"{report.hours:.1f} robot-hours, {report.speed:.0f} times real time", err=True)
+            write()
 
-    report = campaign(hours, seed, scenarios=scenarios, progress=progress)
-    for line in report.lines():
-        show(line)
-    if report_file is not None:
-        report_file.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
-    return 1 if report.failures else 0
+    try:
+        campaign(hours, seed, scenarios=scenarios, progress=progress)
+    except KeyboardInterrupt:
+        show("stopped; so far:", err=True)
+    show(*latest.lines())
+    write()
+    return 1 if latest.failures else 0

@@ -230,9 +230,10 @@ class FusionCore:
         newest_ns = self._newest_of_topic.get(topic)
         if newest_ns is not None and stamp_ns <= newest_ns:
             raise RefusedError("stamp backwards")
-        if self._newest_ns is not None:
-            reason = leap(message.header, self._newest_ns + self.max_leap_ns)
-            if reason and (self.rules or reason == "stamp ahead"):
+        reach_ns = reached_ns(message.header)
+        if self._newest_ns is not None and reach_ns > (limit_ns := self._newest_ns + self.max_leap_ns):
+            reason = leap(message.header, limit_ns)
+            if self.rules or reason == "stamp ahead":
                 raise RefusedError(reason)
         for stream in streams:
             stream.push(message)
@@ -242,7 +243,7 @@ class FusionCore:
         # a window includes a frame or text exactly at its end, but sound only before it
         if stamp_ns + isinstance(message.header, AudioBlock) <= self._final_ns:
             self.count(topic, "late")
-        return reached_ns(message.header)
+        return reach_ns
 
     def _route(self, topic: str) -> list[Stream]:
         streams = [s for s in self._streams.values() if fnmatchcase(topic, s.topic)]

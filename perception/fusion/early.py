@@ -50,8 +50,8 @@ class Early:
         """Add a message, due now or later; one that reaches too far ahead or has no room is counted."""
         ahead_ns, size = reached_ns(message.header) - now_ns, len(message.payload)
         full = len(self._waiting) >= MAX_WAITING or self._bytes + size > MAX_WAITING_BYTES
-        if reason := leap(message.header, now_ns + self._core.max_leap_ns):
-            self._core.count(message.topic, reason)
+        if ahead_ns > self._core.max_leap_ns:
+            self._core.count(message.topic, leap(message.header, now_ns + self._core.max_leap_ns))
         elif ahead_ns > 0 and full:
             self._core.count(message.topic, "dropped")
         else:

@@ -9,6 +9,7 @@ window. A state depends on the windows and heads since the start alone, never on
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import cv2
@@ -117,14 +118,8 @@ class Engine:
 
     def facts(self) -> dict[str, str | float]:
         """Return what affects the last bits of a result besides weights and inputs."""
-        return {
-            "device": str(self.device),
-            "threads": torch.get_num_threads(),
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "torch": str(torch.__version__),
-            "opencv": cv2.__version__,
-            **self._facts,
-        }
+        here: dict[str, str | float] = {"device": str(self.device), "threads": torch.get_num_threads()}
+        return here | _platform() | self._facts
 
     def set_publish_time(self, took_ns: int) -> None:
         """Set how long publishing a state took; the next state carries it."""
@@ -299,6 +294,12 @@ class Engine:
         recent = Recent(self.dims)
         recent.add(0, (features, present, torch.zeros(1, len(features), device=self.device), ~present))
         _infer(head, recent)
+
+
+@cache
+def _platform() -> dict[str, str | float]:
+    cpu = torch.backends.cpu.get_cpu_capability()
+    return {"cpu": cpu, "torch": str(torch.__version__), "opencv": cv2.__version__}
 
 
 def _infer(head: Head, recent: Recent) -> Fused:

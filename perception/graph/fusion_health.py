@@ -126,7 +126,9 @@ class FusionJudge:
         before = self._before[0]
         faults = []
         for topic, reasons in now.counts.items():
-            grown = Counter(reasons) - Counter(before.counts.get(topic, {}))
+            if reasons == (counted := before.counts.get(topic, {})):
+                continue
+            grown = Counter(reasons) - Counter(counted)
             words = [f"{reason} {count}" for reason, count in grown.items() if reason not in _NO_FAULT]
             if words:
                 over_s = max(1.0, (now.at_ns - before.at_ns) / SECOND_NS)

@@ -39,10 +39,13 @@ def progress(
         stream: where to show it; default stderr.
         clock: seconds, for the lines.
     """
+    if hidden:
+        yield nothing
+        return
     title = harmless(title)
     console = Console(file=stream, stderr=stream is None)
-    if hidden or not console.is_terminal:
-        yield _lines(title, total, console, clock) if not hidden else nothing
+    if not console.is_terminal:
+        yield _lines(title, total, console, clock)
         return
     columns = (
         TextColumn("{task.description}", markup=False),

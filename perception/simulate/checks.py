@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from perception.fusion.core import FusionCore
+from perception.fusion.streams import MAX_FRAMES, MAX_TEXTS
 from perception.fusion.window import Window
 from perception.messages import (
     AudioBlock,
@@ -49,8 +50,6 @@ MAX_ITEMS: Final = 40_000
 """Items in all containers of a fusion process, without models."""
 MAX_BYTES: Final = 16 << 20
 """Payloads and samples in them."""
-OLD_FRAMES: Final = 64
-"""Frames and commands that the reference keeps per topic."""
 _REFUSALS: Final = frozenset(
     ("stamp backwards", "stamp ahead", "end ahead", "no such input", "too many topics", "dropped")
 )
@@ -106,8 +105,9 @@ class Reference:
         kept.append(used)
         if key == "text":
             kept.sort(key=lambda one: (one[2], one[0], one[1]))
-        if len(kept) > 4 * OLD_FRAMES:
-            del kept[:-OLD_FRAMES]
+            del kept[:-MAX_TEXTS]
+        elif len(kept) > 4 * MAX_FRAMES:
+            del kept[:-MAX_FRAMES]
 
 
 class Checks:
@@ -177,7 +177,7 @@ class Checks:
         elif type(header) is Journal:
             self._check_journal(header)
         elif type(header) is Health:
-            self._check_health()
+            self._check_health(header)
 
     def ended(self, *, killed: bool) -> None:
         """Check what is left when the process has ended."""
@@ -272,10 +272,10 @@ class Checks:
         self._require("tick", len(self._open) <= 2, f"ticks {list(self._open)} are in no journal")
         self._require("conservation", self._journaled == self._pushed, "the journal lacks inputs")
 
-    def _check_health(self) -> None:
+    def _check_health(self, health: Health) -> None:
         now_ns, process = self._world.now_ns, self._process
         consumed = 0
-        for topic, one in process.inbox.health().items():
+        for topic, one in health.inputs.items():
             consumed += one.consumed
             same = one.received == one.consumed + one.queued + sum(one.dropped.values())
             self._require("conservation", same, f"{topic}: {one}")

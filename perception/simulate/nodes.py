@@ -101,7 +101,7 @@ class VirtualInbox:
             world.advance(world.now_ns + round(timeout_s * 1e9), mailbox)
         message = mailbox.take()
         busy = faults.get("busy") if message is not None else None
-        world.advance(world.now_ns + (round(busy.amount * MILLISECOND_NS) if busy else COST_NS))
+        world.spend(round(busy.amount * MILLISECOND_NS) if busy else COST_NS)
         return message
 
     def health(self) -> dict[str, InputHealth]:

@@ -131,8 +131,6 @@ class RecorderNode:
         else:
             self._segment.write(message, self._world.now_ns)
             self.messages += 1
-            if self._segment.full:
-                self.finish(killed=False)
 
     def finish(self, *, killed: bool) -> None:
         """End the segment, if one is open."""

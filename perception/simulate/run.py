@@ -145,7 +145,7 @@ class Simulation:
         return FileSegment(self._folder / name, self._profile, is_full), not behind
 
     def _verify(self, source: Source, *, whole: bool) -> None:
-        verdict = verify(source, self._profile, workers=1, build=self._parts.engine)
+        verdict = verify(source, self._profile, workers=0, build=self._parts.engine, hidden=True)
         self.checks.require_same(verdict.different == 0, str(verdict.first))
         self.checks.seen["equal"] += verdict.equal
         self.checks.seen["not compared"] += verdict.states - verdict.equal

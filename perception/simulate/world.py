@@ -53,6 +53,14 @@ class World:
 
         self.plan(following[0], step)
 
+    def spend(self, duration_ns: int) -> None:
+        """Let a node work for some time."""
+        until_ns = self.now_ns + duration_ns
+        if self._events and self._events[0][0] <= until_ns:
+            self.advance(until_ns)
+        else:
+            self.now_ns = until_ns
+
     def advance(self, until_ns: int, awaited: Sized = ()) -> None:
         """Let time pass until `until_ns`, or until `awaited` is not empty after an event."""
         events = self._events

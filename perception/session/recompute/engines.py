@@ -184,7 +184,7 @@ class EnginePool(Closing):
     Args:
         config: the fusion.
         known: summary of the journals.
-        workers: how many engines.
+        workers: how many engines, each with a thread; 0: one, in the caller's thread.
         build: builds an engine, as `build_engine`.
         heads: folders of heads that were swapped in, besides those that the recording names. None: the
             profile's head computes every window.
@@ -218,7 +218,9 @@ class EnginePool(Closing):
         if self.engines[0].device.type == "cuda":
             self.engines[0].warm_up()  # so that it uses CUDA graphs, as the live engine did
         # torch stores its number of threads per thread
-        self._executors = [ThreadPoolExecutor(1, "engine", use_threads, (threads,)) for _ in self.engines]
+        self._executors = [
+            ThreadPoolExecutor(1, "engine", use_threads, (threads,)) for _ in self.engines if workers
+        ]
         self._threads = threads
         self._last_tick: int | None = None
         self._incomplete_tick: int | None = None
@@ -229,6 +231,10 @@ class EnginePool(Closing):
     def infer(self, steps: Iterable[CutStep]) -> Iterator[tuple[CutStep, FusedState | None]]:
         """Yield all steps in their order, each window that can be computed with its state, seq 0."""
         use_threads(self._threads)
+        if not self._executors:
+            for one in steps:
+                yield one, self._infer(one, _encode(self.engines[0], [one])[0][1])
+            return
         iterator = iter(steps)
         at_work: deque[Future[list[tuple[CutStep, Encoded | None]]]] = deque()
         for engine, pool in cycle(zip(self.engines, self._executors, strict=True)):

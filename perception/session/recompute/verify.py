@@ -111,15 +111,17 @@ def verify(
     workers: int | None = None,
     heads: Iterable[Path | str] = (),
     build: Callable[..., Engine] = build_engine,
+    hidden: bool = False,
 ) -> Verdict:
     """Recompute the states of a recording and compare them with the recorded ones.
 
     Args:
         source: a session file, or messages in recorded order.
         profile: the one it was recorded with, if the file does not contain it.
-        workers: as for `replay`.
+        workers: as for `replay`; 0: one engine, without a thread.
         heads: folders of heads that were swapped in, besides those that the recording names.
         build: builds an engine.
+        hidden: show no progress.
 
     Raises:
         SessionError: the file cannot be read, or does not contain its profile.
@@ -136,7 +138,7 @@ def verify(
             verdict.obstacles.append(problem)
         else:
             with EnginePool(config, known, workers, heads=heads, build=build) as pool:
-                _compare(recording, config, known, pool, verdict)
+                _compare(recording, config, known, pool, verdict, hidden=hidden)
         if not (verdict.equal or verdict.different or verdict.obstacles):
             verdict.obstacles.append(f"it contains no state/{config.name} that could be compared")
         verdict.notes += _models(recording, verdict)
@@ -145,7 +147,13 @@ def verify(
 
 
 def _compare(
-    recording: Recording, config: FusionConfig, known: Survey, pool: EnginePool, verdict: Verdict
+    recording: Recording,
+    config: FusionConfig,
+    known: Survey,
+    pool: EnginePool,
+    verdict: Verdict,
+    *,
+    hidden: bool,
 ) -> None:
     """Compare the states that a pool of engines computes with the recorded ones."""
     verdict.obstacles += [
@@ -154,7 +162,7 @@ def _compare(
         for use in pool.heads.missing
     ]
     comparison = _Comparison(recording, config, known, pool.heads, verdict)
-    with progress("verifying states") as advance:
+    with progress("verifying states", hidden=hidden) as advance:
         for step, state in pool.infer(cuts(recording, config, known)):
             comparison.take(step, state)
             advance()
