@@ -12,7 +12,7 @@ import pytest
 from perception.bus.host import HostClock, Runtime
 from perception.bus.keeper import Keeper
 from perception.errors import BusError, PerceptionError
-from perception.graph.supervisor import DomainLock
+from perception.graph.domain_lock import DomainLock
 from tests.bus import Bus, say, text
 from tests.lane import FRAME, CameraBus, filled, shared
 from tests.test_cli import command

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from perception.devices.backoff import Backoff
 from perception.errors import PerceptionError, ProfileError
 from perception.graph import processes
+from perception.graph.domain_lock import DomainLock
 from perception.graph.lines import Lines
 from perception.graph.plan import Node, plan
 from perception.graph.restart import Decision, RestartPolicy
-from perception.graph.supervisor import DomainLock, Supervisor
+from perception.graph.supervisor import Supervisor
 from perception.profile import Profile, parse
 from tests.waiting import LONG_S, eventually
 

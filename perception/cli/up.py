@@ -23,8 +23,9 @@ from perception.cli.standard_streams import ignore_lost_readers
 from perception.errors import NoStateError
 from perception.errors.credentials import harmless, without_credentials
 from perception.graph.check import require
+from perception.graph.domain_lock import DomainLock
 from perception.graph.plan import plan
-from perception.graph.supervisor import DomainLock, Supervisor
+from perception.graph.supervisor import Supervisor
 from perception.messages import SUPERVISOR
 from perception.profile import Profile, as_override, load
 from perception.profile.hosts import SUPERVISOR_HEALTH, RemoteHost

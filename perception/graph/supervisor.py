@@ -15,7 +15,6 @@ Liveness: `beat` gets every health message. A node that hangs (`liveness.Pulse`)
 killed and started again. `health` reports the status of every process, with counts of hangs and restarts.
 """
 
-import fcntl
 import math
 import os
 import signal
@@ -26,11 +25,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Final, Self
 
-from perception.bus.host import private_directory
-from perception.errors import PerceptionError
 from perception.errors.credentials import without_credentials
 from perception.graph import processes
 from perception.graph.lines import Lines
@@ -45,7 +41,6 @@ from perception.graph.liveness import (
 )
 from perception.graph.plan import STANDBY, Node
 from perception.graph.restart import PERMANENT, Decision, RestartPolicy
-from perception.io.same_file import same_file
 from perception.messages import PROCESS, SUPERVISOR, Health
 
 _STOP_SIGNALS: Final = ((0.0, signal.SIGTERM), (4.0, signal.SIGKILL))
@@ -60,49 +55,6 @@ _STACKS_S: Final = 0.2
 """Time for a hung node to write its stacks."""
 _MAX_LINE_BYTES: Final = 4096
 _MAX_WAITING_LINES: Final = 2000
-
-
-class DomainLock:
-    """File lock of a supervisor that its nodes inherit: one graph per domain, including orphaned nodes."""
-
-    def __init__(self, path: Path, domain: str) -> None:
-        """Lock the file at `path`; PerceptionError names the process that holds it."""
-        self._path = path
-        self._domain = domain
-        self._file = path.open("a+", encoding="ascii")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not same_file(path, self.fileno()):
-                raise BlockingIOError
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = _holder(path, self._file.read())
-            self._file.close()
-            raise PerceptionError(
-                f"domain '{domain}' is already up ({holder}): stop it, or use --domain NAME"
-            ) from None
-        self._file.truncate(0)
-        self._file.write(f"{os.getpid()} {processes.started(os.getpid())}".strip())
-        self._file.flush()
-
-    def fileno(self) -> int:
-        """Return the descriptor that nodes inherit."""
-        return self._file.fileno()
-
-    def restore(self) -> None:
-        """Lock again if the file was removed; PerceptionError if another graph has locked it."""
-        if not same_file(self._path, self.fileno()):
-            private_directory(self._path.parent)
-            again = DomainLock(self._path, self._domain)
-            os.dup2(again.fileno(), self.fileno(), inheritable=False)
-            again._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._path.unlink(missing_ok=True)
-        self._file.close()
 
 
 @dataclass(slots=True)
@@ -373,12 +325,3 @@ def _wait(alive: Callable[[], list[_Running]], deadline_s: float) -> list[_Runni
     while (left := alive()) and time.monotonic() < deadline_s:
         time.sleep(0.01)
     return left
-
-
-def _holder(path: Path, written: str) -> str:
-    """Return in words which living processes hold a domain; `written`: what its supervisor wrote."""
-    pid, _, since = written.strip().partition(" ")
-    if pid.isdecimal() and processes.runs(int(pid), since):
-        return f"process {pid}"
-    left = [str(one) for one in processes.holders(path) if one != os.getpid()]
-    return f"nodes of an ended one: process {', '.join(left)}" if left else "a process of another user"
