@@ -18,11 +18,12 @@ import torch
 from perception.bus.host import HostClock, Runtime
 from perception.bus.subscriber import Subscriber
 from perception.cli import main as cli
+from perception.errors import WeightsError
 from perception.fusion.build import build_engine, use_threads
 from perception.fusion.core import FusionCore
 from perception.fusion.swap import HeadSwap, NamedHead, Trial
 from perception.fusion.window import Window
-from perception.messages import Fused, FusedState, Header, HeadStatus, Message, SwapRequest, checked
+from perception.messages import Fused, FusedState, Header, HeadStatus, HeadUse, Message, SwapRequest, checked
 from perception.models.checkpoint import Head, head_hash, load_head
 from perception.models.fusion import FeatureFusion
 from perception.profile import FusionConfig, HeadConfig, Profile, RecorderConfig
@@ -217,6 +218,20 @@ class Conversation:
         statuses = list(self.swap.statuses)
         self.swap.statuses.clear()
         return statuses
+
+
+def test_a_standby_adopts_the_head_that_the_active_fusion_uses(folder: Path, windows: list[Window]) -> None:
+    engine = build_engine(configured(folder), clock=lambda: 0)
+    swap, before = HeadSwap(engine), engine.info
+    other = HeadUse(head_hash=head_hash(load_head(folder / "two")), folder=str(folder / "two"))
+    swap.adopt(swap.active.use())
+    assert engine.info == before
+    swap.adopt(other)
+    assert (swap.active.hash, swap.active.use()) == (other.head_hash, other)
+    assert engine.run(windows[-1]).model == engine.info != before
+    with pytest.raises(WeightsError, match="nowhere"):
+        swap.adopt(HeadUse(head_hash="0" * 64, folder=str(folder / "nowhere")))
+    assert swap.active.use() == other
 
 
 def test_in_shadow_both_conclude_and_the_old_one_is_published(folder: Path, windows: list[Window]) -> None:

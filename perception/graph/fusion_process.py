@@ -27,12 +27,11 @@ from perception.graph.intake import Intake
 from perception.graph.judging import Judging
 from perception.graph.plan import STANDBY
 from perception.graph.standby import Standby
-from perception.messages import PROCESS, Health
+from perception.messages import PROCESS, FusedState, Header, HeadUse, Health
 from perception.profile import Profile
 
 if TYPE_CHECKING:
     from perception.fusion.compute import Compute
-    from perception.fusion.engine import Engine
 
 _LOG: Final = logging.getLogger("perception")
 _FIND_NS: Final = 150_000_000
@@ -60,6 +59,8 @@ class FusionProcess:
         self._runtime, self._clock = Runtime(profile.domain), HostClock().now_ns
         self._judging = Judging(thresholds_of(profile))
         self._core = FusionCore(self._config)
+        self._outputs: Outputs | None = None
+        """Bound before the compute thread starts."""
 
     def run(self) -> None:
         """Fuse, at once or after a takeover.
@@ -81,36 +82,30 @@ class FusionProcess:
 
     def _fuse_at_once(self) -> None:
         with ExitStack() as stack:
-            outputs = self._outputs(stack)  # torch takes seconds to import; meanwhile a recorder finds them
-            compute = self._compute(outputs)
+            outputs = self._bind(stack)  # torch takes seconds to import; meanwhile a recorder finds them
+            compute = self._compute()
             intake = Intake(self._core, self._inbox(stack), self._clock)
             compute.start()
             self._loop(compute, intake, outputs).run(self._stopped)
 
     def _stand_by(self, role: Role) -> None:
         with ExitStack() as stack:
-            engine, taken = self._engine(), threading.Event()
+            compute, taken = self._compute(), threading.Event()
             intake = Intake(self._core, self._inbox(stack), self._clock)
             active = self._subscriber(stack, f"state/{self._config.name}", f"journal/{self._name}")
-            clock, judging = self._clock, self._judging
-            standby = Standby(self._core, intake, active, clock=clock, judging=judging)
+            standby = Standby(self._core, intake, active, clock=self._clock, judging=self._judging)
             threading.Thread(target=_wait, args=(role, taken), name="role", daemon=True).start()
             with self._publisher(f"health/{self._name}{STANDBY}") as health:
-                standby.follow(taken.is_set, self._stopped, lambda: self._report(health))
+                standby.follow(
+                    taken.is_set, self._stopped, lambda: self._report(health, compute, standby.head)
+                )
             if not self._stopped.is_set():
-                self._take_over(stack, engine, intake, standby)
+                self._take_over(stack, compute, intake, standby)
 
-    def _take_over(self, stack: ExitStack, engine: "Engine", intake: Intake, standby: Standby) -> None:
-        from perception.fusion.compute import Compute
-
-        outputs = self._outputs_of_ended(stack)
+    def _take_over(self, stack: ExitStack, compute: "Compute", intake: Intake, standby: Standby) -> None:
+        outputs = self._bind_released(stack)
         found_ns = self._clock() + _FIND_NS
-        compute = Compute(engine, outputs.state.send, self._clock)
-        if standby.head is not None:
-            try:
-                compute.swap.adopt(standby.head)
-            except PerceptionError as error:
-                _LOG.warning("head %s is not used any more: %s", standby.head.head_hash[:12], error)
+        self._adopt(compute, standby.head)
         standby.follow(lambda: self._clock() >= found_ns, self._stopped)
         loop = self._loop(compute, intake, outputs)
         missed = standby.missed()
@@ -119,43 +114,62 @@ class FusionProcess:
         _LOG.info("took over from %s: %d windows without a state", standby.source or "none", len(missed))
         loop.run(self._stopped)
 
-    def _report(self, health: Publisher) -> None:
-        reason = "stands by: its models are loaded"
-        node, facts = f"{self._name}{STANDBY}", {PROCESS: os.getpid()}
-        health.send(Health(stamp_ns=self._clock(), node=node, reason=reason, device={**facts}))
+    def _report(self, health: Publisher, compute: "Compute", head: HeadUse | None) -> None:
+        """Publish how this process stands by; load a head that was swapped in now, not at the takeover."""
+        problem = self._adopt(compute, head)
+        health.send(
+            Health(
+                stamp_ns=self._clock(),
+                node=f"{self._name}{STANDBY}",
+                status="degraded" if problem else "ok",
+                reason=problem or "stands by: its models are loaded",
+                device={PROCESS: os.getpid()},
+            )
+        )
+
+    def _adopt(self, compute: "Compute", head: HeadUse | None) -> str:
+        """Use the head of the active fusion; return why that is not possible, else empty."""
+        try:
+            if head is not None:
+                compute.swap.adopt(head)
+        except PerceptionError as error:
+            return f"it would take over with another head: {error}"
+        return ""
 
     def _loop(self, compute: "Compute", intake: Intake, outputs: Outputs) -> FusionLoop:
         return FusionLoop(self._core, compute, intake, outputs, self._clock, self._judging)
 
-    def _engine(self) -> "Engine":
+    def _compute(self) -> "Compute":
+        """Load and warm up the models."""
         from perception.fusion.build import build_engine, use_threads
+        from perception.fusion.compute import Compute
 
         use_threads(self._config.threads)
         engine = build_engine(self._config, clock=self._clock)
         engine.warm_up()
         gc.freeze()  # models are permanent: a full collection would scan them for a tenth of a second
         _LOG.info("ready on %s: %s", engine.device, ", ".join(engine.encoders))
-        return engine
+        return Compute(engine, self._send, self._clock)
 
-    def _compute(self, outputs: Outputs) -> "Compute":
-        engine = self._engine()
-        from perception.fusion.compute import Compute
+    def _send(self, state: FusedState) -> Header:
+        """Publish a state. Compute thread."""
+        assert self._outputs is not None
+        return self._outputs.state.send(state)
 
-        return Compute(engine, outputs.state.send, self._clock)
-
-    def _outputs(self, stack: ExitStack) -> Outputs:
+    def _bind(self, stack: ExitStack) -> Outputs:
         config, name = self._config, self._name
         topics = {f"{kind}/{name}": None for kind in ("clock", "journal", "health", "head")}
         given = {f"state/{config.name}": config.endpoint, **topics}
-        return Outputs(*(stack.enter_context(self._publisher(*item)) for item in given.items()))
+        self._outputs = Outputs(*(stack.enter_context(self._publisher(*item)) for item in given.items()))
+        return self._outputs
 
-    def _outputs_of_ended(self, stack: ExitStack) -> Outputs:
+    def _bind_released(self, stack: ExitStack) -> Outputs:
         """Bind the outputs; the kernel may need some time to release those of the ended process."""
         limit_ns = self._clock() + _RELEASE_NS
         while True:
             try:
                 with ExitStack() as attempt:
-                    outputs = self._outputs(attempt)
+                    outputs = self._bind(attempt)
                     stack.push(attempt.pop_all())
                     return outputs
             except BusError:
