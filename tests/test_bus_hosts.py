@@ -20,6 +20,7 @@ from perception.bus.time_service import RATE_HZ, TIME, TOPICS, Allowance, TimeSe
 from perception.errors import BusError
 from perception.messages import Label, TextCommand
 from perception.profile.hosts import RemoteHost
+from perception.torture import zmtp
 from tests.waiting import LONG_S, eventually
 
 SECOND = 1_000_000_000
@@ -268,6 +269,15 @@ def test_a_peer_that_asks_without_end_is_limited_and_others_are_answered(server:
         eventually(lambda: server.counts["refused"] > 100)
         assert server.counts["answered"] < 400
         assert asked(server, msgpack.packb([TIME, 7]), wait_ms=60_000) is not None
+
+
+def test_a_message_without_an_end_is_cut_off(server: TimeServer) -> None:
+    with zmtp.connected(server.endpoint) as endless:
+        zmtp.greet(endless, b"REQ")
+        most = 100_000_000
+        assert zmtp.sent_until_disconnected(endless, zmtp.frame(b"x", more=True) * 10_000, most) < most
+    eventually(lambda: server.counts["disconnected"] == 1)
+    assert asked(server, msgpack.packb([TIME, 7]), wait_ms=60_000) is not None
 
 
 def test_an_allowance_is_what_the_rate_gives() -> None:

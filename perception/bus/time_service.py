@@ -4,13 +4,13 @@ Wire: a request is one frame, the msgpack array `[kind, number]`; the answer is 
     TIME    received_ns, answered_ns: the host clock when the request came and when the answer was sent
     TOPICS  map of the topics that readers on other hosts may connect to -> TCP port
 A request is at most 32 bytes. What is no request is counted and gets no answer; so does a peer that sends
-more than RATE_HZ, and what all peers together send beyond TOTAL_HZ. Peers need the keys of the host, as
-readers do.
+more than RATE_HZ, and what all peers together send beyond TOTAL_HZ. A peer that sends parts without an end is
+disconnected. Peers need the keys of the host, as readers do.
 
 Threads: one thread uses a `TimeServer`.
 """
 
-import logging
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +20,8 @@ import msgspec
 import zmq
 
 from perception.bus import endpoints
+from perception.bus.peers import Peers
+from perception.bus.watch import Watch
 from perception.errors import BusError
 from perception.units import SECOND_NS, Clock
 from perception.units.bounded import Recent
@@ -38,7 +40,11 @@ _BURST: Final = 32
 _QUEUED: Final = 64
 _MAX_FRAME_BYTES: Final = 1024  # of a handshake with keys, ZMTP 3.1
 _MAX_BATCH: Final = 256
-_LOG: Final = logging.getLogger(__name__)
+_UNFINISHED_BYTES: Final = 64 * 1024
+"""How much a peer may send that is no whole message: more than a handshake."""
+_HEARTBEAT_BYTES_PER_S: Final = 256
+_CHECK_S: Final = 0.1
+_SOURCE: Final = int(zmq.SRCFD)
 _decode: Final = msgspec.msgpack.Decoder(tuple[int, int]).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -84,13 +90,17 @@ class TimeServer(Closing):
         keys: str | Path | None = None,
     ) -> None:
         endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
-        self.counts: Counter[str] = Counter(answered=0, refused=0)
+        self.counts: Counter[str] = Counter(answered=0, refused=0, disconnected=0)
         self._clock = clock
         self._ports = dict(ports or {})
-        self._peers: Recent[bytes, Allowance] = Recent()
+        self._allowances: Recent[bytes, Allowance] = Recent()
+        """By the name that ZeroMQ gave a peer's connection."""
+        self._peers = Peers(_UNFINISHED_BYTES, _HEARTBEAT_BYTES_PER_S)
+        self._next_check_s = 0.0
         self._all = Allowance(TOTAL_HZ, TOTAL_HZ / 2, clock())
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
+        self._watch = Watch(self._socket, self._peers)
         self._authenticator: ThreadAuthenticator | None = None
         try:
             self._bind(endpoint, keys)
@@ -101,14 +111,20 @@ class TimeServer(Closing):
 
     def serve(self, timeout_s: float) -> None:
         """Answer what has arrived; wait up to `timeout_s` for a first request."""
+        if (now_s := time.monotonic()) >= self._next_check_s:
+            self._next_check_s = now_s + _CHECK_S
+            self._watch.abandoned()
+            self.counts["disconnected"] += len(self._peers.check())
         if not self._socket.poll(round(timeout_s * 1e3)):
             return
         for _ in range(_MAX_BATCH):
             try:
-                peer, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                name, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
             received_ns = self._clock()
+            peer = name.bytes
+            self._peers.delivered(int(frames[-1].get(_SOURCE)) if frames else -1)
             answer = self._answer(peer, frames, received_ns)
             self.counts["refused" if answer is None else "answered"] += 1
             if answer is not None:
@@ -118,16 +134,17 @@ class TimeServer(Closing):
         """Release the endpoint."""
         if self._authenticator is not None:
             self._authenticator.stop()
+        self._watch.close()
         self._context.destroy(linger=0)
 
-    def _answer(self, peer: bytes, frames: list[bytes], received_ns: int) -> bytes | None:
-        allowance = self._peers.renewed(peer, Allowance(RATE_HZ, _BURST, received_ns))
+    def _answer(self, peer: bytes, frames: list[zmq.Frame], received_ns: int) -> bytes | None:
+        allowance = self._allowances.renewed(peer, Allowance(RATE_HZ, _BURST, received_ns))
         if not (self._all.take(received_ns) and allowance.take(received_ns)):
             return None
         if len(frames) != 1 or len(frames[0]) > MAX_REQUEST_BYTES:
             return None
         try:
-            kind, number = _decode(frames[0])
+            kind, number = _decode(frames[0].bytes)
         except (msgspec.MsgspecError, RecursionError):
             return None
         if kind == TIME:

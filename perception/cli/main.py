@@ -13,7 +13,7 @@ import click
 from perception.cli.bench import bench
 from perception.cli.guide import guide
 from perception.cli.help import Group
-from perception.cli.options import connecting, joined_domain, overriding, run_seconds
+from perception.cli.options import connecting, joined_domain, overriding, run_seconds, this_host
 from perception.cli.record import record
 from perception.cli.replay import fuse, replay, verify
 from perception.cli.search import search
@@ -59,7 +59,7 @@ def cli() -> None:
     metavar="NAME",
     help="Domain to run the graph in. Default: $PERCEPTION_DOMAIN, else the profile's own.",
 )
-@click.option("--host", metavar="NAME", help="Start the nodes of this host of the profile, [host.NAME].")
+@this_host
 @click.option(
     "--json", "json_file", metavar="FILE", type=OutFile(), help="Also write the summary to FILE as JSON."
 )

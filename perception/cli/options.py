@@ -39,6 +39,9 @@ def overriding(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 joined_domain = click.option("--domain", metavar="NAME", help=JOINED_DOMAIN)
+this_host = click.option(
+    "--host", metavar="NAME", help="Start the nodes of this host of the profile: [host.NAME]."
+)
 
 
 def connecting(command: Callable[..., Any]) -> Callable[..., Any]:

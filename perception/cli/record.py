@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from perception.cli.options import connecting, overriding, run_seconds, session_out
+from perception.cli.options import connecting, overriding, run_seconds, session_out, this_host
 from perception.cli.standard_streams import show
 from perception.errors import PerceptionError, SessionError
 
@@ -40,6 +40,7 @@ _ABOVE_ZERO: Final = click.FloatRange(min=0, min_open=True)
     "without PROFILE the only graph that is up.",
 )
 @connecting
+@this_host
 @overriding("the profile")
 def record(
     profile: str | None,
@@ -50,6 +51,7 @@ def record(
     split_minutes: float | None,
     domain: str | None,
     overrides: tuple[str, ...],
+    host: str | None,
     connect: str | None,
     keys: str | None,
     insecure: bool,
@@ -64,8 +66,8 @@ def record(
     if out.exists():
         raise SessionError(f"{out} exists; remove it or choose another name")
     if profile is None:
-        if overrides:
-            raise SessionError("--set changes a profile: give one to launch, or leave --set out")
+        if overrides or host:
+            raise SessionError("--set and --host are for a profile: give one to launch, or leave them out")
         limits = {"split_mb": split_mb, "split_minutes": split_minutes}
         config = parse({"recorder": limits | {"topics": topics or ("*",)}}, where="record").recorder
         assert config is not None
@@ -73,7 +75,7 @@ def record(
         return _join(config, out, seconds, source)
     if connect is not None:
         raise SessionError("--connect records the graph of another host: leave PROFILE out")
-    from perception.cli.up import run, with_domain
+    from perception.cli.up import run, with_domain, with_host
 
     settings: dict[str, str | float | bool | list[str] | None] = {
         "record": True,
@@ -83,7 +85,8 @@ def record(
         "recorder.split_minutes": split_minutes,
     }
     given = (as_override(key, value) for key, value in settings.items() if value is not None)
-    return run(profile, with_domain((*overrides, *given), domain), seconds=seconds, json_file=None)
+    settled = with_host(with_domain((*overrides, *given), domain), host)
+    return run(profile, settled, seconds=seconds, json_file=None)
 
 
 def _join(config: "RecorderConfig", out: Path, seconds: float | None, source: "Source") -> int:

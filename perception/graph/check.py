@@ -154,6 +154,11 @@ def served(profile: Profile) -> dict[str, str]:
         **{f"text.{name}.endpoint": text.endpoint for name, text in profile.text.items()},
         "fusion.endpoint": profile.fusion.endpoint if profile.fusion else None,
         **{f"host.{name}": host.bound(host.port) for name, host in own.items()},
+        **{
+            f"host.{name} for {topic}": host.bound(port)
+            for name, host in own.items()
+            for topic, port in profile.ports(name).items()
+        },
     }
     return {key: endpoint for key, endpoint in given.items() if endpoint is not None}
 

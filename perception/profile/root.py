@@ -83,8 +83,8 @@ class Profile(Section):
             kinds = ("clock", "journal", "health", "head")
             standby = ["health/fusion-standby"] if self.fusion.standby else []
             found["fusion"] = [f"state/{self.fusion.name}", *(f"{kind}/fusion" for kind in kinds), *standby]
-        if self.recording is not None:
-            found["recorder"] = ["health/recorder"]
+        if self.recording is not None or any("recorder" in host.nodes for host in self.host.values()):
+            found["recorder"] = ["health/recorder"]  # `perception record` adds it to any run
         for kind, sections in self.devices().items():
             for name, section in sections.items():
                 scripted = kind == "text" and section.source == SCRIPTED
