@@ -19,6 +19,7 @@ from perception.bus.subscriber import Subscriber
 from perception.cli.main import run
 from perception.cli.watch import Countdown
 from perception.errors import DeviceError
+from perception.graph import processes
 from perception.messages import Health, Message, TextCommand
 from tests.waiting import LONG_S, eventually
 
@@ -287,3 +288,25 @@ def test_a_file_that_is_not_there_is_said_before_anything_starts(profile: Path) 
         output, error = graph.communicate(timeout=LONG_S)
     assert (graph.returncode, output, error.count("\n")) == (3, "", 1)
     assert "text.script.source: nowhere.txt: no such file" in error
+
+
+@pytest.mark.parametrize("fault", [None, signal.SIGSTOP, signal.SIGKILL], ids=["runs", "hangs", "killed"])
+def test_down_stops_a_graph_from_elsewhere_whatever_its_launcher_does(
+    profile: Path, runtime_directory: Path, fault: signal.Signals | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile.write_text(SCRIPTED + "[camera.front]\nsource = 'scripted'\nwidth = 64\nheight = 48\n")
+    with up(profile) as graph:
+        pids = [publisher_of("text/script"), publisher_of("camera/front")]
+        if fault is not None:
+            os.kill(graph.pid, fault)
+        if fault == signal.SIGKILL:
+            graph.wait(LONG_S)
+            assert run(["down"]) in (0, 1)  # the nodes may have ended with their launcher by now
+        else:
+            assert run(["down"]) == 0
+            assert graph.wait(LONG_S) == 0
+        eventually(lambda: not any(map(processes.runs, pids)))
+    assert left_behind(runtime_directory) == set()
+    capsys.readouterr()
+    assert run(["down", "--domain", "test"]) == 1
+    assert "no graph is up in domain 'test'" in capsys.readouterr().err

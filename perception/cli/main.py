@@ -33,7 +33,7 @@ _NODES_LISTEN_S: Final = 2.6
 
 
 _SECTIONS: Final = {
-    "Run a graph": ("up", "nodes", "echo", "say", "swap", "keys"),
+    "Run a graph": ("up", "down", "nodes", "echo", "say", "swap", "keys"),
     "Sessions": ("record", "replay", "session", "search", "mark", "labels"),
     "Training": ("train", "evaluate", "reproduce"),
     "This machine": ("doctor", "bench", "simulate"),
@@ -78,6 +78,18 @@ def up(
     from perception.cli.up import run, with_domain, with_host
 
     return run(profile, with_host(with_domain(overrides, domain), host), seconds=seconds, json_file=json_file)
+
+
+@cli.command()
+@joined_domain
+def down(domain: str | None) -> None:
+    """Stop a graph from another terminal, also one whose launcher hangs or was killed."""
+    from perception.bus.domains import named
+    from perception.bus.host import Runtime
+    from perception.cli.down import graphs, stop
+
+    runtime = Runtime(domain) if named(domain) else graphs()
+    show(f"domain '{runtime.domain}' is down: {stop(runtime)} processes have ended")
 
 
 @cli.command()

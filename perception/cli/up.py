@@ -69,12 +69,12 @@ def run(
     started_ns = clock.now_ns()
     nodes = plan(graph, profile_name, overrides, origin_ns=started_ns)
     with (
-        DomainLock(runtime.base / f".{profile.domain}.up.lock", profile.domain) as lock,
+        DomainLock(lock_file(runtime), profile.domain) as lock,
         runtime.keeper.keeping(lock.restore, clock.restore),
         stop_requests() as requests,
         ignore_lost_readers(lambda: requests.append(signal.SIGPIPE)),
     ):
-        _sweep(runtime)
+        sweep(runtime)
         topics = _topics(profile)
         with (
             Subscriber(
@@ -108,7 +108,7 @@ def run(
                 watch.until(requests, seconds)
                 end_ns = clock.now_ns()
                 fusion_status = supervisor.status().get("fusion", "")
-        _sweep(runtime)
+        sweep(runtime)
         watch.sum_up(end_ns, json_file)
     code = supervisor.exit_code or supervisor.failing()
     if profile.fusion is not None and not watch.states and not code:
@@ -117,7 +117,12 @@ def run(
     return code or _code_of_signals(requests)
 
 
-def _sweep(runtime: Runtime) -> None:
+def lock_file(runtime: Runtime) -> Path:
+    """Return the file that the launcher of a domain locks."""
+    return runtime.base / f".{runtime.domain}.up.lock"
+
+
+def sweep(runtime: Runtime) -> None:
     """Remove what ended processes of the domain left."""
     role.sweep(runtime.directory)
     packet.remove_dead(runtime.base)
