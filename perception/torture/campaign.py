@@ -19,7 +19,8 @@ from perception.torture.witness import Seen, Witness
 
 SEGMENT_S: Final = 150.0
 """A graph is started again after so long, so that several recordings are ended and compared."""
-RECOVERY_S: Final = 90.0
+RECOVERY_S: Final = 30.0
+"""Patience with a recovery; twice the time of the start if that is longer."""
 NOTICE_S: Final = 3.0
 """A dead node is noticed within this time; a state that says otherwise later is a broken invariant."""
 FLOOD_MIB: Final = 20.0
@@ -139,7 +140,8 @@ class _Segment:
         peak_mib = graph.memory_mib("camera-front")
         undone_s = time.monotonic()
         undo()
-        back_s = witness.wait(lambda: _recovered(graph, fault, undone_s, before), RECOVERY_S)
+        patience_s = max(RECOVERY_S, 2 * graph.start_s)
+        back_s = witness.wait(lambda: _recovered(graph, fault, undone_s, before), patience_s)
         recovered_s = None if back_s is None else back_s + (undone_s - begun_s if fault.by_itself else 0.0)
         time.sleep(_CALM_S)
         seen = witness.since(begun_s - 0.5)
@@ -147,7 +149,7 @@ class _Segment:
         if not fault.node:
             broken += frames_lost([one for one in witness.frames if begun_s < one[0] < undone_s])
         if back_s is None:
-            broken.append(f"not recovered within {RECOVERY_S:.0f} s")
+            broken.append(f"not recovered within {patience_s:.0f} s")
         if not fault.node and peak_mib - before_mib > FLOOD_MIB:
             broken.append(f"memory of the camera grew by {peak_mib - before_mib:.0f} MiB")
         broken += self._grown(graph)
