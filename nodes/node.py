@@ -12,7 +12,7 @@ from types import FrameType
 
 from perception.errors import MissingPackageError, PerceptionError
 from perception.errors.credentials import CleanFormatter, harmless
-from perception.graph.processes import end_with_supervisor, show_stacks_on_signal
+from perception.graph.processes import StopEvent, end_with_supervisor, show_stacks_on_signal
 from perception.profile import OVERRIDES_VARIABLE, Profile, load
 
 
@@ -53,8 +53,8 @@ def _explained(error: ImportError) -> str:
     return f"{package or 'a package'} cannot be imported: {problem}; {advice}"
 
 
-def _stop_on_signals() -> threading.Event:
-    stopped = threading.Event()
+def _stop_on_signals() -> StopEvent:
+    stopped = StopEvent()
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopped.set()

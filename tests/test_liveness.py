@@ -70,6 +70,24 @@ def test_a_start_may_take_minutes_as_long_as_something_happens() -> None:
     assert found.index(True) == 60
 
 
+def test_a_signal_that_interrupts_a_wait_or_another_handler_never_blocks_the_node() -> None:
+    """Thousands of signals while the main thread waits; an event of `threading` deadlocks here."""
+    code = (
+        "import os, signal, threading, time\nfrom perception.graph.processes import StopEvent\n"
+        "stopped, end = StopEvent(), StopEvent()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: stopped.set())\n"
+        "def shower():\n"
+        "    for _ in range(20_000): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    end.set()\n"
+        "threading.Thread(target=shower, daemon=True).start()\n"
+        "while not end.is_set():\n"
+        "    stopped.wait(0.001); stopped.is_set()\n"
+        "assert stopped.is_set() and stopped.wait() and not StopEvent().wait(0.01)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=LONG_S, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_how_a_node_stands_is_decided_by_its_age_and_its_process() -> None:
     works, dim = Health(stamp_ns=0, node="a"), Health(stamp_ns=0, node="a", status="degraded", reason="dim")
     assert standing(works, SILENT_S) == Standing("ok")

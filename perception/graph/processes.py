@@ -9,6 +9,7 @@ uses nothing but signals.
 
 import ctypes
 import faulthandler
+import math
 import os
 import signal
 import sys
@@ -27,8 +28,36 @@ SHOW_STACKS: Final = signal.SIGUSR1
 _PROC: Final = Path("/proc")
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _CHECK_S: Final = 0.25
+_LOOK_S: Final = 0.05
 _GRACE_S: Final = 5.0
 """Time for a node to end by itself after its supervisor has: as long as `Supervisor.stop` takes."""
+
+
+class StopEvent(threading.Event):
+    """An event that a signal handler may set.
+
+    That of `threading` takes a lock in `set`: a handler that interrupts `wait` or another handler would wait
+    forever for what the interrupted code holds. Here `set` takes none, and `wait` looks every 50 ms.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stopped = False
+
+    def is_set(self) -> bool:
+        """Return whether it is set."""
+        return self._stopped
+
+    def set(self) -> None:
+        """Set it. Any thread, and signal handlers."""
+        self._stopped = True
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, or for `timeout` seconds; return whether it is set."""
+        end_s = math.inf if timeout is None else time.monotonic() + timeout
+        while not self._stopped and (left_s := end_s - time.monotonic()) > 0:
+            time.sleep(min(left_s, _LOOK_S))
+        return self._stopped
 
 
 def started(pid: int) -> str:
