@@ -3,20 +3,27 @@
 A reader subscribes through ZeroMQ and then requests a lane (`perception.bus.lanes`). It must get each message
 once, so the XPUB socket runs in manual mode: the publisher decides what each connection is subscribed to.
 
-ZeroMQ does not say which connection a request came from, and a peer may send any request. So the count of
-subscriptions decreases only when a connection ends, which ZeroMQ itself reports. It is never too low: a
-message is sent through ZeroMQ if there may be a reader.
+A peer may send any request. So the count of subscriptions decreases only when a connection ends, which ZeroMQ
+itself reports, without its name. It is never too low: a message is sent through ZeroMQ if there may be a
+reader.
+
+`perception.bus.gate` decides which peers of a TCP endpoint may subscribe. ZeroMQ applies a subscription to
+the connection that it believes the request came from, and a frame that is no request confuses it. So after
+such a frame of a peer that may not subscribe, nothing is subscribed until all requests are read: the
+connections whose requests are among them are ended, and their readers connect again.
 
 Threads: not thread-safe. `Publisher._lock` is held during every call; all fields are guarded by it.
 """
 
 import select
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
 import zmq
 
 from perception.bus import packet
+from perception.bus.gate import Gate
 
 _POLLIN: Final = int(zmq.POLLIN)  # plain numbers: arithmetic of enums is slow
 _EVENTS: Final = int(zmq.EVENTS)
@@ -35,6 +42,12 @@ class Audience:
         self._socket = socket
         self._misattributed = False
         """Whether ZeroMQ attributes requests to wrong connections; reset when no request is left."""
+        self.gate: Gate | None = None
+        """Decides who may subscribe; None: every peer."""
+        self._confused = False
+        """Whether a peer that may not subscribe made ZeroMQ do so; reset likewise."""
+        self._unmade: Counter[bytes] = Counter()
+        """Subscriptions that were refused and whose end ZeroMQ has not yet reported, by prefix."""
         self._poller = select.poll()
         self._poller.register(int(socket.get(zmq.FD)), select.POLLIN)
         self.socket_used = True
@@ -72,7 +85,7 @@ class Audience:
         self.socket_used = self._unread = True
         for _ in range(_MAX_BATCH):
             if self._socket.closed or not int(self._socket.get(_EVENTS)) & _POLLIN:
-                self.socket_used = self._unread = self._misattributed = False
+                self.socket_used = self._unread = self._misattributed = self._confused = False
                 return
             self._handle(self._socket.recv(copy=False))
 
@@ -85,6 +98,8 @@ class Audience:
     def _handle(self, frame: zmq.Frame) -> None:
         request = frame.bytes
         is_request = request[:1] in (b"\0", b"\1")
+        if self.gate is not None and _is_from_peer(frame) and not self._admits(frame, is_request):
+            return
         # ZeroMQ keeps a queue of connections beside the queue of requests and removes one for each frame
         # read. A frame that is no request shifts the two queues: the next connections then get the whole
         # topic.
@@ -100,8 +115,26 @@ class Audience:
                 self._change_lane(joins, name, beginning)
         elif self._topic.startswith(beginning):
             if joins or not _is_from_peer(frame):
+                if not joins and self._unmade[beginning]:
+                    self._unmade[beginning] -= 1
+                    return
                 self._joined += 1 if joins else -1
             self._set(joins, beginning)
+
+    def _admits(self, frame: zmq.Frame, is_request: bool) -> bool:
+        """Return whether a request may be processed; else its connection is ended."""
+        assert self.gate is not None
+        admitted = self.gate.admits(frame)
+        if admitted and not self._confused:
+            return True
+        if admitted:
+            self.gate.cut(frame)
+        elif not is_request:
+            self._confused = True
+        beginning = frame.bytes[1:]
+        if frame.bytes[:1] == b"\1" and self._topic.startswith(beginning):
+            self._unmade[beginning] += 1  # requested twice: `_joined` then stays too high
+        return False
 
     def _change_lane(self, joins: bool, name: bytes, beginning: bytes) -> None:
         if joins == (name in self.lane_readers):

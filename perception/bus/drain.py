@@ -13,13 +13,13 @@ Before a message is returned that is older than 0.5 ms, the messages behind it a
 a newer one may supersede it. After `run` returns, the inbox and the sockets are closed.
 """
 
-import contextlib
 import logging
 import math
 import select
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import zmq
@@ -32,6 +32,7 @@ from perception.bus.host import Runtime, base_directory
 from perception.bus.inbox import Inbox
 from perception.bus.lanes import Lanes
 from perception.bus.peers import Peers
+from perception.bus.remote import Remote, closest, fewest, filters
 from perception.bus.watch import Watch
 from perception.errors import BusError, MalformedMessageError, PerceptionError
 from perception.messages import MAX_TIME_NS, Header, Message, Payload, corrected
@@ -48,17 +49,13 @@ _CONSUMER_PAUSE_S: Final = 0.2
 _FRESH_NS: Final = 500_000
 """After a message sent less than this ago, the sockets are not read again for newer ones."""
 _RECONNECT_MS: Final = 50
-_HEARTBEAT_MS: Final = 1000
 _EVENTS: Final = int(zmq.EVENTS)  # plain numbers: arithmetic of enums is slow
 _POLLIN: Final = int(zmq.POLLIN)
 _MAX_BATCH: Final = 512
 """More messages than a socket holds: after a long stop the newest is returned, not the oldest."""
 _COPY_BELOW: Final = 4096
-_MAX_PARTS: Final = 4
-"""Parts of a message that are read; more than a valid message has."""
 _UNFINISHED_BYTES: Final = 3 * codec.MAX_PART_BYTES
 """How much of one message a publisher on another host may send: more than a valid message has."""
-_SOURCE: Final = int(zmq.SRCFD)
 _DEAD_AFTER_MS: Final = 5000  # one large frame may keep a slow link busy for seconds
 
 Correct: TypeAlias = Callable[[str, int], int | None]
@@ -77,6 +74,7 @@ class Drain:
         keys: "Keys | None",
         inbox: Inbox,
         *,
+        insecure: bool = False,
         lossless: bool,
         correct: Correct = lambda topic, stamp_ns: 0,
     ) -> None:
@@ -87,15 +85,16 @@ class Drain:
         """None until a graph is up. Lock: `_socket_lock`."""
         self._base = base_directory() if runtime is None else runtime.base
         self._clock = clock
-        self._remote = remote
+        self._connect_to = remote
         self._keys = keys
+        self._insecure = insecure
+        self._remotes: dict[int, Remote] = {}
+        """By descriptor. Lock: `_socket_lock`."""
         self._inbox = inbox
         self._topics: Recent[str, None] = Recent()
         """Topics to accept. Lock: `_socket_lock`."""
-        self._local: Recent[str, None] = Recent()
-        """Those of this host. Lock: `_socket_lock`."""
         self._endpoints: dict[str, str] = {}
-        """Connected endpoint -> topic or pattern. Lock: `_socket_lock`."""
+        """Connected endpoint of this host -> topic. Lock: `_socket_lock`."""
         self._warned: set[str] = set()
         """Topics and endpoints that a warning was logged for. Lock: `_socket_lock`."""
         self._socket_lock = threading.Lock()
@@ -243,7 +242,7 @@ class Drain:
             if message is not None:
                 self._inbox.put(message)
                 message = None
-            if descriptor == self._descriptor:
+            if descriptor == self._descriptor or descriptor in self._remotes:
                 self._unread = True
             elif (arrival := self._lanes.receive(descriptor)) is None:
                 self._unread = self._more = True  # a lane that is left uses the socket
@@ -256,56 +255,66 @@ class Drain:
         return message
 
     def _receive_zmq(self) -> bool:
-        """Put the messages of the ZeroMQ socket into the inbox; return whether there may be more."""
+        """Put the messages of the ZeroMQ sockets into the inbox; return whether there may be more."""
+        more = self._receive_from(self._socket, None)
+        for remote in self._remotes.values():
+            more |= self._receive_from(remote.socket, remote)
+        return more
+
+    def _receive_from(self, socket: zmq.Socket[bytes], remote: Remote | None) -> bool:
+        """Put the messages of one socket into the inbox; return whether there may be more."""
         for _ in range(_MAX_BATCH):
-            if not int(self._socket.get(_EVENTS)) & _POLLIN:
+            if not int(socket.get(_EVENTS)) & _POLLIN:
                 return False
             self._more = True
-            frames = self._receive_frames()
-            self._put_parts([frame.buffer if len(frame) > _COPY_BELOW else frame.bytes for frame in frames])
+            if (frames := remote.receive() if remote else socket.recv_multipart(copy=False)) is None:
+                continue
+            parts = [frame.buffer if len(frame) > _COPY_BELOW else frame.bytes for frame in frames]
+            self._put_parts(parts, remote)
         return True
 
-    def _receive_frames(self) -> list[zmq.Frame]:
-        """Return the first parts of the next message; the others are read and dropped."""
-        frames = [self._socket.recv(copy=False)]
-        if self._remote:
-            self._peers.delivered(int(frames[0].get(_SOURCE)))
-        while frames[-1].more and len(frames) < _MAX_PARTS:
-            frames.append(self._socket.recv(copy=False))
-        if frames[-1].more:
-            self._peers.end(int(frames[0].get(_SOURCE)), "sent a message of more than three parts")
-            while self._socket.recv(copy=False).more:
-                pass
-        return frames
-
     def _open(self) -> None:
-        self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.RCVTIMEO, round(_POLL_S * 1e3))
-        self._socket.set(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        self._socket.set(zmq.HEARTBEAT_TIMEOUT, _DEAD_AFTER_MS)
-        self._socket.set(zmq.MAXMSGSIZE, codec.MAX_PART_BYTES)
-        # Set once: ZeroMQ applies later changes to open connections, and a smaller value may stop them
-        # permanently.
-        self._socket.set(zmq.RCVHWM, max(endpoints.backlog(row) for row in _rows(self._patterns)))
-        for beginning in _filters(self._patterns):
+        self._set_options(self._socket)
+        for beginning in fewest(pattern.removesuffix("*") for pattern in self._patterns):
             self._lanes.subscribe(beginning)
         self._connect_remote()
         self._add_named_topics()
 
     def _connect_remote(self) -> None:
         """Connect to other hosts; where times are corrected, once the clock there is known."""
-        for pattern, endpoint in self._remote.items():
+        connected = {remote.endpoint for remote in self._remotes.values()}
+        named: dict[str, list[str]] = {}
+        for pattern, endpoint in self._connect_to.items():
             wanted = any(topics.overlap(pattern, one) for one in self._patterns)
-            if wanted and endpoint not in self._endpoints and self._correct(pattern, 0) is not None:
-                self._connect(pattern, endpoint, remote=True)
+            if wanted and endpoint not in connected and self._correct(pattern, 0) is not None:
+                named.setdefault(endpoint, []).append(pattern)
+        for endpoint, patterns in named.items():
+            self._add_remote(endpoint, patterns)
 
-    def _handshake_reason(self) -> str:
-        if self._keys:
-            return "handshake failed: the publisher has other keys, or none"
-        return "handshake failed: the publisher requires keys and none are given here, or it is no publisher"
+    def _set_options(self, socket: zmq.Socket[bytes]) -> None:
+        socket.set(zmq.LINGER, 0)
+        socket.set(zmq.RCVTIMEO, round(_POLL_S * 1e3))
+        socket.set(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        socket.set(zmq.HEARTBEAT_TIMEOUT, _DEAD_AFTER_MS)
+        socket.set(zmq.MAXMSGSIZE, codec.MAX_PART_BYTES)
+        # Set once: ZeroMQ applies later changes to open connections, and a smaller value may stop them
+        # permanently.
+        socket.set(zmq.RCVHWM, max(endpoints.backlog(row) for row in _rows(self._patterns)))
+
+    def _add_remote(self, endpoint: str, patterns: list[str]) -> None:
+        """Connect to publishers on another host, named for these patterns."""
+        socket = self._context.socket(zmq.SUB)
+        self._set_options(socket)
+        for beginning in filters(patterns, self._patterns):
+            self._lanes.subscribe(beginning, socket)
+        own_only = self._keys is None and not self._insecure
+        named_for = partial(closest, tuple(self._connect_to))
+        remote = Remote(socket, endpoint, patterns, named_for, self._keys, self._peers, own_only=own_only)
+        self._remotes[remote.descriptor] = remote
+        self._poll.register(remote.descriptor, select.POLLIN)
 
     def _add_named_topics(self) -> None:
-        for topic in [*self._patterns, *filter(self._matches, self._remote)]:
+        for topic in [*self._patterns, *filter(self._matches, self._connect_to)]:
             if not topic.endswith("*"):
                 self._add_topic(topic)
 
@@ -320,34 +329,35 @@ class Drain:
                 for topic in filter(self._matches, self._runtime.topics()):
                     self._add_topic(topic)
             self._connect_remote()
-            abandoned = self._watch.abandoned() & self._endpoints.keys()
-            for reason in self._peers.check():
-                self._warn_once(reason.partition(" ")[0], f"disconnected a publisher: {reason}")
-            failed_handshakes = self._watch.failed_handshakes()
-            for endpoint in failed_handshakes & self._endpoints.keys():
-                self._warn_once(
-                    endpoint, f"{self._endpoints[endpoint]}: {endpoint}: {self._handshake_reason()}"
-                )
-            for endpoint in abandoned:
+            for endpoint in self._watch.abandoned() & self._endpoints.keys():
                 topic = self._endpoints.pop(endpoint)
-                if endpoint not in failed_handshakes:
-                    self._warn_once(topic, f"{topic}: {endpoint} broke the protocol; connecting again")
+                self._warn_once(topic, f"{topic}: {endpoint} broke the protocol; connecting again")
                 self._socket.disconnect(endpoint)
-                self._connect(topic, endpoint, remote=topic in self._remote)
+                self._connect(topic, endpoint)
+            self._check_remotes()
             self._lanes.restore()
         except (PerceptionError, OSError, zmq.ZMQError) as error:
             self._warn_once("", f"cannot connect to new topics: {error}")
+
+    def _check_remotes(self) -> None:
+        if self._keys is not None:
+            self._keys.trust.refresh()
+        for reason in self._peers.check():
+            self._warn_once(reason.partition(" ")[0], f"disconnected a publisher: {reason}")
+        for remote in self._remotes.values():
+            for problem in remote.check():
+                self._warn_once(problem, problem)
+            self._unread = True
 
     def _add_topic(self, topic: str) -> None:
         """Connect to a topic of this host, unless `connect` names it: then only expect it."""
         if topic in self._topics:
             return
-        named = topic in self._remote or topic in self._patterns
+        named = topic in self._connect_to or topic in self._patterns
         if not (named and self._is_remote(topic)):
             if self._runtime is None:
                 return  # later
-            self._connect(topic, self._runtime.ipc_endpoint(topic), remote=False)
-            self._local[topic] = None
+            self._connect(topic, self._runtime.ipc_endpoint(topic))
         self._expect(topic)
 
     def _expect(self, topic: str) -> None:
@@ -355,19 +365,15 @@ class Drain:
         self._inbox.expect(topic)
 
     def _is_remote(self, topic: str) -> bool:
-        return any(topics.matches(pattern, topic) for pattern in self._remote)
+        return bool(closest(tuple(self._connect_to), topic))
 
-    def _connect(self, topic: str, endpoint: str, *, remote: bool) -> None:
+    def _connect(self, topic: str, endpoint: str) -> None:
+        """Connect to a topic of this host."""
         self._unread = True
         if endpoint in self._endpoints:
-            return  # two topics of one publisher
-        self._socket.set(
-            zmq.HEARTBEAT_IVL, _HEARTBEAT_MS if remote else 0
-        )  # a dead host closes no connection
-        self._socket.set(zmq.IPV6, int("[" in endpoint))
+            return
         try:
-            with self._keys.connecting(self._socket) if remote and self._keys else contextlib.nullcontext():
-                self._socket.connect(endpoint)
+            self._socket.connect(endpoint)
         except zmq.ZMQError as error:
             raise BusError(f"{topic}: cannot connect to {endpoint}: {error.strerror}") from error
         self._endpoints[endpoint] = topic
@@ -375,19 +381,19 @@ class Drain:
     def _matches(self, topic: str) -> bool:
         return any(topics.matches(pattern, topic) for pattern in self._patterns)
 
-    def _put_parts(self, parts: Sequence[Payload]) -> None:
+    def _put_parts(self, parts: Sequence[Payload], remote: Remote | None) -> None:
         try:
-            message = self._message(*codec.split(parts))
+            message = self._message(*codec.split(parts), remote)
         except MalformedMessageError as error:
             self._refuse(bytes(parts[0][: topics.MAX_TOPIC_LENGTH + 1]).decode("utf-8", "replace"), error)
         else:
-            if message is not None and (message := self._corrected(message)) is not None:
+            if message is not None and remote is not None:
+                message = self._corrected(message)
+            if message is not None:
                 self._inbox.put(message)
 
     def _corrected(self, message: Message[Header]) -> Message[Header] | None:
-        """Return a message that came by ZeroMQ, with its times on this host's clock; None without them."""
-        if message.topic in self._local:
-            return message
+        """Return a message of another host, with its times on this host's clock; None without them."""
         by_ns = self._correct(message.topic, message.header.stamp_ns)
         if by_ns is None:
             self._inbox.refuse(message.topic, "clock unknown")
@@ -400,12 +406,24 @@ class Drain:
             return None
         return structs.replace(message, header=header)
 
-    def _message(self, coder: codec.Coder, header: bytes, payload: Payload | None) -> Message[Header] | None:
-        """Return a message; None if it cannot be used, which is counted."""
+    def _message(
+        self, coder: codec.Coder, header: bytes, payload: Payload | None, remote: Remote | None = None
+    ) -> Message[Header] | None:
+        """Return a message; None if it cannot be used, which is counted.
+
+        Args:
+            coder: of the message.
+            header: packed.
+            payload: None if it was overwritten before it was read.
+            remote: where it came from, None from this host.
+        """
+        if remote is not None and not remote.accepts(coder.topic):
+            self._refuse_foreign(coder.topic, remote)
+            return None
         if coder.topic not in self._topics:
-            if not (self._matches(coder.topic) and self._is_remote(coder.topic)):
+            if not self._matches(coder.topic):
                 return None  # ZeroMQ matches prefixes: camera/a also matches camera/ab
-            self._expect(coder.topic)  # first message of a topic that a pattern of `connect` matches
+            self._expect(coder.topic)  # first message of a topic that a pattern matches
         if payload is None:
             self._inbox.refuse(coder.topic, "overwritten")
             self._unread = True  # a lane that is left uses the socket
@@ -415,6 +433,15 @@ class Drain:
         except MalformedMessageError as error:
             self._refuse(coder.topic, error)
             return None
+
+    def _refuse_foreign(self, topic: str, remote: Remote) -> None:
+        """Count a message that this endpoint has no right to."""
+        if topic in self._topics:
+            self._inbox.refuse(topic, "no right")
+        if self._matches(topic):
+            self._warn_once(
+                f"{remote} {topic}", f"{remote}: refused messages of {topic}: no right to publish them here"
+            )
 
     def _refuse(self, topic: str, error: MalformedMessageError) -> None:
         if topic in self._topics:
@@ -428,6 +455,8 @@ class Drain:
 
     def _close(self) -> None:
         self._lanes.close()
+        for remote in self._remotes.values():
+            remote.close()
         self._watch.close()
         self._context.destroy(linger=0)
 
@@ -436,11 +465,3 @@ def _rows(patterns: tuple[str, ...]) -> list[topics.Topic]:
     """Return the rows of all topics that may match."""
     prefixes = {topics.kind_of(pattern) for pattern in patterns}
     return [row for prefix, row in topics.TOPICS.items() if "*" in prefixes or prefix in prefixes]
-
-
-def _filters(patterns: tuple[str, ...]) -> set[str]:
-    """Return the fewest prefixes that match all of `patterns`, so that no topic is subscribed to twice."""
-    beginnings = {pattern.removesuffix("*") for pattern in patterns}
-    return {
-        one for one in beginnings if not any(one != other and one.startswith(other) for other in beginnings)
-    }

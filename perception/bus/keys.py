@@ -1,4 +1,7 @@
-"""CURVE keys: one pair per deployment, copied to each of its hosts; peers without it are refused."""
+"""CURVE keys: a pair per host, and the keys of other hosts that it trusts (`perception.bus.trust`).
+
+Without a trust file only peers with the same pair are served: one folder, copied to all hosts.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +13,8 @@ import zmq
 import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 
+from perception.bus.gate import Gate
+from perception.bus.trust import Trust
 from perception.errors import BusError
 
 _NAME: Final = "bus"
@@ -17,14 +22,15 @@ _NAME: Final = "bus"
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The key pair of a deployment: identifies readers and publishers alike."""
+    """The key pair of a host, which identifies its readers and publishers alike, and whom it trusts."""
 
     public: bytes
     secret: bytes
+    trust: Trust
 
     @contextmanager
     def serving(self, socket: zmq.Socket[bytes]) -> Iterator[None]:
-        """Encrypt endpoints that `socket` binds while the context is open, for peers with this pair."""
+        """Encrypt endpoints that `socket` binds while the context is open."""
         socket.set(zmq.CURVE_SECRETKEY, self.secret)
         socket.set(zmq.CURVE_PUBLICKEY, self.public)
         socket.set(zmq.CURVE_SERVER, 1)
@@ -33,20 +39,16 @@ class Keys:
         finally:
             socket.set(zmq.CURVE_SERVER, 0)  # ZeroMQ binds later endpoints without encryption
 
-    @contextmanager
-    def connecting(self, socket: zmq.Socket[bytes]) -> Iterator[None]:
-        """Encrypt connections that `socket` makes while the context is open, to peers with this pair only."""
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Return whether the holder of `key` (z85) is trusted with anything, for `authenticator`."""
+        self.trust.refresh()
+        return self.trust.knows(key)
+
+    def connect(self, socket: zmq.Socket[bytes], server: bytes) -> None:
+        """Encrypt all connections of `socket`, to peers with the public key `server` (z85) only."""
         socket.set(zmq.CURVE_SECRETKEY, self.secret)
         socket.set(zmq.CURVE_PUBLICKEY, self.public)
-        socket.set(zmq.CURVE_SERVERKEY, self.public)
-        try:
-            yield
-        finally:
-            socket.set(zmq.CURVE_SERVER, 0)
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        """Return whether a peer that has proved to own `key` (32 bytes, z85) may connect."""
-        return key == self.public
+        socket.set(zmq.CURVE_SERVERKEY, server)
 
 
 def new_keys(directory: Path | str) -> Path:
@@ -74,12 +76,12 @@ def load(directory: Path | str) -> Keys:
         raise BusError(f"no keys in {directory}: {error}; create them with: perception keys new") from error
     if secret is None:
         raise BusError(f"{path} holds no secret key; create new ones with: perception keys new")
-    return Keys(public, secret)
+    return Keys(public, secret, Trust(Path(directory), public))
 
 
-def authenticator(context: zmq.Context[zmq.Socket[bytes]], keys: Keys) -> ThreadAuthenticator:
-    """Start a thread that refuses peers without `keys` on all sockets of `context`; stop it when done."""
+def authenticator(context: zmq.Context[zmq.Socket[bytes]], gate: "Gate | Keys") -> ThreadAuthenticator:
+    """Start a thread that refuses whom `gate` refuses, on all sockets of `context`; stop it when done."""
     guard = ThreadAuthenticator(context)
     guard.start()
-    guard.configure_curve_callback(credentials_provider=keys)
+    guard.configure_curve_callback(credentials_provider=gate)
     return guard

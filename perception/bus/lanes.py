@@ -39,7 +39,7 @@ class Lanes:
         """
         self._socket = socket
         self._directory = directory
-        self._lane_filters: list[str] = []
+        self._lane_filters: list[tuple[zmq.Socket[bytes], str]] = []
         self._receiver: Receiver | None = None
         self.receive: Callable[[int], Arrival | None] = _no_arrival
         """Returns the next message at a descriptor, None if there is none or it is invalid."""
@@ -48,13 +48,19 @@ class Lanes:
                 self._receiver = Receiver(directory, poll, lossless=lossless, on_unreadable=self._leave)
                 self.receive = self._receiver.receive
 
-    def subscribe(self, beginning: str) -> None:
-        """Subscribe to all topics with this prefix; publishers on this host use the lane."""
-        self._socket.subscribe(beginning)
+    def subscribe(self, beginning: str, socket: zmq.Socket[bytes] | None = None) -> None:
+        """Subscribe to all topics with this prefix; publishers on this host use the lane.
+
+        Args:
+            beginning: prefix of topics.
+            socket: that is connected to them; default: the one of this host's topics.
+        """
+        socket = socket or self._socket
+        socket.subscribe(beginning)
         if self._receiver is not None:
             # ZeroMQ sends subscriptions in order of bytes, '~' after all letters: this one comes last
-            self._lane_filters.append(f"~{self._receiver.name}/{beginning}")
-            self._socket.subscribe(self._lane_filters[-1])
+            self._lane_filters.append((socket, f"~{self._receiver.name}/{beginning}"))
+            socket.subscribe(self._lane_filters[-1][1])
 
     def restore(self) -> None:
         """Create the socket file again if it was removed; OSError or BusError if that fails."""
@@ -70,8 +76,8 @@ class Lanes:
     def _leave(self, topic: str) -> None:
         if self._lane_filters:
             _LOG.warning("%s: cannot open its shared memory; payloads come through the socket", topic)
-        for beginning in self._lane_filters:
-            self._socket.unsubscribe(beginning)
+        for socket, beginning in self._lane_filters:
+            socket.unsubscribe(beginning)
         self._lane_filters.clear()
 
 

@@ -23,6 +23,7 @@ from msgspec import structs
 from perception import topics
 from perception.bus import codec, endpoints, lane, packet
 from perception.bus.audience import Audience
+from perception.bus.gate import Gate
 from perception.bus.host import Runtime
 from perception.bus.peers import Peers
 from perception.bus.watch import Watch
@@ -65,8 +66,8 @@ class Publisher(Closing):
         runtime: the domain to publish in.
         clock: host time in ns.
         endpoint: `tcp://HOST:PORT` for readers on other hosts; port `*` selects a free one.
-        insecure: allow an endpoint off loopback without keys.
-        keys: folder of CURVE keys; the endpoint then accepts only peers with the same keys.
+        insecure: allow an endpoint off loopback without keys, and processes of other users on loopback.
+        keys: folder of CURVE keys; the endpoint then accepts only peers that it trusts.
         remote: converts messages for readers through ZeroMQ: on other hosts or in other languages.
 
     Raises:
@@ -110,13 +111,15 @@ class Publisher(Closing):
         self._socket.set(zmq.SNDHWM, endpoints.backlog(row))
         self._audience = Audience(self._socket, topic, runtime.base)
         self._authenticator: ThreadAuthenticator | None = None
+        self._gate: Gate | None = None
+        """Rights of the peers of `endpoint`; None: every peer may subscribe. Lock: `_lock`."""
         self._watch: Watch | None = None
         """Watches the endpoint for other hosts."""
         self._peers = Peers(_REQUEST_BYTES, _HEARTBEAT_BYTES_PER_S)
         self._keyed = keys is not None
         self._refusal_warned = self._excess_warned = False
         self.endpoint: str | None = None
-        self._open(endpoint, keys)
+        self._open(endpoint, keys, insecure=insecure)
 
     @property
     def published(self) -> int:
@@ -223,12 +226,12 @@ class Publisher(Closing):
             self._context.term()
             self._claim.release()
 
-    def _open(self, endpoint: str | None, keys: str | Path | None) -> None:
+    def _open(self, endpoint: str | None, keys: str | Path | None, *, insecure: bool) -> None:
         """Bind the topic's ipc endpoint, and `endpoint` if given; close everything if that fails."""
         try:
             self._bind(self._runtime.ipc_endpoint(self.topic))
             if endpoint is not None:
-                self._bind_tcp(endpoint, keys)
+                self._bind_tcp(endpoint, keys, insecure=insecure)
         except BaseException:
             self.close()
             raise
@@ -240,6 +243,8 @@ class Publisher(Closing):
             if self._closed:
                 return
             self._check_peers()
+            if self._gate is not None:
+                self._gate.revoke()
             if not self._claim.intact():
                 self._runtime.renew(self._claim)
                 self._bind(self._runtime.ipc_endpoint(self.topic))
@@ -279,7 +284,7 @@ class Publisher(Closing):
                 ) from error
             raise BusError(f"{self.topic}: cannot bind {endpoint}: {error.strerror}") from error
 
-    def _bind_tcp(self, endpoint: str, folder: str | Path | None) -> None:
+    def _bind_tcp(self, endpoint: str, folder: str | Path | None, *, insecure: bool) -> None:
         self._watch = Watch(self._socket, self._peers)
         self._socket.set(zmq.RCVBUF, _RECEIVE_BUFFER)
         self._socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
@@ -287,12 +292,17 @@ class Publisher(Closing):
             # Without keys, only this setting refuses ZMTP 1 and 2: their subscriptions have no address, which
             # `Audience` needs. The domain needs no ZAP handler.
             self._socket.set(zmq.ZAP_DOMAIN, b"perception")
+            if not insecure:
+                self._gate = Gate(self.topic, None)
+            self._audience.gate = self._gate
             self._bind(endpoint)
         else:
             from perception.bus import keys  # 40 ms of imports
 
             pair = keys.load(Path(folder))
-            self._authenticator = keys.authenticator(self._context, pair)
+            self._gate = Gate(self.topic, pair.trust)
+            self._authenticator = keys.authenticator(self._context, self._gate)
+            self._audience.gate = self._gate
             with pair.serving(self._socket):
                 self._bind(endpoint)
         self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")

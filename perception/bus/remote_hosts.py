@@ -197,11 +197,10 @@ def connected(
     }.items():
         socket.set(option, value)
     try:
-        if keys is None:
-            socket.connect(endpoint)
-        else:
-            with keys.connecting(socket):
-                socket.connect(endpoint)
+        parsed = parse(endpoint)
+        if keys is not None:
+            keys.connect(socket, keys.trust.publisher_key(parsed.name, "*"))
+        socket.connect(parsed.address)
     except zmq.ZMQError as error:
         raise BusError(f"cannot connect to the time service {endpoint}: {error.strerror}") from error
     return socket

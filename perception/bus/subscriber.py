@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from perception import topics
 from perception.bus import endpoints
@@ -20,8 +20,12 @@ from perception.bus.mailbox import Mailbox
 from perception.bus.remote_hosts import RemoteClocks
 from perception.errors import BusError
 from perception.messages import Header, HostTime, InputHealth, Message
+from perception.profile.endpoint import parse
 from perception.profile.hosts import RemoteHost
 from perception.units.closing import Closing
+
+if TYPE_CHECKING:
+    from perception.bus.keys import Keys
 
 _CLOSE_S: Final = 2.0
 
@@ -33,12 +37,13 @@ class Subscriber(Closing):
         patterns: topics, or prefixes of topics that end with `*`, such as `camera/*`.
         runtime: the domain to read; None waits until a graph is up, and reads that one.
         clock: host time in ns.
-        connect: topic or pattern -> `tcp://HOST:PORT` of publishers on other hosts.
+        connect: topic or pattern -> `tcp://[NAME@]HOST:PORT` of publishers on other hosts; NAME is that of a
+            key in the trust file.
         hosts: other hosts by name. Their clocks are estimated, and the times of their messages are corrected
             to `clock`; a host is not read before its clock is known.
         policies: replaces rows of the table of topics, by prefix: a recorder queues every frame,
             where a display reads the latest.
-        insecure: allow endpoints off loopback without keys.
+        insecure: allow endpoints off loopback without keys, and publishers of other users on loopback.
         keys: folder of CURVE keys for all of `connect`.
 
     Raises:
@@ -56,21 +61,21 @@ class Subscriber(Closing):
         insecure: bool = False,
         keys: str | Path | None = None,
     ) -> None:
-        read = _overlapping(hosts or {}, patterns)
-        remote = _connections(connect or {}, read)
-        for pattern, endpoint in remote.items():
-            topics.check_pattern(pattern)
-            endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
-        services = {name: host.clock for name, host in read.items()}
-        for endpoint in services.values():
-            endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
-        self._clock = clock
-        self._inbox = Inbox(Mailbox(policies))
         pair = None
         if keys is not None:
             from perception.bus.keys import load  # 40 ms of imports
 
             pair = load(Path(keys))
+        read = _overlapping(hosts or {}, patterns)
+        remote = _connections(connect or {}, read, pair)
+        for pattern, endpoint in remote.items():
+            topics.check_pattern(pattern)
+            endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
+        services = {name: _of_host(name, host.clock, pair) for name, host in read.items()}
+        for endpoint in services.values():
+            endpoints.check(endpoint, encrypted=keys is not None, insecure=insecure)
+        self._clock = clock
+        self._inbox = Inbox(Mailbox(policies))
         self._clocks = RemoteClocks(services, clock, pair) if services else None
         try:
             self._drain = Drain(
@@ -80,6 +85,7 @@ class Subscriber(Closing):
                 remote,
                 pair,
                 self._inbox,
+                insecure=insecure,
                 lossless=_is_lossless(policies or {}),
                 correct=_correction(self._clocks, read),
             )
@@ -139,10 +145,28 @@ def _overlapping(hosts: Mapping[str, RemoteHost], patterns: tuple[str, ...]) -> 
     return {name: host for name, host in read.items() if host.connect}
 
 
-def _connections(connect: Mapping[str, str], hosts: Mapping[str, RemoteHost]) -> dict[str, str]:
-    """Return topic or pattern -> endpoint; what `connect` names is read from there."""
-    of_hosts = {topic: endpoint for host in hosts.values() for topic, endpoint in host.connect.items()}
+def _connections(
+    connect: Mapping[str, str], hosts: Mapping[str, RemoteHost], keys: "Keys | None"
+) -> dict[str, str]:
+    """Return topic or pattern -> endpoint; what `connect` names is read from there.
+
+    A host cannot offer `control/...`: only `connect` names who may control.
+    """
+    of_hosts = {
+        topic: _of_host(name, endpoint, keys)
+        for name, host in hosts.items()
+        for topic, endpoint in host.connect.items()
+        if topics.kind_of(topic) != "control"
+    }
     return {**of_hosts, **connect}
+
+
+def _of_host(name: str, endpoint: str, keys: "Keys | None") -> str:
+    """Return an endpoint that names the key of its host, where the trust file has one of this name."""
+    parsed = parse(endpoint)
+    if keys is None or parsed.name or not keys.trust.holds(name):
+        return endpoint
+    return parsed._replace(name=name).text
 
 
 def _correction(clocks: RemoteClocks | None, hosts: Mapping[str, RemoteHost]) -> Correct:

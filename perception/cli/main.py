@@ -13,6 +13,7 @@ import click
 from perception.cli.bench import bench
 from perception.cli.guide import guide
 from perception.cli.help import Group
+from perception.cli.keys import keys
 from perception.cli.options import connecting, joined_domain, overriding, run_seconds, this_host
 from perception.cli.record import record
 from perception.cli.replay import fuse, replay, verify
@@ -216,26 +217,21 @@ def schema(out: Path | None) -> None:
             show(str(file))
 
 
-@cli.group()
-def keys() -> None:
-    """Make keys that encrypt and authenticate graphs across hosts."""
-
-
-@keys.command()
-@click.argument("folder", type=OutFolder(), default="keys")
-def new(folder: Path) -> None:
-    """Make a new pair of keys in FOLDER (default: keys).
-
-    Copy the folder to every host of the graph; a profile names it in its key 'keys'.
-    """
-    from perception.bus.keys import new_keys
-
-    show(f"{new_keys(folder)}: keys made; copy the folder to every host of the graph and keep it secret")
-
-
 session.add_command(verify)
 session.add_command(fuse)
-for command in (record, replay, session, swap, search, bench, simulate, torture, guide, *TRAINING_COMMANDS):
+for command in (
+    keys,
+    record,
+    replay,
+    session,
+    swap,
+    search,
+    bench,
+    simulate,
+    torture,
+    guide,
+    *TRAINING_COMMANDS,
+):
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""The form of an endpoint, `tcp://HOST:PORT`: one rule for profiles and for the bus."""
+"""The form of an endpoint, `tcp://[NAME@]HOST:PORT`: one rule for profiles and for the bus."""
 
 import ipaddress
 import re
@@ -7,7 +7,8 @@ from typing import Final, NamedTuple
 from perception.errors import BusError
 
 _TCP: Final = re.compile(
-    r"tcp://(?:\[(?P<v6>[^\[\]\s]+)\]|(?P<host>\*|[\w.-]+)):(?P<port>\*|\d{1,5})", re.ASCII
+    r"tcp://(?:(?P<name>[A-Za-z0-9_-]{1,64})@)?(?:\[(?P<v6>[^\[\]\s]+)\]|(?P<host>\*|[\w.-]+)):(?P<port>\*|\d{1,5})",
+    re.ASCII,
 )
 _LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[\w-]{0,61}[A-Za-z0-9_])?", re.ASCII)
 """One part of a host's name, or of an interface's (RFC 1123, and the `_` of containers' names)."""
@@ -22,6 +23,18 @@ class Endpoint(NamedTuple):
     """Name or address, `*` for every interface."""
     port: str
     """Number, or `*` for a free one."""
+    name: str = ""
+    """Of the publisher's key in the trust file; empty if none is named."""
+
+    @property
+    def text(self) -> str:
+        """The endpoint as a profile writes it."""
+        return self.address.replace("//", f"//{self.name}@") if self.name else self.address
+
+    @property
+    def address(self) -> str:
+        """The endpoint as ZeroMQ takes it."""
+        return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
 
     @property
     def bindable_only(self) -> bool:
@@ -30,7 +43,7 @@ class Endpoint(NamedTuple):
 
 
 def parse(endpoint: str) -> Endpoint:
-    """Return the parts of `tcp://HOST:PORT`; BusError if it is malformed."""
+    """Return the parts of `tcp://[NAME@]HOST:PORT`; BusError if it is malformed."""
     match = _TCP.fullmatch(endpoint)
     if match is None or (match["port"] != "*" and int(match["port"]) > _HIGHEST_PORT):
         raise BusError(f"'{endpoint[:80]}' is no endpoint; expected tcp://HOST:PORT")
@@ -38,7 +51,7 @@ def parse(endpoint: str) -> Endpoint:
         raise BusError(f"'{endpoint[:80]}' is no endpoint: [{match['v6'][:60]}] is no IPv6 address")
     if match["host"] and not _is_host(match["host"]):
         raise BusError(f"'{endpoint[:80]}' is no endpoint: '{match['host'][:60]}' is no host")
-    return Endpoint(match["v6"] or match["host"], match["port"])
+    return Endpoint(match["v6"] or match["host"], match["port"], match["name"] or "")
 
 
 def endpoint_at(address: str, port: int | str) -> str:

@@ -72,6 +72,11 @@ def _check_address(address: str) -> None:
     _check_connect(endpoint_at(address, 1))
 
 
+def _check_bind(endpoint: str) -> None:
+    if parse_endpoint(endpoint).name:
+        raise ProfileError("names a key, which only an endpoint to connect to does; expected tcp://HOST:PORT")
+
+
 def _check_recorded(pattern: str) -> None:
     """A session's topics are matched by file-name patterns; only their prefix is checked here."""
     kind = topics.kind_of(pattern)
@@ -89,7 +94,7 @@ Age = Annotated[float, Field(ge=0.001, le=86_400_000)]
 """Milliseconds, from one microsecond to a day."""
 Name = Annotated[str, _valid(_check_name)]
 """Name of a device or a fusion: its topic without the prefix."""
-Bind = Annotated[str, _valid(parse_endpoint)]
+Bind = Annotated[str, _valid(_check_bind)]
 """An endpoint to bind."""
 Connect = Annotated[str, _valid(_check_connect)]
 """An endpoint to connect to."""
