@@ -10,7 +10,6 @@ import resource
 import signal
 import statistics
 import sys
-import threading
 import time
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ import zmq
 from perception.bench.samples import fused_state
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
+from perception.graph.processes import StopEvent
 from perception.messages import AudioBlock, CameraFrame
 
 CAMERA_HZ: Final = 30.0
@@ -55,7 +55,7 @@ def main() -> None:
 
 def _capture(runtime: Runtime, cameras: int, microphones: int) -> None:
     """Publish all streams from one thread, in order of their due times, until SIGTERM."""
-    stopped = threading.Event()
+    stopped = StopEvent()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     clock = HostClock().now_ns
     begun_ns = clock()
