@@ -317,7 +317,15 @@ class Health(Header):
 PROCESS: Final = "pid"
 """Name of the process id among the facts in `Health.device`."""
 SUPERVISOR: Final = "supervisor"
-"""Node name of the supervisor: its `Health.device` holds the status of the process of each node."""
+"""Node name of the supervisor, in a graph of several hosts with `-HOST` after it.
+
+Its `Health.device` holds the status of the process of each of its nodes.
+"""
+
+
+def is_supervisor(node: str) -> bool:
+    """Return whether a node is the supervisor of a host."""
+    return node == SUPERVISOR or node.startswith(f"{SUPERVISOR}-")
 
 
 class ClockTick(Header):

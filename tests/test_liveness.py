@@ -129,12 +129,15 @@ def test_nodes_that_the_profile_names_and_that_are_missing_are_listed() -> None:
         PROCESS: 12,
     }
     supervisor = Health(stamp_ns=SECOND, node="supervisor", device=processes_now)
+    elsewhere = Health(stamp_ns=SECOND, node="supervisor-base", device={"camera-rear": "ended with 3"})
     filled = Board()
-    filled.add(Message("health/supervisor", supervisor, received_ns=SECOND))
+    for one in (supervisor, elsewhere):
+        filled.add(Message("health/supervisor", one, received_ns=SECOND))
     filled.now_ns = 4 * SECOND // 2
     found = standings(filled, published=["text-a"], since_ns=0)
     assert found["fusion"] == Standing("lost", "ended with 137, restarts")
     assert found["camera-front"] == Standing("ok", "starting")
+    assert found["camera-rear"] == Standing("lost", "ended with 3")
     filled.now_ns = 3 * SECOND
     assert standings(filled, published=["text-a"], since_ns=0)["text-a"].status == "lost"
     shown = text_of(node_table(filled, published=["text-a"], since_ns=0))

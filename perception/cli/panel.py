@@ -20,7 +20,7 @@ from perception.cli import host_times
 from perception.cli.summary import stages
 from perception.errors.credentials import harmless
 from perception.graph.liveness import RUNNING, SILENT_S, Standing, standing
-from perception.messages import SUPERVISOR, FusedState, Header, Health, Message, ModalityState
+from perception.messages import FusedState, Header, Health, Message, ModalityState, is_supervisor
 from perception.units.bounded import REST, Recent
 
 _RECENT_STATES: Final = 32
@@ -86,10 +86,10 @@ class Board:
         return max(0, self.now_ns - self._state_ns) / 1e9
 
     def processes(self) -> dict[str, str]:
-        """Return the status of each process of the graph, as its supervisor reports it."""
-        if (health := self.nodes.get(SUPERVISOR)) is None:
-            return {}
-        return {name: words for name, words in health.device.items() if isinstance(words, str)}
+        """Return the status of each process of the graph, as the supervisors of its hosts report it."""
+        supervisors = (health for node, health in self.nodes.items() if is_supervisor(node))
+        facts = (fact for health in supervisors for fact in health.device.items())
+        return {name: words for name, words in facts if isinstance(words, str)}
 
     def standing(self, node: str, process: str = RUNNING, *, since_ns: int | None = None) -> Standing:
         """Return how a node stands at `now_ns`.

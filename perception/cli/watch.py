@@ -23,7 +23,7 @@ from perception.cli.summary_tables import print_report
 from perception.cli.views import LiveView, PlainView, View
 from perception.errors import PerceptionError
 from perception.graph.supervisor import Supervisor
-from perception.messages import SUPERVISOR, FusedState, Header, Health, Message
+from perception.messages import SUPERVISOR, FusedState, Header, Health, Message, is_supervisor
 from perception.profile import Profile
 from perception.units import Clock
 
@@ -49,7 +49,9 @@ class Countdown:
     def add(self, message: Message[Header], now_s: float) -> None:
         """Add one message."""
         header = message.header
-        counts = not (isinstance(header, Health) and header.node in ("recorder", SUPERVISOR))
+        counts = not (
+            isinstance(header, Health) and (header.node == "recorder" or is_supervisor(header.node))
+        )
         if isinstance(header, FusedState) if self._fused else counts:
             self.begin(now_s)
 
@@ -93,6 +95,7 @@ class Watch:
         self._subscriber = subscriber
         self._summary = _summary(profile, started_ns)
         self._board = Board()
+        self._name = SUPERVISOR if profile.here is None else f"{SUPERVISOR}-{profile.here}"
         self._clock = clock
         self._publish = publish
         self._reported_s = -math.inf
@@ -158,7 +161,8 @@ class Watch:
         kinds = [words.split(" ", 1)[0] for words in status.values()]
         if now_s - self._reported_s >= _REPORT_S or kinds != self._kinds:
             self._reported_s, self._kinds = now_s, kinds
-            self._publish(structs.replace(self._supervisor.health(), stamp_ns=self._clock()))
+            health = structs.replace(self._supervisor.health(), stamp_ns=self._clock(), node=self._name)
+            self._publish(health)
 
     def _logs(self) -> None:
         for node, line in self._supervisor.lines():

@@ -25,7 +25,7 @@ from perception import topics
 from perception.bus.subscriber import Subscriber
 from perception.errors import DISTRIBUTION, MalformedMessageError
 from perception.errors.credentials import cleaned
-from perception.messages import PROCESS, SUPERVISOR, FusedState, Header, Health, Message, ModelInfo
+from perception.messages import PROCESS, FusedState, Header, Health, Message, ModelInfo, is_supervisor
 from perception.profile import Profile, RecorderConfig
 from perception.session.file.writer import SessionWriter
 from perception.units import SECOND_NS
@@ -168,7 +168,7 @@ class Recorder:
             if header.model != self._model:
                 self._model = header.model
                 self._keep(*model_note(header, self._metadata))
-        elif isinstance(header, Health) and header.node != SUPERVISOR:
+        elif isinstance(header, Health) and not is_supervisor(header.node):
             facts = {name: value for name, value in header.device.items() if name != PROCESS}
             if facts:
                 self._note_device(header.node, facts)
