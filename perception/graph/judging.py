@@ -12,10 +12,12 @@ from queue import Full, Queue
 from typing import Final
 
 from perception.devices.received import FRAME_PERIOD_NS, ReceivedSignals, Thresholds, is_unjudged
-from perception.messages import AudioBlock, Header, Message
+from perception.messages import AudioBlock, CameraFrame, Header, Message
 
-_MAX_WAITING: Final = 16
-"""Messages that may wait to be judged; a waiting frame keeps its slot of shared memory."""
+_MAX_WAITING: Final = 512
+"""Messages that may wait to be judged: a judge of sound needs every block."""
+_MAX_BEFORE_FRAME: Final = 16
+"""A frame is skipped if more messages wait: it would keep its slot of shared memory."""
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -47,10 +49,13 @@ class Judging:
             self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
             self._thread.start()
         if self._is_due(message):
+            busy = isinstance(message.header, CameraFrame) and self._queue.qsize() > _MAX_BEFORE_FRAME
             try:
-                self._queue.put_nowait(message)
+                if not busy:
+                    self._queue.put_nowait(message)
             except Full:
-                self.skipped += 1
+                busy = True
+            self.skipped += busy
         return self._conditions.get(message.topic, "starting")
 
     def close(self) -> None:
