@@ -46,29 +46,23 @@ def stuck(sound: Excerpt) -> str:
 def loop(sound: Excerpt) -> int:
     """Return the period in samples at which the newest 0.3 s repeat earlier sound exactly; 0 if they do not.
 
-    Natural sound never repeats exactly. Silence does, so sound that seldom leaves its value is not compared.
+    Natural sound never repeats exactly. Silence does, so sound that seldom leaves its value is not compared,
+    and what is searched is the part around the loudest sample.
     """
-    count, rate_hz = len(sound.raw), sound.rate_hz
-    checked = round(0.3 * rate_hz)
-    longest = min(round(sound.limits.loop_s * rate_hz), count - checked)
-    newest = sound.main[-checked:]
-    if (
-        longest <= 0
-        or np.ptp(newest) < 2 * ONE_STEP
-        or np.count_nonzero(sound.steps[-checked:]) < checked // 20
-    ):
+    count, checked = len(sound.raw), round(0.3 * sound.rate_hz)
+    longest = min(round(sound.limits.loop_s * sound.rate_hz), count - checked)
+    newest, moves = sound.main[-checked:], np.count_nonzero(sound.steps[-checked:])
+    if longest <= 0 or np.ptp(newest) < 2 * ONE_STEP or moves < checked // 20:
         return 0
-    needle = sound.raw[-max(checked // 16, 1) :].tobytes()
-    size = sound.raw.itemsize * sound.raw.shape[1]
-    known = sound.raw[count - checked - longest :].tobytes()
-    at = known.find(needle, checked * size - len(needle), len(known) - 1)
-    while at >= 0 and at % size:
-        at = known.find(needle, at + 1, len(known) - 1)
-    lag = (len(known) - len(needle) - at) // size
-    same = at >= 0 and np.array_equal(
-        sound.raw[count - checked :], sound.raw[count - checked - lag : count - lag]
-    )
-    return lag if same else 0
+    width = max(checked // 16, 1)
+    at = count - checked + min(int(np.abs(newest).argmax()), checked - width)
+    first, size = max(at - longest, 0), sound.raw.itemsize * sound.raw.shape[1]
+    known = sound.raw[first : at + width].tobytes()
+    found = known.rfind(known[(at - first) * size :], 0, len(known) - size)
+    lag = at - first - found // size
+    if found < 0 or found % size or lag > longest:
+        return 0
+    return lag if np.array_equal(sound.raw[-checked:], sound.raw[count - checked - lag : count - lag]) else 0
 
 
 def dc(sound: Excerpt) -> str:
