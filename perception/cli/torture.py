@@ -30,6 +30,8 @@ def torture(minutes: float, seed: int, report: Path | None, out: Path | None) ->
     folder.mkdir(parents=True, exist_ok=True)
     result = campaign.run(folder, minutes=minutes, seed=seed, progress=lambda text: show(text, err=True))
     show(*as_text(result.rows()).split("\n"))
+    for text in result.skipped:
+        show(f"skipped: {text}")
     for text in result.failures:
         show(f"broken: {text}")
     if report is not None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from perception.messages import SUPERVISOR, FusedState
 from perception.torture.faults import FULL_DISK, MODALITIES, Fault, catalogue
 from perception.torture.graph import Graph
+from perception.torture.link import Hosts, LinkedGraph
 from perception.torture.witness import Seen, Witness
 
 SEGMENT_S: Final = 150.0
@@ -54,6 +55,8 @@ class Result:
     broken: list[str] = field(default_factory=list)
     states: int = 0
     sessions: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    """What could not be tried on this machine."""
 
     @property
     def failures(self) -> list[str]:
@@ -82,14 +85,18 @@ def _row(name: str, trials: Sequence[Trial]) -> dict[str, Any]:
     }
 
 
-def run(folder: Path, *, minutes: float, seed: int, progress: Callable[[str], None]) -> Result:
-    """Run faults for so many minutes; `folder` keeps recordings and logs."""
+def run(
+    folder: Path, *, minutes: float, seed: int, progress: Callable[[str], None], links: bool = True
+) -> Result:
+    """Run faults for so many minutes, then those of a link; `folder` keeps recordings and logs."""
     result, chance = Result(seed), random.Random(seed)
     end_s = time.monotonic() + minutes * 60
     deck: list[Fault] = []
     while time.monotonic() < end_s or not result.trials:
         segment = _Segment(folder, result, chance, progress)
         segment.run(min(end_s, time.monotonic() + SEGMENT_S), deck)
+    if links:
+        _Segment(folder, result, chance, progress).run_link()
     return result
 
 
@@ -106,11 +113,10 @@ class _Segment:
         self._first_mib: dict[int, float] = {}
 
     def run(self, end_s: float, deck: list[Fault]) -> None:
+        """Run faults of one host until `end_s`, at least one; then the full disk."""
         port, stranger = _free_ports(2)
-        graph = Graph(
-            self._folder, self._domain, seed=self._chance.randrange(1000), port=port, stranger=stranger
-        )
-        with graph:
+        scene = self._chance.randrange(1000)
+        with Graph(self._folder, self._domain, seed=scene, port=port, stranger=stranger) as graph:
             self._progress(f"graph ready after {graph.wait_until_ready():.1f} s")
             while time.monotonic() < end_s or not self._result.trials:
                 if not deck:
@@ -118,6 +124,25 @@ class _Segment:
                 self._try(graph, deck.pop())
             self._try(graph, FULL_DISK)
             self._pids |= {graph.process.pid}
+        self._judge_whole(graph)
+
+    def run_link(self) -> None:
+        """Run each fault of a link between two hosts, where namespaces can be created."""
+        hosts = Hosts()
+        try:
+            if not hosts.open():
+                self._result.skipped.append("link: network namespaces cannot be created here")
+                self._progress(self._result.skipped[-1])
+                return
+            with LinkedGraph(self._folder, self._domain, hosts, seed=self._chance.randrange(1000)) as graph:
+                self._progress(f"two hosts ready after {graph.wait_until_ready():.1f} s")
+                for fault in hosts.faults():
+                    self._try(graph, fault)
+            self._judge_whole(graph)
+        finally:
+            hosts.close()
+
+    def _judge_whole(self, graph: Graph) -> None:
         self._result.states += len(graph.witness.states)
         self._result.broken += sequence(graph.witness.states, graph.witness.lost(), _skipped(graph.witness))
         self._result.broken += [f"left over: {one}" for one in graph.leftovers(self._pids)]
@@ -222,7 +247,7 @@ def judge(seen: Sequence[Seen], fault: Fault, begun_s: float, undone_s: float) -
     broken = [text for one in seen if (text := _wrong(one.state, one.received_ns))][:3]
     if not fault.node and (lost := missing(seen) - sum(one.state.shed for one in seen[1:])) > 0:
         broken.append(f"{lost} states lost and not shed, though no node was hurt")
-    if (modality := MODALITIES.get(fault.node)) and not fault.by_itself:
+    if (modality := MODALITIES.get(fault.node)) and fault.silences:
         late = [one for one in seen if begun_s + NOTICE_S < one.at_s < undone_s]
         if any(one.state.modalities[modality].presence == "present" for one in late):
             broken.append(f"{modality} was present {NOTICE_S:.0f} s after its node had stopped")

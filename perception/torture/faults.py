@@ -39,6 +39,8 @@ class Fault:
     """How long it lasts, by seed between these."""
     by_itself: bool = False
     """Whether the graph recovers while the fault lasts: time of recovery counts from the injection."""
+    silences: bool = False
+    """Whether nothing arrives from the node while it lasts."""
 
 
 def _nothing() -> None:
@@ -194,7 +196,7 @@ def catalogue() -> tuple[Fault, ...]:
         Fault(f"kill -9 {node}", node, partial(_kill, node), (0.5, 1.0), by_itself=True) for node in nodes
     ]
     short = [
-        Fault(f"SIGSTOP {node}, 1 to 2 s", node, partial(_stop, node), (1.0, 2.0))
+        Fault(f"SIGSTOP {node}, 1 to 2 s", node, partial(_stop, node), (1.0, 2.0), silences=True)
         for node in (CAMERA, "microphone-main", "fusion", "recorder")
     ]
     long = [
