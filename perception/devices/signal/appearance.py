@@ -27,6 +27,8 @@ _SMOOTH_S: Final = 6.0
 _LEVELS_OF_STRUCTURE: Final = 0.25
 """Standard deviation of block means over some pictures: less is noise and light fall-off of a sensor."""
 _PERCENTILES: Final = (50, 60, 70, 75, 80, 85, 90, 95)
+_DARKEST: Final = 4.0
+"""A covered lens is brighter than this, by its noise; a darker picture is black or shows a dark scene."""
 _FEWEST: Final = 4
 """Percentiles with detail: a quarter of the picture has some."""
 _MOST: Final = 0.75
@@ -91,7 +93,8 @@ class Reference:
 
 def percentiles(now: Measures) -> Floats:
     """Return the detail at each of `_PERCENTILES` of the blocks inside the bars."""
-    return np.asarray(np.percentile(now.detail[now.inside], _PERCENTILES))
+    ranked = np.sort(now.detail[now.inside])
+    return np.asarray(ranked[np.asarray(_PERCENTILES) * (ranked.size - 1) // 100])
 
 
 def structure(now: Measures) -> float:
@@ -200,7 +203,11 @@ class Appearance:
                 return "covered", "the lens is covered: dark, nothing is left of the picture"
             return None
         smooth = self._is_smooth(now, scale)
-        if now.rich < 0.3 * before.rich and ((dim and smooth) or (dark and not same)):
+        if (
+            now.level >= _DARKEST
+            and now.rich < 0.3 * before.rich
+            and ((dim and smooth) or (dark and not same))
+        ):
             return "covered", "the lens is covered: dark, and fine detail is gone everywhere"
         sharp_before = alike >= min(0.85, before.alike - 0.1) and scale > 0.75
         if not dim and sharp_before and smooth and now.white < self._limits.saturated_share / 2:

@@ -14,7 +14,7 @@ from perception.units import SECOND_NS
 
 _SOONEST_NS: Final = 12_000_000
 """Pictures that follow sooner are not judged."""
-_LOOK_NS: Final = 95_000_000
+_LOOK_NS: Final = 115_000_000
 """Time between looks: measures of whole pictures."""
 _MOST: Final = 0.75
 """Share of the looks that have to find a condition."""

@@ -63,8 +63,9 @@ def block_sums(
     values: Image | npt.NDArray[np.float32], down: npt.NDArray[np.int64], across: npt.NDArray[np.int64]
 ) -> Floats:
     """Return the sums of blocks of a (rows, columns) array, row by row."""
-    corners = cv2.integral(values)[np.ix_(down, across)]
-    return np.asarray(np.diff(np.diff(corners, axis=0), axis=1).ravel())
+    corners = cv2.integral(values)[down][:, across]
+    tall = corners[1:] - corners[:-1]
+    return np.asarray((tall[:, 1:] - tall[:, :-1]).ravel())
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +132,10 @@ class Measuring:
         top, bottom, left, right = self._without_bars(np.asarray(grey, np.uint8))
         few, grey = few[top:bottom, left:right], np.ascontiguousarray(grey[top:bottom, left:right])
         columns = slice(left * across, min(right * across, rows.shape[1]))
-        green = np.ascontiguousarray(rows[top:bottom, columns, rows.shape[2] // 2])
+        green = np.ascontiguousarray(rows[top:bottom:2, columns, rows.shape[2] // 2])
         before, self._green = self._green, green
         detail, grain = _detail(green, (top, columns.start), thin)
+        inside = _inside(thin, (top, bottom), (columns.start, columns.stop))
         mean, spread = cv2.meanStdDev(grey)
         channels = np.hstack(cv2.meanStdDev(few)).astype(np.float64)
         lag = min(32, green.shape[1] // 2)
@@ -142,7 +144,7 @@ class Measuring:
             spread=float(spread[0, 0]),
             white=float(np.count_nonzero(grey >= 250) / grey.size),
             means=thin.means,
-            inside=_inside(thin, (top, bottom), (columns.start, columns.stop)),
+            inside=inside,
             detail=detail,
             grain=grain,
             fine=_power(green[:, 1:], green[:, :-1]),
@@ -151,7 +153,7 @@ class Measuring:
             down=_power(green[1:], green[:-1]),
             moved=0.0 if before is None or before.shape != green.shape else _power(green, before),
             channels=channels,
-            pixels=max(rows.shape[0] * rows.shape[1] // thin.area.size, 1),
+            pixels=max(green.size // max(int(inside.sum()), 1), 1),
         )
 
     def _without_bars(self, grey: Image) -> tuple[int, int, int, int]:
@@ -184,12 +186,13 @@ def _detail(green: Image, origin: tuple[int, int], thin: Thin) -> tuple[Floats, 
     one, first = one[:, 1:-1] ** 2, first[:, 1:-2] ** 2
     two *= two
     two -= one
-    down = np.clip(borders(thin.rows.shape[0], GRID[0]) - origin[0], 0, two.shape[0])
+    down = np.clip((borders(thin.rows.shape[0], GRID[0]) - origin[0] + 1) // 2, 0, two.shape[0])
     across = np.clip(borders(thin.rows.shape[1], GRID[1]) - origin[1], 0, two.shape[1])
     size = np.outer(np.diff(down), np.diff(across)).ravel()
     whole = np.maximum(size, 1)
     ones = block_sums(first, down, across) / whole
-    grain = float(np.percentile(ones[size > 0], 20)) if (size > 0).any() else 0.0
+    smooth = np.sort(ones[size > 0])
+    grain = float(smooth[smooth.size // 5]) if smooth.size else 0.0
     return block_sums(two, down, across) / whole, grain
 
 

@@ -6,6 +6,7 @@ edge of an object steps too, but no shift makes it fit; an edge of the scene was
 
 from typing import Final
 
+import cv2
 import numpy as np
 
 from perception.devices.signal.picture import Floats
@@ -13,7 +14,7 @@ from perception.messages import ConditionName
 from perception.units.arrays import Image
 
 _COLUMNS: Final = 80
-_STEP: Final = 60.0
+_STEP: Final = np.uint8(60)
 """Larger steps from row to row count as this: an edge of few columns is no tear."""
 _NEAR: Final = (3, 9)
 """Rows at this distance show how much rows differ where there is no tear."""
@@ -36,8 +37,9 @@ class Seams:
         green = image[..., 1] if image.ndim == 3 else image
         if green.shape[0] < 32 or green.shape[1] < 32:
             return None
-        few = np.ascontiguousarray(green[:, :: max(green.shape[1] // _COLUMNS, 1)]).astype(np.int16)
-        steps = np.minimum(np.abs(np.diff(few, axis=0)), _STEP).mean(axis=1)
+        few = np.ascontiguousarray(green[:, :: max(green.shape[1] // _COLUMNS, 1)])
+        clipped = np.minimum(cv2.absdiff(few[1:], few[:-1]), _STEP)
+        steps = np.asarray(cv2.reduce(clipped, 1, cv2.REDUCE_AVG, dtype=cv2.CV_64F).ravel(), float)
         ridges = _ridges(steps)
         if self._usual.shape != ridges.shape:
             self._usual, self._looks = ridges, 0

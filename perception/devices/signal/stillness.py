@@ -23,11 +23,11 @@ _LIVELY_NS: Final = 350_000_000
 _LIVELY_FRAMES: Final = 2.5
 _KNOWN_NS: Final = SECOND_NS
 _KNOWN_FRAMES: Final = 8
-_TOGETHER_NS: Final = 300_000_000
+_ONE_BY_ONE_NS: Final = 1_500_000_000
 _HOLD_OF_FEW: Final = 1.3
 _FADING_S: Final = 20.0
 """Time in which the longest pause of a block loses 63 % of its length."""
-_FEW: Final = 0.12
+_FEW: Final = 0.08
 _MANY: Final = 0.35
 _CHANGED: Final = 0.25
 _SAME: Final = 0.85
@@ -35,6 +35,8 @@ _RETURNS: Final = 0.35
 _RETURN_NS: Final = 1_200_000_000
 _RETURN_FRAMES: Final = 8
 _STORED: Final = 256
+_PROBED: Final = 16
+"""Blocks that are compared first."""
 _NOISE_RANGE: Final = (2.5, 252.5)
 
 
@@ -100,7 +102,11 @@ class Stillness:
         if raw:
             return usable
         known = self._changed_ns - self._first_ns >= _KNOWN_NS
-        return known & (self._longest_ns <= max(_LIVELY_NS, _LIVELY_FRAMES * self._interval_ns))
+        return known & (self._longest_ns <= self._pause_of_lively_ns)
+
+    @property
+    def _pause_of_lively_ns(self) -> float:
+        return max(_LIVELY_NS, _LIVELY_FRAMES * self._interval_ns)
 
     def _stopped(self, usable: Flags, raw: bool) -> tuple[ConditionName, str] | None:
         """Return why the picture, or a band of it, counts as stopped."""
@@ -108,14 +114,19 @@ class Stillness:
             return None
         pause_ns = self._last_ns - self._changed_ns
         lively = self._lively(usable, raw)
-        count = int(lively.sum())
-        if count < _FEW * lively.size:
-            return None
-        few = count < _MANY * lively.size and not raw
+        few = lively.sum() < _MANY * lively.size and not raw
         hold_ns = max(self._hold_ns * (_HOLD_OF_FEW if few else 1.0), 3 * self._interval_ns)
         dead = lively & (pause_ns >= hold_ns)
-        share = dead.sum() / count
-        if share < 0.2 or not (raw or self._together(dead)):
+        if not raw and dead.any():
+            # Blocks that were still before the others stopped say nothing, unless many stopped one by one.
+            end_ns = float(np.percentile(self._changed_ns[dead], 90))
+            early = dead & (self._changed_ns < end_ns - self._pause_of_lively_ns)
+            lively, dead = lively & ~early, dead & ~early
+            if (early & (self._changed_ns > end_ns - _ONE_BY_ONE_NS)).sum() > dead.sum():
+                return None
+        count = int(lively.sum())
+        share = dead.sum() / max(count, 1)
+        if count < _FEW * lively.size or share < 0.2:
             return None
         seconds = float(np.median(pause_ns[dead])) / SECOND_NS
         if share >= self._limits.frozen_share:
@@ -126,19 +137,17 @@ class Stillness:
             return None
         return "torn", f"the picture is torn: its {band} part has not changed for {seconds:.1f} s"
 
-    def _together(self, dead: Flags) -> bool:
-        ends = self._changed_ns[dead]
-        longest = max(_TOGETHER_NS, _LIVELY_FRAMES * self._interval_ns)
-        return bool(np.percentile(ends, 95) - np.percentile(ends, 5) <= longest)
-
     def _returned(self, sums: Sums, changed: Flags) -> bool:
         """Return whether the picture changed, and equals an earlier one except the newest."""
         while self._stored and self._stored[0][0] < self._last_ns - self._loop_ns:
             self._stored.popleft()
         if len(self._stored) < 2 or changed.sum() < _CHANGED * changed.size:
             return False
-        earlier = np.stack([stored for _, stored in self._stored])[:-1, changed]
-        return bool((earlier == sums[changed]).mean(axis=1).max() >= _SAME)
+        blocks = np.flatnonzero(changed)
+        some = blocks[:: max(blocks.size // _PROBED, 1)]
+        earlier = np.array([stored for _, stored in self._stored])[:-1]
+        alike = (earlier[:, some] == sums[some]).mean(axis=1) >= _SAME / 2
+        return bool(((earlier[alike] == sums)[:, blocks].mean(axis=1) >= _SAME).any())
 
     def _looped(self) -> tuple[ConditionName, str] | None:
         """Return why the pictures count as a loop."""
