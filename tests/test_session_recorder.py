@@ -178,7 +178,7 @@ def test_as_a_process_it_records_every_message_byte_for_byte(tmp_path: Path) -> 
 
 def test_as_a_process_it_says_by_its_exit_code_that_the_disk_ended_it(tmp_path: Path) -> None:
     profile = tmp_path / "p.toml"
-    profile.write_text(f'domain = "full"\n[recorder]\nout = "{tmp_path / "r.mcap"}"\nmin_free_mb = 1e12\n')
+    profile.write_text(f'domain = "full"\n[recorder]\nout = "{tmp_path / "r.mcap"}"\nmin_free_mb = 1e9\n')
     command = [sys.executable, "-P", "-m", "perception.nodes.recorder", str(profile)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
     assert ended.returncode == 7
