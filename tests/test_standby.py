@@ -36,7 +36,8 @@ from perception.messages import (
     Journal,
     Message,
 )
-from perception.profile import Profile
+from perception.models.fusion import FeatureFusion
+from perception.profile import FusionConfig, HeadConfig, Profile
 from perception.session.recompute.verify import verify
 from perception.units import SECOND_NS
 from tests.live import Arrivals, LiveRun, Wall
@@ -71,8 +72,8 @@ class Active:
 class TakeOver(LiveRun):
     """A process that follows a recorded one until it takes over."""
 
-    def __init__(self, active: Sequence[Message[Header]]) -> None:
-        super().__init__(fusion(), "second", speed=SPEED)
+    def __init__(self, active: Sequence[Message[Header]], config: FusionConfig) -> None:
+        super().__init__(config, "second", speed=SPEED)
         self._active = active
         self.missed: list[int] = []
         self.head: HeadUse | None = None
@@ -80,10 +81,10 @@ class TakeOver(LiveRun):
     def take_over(self, arrivals: Sequence[Message[Header]]) -> list[Message[Header]]:
         """Return the whole recording: that of the killed process, and this one's."""
         clock = Wall(arrivals[0].received_ns, SPEED)
-        engine = build_engine(fusion(), clock=clock.now_ns)
+        engine = build_engine(self._config, clock=clock.now_ns)
         clock.start()
         inbox = Arrivals(arrivals, {}, clock)
-        core, judging = FusionCore(fusion()), Judging()
+        core, judging = FusionCore(self._config), Judging()
         intake = Intake(core, inbox, clock.now_ns)
         active = Active(self._active, clock.now_ns)
         standby = Standby(core, intake, active, clock=clock.now_ns, judging=judging)
@@ -100,12 +101,11 @@ class TakeOver(LiveRun):
         return sorted(whole, key=lambda message: message.received_ns)
 
 
-@pytest.fixture(scope="module")
-def taken_over() -> tuple[list[Message[Header]], TakeOver]:
+def take_over(config: FusionConfig) -> tuple[list[Message[Header]], TakeOver]:
     """Six seconds; the fusion is killed after three, and journaled up to a quarter of a second before."""
     arrivals = scripted(6.0)
     before = [message for message in arrivals if message.received_ns < DIES_NS]
-    whole = LiveRun(fusion(), "first", speed=SPEED).run(before)
+    whole = LiveRun(config, "first", speed=SPEED).run(before)
     inputs = set(map(id, before))
     journals_end_ns = DIES_NS - SECOND_NS // 4
     killed = [
@@ -114,8 +114,13 @@ def taken_over() -> tuple[list[Message[Header]], TakeOver]:
         if id(message) not in inputs
         and message.received_ns < (journals_end_ns if isinstance(message.header, Journal) else DIES_NS)
     ]
-    second = TakeOver(killed)
+    second = TakeOver(killed, config)
     return second.take_over(arrivals), second
+
+
+@pytest.fixture(scope="module")
+def taken_over() -> tuple[list[Message[Header]], TakeOver]:
+    return take_over(fusion())
 
 
 def test_each_tick_of_a_takeover_has_one_state_or_is_journaled_as_shed(
@@ -158,6 +163,17 @@ def test_a_takeover_is_recorded_with_a_mark_and_verifies(
     assert (verdict.exit_code, verdict.different) == (0, 0), list(verdict.lines())
     assert verdict.equal > len(states_of(recording)) * 2 // 3
     assert verdict.skipped["a standby took over, and its windows need sound from before"] <= 12
+
+
+def test_a_takeover_of_a_head_with_a_memory_verifies_too(tmp_path: Path) -> None:
+    """The new process has no memory of the ticks before."""
+    dims = build_engine(fusion(), clock=lambda: 0).dims
+    FeatureFusion(dims, ("a", "b", "c"), gru=8, ticks=5).save_pretrained(tmp_path)
+    config = fusion(head=HeadConfig(weights=str(tmp_path)))
+    recording, _ = take_over(config)
+    verdict = verify(recording, Profile(fusion=config))
+    assert (verdict.exit_code, verdict.different) == (0, 0), list(verdict.lines())
+    assert verdict.equal > len(states_of(recording)) // 2
 
 
 def test_a_role_is_free_the_moment_its_process_is_killed(tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ class Trial:
 def run_trial(graph: Graph, node: str, fault: signal.Signals, rng: random.Random, pause_s: float) -> Trial:
     """Kill or stop the process of a node, and wait until it is back."""
     seen = graph.seen
-    graph.until(lambda: set(seen.status.values()) == {RUNNING} and node in seen.pids and bool(seen.ticks))
+    graph.until(lambda: set(seen.status.values()) == {RUNNING} and node in seen.pids)
+    graph.until(lambda: bool(seen.ticks) or "fusion" not in seen.status)
     graph.until(lambda: all(processes.runs(pid) for pid in seen.pids.values()))
     graph.wait(pause_s * rng.uniform(1.0, 2.0))
     pid = seen.pids[node]
@@ -140,7 +141,7 @@ def run_trial(graph: Graph, node: str, fault: signal.Signals, rng: random.Random
     graph.until(lambda: all(seen.newest[topic] != before[topic] for topic in topics))
     recovered_s = time.monotonic() - fault_s
     graph.wait(_AFTER_S)
-    missing = seen.ticks[-1] - seen.ticks[0] + 1 - len(seen.ticks)
+    missing = seen.ticks[-1] - seen.ticks[0] + 1 - len(seen.ticks) if seen.ticks else 0
     return Trial(node, noticed_s, recovered_s, missing, missing - seen.shed)
 
 
