@@ -12,6 +12,7 @@ from msgspec import structs
 
 from perception.bus.mailbox import Mailbox
 from perception.cli.main import cli
+from perception.clock.remote import Probe, RemoteClock
 from perception.fusion.core import FusionCore
 from perception.fusion.engine import Engine
 from perception.fusion.ledger import Backlog
@@ -179,6 +180,18 @@ def test_a_state_that_calls_held_what_no_state_showed_is_found(tmp_path: Path) -
 
 
 STREAMS = scenario().streams
+
+
+class NeverSteps(RemoteClock):
+    def _contradicts(self, probe: Probe) -> bool:
+        return False
+
+
+def test_a_host_whose_clock_was_set_and_is_not_corrected_is_found(tmp_path: Path) -> None:
+    clocks: dict[str, Any] = {"estimated": True, "host_offset_ns": 20 * SECOND_NS, "host_ppm": 80.0}
+    for seconds in (0.7, 40.0):
+        one = scenario(fault("host clock", "host", 8, 20, seconds), seconds=30.0, **clocks)
+        assert broken(tmp_path, one, remote_clock=NeverSteps) == "presence"
 
 
 class Credulous(ObservedCore):

@@ -50,6 +50,7 @@ KINDS: Final[dict[str, Kind]] = {
     "flood": Kind("text", 0.5, 3, 20, 200),  # topics per second
     "cut": Kind("host", 0.5, 10),  # the network buffers what is sent, and delivers it at the end
     "outage": Kind("host", 0.5, 10),  # the network loses what is sent
+    "host clock": Kind("host", 6, 30, 0.002, 60.0),  # seconds, by which it is set and later set right
     "suspend": Kind("fusion", 1, 60),  # fusion and streams stop, as their host sleeps
     "crash": Kind("fusion", 0.2, 3),
     "stop": Kind("fusion", 0.2, 3),

@@ -13,6 +13,7 @@ from typing import Final
 from msgspec import structs
 
 from perception.bus.mailbox import Mailbox
+from perception.clock.remote import RemoteClock
 from perception.fusion.core import FusionCore
 from perception.fusion.early import Early
 from perception.fusion.engine import Engine
@@ -75,6 +76,7 @@ class Parts:
     backlog: Callable[[], Backlog] = Backlog
     presence: Callable[[], Presence] = Presence
     mailbox: Callable[[], Mailbox] = Mailbox
+    remote_clock: Callable[[], RemoteClock] = RemoteClock
 
 
 def hung_until_ns(faults: Mapping[str, Fault]) -> int | None:

@@ -19,6 +19,7 @@ from perception.session.recompute.verify import verify
 from perception.simulate.checks import Checks, ViolationError
 from perception.simulate.engine import cheap_engine
 from perception.simulate.faults import SLOW, Active, Fault
+from perception.simulate.hosts import Estimated
 from perception.simulate.nodes import FusionProcess, Parts
 from perception.simulate.recorder import FileSegment, MemorySegment, RecorderNode, Segment
 from perception.simulate.scenario import START_NS, Scenario
@@ -72,11 +73,16 @@ class Simulation:
         self._folder = folder
         self._profile = Profile(fusion=scenario.fusion)
         self._process: FusionProcess | None = None
+        self._estimated: Estimated | None = None
+        self._remote = {stream.topic for stream in scenario.streams if stream.remote}
         self._recorder = RecorderNode(self.world, Active(scenario.faults_at("recorder")), self._segment)
 
     def run(self) -> None:
         """Run it to its end, then verify the recording; ViolationError if an invariant does not hold."""
         scenario, world = self.scenario, self.world
+        if scenario.estimated:
+            self._estimated = Estimated(scenario, self._parts.remote_clock())
+            self._ask()
         for stream in scenario.streams:
             world.play(deliveries(scenario, stream), self._deliver)
         end_ns = START_NS + round(scenario.seconds * SECOND_NS)
@@ -93,6 +99,11 @@ class Simulation:
         self.checks.seen["recorded"] += self._recorder.messages
         for source, whole in self._recorder.finished:
             self._verify(source, whole=whole)
+
+    def _ask(self) -> None:
+        """Ask the remote host for its time, again and again."""
+        assert self._estimated is not None
+        self.world.plan(self._estimated.ask(self.world.now_ns), self._ask)
 
     def _live(self, incarnation: int, ends_ns: int, *, killed: bool) -> None:
         """Run one incarnation of the fusion until it is stopped or killed."""
@@ -122,11 +133,15 @@ class Simulation:
         """Bring a message to the fusion and the recorder."""
         _, sent, copies, recorded = delivery
         message = Message(sent.topic, sent.header, sent.payload, self.world.now_ns)
+        known: Message[Header] | None = message
+        if self._estimated is not None and sent.topic in self._remote:
+            known = self._estimated.correct(message)
         if copies and self._process is not None:
+            mailbox = self._process.inbox.mailbox
             for _ in range(copies):
-                self._process.inbox.mailbox.put(message)
-        if recorded:
-            self._recorder.take(message)
+                mailbox.refuse(sent.topic, "clock unknown") if known is None else mailbox.put(known)
+        if recorded:  # by a reader here, or by one that does not correct times
+            self._recorder.take((known or message) if self.scenario.seed % 2 else message)
 
     def _publish(self, message: Message[Header]) -> None:
         self.checks.published(message)

@@ -58,6 +58,12 @@ class Scenario(msgspec.Struct, frozen=True):
     inference: float
     """Duration of an inference in hops while nothing overloads it."""
     faults: tuple[Fault, ...]
+    host_offset_ns: int = 0
+    """Clock of the remote host minus that of this one, at the start."""
+    host_ppm: float = 0.0
+    """Rate of the remote host's clock."""
+    estimated: bool = False
+    """Whether the remote host's clock is estimated and its stamps are corrected; else it is exact."""
 
     @classmethod
     def of(cls, seed: int, seconds: float | None = None, mode: Mode | None = None) -> Self:
@@ -70,7 +76,14 @@ class Scenario(msgspec.Struct, frozen=True):
             seconds = SECONDS[mode] * _share(streams, fusion)
         inference = random.uniform(0.05, 0.6)
         faults = draw(random, (stream.topic for stream in streams), seconds)
-        return cls(seed, mode, seconds, streams, fusion, inference, faults)
+        offset_ns, ppm = round(random.uniform(-30, 30) * 1e9), random.uniform(-100, 100)
+        estimated = random.random() < 0.5 and any(stream.remote for stream in streams)
+        if not estimated:
+            faults = tuple(fault for fault in faults if fault.kind != "host clock")
+            offset_ns, ppm = 0, 0.0
+        return cls(
+            seed, mode, seconds, streams, fusion, inference, faults, offset_ns, ppm, estimated=estimated
+        )
 
     def only(self, numbers: Iterable[int]) -> Self:
         """Return the scenario with some of its faults, by their position."""

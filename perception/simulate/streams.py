@@ -11,9 +11,11 @@ from random import Random
 from typing import Final
 
 import numpy as np
+from msgspec import structs
 
 from perception.messages import AudioBlock, CameraFrame, Header, Message, TextCommand
 from perception.simulate.faults import Active
+from perception.simulate.hosts import HostClock
 from perception.simulate.scenario import START_NS, Scenario, Stream
 from perception.units import SECOND_NS
 
@@ -36,7 +38,10 @@ def deliveries(scenario: Scenario, stream: Stream) -> Iterator[Delivery]:
     }
     faults = scenario.faults_of(stream)
     random = Random(f"{scenario.seed} {stream.topic}")
-    return _linked(stream, publish[stream.kind](stream, Active(faults), random), Active(faults), random)
+    sent = publish[stream.kind](stream, Active(faults), random)
+    if scenario.estimated and stream.remote:
+        sent = _on_remote_clock(sent, HostClock(scenario))
+    return _linked(stream, sent, Active(faults), random)
 
 
 class _Publisher:
@@ -170,6 +175,14 @@ def _commands(stream: Stream, active: Active, random: Random) -> Sent:
             language="en",
         )
         yield at_ns, Message(topic, header)
+
+
+def _on_remote_clock(sent: Sent, clock: HostClock) -> Sent:
+    """Stamp messages by the clock of the remote host."""
+    for at_ns, message in sent:
+        header, ahead_ns = message.header, clock.ahead_ns(at_ns - START_NS)
+        times = {"stamp_ns": header.stamp_ns + ahead_ns, "sent_ns": at_ns + ahead_ns}
+        yield at_ns, structs.replace(message, header=structs.replace(header, **times))
 
 
 def _offset_ns(active: Active, elapsed_ns: int) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, Literal, NamedTuple
 
 from perception.features.window import CONTEXT_NS
-from perception.simulate.faults import Fault
+from perception.simulate.faults import SLOW, Fault
 from perception.simulate.scenario import START_NS, Scenario, Stream
 from perception.units import MILLISECOND_NS, SECOND_NS
 
@@ -14,7 +14,9 @@ MARGIN_NS: Final = 300 * MILLISECOND_NS
 """Uncertainty of when a fault shows in the windows: a hop and a few periods."""
 _ABSENT: Final = frozenset({"death", "restart", "outage", "cut", "suspend", "malformed", "leap"})
 """Kinds during which nothing usable arrives."""
-_MOVES: Final = frozenset({"late", "cut", "ahead", "behind", "leap", "drift", "hang", "suspend", "busy"})
+STEP_FOUND_NS: Final = 4 * SECOND_NS
+"""A step of a host's clock is found within this time."""
+_MOVES: Final = SLOW | {"host clock", "late", "cut", "ahead", "behind", "leap", "drift"}
 """Kinds that move stamps or arrivals: what one of them does, another may undo."""
 _HARMLESS: Final = frozenset({"duplicate", "flood", "overload"})
 
@@ -76,6 +78,10 @@ def _spans(scenario: Scenario, stream: Stream) -> Iterator[Span]:
     others = [*faults, *scenario.faults_at("fusion")]
     for fault in faults:
         if fault.kind in _HARMLESS or (stream.kind == "camera" and fault.kind == "drift"):
+            continue
+        if fault.kind == "host clock":
+            for edge_ns in (START_NS + fault.start_ns, START_NS + fault.stop_ns):
+                yield Span(edge_ns - MARGIN_NS, edge_ns + STEP_FOUND_NS + recovery, "")
             continue
         moved_ns = round(fault.amount * SECOND_NS) if fault.kind in ("late", "ahead") else 0
         reaction_ns = _reaction_ns(scenario, stream) + lateness_ns * (fault.kind in ("late", "behind"))
