@@ -129,7 +129,7 @@ class CaptureLoop:
         return publisher
 
     def opened(self, open_device: "Callable[[], Device[ItemT]]") -> "Device[ItemT]":
-        """Return the open device; while its driver blocks, health says so once a second.
+        """Return the open device; while its driver blocks, publish `lost` with the reason once a second.
 
         Raises what `open_device` raises; SystemExit if the node is stopped before it returns.
         """

@@ -1,9 +1,9 @@
 """One fusion process: active from its start, or standing by with its models loaded until it takes over.
 
 Order of an active process: bind the outputs, so that readers find them while the models load; load; fuse.
-Order of one that stands by: load; follow the inputs; when the active process has ended, which the kernel
-tells by its role (`perception.bus.role`), bind the outputs; wait until readers have found them; fuse. Only
-the process that has the role binds outputs, so only one ever publishes states.
+Order of one that stands by: load; follow the inputs; when the active process has ended, the kernel gives the
+role to this one (`perception.bus.role`): bind the outputs; wait until readers have found them; fuse. Only the
+process that has the role binds outputs, so only one ever publishes states.
 
 Threads: the main thread calls every method. A daemon thread waits for the role and sets an event.
 """

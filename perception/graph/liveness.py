@@ -1,4 +1,4 @@
-"""Which nodes live: from their health, the host clock and what the supervisor knows. Pure.
+"""Which nodes live: from their health, the host clock and the status of their processes. Pure.
 
 Every node publishes `Health` once a second from its main loop. It is the heartbeat: a main loop that hangs
 publishes none, whatever its other threads do. A node is `lost` once SILENT_S have passed without one, so

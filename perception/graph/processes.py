@@ -1,7 +1,7 @@
 """Processes of this host by id: which still run, which hold a file, and nodes that end with their supervisor.
 
-A process id alone names no process: the system uses it again. `started` tells two of them apart. Linux reads
-/proc; other systems know less, and each function says what it returns there.
+A process id alone names no process: the system uses it again; the start time of a process (`started`) does.
+On Linux /proc is read; the docstrings state what is returned where there is none.
 
 Threads: all functions may be called from any thread. `end_with_supervisor` starts one daemon thread, which
 uses nothing but signals.

@@ -247,7 +247,7 @@ class Supervisor:
         running.pulse, running.kill_s = Pulse(), None
 
     def _kill_if_hung(self, running: _Running, now_s: float) -> None:
-        """Let a node that hangs write where it hangs, and kill it shortly after that."""
+        """Signal a node that hangs to write its stacks, and kill it shortly after that."""
         if running.process is None or running.process.poll() is not None:
             return
         pid = running.process.pid
