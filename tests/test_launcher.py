@@ -106,7 +106,7 @@ def test_ten_healthy_seconds_forgive_earlier_crashes() -> None:
 
 def test_a_node_that_works_for_a_while_each_time_is_down_for_at_most_half_of_it() -> None:
     policy = RestartPolicy()
-    assert [policy.decide(139, 4.0)[1] for _ in range(5)] == [0.5, 1, 2, 2, 2]
+    assert [policy.decide(139, 4.0)[1] for _ in range(5)] == [0.1, 1, 2, 2, 2]
 
 
 def test_a_node_counts_as_failing_whatever_moment_one_asks() -> None:

@@ -18,6 +18,7 @@ AT_ONCE_S: Final = 0.1
 """Delay after the first crash of a node that has worked: each 0.1 s costs a state."""
 
 _WORKED_S: Final = 2.0
+"""A node that worked for this long and crashes again and again is down for at most half of its time."""
 
 
 class Decision(Enum):
@@ -58,11 +59,10 @@ class RestartPolicy:
         if exit_code in PERMANENT:
             return Decision.STOP_ALL, 0.0
         delay_s = self.backoff.failed(worked_s)
-        if self.backoff.healthy(worked_s):
-            delay_s = AT_ONCE_S
-        elif worked_s >= _WORKED_S:  # a node that works for a while, again and again, is down for less time
-            delay_s = min(delay_s, worked_s / 2)
-        return Decision.RESTART, delay_s
+        if worked_s < _WORKED_S:
+            return Decision.RESTART, delay_s
+        first = self.backoff.failures == 1
+        return Decision.RESTART, AT_ONCE_S if first else min(delay_s, worked_s / 2)
 
     def failing(self, worked_s: float | None) -> bool:
         """Return whether a node that has crashed still counts as failing.
