@@ -148,7 +148,7 @@ class Checks:
         """Ticks cut and not yet accounted for, with what their states must contain."""
         self._last_tick: int | None = None
         self._last_state_tick = -1
-        self._last_used: dict[str, tuple[str, tuple[int, int] | None]] = {}
+        self._last_used: dict[str, Used] = {}
         self._skipped = self._pushed = self._ticks = self._journaled = 0
         self._began_ns = self._world.now_ns
         self.seen["incarnations"] += 1
@@ -256,9 +256,8 @@ class Checks:
         used = item.topic, None if item.seqs is None else item.seqs[1]
         if item.presence == "absent" or used != (topic, seq):
             raise ViolationError("late", f"tick {tick}: {name} must use {expected}, it uses {used}")
-        now = item.topic, item.seqs
-        true = (item.presence == "held") == (now == self._last_used.get(name))
-        self._last_used[name] = now
+        true = (item.presence == "held") == (expected == self._last_used.get(name))
+        self._last_used[name] = expected
         self._require("presence", true, f"tick {tick}: {name} {item.presence}")
 
     def _check_journal(self, journal: Journal) -> None:
