@@ -1,16 +1,31 @@
 """A fusion's health names what is wrong, with its figure, and returns to ok; dead inputs cost no state."""
 
+import threading
+import time
 from itertools import combinations
 from typing import Any, Final
 
 import pytest
 
+from perception.errors import PerceptionError
+from perception.fusion.build import build_engine
+from perception.fusion.compute import Compute
 from perception.fusion.core import FusionCore
 from perception.graph.fusion_health import Figures, FusionJudge
+from perception.graph.fusion_loop import FusionLoop
 from perception.graph.liveness import Standing
-from perception.messages import Fused, FusedState, Health, Latency, ModalityState, ModelInfo
+from perception.messages import (
+    Fused,
+    FusedState,
+    Health,
+    HostTime,
+    InputHealth,
+    Latency,
+    ModalityState,
+    ModelInfo,
+)
 from perception.units import SECOND_NS
-from tests.live import LiveRun
+from tests.live import LiveRun, Wall
 from tests.streams import (
     CAMERA,
     MICROPHONE,
@@ -155,6 +170,36 @@ def test_the_loop_publishes_what_is_judged() -> None:
     assert {one.status for one in dead} <= {"degraded", "lost"}
     assert dead[0].stamp_ns - dies_ns < 2 * SECOND_NS
     assert any("encoder level" in one.reason and "windows shed" in one.reason for one in health)
+
+
+class Quiet:
+    """An inbox without messages."""
+
+    def receive(self, timeout_s: float) -> None:
+        time.sleep(min(timeout_s, 0.01))
+
+    def health(self) -> dict[str, InputHealth]:
+        return {}
+
+    def host_times(self) -> dict[str, HostTime]:
+        return {}
+
+
+def test_a_fusion_whose_models_hang_is_lost_and_then_ends_with_the_reason() -> None:
+    """A restart is all that helps; its main loop reports until then."""
+    run, clock, released = LiveRun(fusion(), "hangs", speed=SPEED), Wall(START_NS, SPEED), threading.Event()
+    outputs = run._outputs(clock.now_ns)
+    compute = Compute(build_engine(fusion(), clock=clock.now_ns), lambda _: released.wait(), clock.now_ns)
+    compute.start()
+    loop = FusionLoop(FusionCore(fusion()), compute, Quiet(), outputs, clock.now_ns)
+    try:
+        with pytest.raises(PerceptionError, match=r"^the models hang: no state for \d+\.\d s"):
+            loop.run(threading.Event())
+    finally:
+        released.set()
+        compute.stop()
+    health = [one.header for one in run.recorded if isinstance(one.header, Health)]
+    assert [one for one in health if one.status == "lost" and one.reason.startswith("no state for")]
 
 
 @pytest.mark.parametrize("dead", [dead for count in (1, 2, 3) for dead in combinations((0, 1, 2), count)])
