@@ -184,14 +184,14 @@ def test_a_node_that_hangs_is_lost_shows_where_is_killed_and_started_again(stopp
             os.kill(pid, signal.SIGSTOP)
         eventually(lambda: says("it hangs and is killed"))
         noticed_s = time.monotonic() - hung_s
-        assert supervisor.status()["camera"].startswith("lost: no sign of life for 2.")
+        assert supervisor.status()["camera"].startswith("lost: no sign of life for ")
         assert supervisor.health().status == "degraded"
         eventually(lambda: says("restarts in"))
         assert not processes.runs(pid)
         assert supervisor.health().counts == {"camera hung": 1, "camera restarted": 1}
         eventually(lambda: says("restarts in") and lines.count("up") == 2)
         assert supervisor.status() == {"camera": "running"}
-    assert SILENT_S <= noticed_s < 3.0
+    assert SILENT_S <= noticed_s < 6.0  # long before the ten seconds of one that only lacks a processor
     assert stopped or any("in blocked_in_the_driver" in line for line in lines)
 
 
@@ -217,8 +217,8 @@ def test_a_stopped_node_is_lost_for_everyone_and_comes_back(graph: "subprocess.P
         os.kill(pids["camera-front"], signal.SIGSTOP)
         stopped_s = time.monotonic()
         lost = next_health(subscriber, lambda one: one.node == "supervisor" and one.status != "ok")
-        assert time.monotonic() - stopped_s < 3.5
-        assert lost.reason.startswith("camera-front: lost: no sign of life for 2.")
+        assert time.monotonic() - stopped_s < 6.0
+        assert lost.reason.startswith("camera-front: lost: no sign of life for ")
         next_health(
             subscriber,
             lambda one: one.node == "camera-front" and one.device[PROCESS] != pids["camera-front"],
