@@ -11,13 +11,14 @@ import msgpack
 import pytest
 import zmq
 
+import perception
 from perception.bus import keys
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.remote_hosts import ask, service_at
 from perception.bus.subscriber import Subscriber
 from perception.bus.time_service import RATE_HZ, TIME, TOPICS, Allowance, TimeServer
-from perception.errors import BusError
+from perception.errors import BusError, PerceptionError
 from perception.messages import Label, TextCommand
 from perception.profile.hosts import RemoteHost
 from perception.torture import zmtp
@@ -145,6 +146,21 @@ def test_a_host_is_read_once_its_clock_is_known(base: Path, clock: Elsewhere, pu
             assert message is not None
             assert message.header.correction_ns < 0
         assert subscriber.health()["text/say"].dropped == {}
+
+
+def test_a_program_reads_a_host_by_its_address(base: Path, clock: Elsewhere, publisher: Publisher) -> None:
+    port = int(str(publisher.endpoint).rpartition(":")[2])
+    with serving(TimeServer(LOOPBACK, clock=clock.now_ns, ports={"text/say": port})) as server:
+        address = server.endpoint.removeprefix("tcp://")
+        with perception.subscribe("text/*", connect=address) as subscriber:
+            assert publisher.wait_for_subscriber(LONG_S)
+            say(publisher, clock)
+            message = subscriber.receive(LONG_S)
+            assert message is not None
+            assert abs(message.header.stamp_ns - message.received_ns) < LONG_S * 1e9
+            assert message.header.correction_ns < -20 * SECOND
+        with pytest.raises(PerceptionError, match=r"serves no topic that matches camera/\*; it serves"):
+            perception.subscribe("camera/*", connect=address)
 
 
 def test_a_clock_that_was_set_is_followed(

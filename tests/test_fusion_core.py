@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from perception.clock import SampleClock, device_to_host_ns
+from perception.clock.samples import SampleClock, device_to_host_ns
 from perception.fusion.core import MAX_CUT_AT_ONCE, FusionCore
 from perception.fusion.ledger import Backlog
 from perception.fusion.window import AudioSlice, CameraSlice, TextSlice, Window, WindowInput

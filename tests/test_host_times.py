@@ -10,6 +10,7 @@ from perception.cli import host_times
 from perception.cli.panel import Board, node_table, panel_lines
 from perception.cli.summary import Summary
 from perception.cli.summary_tables import print_report
+from perception.graph.fusion_loop import SILENT_CLOCK_MS, unsure
 from perception.messages import Health, HostTime, Message
 
 KNOWN = HostTime(
@@ -44,6 +45,13 @@ def test_nodes_and_panel_show_the_clocks_that_a_node_corrects() -> None:
     assert f"clock of cart: {host_times.UNKNOWN}" in screen.getvalue()
     lines = [line.plain.rstrip() for line in panel_lines(board, {}, "title", width=120, height=20)]
     assert f"fusion <- clock of robot: {WORDS}" in lines
+
+
+def test_a_fusion_names_the_clocks_that_it_does_not_follow() -> None:
+    assert unsure({"robot": KNOWN}) == unsure({}) == ""
+    assert unsure({"robot": KNOWN, "cart": HostTime()}) == "cart: not read before its clock is known"
+    silent = HostTime(offset_ms=1.0, age_ms=SILENT_CLOCK_MS + 1)
+    assert unsure({"robot": silent}) == "robot: its clock no longer answers"
 
 
 def test_the_summary_ends_with_the_clocks() -> None:

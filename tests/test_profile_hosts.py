@@ -48,6 +48,14 @@ def test_each_host_starts_its_nodes_and_one_that_answers_for_its_clock() -> None
     assert names(graph(here="desk")) == ["fusion", "recorder", "microphone-desk", "clock-desk"]
 
 
+def test_a_host_that_reads_others_runs_on_when_its_own_devices_have_ended() -> None:
+    ends = {
+        here: [node.name for node in plan(graph(here=here), "graph.toml", origin_ns=0) if node.capture]
+        for here in ("robot", "desk")
+    }
+    assert ends == {"robot": ["camera-front", "text-operator"], "desk": []}
+
+
 def test_endpoints_follow_from_the_profile() -> None:
     robot, desk = graph(here="robot"), graph(here="desk")
     assert robot.endpoint_of("camera/front") == "tcp://127.0.0.1:5601"

@@ -14,6 +14,7 @@ from perception import topics
 from perception.bus import domains
 from perception.bus.host import HostClock, Runtime, base_directory
 from perception.bus.publisher import Publisher
+from perception.bus.remote_hosts import serving
 from perception.bus.subscriber import Subscriber
 from perception.errors import MalformedMessageError
 from perception.messages import MAX_BLOCK_NS, checked, reached_ns
@@ -34,7 +35,7 @@ _lock: Final = threading.Lock()
 def subscribe(
     *patterns: str,
     domain: str | None = None,
-    connect: Mapping[str, str] | None = None,
+    connect: Mapping[str, str] | str | None = None,
     insecure: bool = False,
     keys: str | Path | None = None,
 ) -> Subscriber:
@@ -43,14 +44,25 @@ def subscribe(
     Args:
         patterns: topics such as `state/fused`, or `camera/*`, or `*`.
         domain: default: $PERCEPTION_DOMAIN, else that of the only graph, now or once one is up.
-        connect: topic -> `tcp://HOST:PORT` of publishers on other hosts.
+        connect: topic -> `tcp://HOST:PORT` of publishers on other hosts; or `HOST` or `HOST:PORT` of the time
+            service of one host, which is read instead of this one, with its times on this host's clock.
         insecure: allow endpoints off loopback without keys.
         keys: folder of CURVE keys for `connect`.
 
     Raises:
         BusError: a pattern, the domain or an endpoint is invalid.
-        PerceptionError: no domain is named, and several graphs are up.
+        PerceptionError: no domain is named, and several graphs are up; or the host serves no such topic.
     """
+    if isinstance(connect, str):
+        host = serving(patterns, connect, insecure=insecure, keys=keys)
+        return Subscriber(
+            *host.connect,
+            runtime=Runtime(domain),
+            clock=_clock().now_ns,
+            hosts={connect: host},
+            insecure=insecure,
+            keys=keys,
+        )
     elsewhere = set(patterns) <= set(connect or ())
     runtime = Runtime(domain) if elsewhere else domains.find(domain)
     subscriber = Subscriber(

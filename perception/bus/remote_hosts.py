@@ -9,17 +9,18 @@ import random
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import zmq
 
+from perception import topics
 from perception.bus import endpoints
 from perception.bus.time_service import MAX_REQUEST_BYTES, TIME, TOPICS
 from perception.clock.remote import Correction, Estimate, Probe, RemoteClock
-from perception.errors import BusError
+from perception.errors import BusError, PerceptionError
 from perception.messages import MAX_TIME_NS, HostTime
 from perception.profile.endpoint import parse
 from perception.profile.hosts import DEFAULT_PORT, RemoteHost
@@ -45,6 +46,8 @@ _RECONNECT_MS: Final = 50
 _MAX_ANSWER_BYTES: Final = 64 * 1024
 _MAX_PORTS: Final = 1024
 _ASK_S: Final = 0.5
+ANSWER_S: Final = 5.0
+"""How long `serving` waits for an answer."""
 _ADDRESS: Final = re.compile(r"(?P<host>\[[^\[\]]+\]|[^:/\[\]]+)(?::(?P<port>\d+))?")
 _encode: Final = msgspec.msgpack.Encoder().encode
 _time: Final = msgspec.msgpack.Decoder(tuple[int, int, int, int]).decode
@@ -240,6 +243,26 @@ def ask(
         )
     base = endpoint.rpartition(":")[0]
     return RemoteHost(endpoint, {topic: f"{base}:{port}" for topic, port in ports.items()})
+
+
+def serving(
+    patterns: Sequence[str], address: str, *, insecure: bool = False, keys: str | Path | None = None
+) -> RemoteHost:
+    """Return a host with those of its topics that match a pattern; arguments and errors as of `ask`.
+
+    Raises PerceptionError if it serves none.
+    """
+    wanted = tuple(map(topics.check_pattern, patterns))
+    host = ask(address, timeout_s=ANSWER_S, keys=keys, insecure=insecure)
+    found = {
+        topic: endpoint
+        for topic, endpoint in host.connect.items()
+        if any(topics.matches(pattern, topic) for pattern in wanted)
+    }
+    if not found:
+        served, asked = ", ".join(sorted(host.connect)) or "nothing", ", ".join(wanted)
+        raise PerceptionError(f"{address} serves no topic that matches {asked}; it serves {served}")
+    return host._replace(connect=found)
 
 
 def service_at(address: str) -> str:

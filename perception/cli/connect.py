@@ -1,18 +1,19 @@
 """What a command reads: a graph of this host, or with `--connect` the topics that another host serves."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from perception import topics
 from perception.bus import domains
 from perception.bus.host import Runtime
-from perception.bus.remote_hosts import ask
+from perception.bus.remote_hosts import serving
+from perception.bus.subscriber import Subscriber
 from perception.errors import PerceptionError
-from perception.profile.hosts import RemoteHost
 from perception.topics import kind_of, name_of
 
-_ANSWER_S: Final = 5.0
+_CLOCK_S: Final = 10.0
+_LOOK_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def source_of(
     Args:
         patterns: topics or patterns.
         domain: of this host, as given to `domains.find`.
-        address: of another host, as given to `ask`; None for this one.
+        address: of another host, as given to `serving`; None for this one.
         keys: folder of CURVE keys for the other host.
         insecure: allow another host without keys.
 
@@ -60,25 +61,23 @@ def source_of(
         if keys is not None or insecure:
             raise PerceptionError("--keys and --insecure are for another host: name it by --connect HOST")
         return Source(tuple(patterns), {"runtime": domains.find(domain)})
-    wanted = tuple(map(topics.check_pattern, patterns))
-    host = ask(address, timeout_s=_ANSWER_S, keys=keys, insecure=insecure)
-    found = {
-        topic: endpoint
-        for topic, endpoint in host.connect.items()
-        if any(topics.matches(pattern, topic) for pattern in wanted)
-    }
-    if not found:
-        served = ", ".join(sorted(host.connect)) or "nothing"
-        raise PerceptionError(
-            f"{address} serves no topic that matches {', '.join(wanted)}; it serves {served}"
-        )
+    host = serving(patterns, address, keys=keys, insecure=insecure)
     options = {
         "runtime": Runtime(domain),  # all topics are named and of the other host: nothing here is read
-        "hosts": {address: RemoteHost(host.clock, found)},
+        "hosts": {address: host},
         "keys": keys,
         "insecure": insecure,
     }
-    return Source(tuple(found), options, address)
+    return Source(tuple(host.connect), options, address)
+
+
+def await_clocks(subscriber: Subscriber, source: Source) -> None:
+    """Wait until another host is read; PerceptionError if its clock does not become known."""
+    deadline_s = time.monotonic() + _CLOCK_S
+    while any(known.offset_ms is None for known in subscriber.host_times().values()):
+        if time.monotonic() > deadline_s:
+            raise PerceptionError(f"{source.host}: its time service answers no requests for the time")
+        time.sleep(_LOOK_S)
 
 
 def health_of(

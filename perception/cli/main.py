@@ -166,13 +166,14 @@ def nodes(domain: str | None, connect: str | None, keys: str | None, insecure: b
 
     from perception.bus.host import HostClock
     from perception.bus.subscriber import Subscriber
-    from perception.cli.connect import health_of
+    from perception.cli.connect import await_clocks, health_of
     from perception.cli.panel import Board, node_table
     from perception.cli.summary_tables import PLAIN_WIDTH
 
     source, names = health_of(domain, connect, keys, insecure=insecure)
     clock, board = HostClock().now_ns, Board()
     with Subscriber(*source.topics, clock=clock, **source.options) as subscriber:
+        await_clocks(subscriber, source)
         since_ns = clock()
         deadline_s = time.monotonic() + _NODES_LISTEN_S
         while (left_s := deadline_s - time.monotonic()) > 0:

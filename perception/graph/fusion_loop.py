@@ -13,7 +13,7 @@ thread is stopped first; then the last statuses, the last journal and the last h
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
@@ -34,6 +34,7 @@ from perception.messages import (
     FusedState,
     Header,
     Health,
+    HostTime,
     Message,
     with_condition,
 )
@@ -48,6 +49,8 @@ HEALTH_PERIOD_NS: Final = SECOND_NS
 JOURNAL_PERIOD_NS: Final = SECOND_NS // 4
 HANG_NS: Final = 10 * SECOND_NS
 """A fusion without a state for this time ends with an error, so that it is started again."""
+SILENT_CLOCK_MS: Final = 10_000.0
+"""A clock that has not answered for this long drifts by at most some microseconds a second."""
 ItemT = TypeVar("ItemT")
 
 
@@ -235,14 +238,13 @@ class FusionLoop:
         if self._signals.skipped:
             counts["signals not judged"] = self._signals.skipped
         hosts = self._intake.host_times()
-        unknown = [name for name, known in hosts.items() if known.offset_ms is None]
-        strangers = f"{', '.join(unknown)}: not read, its clock is not known" if unknown else ""
+        clocks = unsure(hosts)
         self._out.health.send(
             Health(
                 stamp_ns=now_ns,
                 node=name_of(self._out.health.topic),
-                status="degraded" if unknown else self._standing.status,
-                reason="; ".join(filter(None, (strangers, self._standing.reason))),
+                status="degraded" if clocks else self._standing.status,
+                reason="; ".join(filter(None, (clocks, self._standing.reason))),
                 hosts=hosts,
                 inputs=self._intake.health(),
                 outputs=self._out.published(),
@@ -250,6 +252,17 @@ class FusionLoop:
                 device={PROCESS: os.getpid()} | self._compute.engine.facts(),
             )
         )
+
+
+def unsure(hosts: Mapping[str, HostTime]) -> str:
+    """Return which clocks of other hosts are not known, or no longer followed; empty if all are known."""
+    unknown = [name for name, known in hosts.items() if known.offset_ms is None]
+    silent = [name for name, known in hosts.items() if known.age_ms > SILENT_CLOCK_MS]
+    parts = (
+        f"{', '.join(unknown)}: not read before its clock is known" if unknown else "",
+        f"{', '.join(silent)}: its clock no longer answers" if silent else "",
+    )
+    return "; ".join(filter(None, parts))
 
 
 def _drained(queue: deque[ItemT]) -> list[ItemT]:

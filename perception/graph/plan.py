@@ -53,6 +53,8 @@ def plan(
         ProfileError: it has no nodes, or two text sources read the terminal. Other checks: `graph.check`.
     """
     nodes = tuple(_Commands(profile_name, overrides, origin_ns).nodes(profile.on_this_host()))
+    if profile.here is not None and {"fusion", "recorder"} & {node.name for node in nodes}:
+        nodes = tuple(replace(node, capture=False) for node in nodes)  # other hosts still send when these end
     if profile.here is None and profile.host:
         names = ", ".join(profile.host)
         raise ProfileError(f"{profile_name}: it describes the hosts {names}; name this one: --host NAME")
