@@ -35,7 +35,7 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         with loop.opened(opened) as camera:
             rate_hz = camera_rate_hz(config, camera.report().facts)
             judge = DeviceJudge(
-                FrameJudge(config.signal), StreamJudge(config.signal, rate_hz, loop.begins_ns())
+                FrameJudge(config.limits), StreamJudge(config.signal, rate_hz, loop.begins_ns())
             )
 
             def publish(frame: "CapturedFrame") -> None:

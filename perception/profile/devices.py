@@ -40,6 +40,11 @@ class CameraConfig(Section):
     ] = True
     signal: CameraSignal = CameraSignal()
 
+    @property
+    def limits(self) -> CameraSignal:
+        """Thresholds of its judge: a film that is played in a loop repeats as it should."""
+        return self.signal.model_copy(update={"loop_s": 0.0}) if self.loop else self.signal
+
 
 class MicrophoneConfig(Section):
     """`[microphone.NAME]` publishes `microphone/NAME`."""
