@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from perception.bus.peers import MAX_CONNECTIONS
+from perception.messages import CameraFrame
 from perception.torture.zmtp import (
     FLOODS,
     connected,
@@ -91,14 +92,14 @@ def test_a_publisher_whose_message_never_ends_is_disconnected(
         assert text(reader.receive(LONG_S)) == "received"
 
 
-def test_a_message_of_a_million_parts_ends_the_connection_and_the_next_one_is_read(
+def test_a_message_of_many_parts_ends_the_connection_and_the_next_one_is_read(
     bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
         publisher() as (endpoint, listener),
         bus.subscriber("text/evil", connect={"text/evil": endpoint}) as reader,
     ):
-        for parts in (1_000_000, 0):
+        for parts in (100_000, 0):
             outsider, _ = listener.accept()
             with outsider, contextlib.suppress(OSError):
                 greet(outsider, b"PUB")
@@ -127,3 +128,24 @@ def test_whole_messages_may_be_any_number(bus: Bus) -> None:
                 assert reader.receive(LONG_S) is not None
                 assert not reader._drain._peers.check()
             assert reader.health()["text/far"].consumed == 100
+
+
+def test_a_reader_that_never_reads_is_disconnected_and_another_reads_on(bus: Bus) -> None:
+    frame_header = CameraFrame(stamp_ns=1, width=1000, height=1000, encoding="mono8")
+    with (
+        bus.publisher("camera/a", endpoint="tcp://127.0.0.1:*") as out,
+        subscriber(out.endpoint or "", frame(b"\1camera/a")),
+        bus.subscriber("camera/a", connect={"camera/a": out.endpoint}) as reader,
+    ):
+        out._peers._stall_s = 0.5
+        eventually(lambda: out.subscribers == 2)
+        before = memory_mib()
+        peak = 0.0
+        while not out._excess_warned:
+            out.send(frame_header, bytes(1_000_000))
+            assert reader.receive(LONG_S) is not None
+            peak = max(peak, memory_mib() - before)
+        eventually(lambda: len(out._peers) == 1)
+        out.send(frame_header, bytes(1_000_000))
+        assert reader.receive(LONG_S) is not None
+        assert peak < 200

@@ -1,9 +1,10 @@
-"""Limits on the peers of a socket's TCP connections: how many there are, and how much they send.
+"""Limits on the peers of a socket's TCP connections: how many there are, what they send, whether they read.
 
 ZeroMQ limits the size of one part, not the number of parts of a message, of subscriptions or of connections.
 It stores a message until its last part has arrived, where no socket option counts it. So the kernel's count
 of received bytes is read for each connection, and a connection beyond its limit is shut down; ZeroMQ then
-frees what it has stored for it. Only Linux counts these bytes; elsewhere only connections are limited.
+frees what it has stored for it. So is one whose peer stops to read: each stores messages of its own. Only
+Linux counts these bytes; elsewhere only connections are limited.
 
 Threads: not thread-safe; the holder of the socket's lock calls every method and owns every field.
 """
@@ -24,8 +25,10 @@ _COUNTED: Final = sys.platform.startswith("linux")
 _TCP_INFO: Final = getattr(socket, "TCP_INFO", 11)
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of socket(7): closing drops what is unsent, and the peer gets a reset at once."""
-_BYTES_RECEIVED: Final = struct.Struct("=128xQ")
-"""`tcpi_bytes_received` of struct tcp_info, linux/tcp.h, since Linux 4.1."""
+_INFO: Final = struct.Struct("=120xQQ8xI")
+"""`tcpi_bytes_acked`, `tcpi_bytes_received`, `tcpi_notsent_bytes` of linux/tcp.h, since Linux 4.6."""
+STALL_S: Final = 5.0
+"""A peer that takes none of the bytes that wait for it for so long is disconnected; it may connect again."""
 
 
 @dataclass(slots=True)
@@ -37,6 +40,10 @@ class _Connection:
     opened_s: float
     base: int = 0
     """Received bytes up to the newest whole message, as of the last check."""
+    acked: int = 0
+    """Bytes that the peer has taken, as of the last check."""
+    stalled_s: float | None = None
+    """Since when bytes wait for it and it takes none."""
     delivered: bool = False
     """Whether a whole message arrived since the last check."""
 
@@ -52,6 +59,7 @@ class Peers:
     def __init__(self, most_bytes: int, bytes_per_s: int = 0) -> None:
         self._most_bytes = most_bytes
         self._bytes_per_s = bytes_per_s
+        self._stall_s = STALL_S
         self._connections: dict[int, _Connection] = {}
         self._ended: list[str] = []
         """Reasons that `check` has not returned yet."""
@@ -83,10 +91,11 @@ class Peers:
     def check(self) -> list[str]:
         """Shut down the connections beyond the limits; return a reason for each that was shut down."""
         ended, self._ended = self._ended, []
+        now_s = time.monotonic()
         ended += [
-            f"{one.address} sent {received} bytes that are no message"
+            f"{one.address} {reason}"
             for one in list(self._connections.values())
-            if (received := self._excess(one)) and self._end(one)
+            if (reason := self._excess(one, now_s)) and self._end(one)
         ]
         while len(self._connections) > MAX_CONNECTIONS:
             addresses = Counter(one.address for one in self._connections.values())
@@ -96,18 +105,24 @@ class Peers:
                 ended.append(f"{address} has {count} connections")
         return ended
 
-    def _excess(self, connection: _Connection) -> int:
-        """Return how many bytes a peer has sent if they are too many, else 0."""
+    def _excess(self, connection: _Connection, now_s: float) -> str:
+        """Return what a peer does too much, empty if nothing."""
         try:
             with _duplicate(connection.descriptor) as peer:
-                received = _received_bytes(peer)
+                acked, received, waiting = _counts(peer)
         except OSError:  # closed; ZeroMQ reports it soon
-            return 0
+            return ""
         if connection.delivered:
             connection.base, connection.delivered = received, False
         sent = received - connection.base
-        allowed = self._most_bytes + self._bytes_per_s * (time.monotonic() - connection.opened_s)
-        return sent if sent > allowed else 0
+        if sent > self._most_bytes + self._bytes_per_s * (now_s - connection.opened_s):
+            return f"sent {sent} bytes that are no message"
+        stalls = waiting > 0 and acked == connection.acked
+        connection.acked = acked
+        connection.stalled_s = (connection.stalled_s or now_s) if stalls else None
+        if connection.stalled_s is not None and now_s - connection.stalled_s > self._stall_s:
+            return f"read nothing for {self._stall_s:g} s"
+        return ""
 
     def _end(self, connection: _Connection) -> bool:
         """Shut a connection down; return whether it was still open."""
@@ -130,8 +145,12 @@ def _duplicate(descriptor: int) -> socket.socket:
         raise
 
 
-def _received_bytes(peer: socket.socket) -> int:
+def _counts(peer: socket.socket) -> tuple[int, int, int]:
+    """Return how many bytes the peer has taken and sent, and how many wait for it."""
     if not _COUNTED:
-        return 0
-    info = peer.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _BYTES_RECEIVED.size)
-    return int(_BYTES_RECEIVED.unpack(info)[0]) if len(info) == _BYTES_RECEIVED.size else 0
+        return 0, 0, 0
+    info = peer.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _INFO.size)
+    if len(info) < _INFO.size:
+        return 0, 0, 0
+    acked, received, waiting = _INFO.unpack(info)
+    return int(acked), int(received), int(waiting)
