@@ -89,7 +89,8 @@ class Report:
         seen, modes = self.seen, ", ".join(f"{count} {mode}" for mode, count in self.scenarios.items())
         yield f"{self.hours:.2f} robot-hours in {sum(self.scenarios.values())} scenarios ({modes})"
         yield f"{self.speed:.0f} times real time, {self.steps} steps, {self.cpu_s:.0f} s of CPU time"
-        yield f"{self.faults.total()} faults: " + ", ".join(f"{n} {kind}" for kind, n in self.faults.items())
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.faults.items())
+        yield f"{self.faults.total()} faults, {seen['faults during another']} of them during another: {kinds}"
         yield (
             f"{seen['windows']} windows: {seen['states']} states, {seen['sheds']} journaled as shed; "
             f"{seen['incarnations']} incarnations of the fusion"

@@ -170,7 +170,10 @@ class Simulation:
 
 def simulate(scenario: Scenario, folder: Path, parts: Parts | None = None) -> Outcome:
     """Run a scenario and return what it has shown; `parts` replaces those of its mode."""
+    faults = scenario.faults
+    together = (any(one.start_ns < other.start_ns < one.stop_ns for one in faults) for other in faults)
     simulation = Simulation(scenario, parts or (REAL if scenario.mode == "engine" else LIGHT), folder)
+    simulation.checks.seen["faults during another"] = sum(together)
     failure = None
     try:
         simulation.run()
@@ -182,13 +185,13 @@ def simulate(scenario: Scenario, folder: Path, parts: Parts | None = None) -> Ou
             text=str(violation),
             step=world.steps,
             seconds=(world.now_ns - START_NS) / SECOND_NS,
-            faults=scenario.faults,
+            faults=faults,
         )
     return Outcome(
         seconds=scenario.seconds,
         steps=simulation.world.steps,
         checks=simulation.checks.counts,
         seen=simulation.checks.seen,
-        faults=Counter(fault.kind for fault in scenario.faults),
+        faults=Counter(fault.kind for fault in faults),
         failure=failure,
     )
