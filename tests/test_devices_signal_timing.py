@@ -142,6 +142,16 @@ def test_a_rate_that_nobody_set_is_the_fastest_of_the_stream() -> None:
     assert "instead of 30" in found[-1][2]
 
 
+def test_a_fault_that_comes_and_goes_is_over_after_a_second_without_it() -> None:
+    times = from_fault(regular(50.0), uneven(50.0, np.random.default_rng(3)))
+    good = regular(50.0, 20.0)
+    found = conditions(np.concatenate([times, good[good[:, 0] > 10.0]]), 50.0)
+    names = [name for at_s, name, _ in found if at_s > 1.5]
+    changes = [name for name, before in zip(names[1:], names, strict=False) if name != before]
+    assert changes == ["jittery", "ok"]
+    assert 11.0 < next(at_s for at_s, name, _ in found if at_s > 10.0 and name == "ok") < 13.0
+
+
 def test_a_stream_is_lost_within_a_second_and_starts_again() -> None:
     judge = StreamJudge(StreamSignal(), 30.0, 0)
     for stamp_s, arrival_s in regular(30.0, 3.0):

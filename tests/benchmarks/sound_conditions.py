@@ -6,7 +6,7 @@ Faults: each trial plays 3 s of recordings as they are, then with a fault, at a 
 channels and block length. Right is the condition that is named 2.5 s after the fault began. Recordings are
 taken where they are loud, since a pause shows no fault of loud sound.
 
-Alarms: every recording is played once, as it is and at -30 dB, as s16 and f32. Counted apart is what the
+Alarms: every recording is played once, as it is and at -30 dB. Counted apart is what the
 recording itself is: `silent` where no sample of two seconds is above one LSB of 16 bit, `clipped` where
 samples are at full scale. A computed test tone is left out.
 """
@@ -14,7 +14,7 @@ samples are at full scale. A computed test tone is left out.
 import argparse
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,6 +34,7 @@ RATES_HZ: Final = (8000, 16_000, 44_100, 48_000)
 CLEAN_S: Final = 3.0
 NOTICED_S: Final = 2.5
 BLOCKS_S: Final = (0.01, 0.02, 0.032, 0.1)
+FORMATS: Final = (("f32", 1.0), ("s16", 1.0), ("f32", 10**-1.5), ("s16", 10**-1.5))
 SYNTHETIC: Final = ("av-720p.mp4",)
 """Its sound is a computed triangle wave."""
 
@@ -136,14 +137,14 @@ def itself(condition: str, newest: npt.NDArray[np.int16] | Floats) -> bool:
     return (condition == "silent" and peak <= 1.5) or (condition == "clipped" and peak >= 32767)
 
 
-def alarms(found: list[Recordings], rates_hz: list[int]) -> None:
+def alarms(found: list[Recordings], rates_hz: list[int], formats: Sequence[tuple[str, float]]) -> None:
     """Print what is named in recordings that have no fault, and the time that judging takes."""
     seconds = used_s = 0.0
     blocks, wrong, true = 0, Counter[str](), Counter[str]()
     for one in found:
         for rate_hz in {one.rate_hz, *(rate_hz for rate_hz in rates_hz if rate_hz <= one.rate_hz)}:
             joined = np.concatenate([resampled(part, one.rate_hz, rate_hz) for part in one.parts])
-            for form, gain in (("s16", 1.0), ("f32", 1.0), ("s16", 10**-1.5), ("f32", 10**-1.5)):
+            for form, gain in formats:
                 samples = as_format(np.clip(joined * np.float32(gain), -1, 1), form)
                 before, started = "ok", time.process_time()
                 for end_s, judge in played(samples, rate_hz, 0.02):
@@ -169,13 +170,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=50, help="trials of each fault")
+    parser.add_argument("--all", action="store_true", help="alarms: each level as s16 and as f32")
     parser.add_argument("--rates", type=int, nargs="*", default=[], help="rates beside that of each file")
     chosen = parser.parse_args()
     found = recordings(chosen.data)
     hours = sum(len(part) / one.rate_hz for one in found for part in one.parts) / 3600
     print(f"{hours:.2f} h of recordings: " + ", ".join(f"{one.name} {one.rate_hz} Hz" for one in found))
-    faults([one for one in found if max(np.abs(part).max() for part in one.parts) > 0.01], chosen.trials)
-    alarms(found, chosen.rates)
+    if chosen.trials:
+        faults([one for one in found if max(np.abs(part).max() for part in one.parts) > 0.01], chosen.trials)
+    alarms(found, chosen.rates, FORMATS if chosen.all else FORMATS[1:3])
 
 
 if __name__ == "__main__":

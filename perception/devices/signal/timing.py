@@ -25,8 +25,11 @@ _MOST_ITEMS: Final = 4096
 _STARTING_NS: Final = SECOND_NS
 _SLOW_PERIODS: Final = 4
 
+_CLEAN: Final = 4
+"""So many examinations in a row have to find nothing wrong, a second, before a fault is over."""
 ABSENT: Final = ("lost", "reconnecting")
 """Conditions in which nothing arrives."""
+FAULTS: Final = ("slow", "jittery", "lagging")
 
 
 class StreamJudge:
@@ -50,6 +53,8 @@ class StreamJudge:
         self._began_ns = self._last_ns = opened_ns
         """Arrivals of the first item since the last break, and of the newest."""
         self._due_ns = 0
+        self._clean = 0
+        """Examinations in a row that found nothing wrong."""
         self._least_ns: float | None = None
         """Least arrival minus stamp: what the way takes when nothing delays it."""
 
@@ -66,7 +71,10 @@ class StreamJudge:
         self._due_ns = arrival_ns + _PERIOD_NS
         while len(self._items) > _ITEMS and arrival_ns - self._items[0][1] > _SPAN_NS:
             self._items.popleft()
-        self.condition, self.reason = self._verdict(arrival_ns)
+        condition, reason = self._verdict(arrival_ns)
+        self._clean = 0 if reason else self._clean + 1
+        if reason or self._clean >= _CLEAN or self.condition not in FAULTS:
+            self.condition, self.reason = condition, reason
 
     def idle(self, now_ns: int, reconnecting: str = "") -> None:
         """Judge that no item arrived until now; `reconnecting`: why its device is being opened again."""
