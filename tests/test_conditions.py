@@ -294,6 +294,16 @@ def test_without_a_journal_the_same_is_judged_again() -> None:
         assert {seen[ms] for ms in range(7000, 7900, 100)} == {("present", "ok")}
 
 
+@pytest.mark.parametrize(("topic", "lie"), [(CAMERA, "frozen"), (MICROPHONE, "stuck")])
+def test_under_a_lie_the_head_computes_what_it_computes_without_the_stream(topic: str, lie: str) -> None:
+    """So its accuracy is that of the stream being absent; `benchmarks/demo_lies.py` measures it."""
+    stream = judged(scripted(3.0), {topic: [(0.0, 3.0, lie)]})
+    without = [one for one in stream if one.topic != topic]
+    lied, absent = ({one.tick: one.fused for one in replay(part, PROFILE)} for part in (stream, without))
+    assert len(lied.keys() & absent.keys()) > 20
+    assert all(lied[tick] == absent[tick] for tick in lied.keys() & absent.keys())
+
+
 def test_a_condition_that_a_publisher_claims_is_taken_as_its_word() -> None:
     claimed = [with_condition(one, "ok") for one in unjudged(5.0)]
     seen = conditions_of(replay(claimed, PROFILE), "camera")
