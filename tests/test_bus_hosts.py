@@ -12,12 +12,13 @@ import pytest
 import zmq
 
 import perception
-from perception.bus import keys
+from perception.bus import keys, trust
 from perception.bus.host import HostClock, Runtime
 from perception.bus.publisher import Publisher
 from perception.bus.remote_hosts import ask, service_at
 from perception.bus.subscriber import Subscriber
 from perception.bus.time_service import RATE_HZ, TIME, TOPICS, Allowance, TimeServer
+from perception.bus.trust import Entry
 from perception.errors import BusError, PerceptionError
 from perception.messages import Label, TextCommand
 from perception.profile.hosts import RemoteHost
@@ -314,6 +315,32 @@ def test_only_who_holds_the_keys_is_answered(base: Path, clock: Elsewhere) -> No
         for folder in (None, other):
             with pytest.raises(BusError, match=r"no answer from tcp://127\.0\.0\.1:"):
                 ask(address, timeout_s=0.3, keys=folder)
+
+
+def test_hosts_with_keys_of_their_own_correct_their_times(base: Path, clock: Elsewhere) -> None:
+    robot, desk = keys.new_keys(base / "robot"), keys.new_keys(base / "desk")
+    trust.add(robot, "desk", Entry(key=trust.hex_of(keys.load(desk).public), subscribe=("text/*",)))
+    trust.add(desk, "robot", Entry(key=trust.hex_of(keys.load(robot).public), publish=("text/*",)))
+    runtime = Runtime("far", base / "far")
+    with (
+        serving(TimeServer(LOOPBACK, clock=clock.now_ns, keys=robot)) as server,
+        Publisher(
+            "text/say", source="far", runtime=runtime, clock=clock.now_ns, endpoint=LOOPBACK, keys=robot
+        ) as publisher,
+    ):
+        service, texts = (str(one).replace("//", "//robot@") for one in (server.endpoint, publisher.endpoint))
+        with Subscriber(
+            "text/*",
+            runtime=Runtime("here", base),
+            clock=HostClock(base).now_ns,
+            hosts={"robot": RemoteHost(service, {"text/say": texts})},
+            keys=desk,
+        ) as subscriber:
+            assert publisher.wait_for_subscriber(LONG_S)
+            say(publisher, clock)
+            message = subscriber.receive(LONG_S)
+            assert message is not None
+            assert message.header.correction_ns < -20 * SECOND
 
 
 @pytest.mark.parametrize(

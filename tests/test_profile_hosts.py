@@ -104,6 +104,15 @@ def test_a_host_listens_where_others_reach_it(address: str, bound: str, connecte
     assert one.bound(5600) == "tcp://192.0.2.1:5600"
 
 
+@pytest.mark.parametrize(("address", "connected"), [("10.0.0.2", "10.0.0.2"), ("fd00::2", "[fd00::2]")])
+def test_a_host_may_have_a_key_of_its_own(address: str, connected: str) -> None:
+    desk = graph(here="desk", robot={**ROBOT, "address": address, "key": "robot"}).other_hosts()
+    assert desk["robot"].clock == f"tcp://robot@{connected}:5600"
+    assert desk["robot"].connect["camera/front"] == f"tcp://robot@{connected}:5601"
+    with pytest.raises(ProfileError, match=r"host\.robot\.key: String should match pattern"):
+        graph(robot={**ROBOT, "key": "a b"})
+
+
 def test_without_hosts_nothing_changes() -> None:
     alone = graph(host={})
     assert alone.on_this_host() is alone

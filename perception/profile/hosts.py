@@ -34,10 +34,18 @@ class HostConfig(Section):
     bind: Annotated[
         Interface | None, Field(description="address to listen on; default: all, for a loopback address that")
     ] = None
+    key: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z0-9_-]{1,64}$",
+            description="name of its key in the trust file of the others; default: the pair of all hosts",
+        ),
+    ] = None
 
     def endpoint(self, port: int) -> str:
         """Return what readers connect to."""
-        return endpoint_at(self.address, port)
+        endpoint = endpoint_at(self.address, port)
+        return endpoint if self.key is None else endpoint.replace("tcp://", f"tcp://{self.key}@", 1)
 
     def bound(self, port: int) -> str:
         """Return what a publisher binds."""
