@@ -237,9 +237,9 @@ def main(
         ):
             show(f"{node} {title}", values, "ticks" if title == "states lost" else "s")
         click.echo(f"{node} states lost and not counted as shed: {sum(trial.uncounted for trial in own)}")
-    for file in sorted(folder.glob("*.mcap")):
-        click.echo(f"{file.name}: {'; '.join(verify(file).lines())}")
     click.echo(f"processes left: {left or 'none'}; files left: {files or 'none'}")
+    for file in sorted(folder.glob("*.mcap")) if graph.seen.ticks else ():
+        click.echo(f"{file.name}: {'; '.join(verify(file).lines())}")
 
 
 if __name__ == "__main__":
