@@ -59,6 +59,11 @@ def connecting(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+trusting = click.option(
+    "--trust",
+    is_flag=True,
+    help="Open the files, models and heads that FILE names. Without it only what ships is used.",
+)
 session_out = click.option(
     "--out", metavar="FILE", type=OutFile(SessionError), required=True, help="Session file to write."
 )

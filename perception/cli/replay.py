@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from perception.bus.domains import JOINED_DOMAIN
-from perception.cli.options import overriding, session_out
+from perception.cli.options import overriding, session_out, trusting
 from perception.cli.standard_streams import show
 
 _FILE = click.argument("file", type=click.Path(path_type=Path))
@@ -104,24 +104,28 @@ def replay(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Checkpoint of a head that was swapped in, if it has been moved since; may be repeated.",
 )
+@trusting
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def verify(file: Path, profile: str | None, heads: tuple[Path, ...], as_json: bool) -> int:
+def verify(file: Path, profile: str | None, heads: tuple[Path, ...], trust: bool, as_json: bool) -> int:
     """Compute the states of the session FILE again and compare every byte with the recorded ones.
 
     Exit codes: 0 same, 1 different, 2 cannot verify.
     """
     import json
 
-    from perception.errors import PerceptionError, located
+    from perception.errors import PerceptionError, first_line, located
     from perception.profile import load
     from perception.session.recompute.verify import CANNOT_VERIFY
     from perception.session.recompute.verify import verify as run
 
     try:
         with located(profile):
-            verdict = run(file, load(profile) if profile else None, heads=heads)
+            verdict = run(file, load(profile) if profile else None, heads=heads, trust=trust)
     except PerceptionError as error:
         show(f"cannot verify: {error}", err=True)
+        return CANNOT_VERIFY
+    except Exception as error:  # exit code 1 would mean: different
+        show(f"cannot verify: {type(error).__name__}: {first_line(error)}", err=True)
         return CANNOT_VERIFY
     if as_json:
         click.echo(json.dumps(verdict.as_dict(), indent=1))
@@ -137,9 +141,10 @@ def verify(file: Path, profile: str | None, heads: tuple[Path, ...], as_json: bo
     metavar="PROFILE",
     help="Profile of the fusion. Default: the one stored in FILE, if it is a session.",
 )
+@trusting
 @session_out
 @overriding("--profile")
-def fuse(file: Path, profile: str | None, out: Path, overrides: tuple[str, ...]) -> None:
+def fuse(file: Path, profile: str | None, trust: bool, out: Path, overrides: tuple[str, ...]) -> None:
     """Compute the states of FILE without a graph and write them to a session.
 
     FILE is a session, a media file, or what ROS or Foxglove recorded. An input whose topic FILE does not hold
@@ -152,7 +157,7 @@ def fuse(file: Path, profile: str | None, out: Path, overrides: tuple[str, ...])
     if overrides and profile is None:
         raise ProfileError("--set changes a profile: add --profile, or leave --set out")
     with extras(), located(profile):
-        for line in run(file, out, load(profile, overrides) if profile else None):
+        for line in run(file, out, load(profile, overrides) if profile else None, trust=trust):
             show(line)
     show(f"{out}: written")
 

@@ -14,6 +14,7 @@ from perception.models.fusion import FeatureFusion, ModelFusion
 from perception.models.head_config import (
     HEAD_WEIGHTS,
     check_random_head,
+    check_sizes,
     head_folder,
     misfits,
     read_head_config,
@@ -55,13 +56,15 @@ def load_head(folder: Path | str) -> Head:
     path = expanded(folder)
     config = read_head_config(path)
     kind = config.pop("kind")
+    weights = path / HEAD_WEIGHTS
     try:
+        check_sizes(config, weights.stat().st_size if weights.is_file() else 0)
         head = KINDS[kind](**config)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise WeightsError(
             f"{path / 'config.json'}: not the configuration of a {kind} head: {error}"
         ) from error
-    load_into(head, local_state(path / HEAD_WEIGHTS), path)
+    load_into(head, local_state(weights), path)
     return head.eval()
 
 

@@ -92,9 +92,9 @@ class Cache:
         try:
             with safe_open(self._file(name), framework="pt") as file:
                 stored = json.loads((file.metadata() or {}).get(_COUNTS, "{}"))
-        except (OSError, SafetensorError):
-            stored = {}
-        return defaultdict(Counter, {topic: Counter(reasons) for topic, reasons in stored.items()})
+            return defaultdict(Counter, {topic: Counter(reasons) for topic, reasons in stored.items()})
+        except (OSError, SafetensorError, ValueError, TypeError, AttributeError, RecursionError):
+            return defaultdict(Counter)
 
     def __contains__(self, name: str) -> bool:
         return self._file(name).exists()

@@ -13,6 +13,13 @@ from perception.profile import LAUNCH_DIR, HeadConfig
 
 HEAD_KINDS: Final = ("feature", "model")
 HEAD_WEIGHTS: Final = "model.safetensors"
+_MAX_BRANCHES: Final = 256
+_MAX_CLASSES: Final = 65_536
+_MAX_NAME: Final = 1024
+_MAX_WIDTH: Final = 1_000_000
+_MOST_TIMES: Final = 64  # the default of `hidden`, which not every head uses
+_MOST_BYTES: Final = 64 << 20
+_CONFIG_BYTES: Final = 64 << 20
 
 
 def source_of(weights: str | None) -> tuple[Literal["pretrained", "random", "local"], Path]:
@@ -38,12 +45,12 @@ def read_head_config(folder: Path | str) -> dict[str, Any]:
     """
     path = expanded(folder)
     try:
-        config = json.loads(read_text(path / "config.json"))
+        config = json.loads(read_text(path / "config.json", most_bytes=_CONFIG_BYTES))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise WeightsError(
             f"{path}: no fusion head there; expected a folder with config.json and {HEAD_WEIGHTS}"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path / 'config.json'}: unreadable: {error}") from error
     kind = config.get("kind") if isinstance(config, dict) else None
     if kind not in HEAD_KINDS:
@@ -52,6 +59,29 @@ def read_head_config(folder: Path | str) -> dict[str, Any]:
             f"{path}: no fusion head: kind is {kind!r} in config.json, expected one of {kinds}"
         )
     return dict(config)
+
+
+def check_sizes(config: Mapping[str, Any], weights_bytes: int) -> None:
+    """Raise ValueError if a head of this configuration would take far more memory than its weights file.
+
+    Args:
+        config: of `config.json`, which anybody may have written.
+        weights_bytes: size of the file that is loaded into the head.
+    """
+    dims, classes = config.get("dims"), config.get("classes")
+    if not isinstance(dims, dict) or len(dims) > _MAX_BRANCHES:
+        raise ValueError(f"dims must name at most {_MAX_BRANCHES} encoders")
+    if not isinstance(classes, list) or len(classes) > _MAX_CLASSES:
+        raise ValueError(f"classes must be a list of at most {_MAX_CLASSES} names")
+    if not all(isinstance(name, str) and len(name) <= _MAX_NAME for name in (*classes, *dims)):
+        raise ValueError(f"names of classes and encoders are texts of at most {_MAX_NAME} characters")
+    widths = [config.get(key, 0) for key in ("hidden", "gru", "pca", "ticks")]
+    sizes = [*dims.values(), *widths]
+    if not all(type(size) is int and 0 <= size <= _MAX_WIDTH for size in sizes):
+        raise ValueError(f"dims and widths are whole numbers of at most {_MAX_WIDTH}")
+    wanted = 4 * sum(dims.values()) * max(len(classes), *widths)
+    if wanted > _MOST_TIMES * weights_bytes + _MOST_BYTES:
+        raise ValueError(f"it would take {wanted >> 20} MiB, its weights have {weights_bytes >> 20}")
 
 
 def check_random_head(config: HeadConfig) -> None:

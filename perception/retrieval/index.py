@@ -8,7 +8,7 @@ step make a new file; nothing is computed twice. The folder may be removed at an
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -67,13 +67,22 @@ def streams(
             counts: Counts = defaultdict(Counter)
             stream, items = _opened(session, kind, topic, step, counts)
             name = key(source, embedder.hash, {"topic": topic, **_decisive(kind, step)})
-            if (stored := cache.get(name)) is None:
+            if (stored := cache.get(name)) is None or not _is_index(stored):
                 stored = _embedded(iter(items), embedder, on_item)
                 cache.put(name, stored, counts)
             arrays: dict[str, Any] = {entry: tensor.numpy() for entry, tensor in stored.items()}
             left_out = (*stream.left_out, *account(cache.counts(name)))
             found.append(replace(stream, left_out=left_out, **arrays))
     return found
+
+
+def _is_index(stored: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether what a file beside a session holds is an index: one vector and two times per item."""
+    wanted = {"vectors": torch.float32, "stamps_ns": torch.int64, "received_ns": torch.int64}
+    if stored.keys() != wanted.keys() or any(stored[one].dtype != kind for one, kind in wanted.items()):
+        return False
+    vectors, stamps_ns, received_ns = (stored[one] for one in wanted)
+    return vectors.ndim == 2 and (len(vectors),) == tuple(stamps_ns.shape) == tuple(received_ns.shape)
 
 
 def _opened(

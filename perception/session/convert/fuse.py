@@ -30,7 +30,9 @@ from perception.units import Counts
 _SOURCE: Final = "fuse#0"
 
 
-def fuse(source: Path | str, target: Path | str, profile: Profile | None = None) -> Iterator[str]:
+def fuse(
+    source: Path | str, target: Path | str, profile: Profile | None = None, *, trust: bool = True
+) -> Iterator[str]:
     """Write the states that the fusion infers from `source` to the session `target`; yield lines about them.
 
     The states are those of `replay`; a source that is not a session is imported first, as by `session
@@ -40,6 +42,7 @@ def fuse(source: Path | str, target: Path | str, profile: Profile | None = None)
         source: a session, a media file, or what ROS or Foxglove recorded.
         target: file to write; at the end it is complete or does not exist.
         profile: of the fusion; without it the profile that the session was recorded with.
+        trust: whether to open files and models that the session names; False: only what ships.
 
     Raises:
         SessionError: `source` cannot be read, stores no profile, or no state is inferred; `target` exists or
@@ -51,7 +54,7 @@ def fuse(source: Path | str, target: Path | str, profile: Profile | None = None)
     refuse_existing(target)
     with _as_session(source, target) as (path, notes):
         yield from notes
-        with Recording(path) as recording, Session(path) as session:
+        with Recording(path, trust=trust) as recording, Session(path) as session:
             known = profile or recording.profile
             config = known.required_fusion()
             if not survey_of(recording, config).runs:

@@ -30,6 +30,7 @@ from perception.profile import FusionConfig, Profile, load
 from perception.session.recompute.arrivals import near
 from perception.session.recompute.compare import without_measured
 from perception.session.recompute.cutting import Cut, account, cut_as_arrived, cut_as_journaled
+from perception.session.recompute.foreign import MAX_THREADS, without_names
 from perception.session.recompute.journal import INPUT_KINDS, Begin, End, Missed, Survey, steps, survey
 from perception.session.recompute.source import Recording, Source
 from perception.units import MILLISECOND_NS, Counts
@@ -135,7 +136,8 @@ def journals_of(config: FusionConfig) -> Callable[[Journal], bool]:
 
 def survey_of(recording: Recording, config: FusionConfig) -> Survey:
     """Return a summary of the journals of this fusion."""
-    return survey(recording.messages("journal/*", "health/*"), journals_of(config))
+    known = survey(recording.messages("journal/*", "health/*"), journals_of(config))
+    return known if recording.trust else without_names(known)
 
 
 def cuts(
@@ -202,7 +204,8 @@ class EnginePool(Closing):
         heads: Iterable[Path | str] | None = (),
         build: Callable[..., Engine] = build_engine,
     ) -> None:
-        threads = int(known.facts.get("threads", config.threads))
+        named = known.facts.get("threads", config.threads)
+        threads = min(int(named), MAX_THREADS) if isinstance(named, int | float) else config.threads
         device = str(known.facts.get("device", config.device))
         if not exists(device):
             device = config.device

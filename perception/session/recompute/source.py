@@ -18,8 +18,14 @@ Source = Path | str | Iterable[Message[Header]]
 class Recording(Closing):
     """Either kind of source, opened; yields all messages at each iteration."""
 
-    def __init__(self, source: Source) -> None:
-        """Open the source; raise SessionError if a file cannot be read."""
+    def __init__(self, source: Source, *, trust: bool = True) -> None:
+        """Open the source; raise SessionError if a file cannot be read.
+
+        Args:
+            source: a session file, or messages in their order.
+            trust: whether to open files and models that it names: see `perception.session.recompute.foreign`.
+        """
+        self.trust = trust
         self.name = "messages"
         self._session: Session | None = None
         self._messages: Iterable[Message[Header]] = ()
@@ -57,11 +63,21 @@ class Recording(Closing):
 
     @property
     def profile(self) -> Profile:
-        """The profile it was recorded with; raise SessionError if the file does not contain it."""
+        """The profile it was recorded with.
+
+        Raises:
+            SessionError: the file does not contain it, or it names files and the source is not trusted.
+        """
         noted = self.metadata.get("profile")
         if not isinstance(noted, dict):
             raise SessionError(f"{self.name}: contains no profile; give the one it was recorded with")
-        return parse(noted, where=f"{self.name}, metadata 'profile'")
+        where = f"{self.name}, metadata 'profile'"
+        profile = parse(noted, where=where)
+        if self.trust:
+            return profile
+        from perception.session.recompute.foreign import checked  # it needs torch
+
+        return checked(profile, where)
 
     def close(self) -> None:
         """Close the file."""

@@ -112,6 +112,7 @@ def verify(
     heads: Iterable[Path | str] = (),
     build: Callable[..., Engine] = build_engine,
     hidden: bool = False,
+    trust: bool = True,
 ) -> Verdict:
     """Recompute the states of a recording and compare them with the recorded ones.
 
@@ -122,13 +123,14 @@ def verify(
         heads: folders of heads that were swapped in, besides those that the recording names.
         build: builds an engine.
         hidden: show no progress.
+        trust: whether to open files and models that the recording names; False: only what ships.
 
     Raises:
         SessionError: the file cannot be read, or does not contain its profile.
         ProfileError: the profile has no [fusion] table, or its models cannot be built.
         WeightsError: weights are missing.
     """
-    with Recording(source) as recording:
+    with Recording(source, trust=trust) as recording:
         config = (profile or recording.profile).required_fusion()
         known = survey_of(recording, config)
         verdict = Verdict()
@@ -158,7 +160,7 @@ def _compare(
     """Compare the states that a pool of engines computes with the recorded ones."""
     verdict.obstacles += [
         f"cannot verify from tick {use.from_tick}: head {use.head_hash[:12]} not found, "
-        f"neither in {use.folder} nor in a folder given by --head"
+        f"neither in {use.folder or 'a folder that the file names (see --trust)'} nor in one given by --head"
         for use in pool.heads.missing
     ]
     comparison = _Comparison(recording, config, known, pool.heads, verdict)
