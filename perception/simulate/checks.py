@@ -280,7 +280,7 @@ class Checks:
             self._require("conservation", same, f"{topic}: {one}")
         entered = self._pushed - self._ticks + process.early.refused + len(process.early)
         self._require("conservation", consumed == entered, f"{consumed} consumed, {entered} accounted for")
-        if self._last_tick is not None and not self._is_slow(now_ns):
+        if self._last_tick is not None and not (process.stopped.is_set() or self._is_slow(now_ns)):
             behind_ns = now_ns - self._last_tick * self._hop_ns
             self._require("alive", behind_ns < self._patience_ns, f"no window for {behind_ns / 1e9:.3f} s")
         if now_ns >= self._next_memory_ns:

@@ -143,13 +143,14 @@ class RecorderNode:
             self._waiting = None
             self.finish(killed=True)
             return
+        if self._segment is None and "full disk" in faults:
+            self._waiting = None  # no recorder is started
+            return
         if "recorder hang" in faults:
             self._waiting = self._waiting or Mailbox(EVERY_MESSAGE)
             self._waiting.put(message)
             return
         if self._segment is None:
-            if "full disk" in faults:
-                return
             self._segment, self._whole = self._begin(self._is_full)
         for one in (*self._waited(), message):
             self._segment.write(one, self._world.now_ns)
