@@ -18,18 +18,16 @@ def run(profile: Profile, name: str, stopped: threading.Event) -> None:
         config = loop.section(profile.microphone)
         blocks = loop.publisher(f"microphone/{name}", config.endpoint)
         # numpy and PortAudio load while readers find the publisher
-        from perception.devices.microphone import open_microphone
+        from perception.devices.microphone import open_microphone, signal_limits
         from perception.devices.signal.blocks import BlockJudge
         from perception.devices.signal.timing import DeviceJudge, StreamJudge
         from perception.devices.wire import block_message
-
-        # a short file that is played in a loop repeats as it should
-        limits = config.signal.model_copy(update={"loop_s": 0.0}) if config.loop else config.signal
 
         def opened() -> "Device[CapturedBlock]":
             return open_microphone(config, profile.script, clock=loop.clock, origin_ns=loop.origin_ns)
 
         with loop.opened(opened) as microphone:
+            limits = signal_limits(config)
             timing = StreamJudge(limits, 1000 / config.block_ms, loop.begins_ns())
             judge = DeviceJudge(BlockJudge(limits, config.rate_hz), timing)
 

@@ -19,6 +19,7 @@ from perception.devices.microphone import (
     FileMicrophone,
     PortAudioMicrophone,
     open_microphone,
+    signal_limits,
 )
 from perception.errors import DeviceError
 from perception.profile import MicrophoneConfig, ScriptConfig
@@ -215,3 +216,16 @@ def test_what_is_played_to_pulseaudio_is_heard_whole_and_stamped_truly(tmp_path:
     assert np.corrcoef(samples[best : best + RATE_HZ], played)[0, 1] >= 0.99
     ages_ms = record["ages_ms"]
     assert -5 < np.median(ages_ms) < 150
+
+
+@pytest.mark.parametrize(
+    ("stored_hz", "loop", "narrowest_hz", "loop_s"),
+    [(8000, False, 0, 1.5), (16_000, False, 4200, 1.5), (44_100, True, 4200, 0.0)],
+)
+def test_a_file_is_judged_as_what_it_claims_to_be(
+    tmp_path: Path, stored_hz: int, loop: bool, narrowest_hz: int, loop_s: float
+) -> None:
+    path = write_wav(tmp_path / "sound.wav", noise(stored_hz), stored_hz)
+    limits = signal_limits(MicrophoneConfig(source=str(path), loop=loop))
+    assert (limits.narrowest_hz, limits.loop_s) == (narrowest_hz, loop_s)
+    assert signal_limits(MicrophoneConfig(source="scripted")) == MicrophoneConfig().signal

@@ -19,6 +19,7 @@ from perception.devices.backoff import Backoff
 from perception.devices.device import CapturedBlock, Device, DeviceReport
 from perception.errors import DeviceError, MissingPackageError, first_line
 from perception.profile import MicrophoneConfig, ScriptConfig, source_kind
+from perception.profile.signal import MicrophoneSignal
 from perception.units import SECOND_NS, Clock
 from perception.units.arrays import SAMPLE_TYPES, RawSamples
 from perception.units.closing import Closing
@@ -56,6 +57,24 @@ def open_microphone(
     if kind == "file":
         return FileMicrophone(config, clock=clock, origin_ns=origin_ns)
     return PortAudioMicrophone(config, clock=clock)
+
+
+def signal_limits(config: MicrophoneConfig) -> MicrophoneSignal:
+    """Return by which limits a microphone's sound is judged: a file is judged as what it claims to be.
+
+    A file that is played in a loop repeats as it should. One whose own rate is lower than that of the stream
+    ends at half its rate, as it should.
+
+    Raises:
+        DeviceError: the file has no sound.
+    """
+    changes: dict[str, float] = {"loop_s": 0.0} if config.loop else {}
+    if source_kind(config.source) == "file":
+        from perception.devices.sound import kind_of_sound  # loads FFmpeg
+
+        if kind_of_sound(str(config.source))[0] < config.rate_hz:
+            changes["narrowest_hz"] = 0
+    return config.signal.model_copy(update=changes)
 
 
 @dataclass(frozen=True, slots=True)
