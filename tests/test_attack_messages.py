@@ -6,7 +6,7 @@ import pytest
 from perception.bus import codec
 from perception.bus.mailbox import Mailbox
 from perception.errors import MalformedMessageError
-from perception.fusion.core import FusionCore
+from perception.fusion.core import RULES, FusionCore
 from perception.fusion.ledger import Ledger
 from perception.messages import MAX_COUNT, Header, Health, InputHealth, Journal, Message
 from perception.torture.zmtp import frame, greet, publisher
@@ -156,3 +156,19 @@ def test_a_publisher_that_counts_from_two_to_the_62_does_not_end_the_reader(bus:
             outsider.sendall(frame(b"text/evil", more=True) + frame(msgpack.packb({**header, "seq": 1})))
             assert text(reader.receive(LONG_S)) == "c"
         out.send(Health(stamp_ns=1, node="x", inputs=reader.health()))
+
+
+@pytest.mark.parametrize(("rules", "kept"), [(RULES, 3), (1, 20)])
+def test_frames_that_wait_for_a_window_have_a_bound_in_bytes(
+    monkeypatch: pytest.MonkeyPatch, rules: int, kept: int
+) -> None:
+    """Old recordings are cut by their own rules."""
+    monkeypatch.setattr("perception.fusion.core.MAX_FRAME_BYTES", 350)
+    core = FusionCore(config(), rules=rules)
+    core.push(clock_tick(START_NS))
+    fields = {"width": 10, "height": 10, "encoding": "mono8", "source": "c#1"}
+    for seq in range(20):
+        core.push(received(CAMERA, bytes(100), **fields | {"seq": seq, "stamp_ns": START_NS + seq + 1}))
+    held = core.mark().inputs["camera"].held
+    assert [item.seq for item in held] == list(range(20 - kept, 20))
+    assert core.counts[CAMERA]["dropped"] == 20 - kept

@@ -23,7 +23,7 @@ from perception.errors import ProfileError
 from perception.features.window import CONTEXT_NS
 from perception.fusion.audio_stream import AudioStream
 from perception.fusion.conditions import Conditions, with_inferred
-from perception.fusion.streams import CameraStream, Stream, TextStream
+from perception.fusion.streams import MAX_FRAME_BYTES, CameraStream, Stream, TextStream
 from perception.fusion.window import RefusedError, Window
 from perception.messages import (
     AudioBlock,
@@ -52,10 +52,10 @@ RULES: Final = 2
 last window, which may have been shed, and sound of any rate is resampled by exact filters. 1: a leap is
 judged by the end of a message, old topics are dropped for new ones, presence compares with the last state,
 and odd rates are resampled by the nearest filter of a table. 2: the condition of a signal makes its data
-absent or suspect.
+absent or suspect, and the stored frames of a camera have a bound in bytes.
 """
 _CONDITIONS_SINCE: Final = 2
-"""The first rules by which conditions are read."""
+"""The first rules by which conditions are read, and by which the bytes of frames are bounded."""
 
 
 class FusionCore:
@@ -104,6 +104,7 @@ class FusionCore:
                 max_age_ns=max_age_ns,
                 count=self.count,
                 conditions=conditions,
+                max_bytes=MAX_FRAME_BYTES if self.rules >= _CONDITIONS_SINCE else math.inf,
             )
         if kind == "microphone":
             nominal_ns = round(config.length_ms * MILLISECOND_NS)

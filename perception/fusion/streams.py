@@ -19,6 +19,8 @@ MAX_FRAMES: Final = 256
 EARLY: Final = 0.9
 """Share of the last period after which the next frame is expected at the earliest."""
 MAX_TEXTS: Final = 64
+MAX_FRAME_BYTES: Final = 512 << 20
+"""Of the stored frames of one camera: more than a second of raw pictures of 1920 x 1080."""
 
 
 def _held(message: Message[CameraFrame] | Message[TextCommand]) -> HeldInput:
@@ -36,11 +38,18 @@ class CameraStream:
     """Frames of one camera."""
 
     def __init__(
-        self, topic: str, *, hop_ns: int, max_age_ns: int, count: Count, conditions: Conditions
+        self,
+        topic: str,
+        *,
+        hop_ns: int,
+        max_age_ns: int,
+        count: Count,
+        conditions: Conditions,
+        max_bytes: float = MAX_FRAME_BYTES,
     ) -> None:
         """Frames older than `max_age_ns` are absent; dropped frames are counted by `count`.
 
-        `conditions`: those that make a frame absent or suspect.
+        `conditions`: those that make a frame absent or suspect. `max_bytes`: of the stored frames.
         """
         self.topic = topic
         self._conditions = conditions
@@ -48,11 +57,15 @@ class CameraStream:
         self.newest_ns: int | None = None
         self._hop_ns = hop_ns
         self._max_age_ns = max_age_ns
-        self._frames: deque[Message[CameraFrame]] = deque(maxlen=MAX_FRAMES)
+        self._frames: deque[Message[CameraFrame]] = deque()
+        self._max_bytes = max_bytes
+        self._bytes = 0
 
     def push(self, message: Message[CameraFrame]) -> None:
         """Add one frame; stamps must rise."""
-        if len(self._frames) == MAX_FRAMES:
+        self._bytes += len(message.payload)
+        while self._frames and (len(self._frames) >= MAX_FRAMES or self._bytes > self._max_bytes):
+            self._remove_oldest()
             self._count(self.topic, "dropped")
         self._frames.append(message)
         self.newest_ns = message.header.stamp_ns
@@ -66,6 +79,9 @@ class CameraStream:
         before = self._frames[-2].header.stamp_ns if len(self._frames) > 1 else message.header.stamp_ns
         stamp_ns = message.header.stamp_ns
         return stamp_ns + (stamp_ns - before) * EARLY > -(-stamp_ns // self._hop_ns) * self._hop_ns
+
+    def _remove_oldest(self) -> None:
+        self._bytes -= len(self._frames.popleft().payload)
 
     def mark(self) -> InputMark:
         """Return which frames are stored."""
@@ -83,7 +99,7 @@ class CameraStream:
             return WindowInput(self.topic, "absent", "never")
         previous = _newest(self._frames, end_ns - self._hop_ns)
         while previous is not None and self._frames[0] is not previous:
-            self._frames.popleft()
+            self._remove_oldest()
         stamp_ns, seq = frame.header.stamp_ns, frame.header.seq
         age_ns = end_ns - stamp_ns
         if age_ns > self._max_age_ns:
