@@ -9,6 +9,7 @@ import pytest
 import zmq
 
 from perception.bus import codec, owner
+from perception.torture.zmtp import PING, PONG, frame, read, subscriber
 from tests.bus import Bus, say, text
 from tests.other_user import line, other_user, proceed
 from tests.waiting import LONG_S, eventually
@@ -28,6 +29,9 @@ def connected():
     host, _, port = sys.argv[1].removeprefix("tcp://").rpartition(":")
     peer = socket.create_connection((host, int(port)))
     peer.sendall(b"\\xff" + bytes(7) + b"\\x01\\x7f\\x03\\x01NULL" + bytes(16) + bytes(32))
+    greeting = b""
+    while len(greeting) < 64 and (more := peer.recv(64 - len(greeting))):
+        greeting += more
     peer.sendall(b"\\x04\\x19\\x05READY\\x0bSocket-Type\\0\\0\\0\\x03SUB")
     return peer
 def frame(data):
@@ -51,6 +55,21 @@ time.sleep(0.1)
 show("connected")
 input()
 show(b"secret" in received(peer))
+"""
+)
+CONFUSES_FIRST = (
+    ZMTP
+    + """
+peer = connected()
+peer.settimeout(60)
+peer.sendall(frame(b"nonsense"))
+for _ in range(2):  # the answer to the second ping means that the request was passed on
+    peer.sendall(b"\\x04\\x09\\x04PING\\0\\0me")
+    data = b""
+    while not data.endswith(b"PONGme") and (more := peer.recv(1000)):
+        data += more
+show("confused")
+input()
 """
 )
 COMES_AGAIN = (
@@ -143,6 +162,26 @@ def test_attack_another_user_that_confuses_zeromq_receives_nothing_and_silences_
             publisher.send(say("secret"))
         assert line(outsider) == "False"
         assert publisher.subscribers >= 2
+
+
+def test_attack_who_subscribes_behind_a_confusing_stranger_is_not_silenced(bus: Bus) -> None:
+    """ZeroMQ would subscribe another connection in its place; so it has to connect again."""
+    with (
+        bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher,
+        other_user(CONFUSES_FIRST, str(publisher.endpoint)) as outsider,
+    ):
+        assert line(outsider) == "confused"
+        with subscriber(publisher.endpoint, frame(b"\1text/say")) as honest:
+            for _ in range(2):
+                honest.sendall(PING)
+                assert read(honest, len(PONG)) == PONG
+            assert publisher.subscribers == 0
+            assert honest.recv(1) == b"", "it was disconnected"
+        with subscriber(publisher.endpoint, frame(b"\1text/say")) as honest:
+            assert publisher.wait_for_subscriber(LONG_S)
+            publisher.send(say("received"))
+            assert b"text/say" in honest.recv(100)
+            assert publisher.subscribers == 1
 
 
 def test_attack_nothing_is_taken_from_another_user_on_loopback(

@@ -264,7 +264,11 @@ class Publisher(Closing):
                 _LOG.warning("%s: disconnected a peer of %s: %s", self.topic, self.endpoint, ended[0])
         if self._watch.failed_handshakes() and not self._refusal_warned:
             self._refusal_warned = True
-            why = "has other keys, or none" if self._keyed else "requires keys, and none are given here"
+            why = (
+                "has other keys, or none"
+                if self._keyed
+                else "requires keys, and none are given here, or speaks ZMTP 1 or 2"
+            )
             _LOG.warning("%s: refused a connection to %s: the peer %s", self.topic, self.endpoint, why)
 
     def _update_audience(self) -> None:

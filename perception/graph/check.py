@@ -179,7 +179,9 @@ def _endpoints(profile: Profile) -> Iterator[Problem]:
         from perception.bus.keys import load  # 40 ms of imports
 
         try:
-            load(profile.keys)
+            trust = load(profile.keys).trust
+            for topic, endpoint in profile.connect.items():
+                trust.publisher_key(parse(endpoint).name, topic)
         except BusError as error:
             yield Problem(f"keys: {error}", BusError)
 
