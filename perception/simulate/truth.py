@@ -122,10 +122,10 @@ def _makes_absent(fault: Fault, stream: Stream, scenario: Scenario) -> bool:
 
 
 def _is_moved(fault: Fault, others: Iterable[Fault], after_ns: int) -> bool:
-    """Return whether another fault moves stamps or arrivals about the time of this one."""
+    """Return whether another fault moves stamps or arrivals, or hides a lie, about the time of this one."""
     return any(
         other is not fault
-        and other.kind in _MOVES
+        and (other.kind in _MOVES or other.kind == fault.kind == "lie")
         and other.start_ns - after_ns < fault.stop_ns
         and fault.start_ns < other.stop_ns + after_ns + 3 * SECOND_NS
         for other in others
