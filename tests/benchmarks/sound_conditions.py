@@ -150,7 +150,7 @@ def alarms(found: list[Recordings], rates_hz: list[int], formats: Sequence[tuple
                 for end_s, judge in played(samples, rate_hz, 0.02):
                     if judge.condition not in ("ok", before):
                         end = round(end_s * rate_hz)
-                        newest = samples[max(end - round(2.02 * rate_hz), 0) : end]
+                        newest = samples[max(end - 2 * rate_hz, 0) : end]
                         (true if itself(judge.condition, newest) else wrong)[judge.condition] += 1
                         if not itself(judge.condition, newest):
                             print(
