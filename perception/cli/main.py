@@ -169,6 +169,7 @@ def nodes(domain: str | None, connect: str | None, keys: str | None, insecure: b
     from perception.cli.connect import await_clocks, health_of
     from perception.cli.panel import Board, node_table
     from perception.cli.summary_tables import PLAIN_WIDTH
+    from perception.messages import SUPERVISOR, is_supervisor
 
     source, names = health_of(domain, connect, keys, insecure=insecure)
     clock, board = HostClock().now_ns, Board()
@@ -180,6 +181,8 @@ def nodes(domain: str | None, connect: str | None, keys: str | None, insecure: b
             if message := subscriber.receive(left_s):
                 board.add(message)
     board.now_ns = clock()
+    if any(map(is_supervisor, board.nodes)):  # on a host of a profile its name is not that of its topic
+        names = [name for name in names if name != SUPERVISOR]
     table = node_table(board, published=names, since_ns=since_ns)
     Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
 
