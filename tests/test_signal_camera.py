@@ -292,3 +292,14 @@ def test_a_short_film_that_is_played_in_a_loop_is_ok() -> None:
     film = [*lively()[:RATE_HZ]] * 5
     assert conditions(film)[-1] == "frozen"
     assert set(conditions(film, limits=CameraConfig(source="film.mp4", loop=True).limits)) == {"ok"}
+
+
+def test_pictures_of_any_size_and_of_changing_sizes_are_judged_without_error() -> None:
+    rng = np.random.default_rng(5)
+    judge = FrameJudge()
+    for number in range(400):
+        if number % 5 == 0:
+            shape = (int(rng.integers(1, 90)), int(rng.integers(1, 90)), *((3,) if number % 2 else ()))
+        picture = clipped(rng.normal(rng.integers(0, 256), rng.integers(0, 60), shape))
+        judge.update(CapturedFrame(picture, number * SECOND_NS // 10))
+        assert (judge.condition != "ok") == bool(judge.reason)

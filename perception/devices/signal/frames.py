@@ -14,6 +14,7 @@ from perception.units import SECOND_NS
 
 _SOONEST_NS: Final = 12_000_000
 """Pictures that follow sooner are not judged."""
+_LEAST_SIZE: Final = 16
 _LOOK_NS: Final = 115_000_000
 """Time between looks: measures of whole pictures."""
 _MOST: Final = 0.75
@@ -32,8 +33,16 @@ class FrameJudge:
     """
 
     def __init__(self, thresholds: CameraSignal | None = None) -> None:
-        limits = thresholds or CameraSignal()
-        self._hold_ns = round(limits.hold_s * SECOND_NS)
+        self._limits = thresholds or CameraSignal()
+        self._hold_ns = round(self._limits.hold_s * SECOND_NS)
+        self.condition: ConditionName = "ok"
+        self.reason = ""
+        self.facts: dict[str, str | float] = {}
+        self._start(())
+
+    def _start(self, shape: tuple[int, ...]) -> None:
+        """Forget all pictures: the next have another shape."""
+        limits, self._shape = self._limits, shape
         self._still = Stillness(limits)
         self._measured = Measuring()
         self._appearance = Appearance(limits)
@@ -42,12 +51,14 @@ class FrameJudge:
         """Stamp and finding of each look of the last `hold_s`, and the newest before."""
         self._last_ns: int | None = None
         self._looked_ns: int | None = None
-        self.condition: ConditionName = "ok"
-        self.reason = ""
-        self.facts: dict[str, str | float] = {}
 
     def update(self, frame: CapturedFrame) -> None:
-        """Judge one frame."""
+        """Judge one frame; a picture of few pixels is not judged."""
+        if frame.image.shape != self._shape:
+            self._start(frame.image.shape)
+        if min(frame.image.shape[:2]) < _LEAST_SIZE:
+            self.condition, self.reason = "ok", ""
+            return
         if self._last_ns is not None and 0 <= frame.stamp_ns - self._last_ns < _SOONEST_NS:
             return
         self._last_ns = frame.stamp_ns
