@@ -178,6 +178,7 @@ HARMLESS: Final[dict[str, Callable[[], Iterable[Picture]]]] = {
     "an object passes": lambda: [_passing(one, n) for n, one in enumerate(still(8))],
     "cut to another scene": lambda: [*still(4), *(one[::-1, ::-1] // 2 for one in still(4))],
     "grey picture": lambda: [np.repeat(one[..., :1], 3, axis=2) for one in still(5)],
+    "small stripes that jump": lambda: [_stripes(n) for n in range(90)],
     "cartoon": lambda: [_cartoon(n) for n in range(90)],
 }
 
@@ -194,6 +195,12 @@ def _passing(picture: Picture, number: int) -> Picture:
     left = number * 3 - 100
     cv2.rectangle(picture, (left, 20), (left + 90, 110), (240, 240, 240), -1)
     return picture
+
+
+def _stripes(number: int) -> Picture:
+    across, down = np.meshgrid(np.arange(64), np.arange(48))
+    phase = np.random.default_rng(number).uniform(0, 6.3)
+    return clipped(128 + 100 * np.sin((across + 0.6 * down) * 1.4 + phase)[..., None].repeat(3, axis=2))
 
 
 def _cartoon(number: int) -> Picture:

@@ -29,6 +29,8 @@ _LEVELS_OF_STRUCTURE: Final = 0.25
 _PERCENTILES: Final = (50, 60, 70, 75, 80, 85, 90, 95)
 _DARKEST: Final = 4.0
 """A covered lens is brighter than this, by its noise; a darker picture is black or shows a dark scene."""
+_LEAST_NOISE: Final = 1200.0
+"""Twice the power of noise of 25 levels: more than a sensor has at night."""
 _FEWEST: Final = 4
 """Percentiles with detail: a quarter of the picture has some."""
 _MOST: Final = 0.75
@@ -155,8 +157,9 @@ class Appearance:
             return "black", f"the picture is black: brightness {now.level:.0f} of 255 without structure"
         if now.white >= 0.95:
             return "blown out", f"the picture is blown out: {now.white:.0%} of it is white"
-        least = limits.noise_share * now.far
-        if now.far >= 1200 and min(now.near, now.down, now.moved) >= least and now.fine >= now.far / 5:
+        powers = (now.near, now.far, now.down, now.moved)
+        random = min(powers) >= limits.noise_share * max(powers) and now.fine >= now.far / 5
+        if random and now.far >= _LEAST_NOISE:
             return "noise", f"the picture is noise: neighbours differ by {np.sqrt(now.near / 2):.0f} of 255"
         return _dead_channel(now, self._before)
 
