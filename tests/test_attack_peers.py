@@ -36,7 +36,7 @@ def test_a_stranger_that_floods_a_publisher_is_disconnected(bus: Bus, kind: str)
     with (
         bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as out,
         bus.subscriber("text/say") as reader,
-        subscriber(out.endpoint or "") as outsider,
+        subscriber(out.endpoint) as outsider,
     ):
         assert out.wait_for_subscriber(LONG_S)
         before = memory_mib()
@@ -62,13 +62,13 @@ def _read_all(peer: socket.socket) -> None:
 def test_strangers_do_not_take_all_connections(bus: Bus) -> None:
     with (
         bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as out,
-        subscriber(out.endpoint or "", frame(b"\1text/say")) as early,
+        subscriber(out.endpoint, frame(b"\1text/say")) as early,
         contextlib.ExitStack() as stack,
     ):
         eventually(lambda: out.subscribers == 1)
         for _ in range(MAX_CONNECTIONS + 60):
             with contextlib.suppress(OSError):
-                stack.enter_context(connected(out.endpoint or ""))
+                stack.enter_context(connected(out.endpoint))
         eventually(lambda: len(out._peers) <= MAX_CONNECTIONS)
         out.send(say("received"))
         assert b"text/say" in early.recv(100)
@@ -134,7 +134,7 @@ def test_a_reader_that_never_reads_is_disconnected_and_another_reads_on(bus: Bus
     frame_header = CameraFrame(stamp_ns=1, width=1000, height=1000, encoding="mono8")
     with (
         bus.publisher("camera/a", endpoint="tcp://127.0.0.1:*") as out,
-        subscriber(out.endpoint or "", frame(b"\1camera/a")),
+        subscriber(out.endpoint, frame(b"\1camera/a")),
         bus.subscriber("camera/a", connect={"camera/a": out.endpoint}) as reader,
     ):
         out._peers._stall_s = 0.5

@@ -52,7 +52,7 @@ def test_a_stranger_silences_nobody(bus: Bus, requests: bytes, leaves: bool) -> 
         zmq_reader.subscribe("text/")
         zmq_reader.connect(publisher.endpoint or "")
         eventually(lambda: publisher.subscribers == 2)
-        with subscriber(publisher.endpoint or "", requests) as outsider:
+        with subscriber(publisher.endpoint, requests) as outsider:
             if len(requests) < 2000:  # ZeroMQ receives no more until some are read
                 with contextlib.suppress(OSError, AssertionError):  # some are disconnected
                     _wait_until_taken(outsider)
@@ -71,12 +71,12 @@ def test_what_is_no_note_leaves_the_others_to_those_who_sent_them(bus: Bus) -> N
     """ZeroMQ attributes every request behind it to the wrong peer."""
     with (
         bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher,
-        subscriber(publisher.endpoint or "", frame(b"nonsense") * 3) as outsider,
+        subscriber(publisher.endpoint, frame(b"nonsense") * 3) as outsider,
         contextlib.ExitStack() as stack,
     ):
         _wait_until_taken(outsider)
         peers = [
-            stack.enter_context(subscriber(publisher.endpoint or "", frame(b"\1" + beginning)))
+            stack.enter_context(subscriber(publisher.endpoint, frame(b"\1" + beginning)))
             for beginning in (b"text/say", b"text/", b"text/say")
         ]
         for peer in peers:
@@ -90,7 +90,7 @@ def test_what_is_no_note_leaves_the_others_to_those_who_sent_them(bus: Bus) -> N
 def test_a_flood_of_notes_holds_up_no_message(bus: Bus) -> None:
     with (
         bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher,
-        subscriber(publisher.endpoint or "", frame(b"\1text/say") * 5000),
+        subscriber(publisher.endpoint, frame(b"\1text/say") * 5000),
     ):
         assert publisher.wait_for_subscriber(LONG_S)
         assert publisher.subscribers < 1000
@@ -100,7 +100,7 @@ def test_a_flood_of_notes_holds_up_no_message(bus: Bus) -> None:
 def test_subscriptions_end_with_their_connection(bus: Bus) -> None:
     """ZeroMQ keeps one subscription per connection and prefix."""
     with bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher:
-        with subscriber(publisher.endpoint or "", b"".join(frame(b"\1" + b"text/say"[:n]) for n in range(9))):
+        with subscriber(publisher.endpoint, b"".join(frame(b"\1" + b"text/say"[:n]) for n in range(9))):
             eventually(lambda: publisher.subscribers == 9)
         eventually(lambda: publisher.subscribers == 0)
 
@@ -115,7 +115,7 @@ def test_subscriptions_end_with_their_connection(bus: Bus) -> None:
 def test_peers_whose_notes_look_like_the_end_of_a_connection_are_refused(bus: Bus, hello: bytes) -> None:
     with (
         bus.publisher("text/say", endpoint="tcp://127.0.0.1:*") as publisher,
-        subscriber(publisher.endpoint or "", frame(b"\1text/say")) as reader,
+        subscriber(publisher.endpoint, frame(b"\1text/say")) as reader,
     ):
         eventually(lambda: publisher.subscribers == 1)
         port = int((publisher.endpoint or "").rpartition(":")[2])

@@ -41,14 +41,16 @@ def greet(peer: socket.socket, kind: bytes) -> None:
         raise ConnectionError("not ready")
 
 
-def connected(endpoint: str) -> socket.socket:
-    """Return a connection to a publisher, before the handshake."""
+def connected(endpoint: str | None) -> socket.socket:
+    """Return a connection to a publisher, before the handshake; ConnectionError if it has no endpoint."""
+    if endpoint is None:
+        raise ConnectionError("no endpoint")
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     return socket.create_connection((host, int(port)), timeout=LONG_S)
 
 
 @contextlib.contextmanager
-def subscriber(endpoint: str, requests: bytes = b"") -> Iterator[socket.socket]:
+def subscriber(endpoint: str | None, requests: bytes = b"") -> Iterator[socket.socket]:
     """Connect as a subscriber that sends `requests`."""
     with connected(endpoint) as peer:
         greet(peer, b"SUB")
