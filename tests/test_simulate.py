@@ -382,7 +382,7 @@ def test_with_a_real_file_and_the_real_engine_states_are_recomputed(tmp_path: Pa
 
 def test_after_a_fast_clock_is_set_back_frames_are_used_in_their_order(tmp_path: Path) -> None:
     outcome = simulate(
-        scenario(fault("ahead", CAMERA, 4, 6, 0.6), fault("ahead", MICROPHONE, 8, 9, 0.4)), tmp_path
+        scenario(fault("ahead", CAMERA, 4, 6, 0.6), fault("ahead", MICROPHONE, 6.1, 9, 0.85)), tmp_path
     )
     assert outcome.failure is None, outcome.failure
     assert outcome.seen["not compared"] <= 4
@@ -393,6 +393,12 @@ def test_a_host_that_slept_for_a_minute_leaves_a_recording_that_can_be_verified(
     outcome = simulate(asleep, tmp_path)
     assert outcome.failure is None, outcome.failure
     assert outcome.seen["not compared"] <= 2
+
+
+def test_a_recording_that_begins_while_early_sound_waits_lacks_its_beginning_only(tmp_path: Path) -> None:
+    faults = fault("recorder crash", "recorder", 4, 6.3), fault("ahead", MICROPHONE, 6.1, 9, 0.85)
+    outcome = simulate(scenario(*faults), tmp_path)
+    assert outcome.failure is None, outcome.failure
 
 
 # --- the command ---

@@ -180,6 +180,7 @@ class _Inputs:
     def __init__(self) -> None:
         self._rows: defaultdict[tuple[str, str], deque[Message[Header]]] = defaultdict(deque)
         self._newest: dict[tuple[str, str], int] = {}
+        self._first: dict[tuple[str, str], int] = {}
         self._order: deque[tuple[int, int, tuple[str, str]]] = deque()
         """When each input was recorded, by `_covered_ns` and by its log time, and its key in `_rows`."""
         self._bytes = 0
@@ -203,6 +204,7 @@ class _Inputs:
         self._rows[key].append(message)
         self._order.append((self._covered_ns, now_ns, key))
         self._newest[key] = max(message.header.seq, self._newest.get(key, -1))
+        self._first.setdefault(key, message.header.seq)
         self._bytes += len(message.payload)
         while self._order and self._is_old(*self._order[0][:2], now_ns):
             self._drop_first()
@@ -228,6 +230,10 @@ class _Inputs:
     def passed(self, entry: JournalEntry) -> bool:
         """Return whether this input or a later one of its publisher was recorded."""
         return self._newest.get((entry.topic, entry.source), -1) >= entry.seq
+
+    def before_first(self, entry: JournalEntry) -> bool:
+        """Return whether this input was sent before the first recorded one of its publisher."""
+        return entry.seq < self._first.get((entry.topic, entry.source), entry.seq)
 
     def take(self, entry: JournalEntry) -> Message[Header] | None:
         """Remove and return an input, None if it is not recorded; drop those before it."""
@@ -276,7 +282,8 @@ class _Playback:
             if entry.kind == "input":
                 message = self.inputs.take(entry)
                 if message is None:
-                    at_edge = not self._played and arrived_ns - self.start_ns < EDGE_NS
+                    unrecorded = not self._played or self.inputs.before_first(entry)
+                    at_edge = unrecorded and arrived_ns - self.start_ns < EDGE_NS
                     self._broken = _BEGINNING if at_edge else "an input was not recorded"
                     if not at_edge:
                         yield Missed(entry.topic, entry.source, entry.seq)
