@@ -146,8 +146,8 @@ def test_disturbances_follow_the_noise_and_leave_the_truth_alone(hour: list[Segm
         assert calm.segment(index).sound.backdrop_db == -np.inf
 
 
-@pytest.mark.parametrize("seed", [-1, 0, 1 << 70])
-def test_any_integer_is_a_seed(seed: int) -> None:
+@pytest.mark.parametrize("seed", [-(1 << 63), -1, 0, (1 << 63) - 1])
+def test_any_integer_of_64_bits_is_a_seed(seed: int) -> None:
     assert Script(ScriptConfig(seed=seed)).at(0).index == 0
 
 

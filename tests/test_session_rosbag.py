@@ -98,7 +98,7 @@ def test_there_and_back_keeps_inputs_and_states(tmp_path: Path) -> None:
         list(rosbag.write(opened, tmp_path / "bag"))
     lines = list(import_bag.read(tmp_path / "bag", tmp_path / "back.mcap"))
     back = {message.topic: message for message in read(tmp_path / "back.mcap")}
-    own = {"seq", "sent_ns", "source", "sample_index", "gap", "exposure_ns", "language"}
+    own = {"seq", "sent_ns", "source", "sample_index", "gap", "exposure_ns", "language", "condition"}
     assert any("journal/fusion: left out: a journal refers to publishers" in line for line in lines), (
         "the sources it names are not in the bag, so that no replay could follow it"
     )

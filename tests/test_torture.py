@@ -14,7 +14,7 @@ from perception.torture.witness import Seen
 
 KILL = ("kill -9 camera-front",)
 NOBODY = Fault("nothing", "", lambda *_: lambda: None, (0, 0))
-CAMERA = Fault("stop", "camera-front", lambda *_: lambda: None, (0, 0))
+CAMERA = Fault("stop", "camera-front", lambda *_: lambda: None, (0, 0), silences=True)
 
 
 def state(tick: int, **changes: object) -> Seen:

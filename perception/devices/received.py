@@ -110,7 +110,8 @@ class _Frames:
         except ValueError:
             return
         self._judged_ns = stamp_ns
-        self.judge.update(CapturedFrame(image, stamp_ns, raw=message.header.encoding != "jpeg"))
+        # raw pixels may be those of a decoded film, whose still room is equal bit for bit
+        self.judge.update(CapturedFrame(image, stamp_ns, raw=False))
 
 
 class _Blocks:
