@@ -77,7 +77,7 @@ COMES_AGAIN = (
     + """
 show("connected")
 peers = []
-for number in range(100):
+for number in range(24):
     peer = connected()
     peer.sendall((frame(b"nonsense") + frame(b"\\1text/say")) * 5)
     peers.append(peer)

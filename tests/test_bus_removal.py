@@ -97,7 +97,7 @@ def test_a_domain_stays_locked(bus: Bus) -> None:
     with DomainLock(path, "lab") as lock, bus.runtime.keeper.keeping(lock.restore):
         number = lock.fileno()
         remove(bus.runtime.base)
-        eventually(path.exists)
+        eventually(lambda: path.exists() and path.read_text())
         assert lock.fileno() == number, "nodes inherit this descriptor"
         with pytest.raises(PerceptionError, match=f"domain 'lab' is already up .process {os.getpid()}."):
             DomainLock(path, "lab")

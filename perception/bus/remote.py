@@ -99,11 +99,12 @@ class Remote:
         self._peers.delivered(descriptor)
         while frames[-1].more and len(frames) < _MAX_PARTS:
             frames.append(self.socket.recv(copy=False))
+        is_trusted = self._is_trusted(descriptor)  # nobody owns a connection that has ended
         if frames[-1].more:
             self._peers.end(descriptor, "sent a message of more than three parts")
             while self.socket.recv(copy=False).more:
                 pass
-        return frames if self._is_trusted(descriptor) else None
+        return frames if is_trusted else None
 
     def check(self) -> Iterator[str]:
         """Connect again where ZeroMQ does not, or where keys have changed; yield what is wrong."""
