@@ -37,6 +37,8 @@ NODES: Final = {
     "supervisor": "health/supervisor",
 }
 """Main topic of each node."""
+_SPARSE: Final = "text-script"
+"""It publishes when there is a line; it has started when it reports."""
 _PERIODS_MS: Final = {"camera-front": 50.0, "microphone-main": 32.0, "fusion": 100.0}
 """Of the demo's profile; the others publish a health message a second."""
 _PATIENCE_S: Final = 120.0
@@ -137,6 +139,8 @@ class _Run:
         header = message.header
         if isinstance(header, Health) and (pid := int(header.device.get(PROCESS, 0))):
             self._pids[header.node] = pid
+            if header.node == _SPARSE:  # its first line may be due much later
+                self._nodes[_SPARSE].first_s = self._nodes[_SPARSE].first_s or at_s
         if (name := self._by_topic.get(message.topic)) is not None:
             node = self._nodes[name]
             node.first_s = node.first_s or at_s
@@ -164,7 +168,7 @@ class _Run:
         }
         if node.ages_ms:
             figures["age_p99_ms"] = sorted(node.ages_ms)[len(node.ages_ms) * 99 // 100]
-        if name != "text-script":
+        if name != _SPARSE:
             figures["period_ms"] = took_s * 1e3 / max(published, 1)
             figures["period_ratio"] = figures["period_ms"] / _PERIODS_MS.get(name, 1000.0)
             figures["cpu_ms"] = cpu_s * 1e3 / max(published, 1)
