@@ -109,8 +109,8 @@ class Perception:
         """Yield a function that sends one message."""
         from perception.messages import CameraFrame
 
-        # a JPEG may have any size, so one header fits all
-        header = CameraFrame(stamp_ns=1, width=1, height=1, encoding="jpeg")
+        # a JPEG may be smaller than its pixels, so one header fits all
+        header = CameraFrame(stamp_ns=1, width=1920, height=1080, encoding="jpeg")
         image = np.zeros(self.size, np.uint8)
         with self._publisher() as publisher:
             publisher.wait_for_subscriber(SILENT_S)
