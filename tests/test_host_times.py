@@ -10,7 +10,8 @@ from perception.cli import host_times
 from perception.cli.panel import Board, node_table, panel_lines
 from perception.cli.summary import Summary
 from perception.cli.summary_tables import print_report
-from perception.graph.fusion_loop import SILENT_CLOCK_MS, unsure
+from perception.graph.fusion_loop import SILENT_CLOCK_MS, unsure, with_clocks
+from perception.graph.liveness import Standing
 from perception.messages import Health, HostTime, Message
 
 KNOWN = HostTime(
@@ -52,6 +53,13 @@ def test_a_fusion_names_the_clocks_that_it_does_not_follow() -> None:
     assert unsure({"robot": KNOWN, "cart": HostTime()}) == "cart: not read before its clock is known"
     silent = HostTime(offset_ms=1.0, age_ms=SILENT_CLOCK_MS + 1)
     assert unsure({"robot": silent}) == "robot: its clock no longer answers"
+
+
+def test_an_unsure_clock_makes_a_fusion_degraded_and_a_lost_one_stays_lost() -> None:
+    hosts, lost = {"cart": HostTime()}, Standing("lost", "no state for 3.0 s")
+    assert with_clocks(Standing("ok"), {"robot": KNOWN}) == Standing("ok")
+    assert with_clocks(Standing("ok"), hosts) == Standing("degraded", unsure(hosts))
+    assert with_clocks(lost, hosts) == Standing("lost", f"{unsure(hosts)}; no state for 3.0 s")
 
 
 def test_the_summary_ends_with_the_clocks() -> None:

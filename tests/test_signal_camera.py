@@ -75,7 +75,7 @@ def conditions(
 
 
 UNSEEN: Final = {"frozen, quality counts", "torn, one picture late", "torn, ten late", "slight defocus"}
-"""Faults that cannot be told from a good picture in every scene; the benchmark counts them."""
+"""Faults that look like a good picture in some scenes; the benchmark counts them."""
 
 
 @pytest.mark.parametrize("fault", [name for name in FAULTS if name not in UNSEEN])

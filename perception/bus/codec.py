@@ -179,8 +179,9 @@ def _check_frame(header: Any, size: int) -> str | None:
         return f"empty {header.encoding} frame"
     if header.encoding == "jpeg":
         most = _JPEG_BYTES_PER_PIXEL * header.width * header.height + _JPEG_EXTRA_BYTES
-        pixels = f"{header.width} x {header.height} pixels"
-        return None if size <= most else f"JPEG of {size} bytes; {pixels} take at most {most}"
+        if size <= most:
+            return None
+        return f"JPEG of {size} bytes; {header.width} x {header.height} pixels take at most {most}"
     expected = header.width * header.height * PIXEL_BYTES[header.encoding]
     return None if size == expected else _size_mismatch(size, expected)
 

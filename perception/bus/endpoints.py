@@ -34,5 +34,5 @@ def unsafe(endpoint: str) -> str:
     """Return why an unsafe endpoint is refused, and what to do."""
     return (
         f"{endpoint} leaves this host unencrypted; give a keys folder (perception keys new), "
-        "or set insecure = true"
+        "or set insecure = true (--insecure)"
     )

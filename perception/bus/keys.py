@@ -73,7 +73,8 @@ def load(directory: Path | str) -> Keys:
             raise BusError(f"{path} is open to other users; run: chmod 600 {path}")
         public, secret = zmq.auth.load_certificate(path)
     except (OSError, ValueError) as error:
-        raise BusError(f"no keys in {directory}: {error}; create them with: perception keys new") from error
+        reason = f"{path.name}: {error.strerror}" if isinstance(error, OSError) and error.strerror else error
+        raise BusError(f"no keys in {directory}: {reason}; create them with: perception keys new") from error
     if secret is None:
         raise BusError(f"{path} holds no secret key; create new ones with: perception keys new")
     return Keys(public, secret, Trust(Path(directory), public))

@@ -35,7 +35,7 @@ def is_own(descriptor: int) -> bool:
     Return False also where the connection has ended, or the system does not record owners.
     """
     try:
-        with _duplicate(descriptor) as here:
+        with duplicate(descriptor) as here:
             near, far = _address(here.getsockname()), _address(here.getpeername())
     except (OSError, ValueError):
         return False
@@ -54,12 +54,13 @@ def inode_of(descriptor: int) -> int:
 
 def cut(descriptor: int, inode: int) -> None:
     """End the connection of a socket, if its descriptor still is the one with this inode."""
-    with contextlib.suppress(OSError), _duplicate(descriptor) as here:
+    with contextlib.suppress(OSError), duplicate(descriptor) as here:
         if inode_of(here.fileno()) == inode:
             here.shutdown(socket.SHUT_RDWR)
 
 
-def _duplicate(descriptor: int) -> socket.socket:
+def duplicate(descriptor: int) -> socket.socket:
+    """Return another descriptor of a socket; OSError if it is closed or none."""
     copy = os.dup(descriptor)
     try:
         return socket.socket(fileno=copy)

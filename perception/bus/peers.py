@@ -19,6 +19,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
+from perception.bus.owner import duplicate
+
 MAX_CONNECTIONS: Final = 512
 """Half of the 1024 files that most systems allow a process to open."""
 _COUNTED: Final = sys.platform.startswith("linux")
@@ -69,7 +71,7 @@ class Peers:
 
     def opened(self, descriptor: int) -> None:
         """Add the connection with this descriptor."""
-        with contextlib.suppress(OSError), _duplicate(descriptor) as peer:
+        with contextlib.suppress(OSError), duplicate(descriptor) as peer:
             address = str(peer.getpeername()[0])
             inode = os.fstat(peer.fileno()).st_ino
             self._connections[descriptor] = _Connection(descriptor, inode, address, time.monotonic())
@@ -108,7 +110,7 @@ class Peers:
     def _excess(self, connection: _Connection, now_s: float) -> str:
         """Return what a peer does too much, empty if nothing."""
         try:
-            with _duplicate(connection.descriptor) as peer:
+            with duplicate(connection.descriptor) as peer:
                 acked, received, waiting = _counts(peer)
         except OSError:  # closed; ZeroMQ reports it soon
             return ""
@@ -127,22 +129,12 @@ class Peers:
     def _end(self, connection: _Connection) -> bool:
         """Shut a connection down; return whether it was still open."""
         del self._connections[connection.descriptor]
-        with contextlib.suppress(OSError), _duplicate(connection.descriptor) as peer:
+        with contextlib.suppress(OSError), duplicate(connection.descriptor) as peer:
             if os.fstat(peer.fileno()).st_ino == connection.inode:
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 peer.shutdown(socket.SHUT_RDWR)
                 return True
         return False
-
-
-def _duplicate(descriptor: int) -> socket.socket:
-    """Return another descriptor of a socket; OSError if it is closed or none."""
-    copy = os.dup(descriptor)
-    try:
-        return socket.socket(fileno=copy)
-    except OSError:
-        os.close(copy)
-        raise
 
 
 def _counts(peer: socket.socket) -> tuple[int, int, int]:

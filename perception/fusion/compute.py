@@ -8,26 +8,23 @@ or its tick is in `shed`.
 """
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from perception.fusion.engine import Engine
-from perception.fusion.inference import Due, Inference
-from perception.fusion.swap import HeadSwap
+from perception.fusion.inference import Due, Inference, Inferring
 from perception.fusion.window import Window
 from perception.messages import FusedState
 from perception.units import Clock
 
 
-class Compute(threading.Thread):
+class Compute(Inferring, threading.Thread):
     """Computes the newest due window and publishes its state; older due windows are shed."""
 
     def __init__(self, engine: Engine, publish: Callable[[FusedState], object], clock: Clock) -> None:
-        super().__init__(name="compute", daemon=True)
-        self.engine = engine
-        self._inference = Inference(engine, clock)
-        """Its side of receiving belongs to the receiving thread, the other to the compute thread; `offer`,
-        `take` and `drop_due` with lock `_due`, except after the compute thread ended."""
+        threading.Thread.__init__(self, name="compute", daemon=True)
+        # Its side of receiving belongs to the receiving thread, the other to the compute thread; `offer`,
+        # `take` and `drop_due` with lock `_due`, except after the compute thread ended.
+        Inferring.__init__(self, Inference(engine, clock))
         self.failure: BaseException | None = None
         """Why the compute thread ended, None while it runs. The compute thread writes it once."""
         self._publish = publish
@@ -35,21 +32,6 @@ class Compute(threading.Thread):
         self._due = threading.Condition()
         self._stopped = False
         """Both threads; lock `_due`."""
-
-    @property
-    def swap(self) -> HeadSwap:
-        """The heads; see its rules for the threads."""
-        return self._inference.swap
-
-    @property
-    def shed(self) -> deque[int]:
-        """Ticks shed and not yet journaled. The receiving thread appends and pops."""
-        return self._inference.shed
-
-    @property
-    def shed_count(self) -> int:
-        """Number of windows shed so far. The receiving thread writes."""
-        return self._inference.shed_count
 
     def offer(self, windows: Sequence[Window]) -> None:
         """Make the newest window due, shed the others; never waits for the models."""

@@ -78,3 +78,30 @@ class Inference:
     def _record_shed(self, ticks: Sequence[int]) -> None:
         self.shed.extend(ticks)
         self.shed_count += len(ticks)
+
+
+class Inferring:
+    """What a fusion loop reads of an inference: base of what computes, in a thread or on a virtual clock."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+
+    @property
+    def engine(self) -> Engine:
+        """Runs the models."""
+        return self._inference.engine
+
+    @property
+    def swap(self) -> HeadSwap:
+        """The heads; see its rules for the threads."""
+        return self._inference.swap
+
+    @property
+    def shed(self) -> deque[int]:
+        """Ticks shed and not yet journaled. The receiving thread appends and pops."""
+        return self._inference.shed
+
+    @property
+    def shed_count(self) -> int:
+        """Number of windows shed so far. The receiving thread writes."""
+        return self._inference.shed_count

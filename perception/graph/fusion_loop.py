@@ -238,13 +238,13 @@ class FusionLoop:
         if self._signals.skipped:
             counts["signals not judged"] = self._signals.skipped
         hosts = self._intake.host_times()
-        clocks = unsure(hosts)
+        standing = with_clocks(self._standing, hosts)
         self._out.health.send(
             Health(
                 stamp_ns=now_ns,
                 node=name_of(self._out.health.topic),
-                status="degraded" if clocks else self._standing.status,
-                reason="; ".join(filter(None, (clocks, self._standing.reason))),
+                status=standing.status,
+                reason=standing.reason,
                 hosts=hosts,
                 inputs=self._intake.health(),
                 outputs=self._out.published(),
@@ -252,6 +252,14 @@ class FusionLoop:
                 device={PROCESS: os.getpid()} | self._compute.engine.facts(),
             )
         )
+
+
+def with_clocks(standing: Standing, hosts: Mapping[str, HostTime]) -> Standing:
+    """Return how a fusion stands that reads these hosts: at best degraded while it is unsure of a clock."""
+    if not (clocks := unsure(hosts)):
+        return standing
+    status = "degraded" if standing.status == "ok" else standing.status
+    return Standing(status, "; ".join(filter(None, (clocks, standing.reason))))
 
 
 def unsure(hosts: Mapping[str, HostTime]) -> str:

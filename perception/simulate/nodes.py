@@ -5,7 +5,6 @@ that it waits for. `KilledError` from an event ends it as kill -9 does: nothing 
 """
 
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -17,10 +16,9 @@ from perception.clock.remote import RemoteClock
 from perception.fusion.core import FusionCore
 from perception.fusion.early import Early
 from perception.fusion.engine import Engine
-from perception.fusion.inference import Due, Inference
+from perception.fusion.inference import Due, Inference, Inferring
 from perception.fusion.ledger import Backlog
 from perception.fusion.presence import Presence
-from perception.fusion.swap import HeadSwap
 from perception.fusion.window import Window
 from perception.graph.fusion_loop import FusionLoop, Outputs
 from perception.messages import FusedState, Header, HostTime, InputHealth, Message
@@ -115,7 +113,7 @@ class VirtualInbox:
         return {}
 
 
-class VirtualCompute:
+class VirtualCompute(Inferring):
     """Computes one window after the other; each takes a share of virtual time."""
 
     failure: BaseException | None = None
@@ -128,8 +126,8 @@ class VirtualCompute:
         scenario: Scenario,
         faults: Active,
     ) -> None:
+        super().__init__(inference)
         self._world = world
-        self._inference = inference
         self._publish = publish
         self._hop_ns = scenario.fusion.hop_ms * MILLISECOND_NS
         self._usual = scenario.inference
@@ -138,26 +136,6 @@ class VirtualCompute:
         """Tick of the window that is being computed."""
         self.dead = False
         """Whether the process was killed."""
-
-    @property
-    def engine(self) -> Engine:
-        """Runs the models."""
-        return self._inference.engine
-
-    @property
-    def swap(self) -> HeadSwap:
-        """The heads."""
-        return self._inference.swap
-
-    @property
-    def shed(self) -> deque[int]:
-        """Ticks shed and not yet journaled."""
-        return self._inference.shed
-
-    @property
-    def shed_count(self) -> int:
-        """Number of windows shed so far."""
-        return self._inference.shed_count
 
     def offer(self, windows: Sequence[Window]) -> None:
         """Make the newest window due, shed the others."""
